@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: Apache-2.0
+"""See how an image encoder's features cluster.
+
+`run` embeds images with an encoder and prepares TensorBoard's projector; `load` reads what a run
+has written. Importing this imports neither TensorFlow nor Ray.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from ray_embed._version import __version__
+from ray_embed.errors import InputError, RayEmbedError, RunError
+
+if TYPE_CHECKING:
+    from ray_embed.config import RunConfig
+    from ray_embed.pipeline import extract, run
+    from ray_embed.reducer import reduce
+    from ray_embed.results import Run, load
+
+__all__ = [
+    "InputError",
+    "RayEmbedError",
+    "Run",
+    "RunConfig",
+    "RunError",
+    "__version__",
+    "extract",
+    "load",
+    "reduce",
+    "run",
+]
+
+_HOMES = {
+    "RunConfig": "config",
+    "Run": "results",
+    "load": "results",
+    "extract": "pipeline",
+    "run": "pipeline",
+    "reduce": "reducer",
+}
+
+
+def __getattr__(name: str) -> Any:
+    # Imported when first used: Ray and TensorFlow take seconds that a reader does not need.
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    import importlib
+
+    value = getattr(importlib.import_module(f"ray_embed.{_HOMES[name]}"), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The options of a run: one model that the command line, a YAML file and Python all fill in."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import pydantic
+import yaml
+from pydantic import Field, PositiveInt
+
+from ray_embed.errors import InputError
+from ray_embed.filesystem import is_uri
+
+Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
+Scale = Literal["unit", "symmetric", "none"]
+Engine = Literal["auto", "tensorflow", "openvino"]
+Precision = Literal["float32", "bfloat16"]
+
+_SPLIT = re.compile(r"[A-Za-z0-9_-]+")
+_CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_LISTINGS = (".csv", ".tsv", ".npz")
+
+
+class RunConfig(pydantic.BaseModel):
+    """What to embed, with which encoder, and where to put it.
+
+    Only `sources` and `model` are needed. Each field is the option of `ray-embed run` of the same
+    name; in Python a source may also be a dataset object or a function returning one, and the
+    model a Keras model object or a function returning one.
+
+    Raises:
+        pydantic.ValidationError: a field is missing, unknown, or of another type.
+    """
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
+    )
+
+    sources: dict[str, Any] = Field(min_length=1)
+    model: Any
+    out: str | None = None
+
+    source_kwargs: dict[str, dict[str, Any]] = {}
+    path_column: str = "path"
+    label_column: str = "label"
+    label_type: Literal["text", "int", "float"] = "text"
+    limit: PositiveInt | None = None
+
+    imports: tuple[str, ...] = ()
+    submodel: str | None = None
+    model_kwargs: dict[str, Any] = {}
+    weights: str | None = None
+
+    layers: tuple[str, ...] = ()
+    pool: Pooling | None = None
+    image_size: tuple[PositiveInt, PositiveInt] | None = None
+    scale: Scale | None = None
+    preprocess: Any = None
+    engine: Engine = "auto"
+    precision: Precision = "float32"
+    batch_size: PositiveInt = 32
+    shard_size: PositiveInt | None = None
+
+    actors: PositiveInt | None = None
+    gpus_per_actor: float | None = Field(default=None, ge=0)
+    cpus_per_actor: PositiveInt | None = None
+    address: str | None = None
+    shard_timeout: float | None = Field(default=None, gt=0)
+    max_attempts: PositiveInt = 3
+    max_rejects: int | None = Field(default=None, ge=0)
+    max_pixels: PositiveInt = 178_956_970
+    projector_limit: PositiveInt = 100_000
+    overwrite: bool = False
+
+    @pydantic.field_validator("sources", mode="before")
+    @classmethod
+    def _named_sources(cls, value: Any) -> dict[str, Any]:
+        if isinstance(value, Mapping):
+            named = [(str(split), source) for split, source in value.items()]
+        elif isinstance(value, (list, tuple)):
+            named = [split_and_uri(item) if isinstance(item, str) else item for item in value]
+        elif isinstance(value, (str, Path)):
+            named = [split_and_uri(str(value))]
+        else:
+            named = [("data", value)]
+        sources: dict[str, Any] = {}
+        for split, source in named:
+            if not _SPLIT.fullmatch(split):
+                raise ValueError(f"split name {split!r}: use letters, digits, _ and - only")
+            if split in sources:
+                raise ValueError(
+                    f"the split {split!r} is given twice; name them apart: --source NAME=URI"
+                )
+            sources[split] = str(source) if isinstance(source, Path) else source
+        return sources
+
+    @pydantic.field_validator("model", "preprocess", "weights", "out", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
+
+    @pydantic.field_validator("layers", "imports", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @pydantic.field_validator("image_size", mode="before")
+    @classmethod
+    def _height_and_width(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            sides = re.fullmatch(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?", value)
+            if not sides:
+                raise ValueError(f"{value!r} is no height and width: write --image-size 240,240")
+            return (sides[1], sides[2] or sides[1])
+        return (value, value) if isinstance(value, int) else value
+
+    @pydantic.field_validator("layers")
+    @classmethod
+    def _each_layer_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("a layer is given twice")
+        return value
+
+    @pydantic.model_validator(mode="after")
+    def _kwargs_have_a_split(self) -> "RunConfig":
+        for split in self.source_kwargs:
+            if split not in self.sources:
+                raise ValueError(
+                    f"source_kwargs has arguments for {split!r}, which is no split; "
+                    f"the splits are {', '.join(self.sources)}"
+                )
+        return self
+
+
+def is_callable_reference(text: str) -> bool:
+    """Whether `text` has the form ``module:callable`` and is not a file of that name."""
+    return bool(_CALLABLE.fullmatch(text)) and not Path(text).exists()
+
+
+def split_and_uri(text: str) -> tuple[str, str]:
+    """Take ``[SPLIT=]URI`` apart; without a name the split is called after the URI's base name."""
+    name, equals, uri = text.partition("=")
+    if equals and _SPLIT.fullmatch(name):
+        return name, uri
+    if is_callable_reference(text):
+        base = text.rpartition(":")[2]
+    else:
+        base = PurePosixPath(text.rstrip("/")).name or Path(text).resolve().name
+        base = base.removesuffix(next((end for end in _LISTINGS if base.endswith(end)), ""))
+    return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data", text
+
+
+def tuples(value: Any) -> Any:
+    """Give JSON-like data with its lists as tuples, as a Keras constructor expects shapes."""
+    if isinstance(value, list):
+        return tuple(tuples(item) for item in value)
+    if isinstance(value, dict):
+        return {key: tuples(item) for key, item in value.items()}
+    return value
+
+
+def parse_json(option: str, text: str) -> dict[str, Any]:
+    """Parse the JSON object an option was given.
+
+    Raises:
+        InputError: it does not parse (says where) or is no object.
+    """
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"{option} {text}: not JSON: {error.msg} at line {error.lineno}, "
+            f"column {error.colno}; write it like '{{\"name\": 1}}'"
+        ) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{option} {text}: a JSON object is needed, like '{{\"name\": 1}}'")
+    return value
+
+
+def load_yaml(path: str) -> dict[str, Any]:
+    """Read options from a YAML file; relative paths in it start at the file's folder.
+
+    Raises:
+        InputError: no such file, not YAML (says where), or not a mapping of options.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: cannot be read: {error}") from error
+    try:
+        options = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {path}: not YAML: {error}") from error
+    if not isinstance(options, dict):
+        raise InputError(
+            f"--config {path}: a mapping of options is needed, like `model: enc.keras`"
+        )
+    folder = Path(path).parent
+    for name in ("model", "weights", "out"):
+        if isinstance(options.get(name), str):
+            options[name] = _from_folder(options[name], folder)
+    if "sources" in options:
+        options["sources"] = _sources_from_folder(options["sources"], folder)
+    return options
+
+
+def _sources_from_folder(sources: Any, folder: Path) -> Any:
+    if isinstance(sources, dict):
+        return {
+            split: _from_folder(uri, folder) if isinstance(uri, str) else uri
+            for split, uri in sources.items()
+        }
+    named = [split_and_uri(item) for item in ([sources] if isinstance(sources, str) else sources)]
+    return [(split, _from_folder(uri, folder)) for split, uri in named]
+
+
+def _from_folder(path: str, folder: Path) -> str:
+    if is_uri(path) or is_callable_reference(path):
+        return path
+    return str(folder / path)
+
+
+def make_config(options: Mapping[str, Any]) -> RunConfig:
+    """Make the configuration from options named as the fields.
+
+    Raises:
+        InputError: what is wrong, an option a line.
+    """
+    try:
+        return RunConfig(**options)
+    except pydantic.ValidationError as error:
+        raise InputError("\n".join(_explained(item) for item in error.errors())) from error
+
+
+def _explained(item: Any) -> str:
+    name = ".".join(str(part) for part in item["loc"])
+    if item["type"] == "missing":
+        mend = {"sources": "--source [SPLIT=]URI", "model": "--model M"}.get(name, name)
+        return f"{mend} is needed"
+    if item["type"] == "extra_forbidden":
+        return f"{name}: no such option; the options are {', '.join(RunConfig.model_fields)}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message

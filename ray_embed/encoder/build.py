@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds the encoder once a run: loads it, checks it, and chooses the engine."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ray_embed import pooling
+from ray_embed.encoder import Encoder, EncoderSpec, Output, engines, loading
+from ray_embed.encoder.graph import (
+    Features,
+    FoldedGraph,
+    fold,
+    function_of,
+    layer_values,
+    preprocessing,
+    run_recorded,
+)
+from ray_embed.encoder.layers import selectable
+from ray_embed.encoder.loading import Loaded
+from ray_embed.errors import InputError, RayEmbedError
+
+Array = np.ndarray[Any, Any]
+
+# Guarantee for float32: |f - g| <= RELATIVE·|g| + ABSOLUTE·max|g|.
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-6
+# bfloat16 keeps 8 bits of each number, and errors add up over the layers.
+_BFLOAT16 = 5e-2
+_PROBE = 4
+
+
+def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = None) -> Encoder:
+    """Build the encoder: load, give weights, check, trace, and choose the engine.
+
+    Args:
+        spec: what is asked.
+        threads: for engines with threads of their own.
+        kept: the weights of an earlier start of the same run, for a model that a callable builds
+            without `--weights`, so that random initial weights stay the same.
+
+    Raises:
+        InputError: the model, its weights, a layer or the pooling does not fit, or two calls on
+            the same images differ.
+    """
+    import keras
+    import tensorflow as tf
+
+    if spec.model is not None and keras.config.backend() != "tensorflow":
+        raise InputError(
+            f"Keras is set to the backend {keras.config.backend()!r}; set KERAS_BACKEND=tensorflow"
+        )
+    loaded = loading.load(spec)
+    shape = image_shape(loaded, spec)
+    probe = _noise(min(_PROBE, spec.batch_size), shape, spec)
+    _first_call(loaded, spec, probe)
+    loading.give_weights(loaded, spec)
+    if kept is not None:
+        loading.set_weights(loaded, kept)
+    outputs = _outputs(loaded, spec, probe)
+    encode = function_of(loaded, spec, outputs)
+    plain = [np.asarray(value) for value in encode(tf.constant(probe))]
+    _check_deterministic(loaded, spec, encode, plain, probe)
+    weights = loading.get_weights(loaded)
+    draft = Encoder(
+        spec, shape, outputs, "plain", "", _weights_digest(weights), None, "", (), weights
+    )
+    return _choose_engine(draft, encode, plain, probe, threads)
+
+
+def layer_shapes(spec: EncoderSpec) -> dict[str, tuple[int | None, ...]]:
+    """Give the layers that `--layer` accepts with their output shapes, the batch as None.
+
+    Raises:
+        InputError: the model cannot be loaded or called.
+    """
+    loaded = loading.load(spec)
+    images = _noise(2, image_shape(loaded, spec), spec)
+    _first_call(loaded, spec, images)
+    _, recorded = run_recorded(loaded, preprocessing(spec)(images))
+    return {
+        path: (None, *value.shape[1:].as_list()) for path, value in selectable(recorded).items()
+    }
+
+
+def image_shape(loaded: Loaded, spec: EncoderSpec) -> tuple[int, int, int]:
+    """Give (H, W, C) of the images the model gets.
+
+    Raises:
+        InputError: the model leaves the size open and nothing else gives it, or `--image-size` is
+            not the model's.
+    """
+    height, width, channels = loaded.input_shape
+    if spec.image_size:
+        if any(a not in (None, b) for a, b in zip((height, width), spec.image_size, strict=True)):
+            raise InputError(
+                f"--image-size {spec.image_size[0]},{spec.image_size[1]}: the model "
+                f"{spec.model_name} takes {height},{width} only; leave the option away"
+            )
+        height, width = spec.image_size
+    if spec.image_shape:
+        height, width = height or spec.image_shape[0], width or spec.image_shape[1]
+        channels = channels or spec.image_shape[2]
+    if height is None or width is None:
+        raise InputError(
+            f"--model {spec.model_name}: it has no fixed input size; give --image-size H,W"
+        )
+    return height, width, channels or 3
+
+
+def _noise(count: int, shape: tuple[int, int, int], spec: EncoderSpec) -> Array:
+    # A user's preprocessing gets pixels as they are stored, 0 to 255.
+    images = np.random.default_rng(0).random((count, *shape), np.float32)
+    return images * np.float32(255) if spec.preprocess is not None else images
+
+
+def _first_call(loaded: Loaded, spec: EncoderSpec, images: Array) -> None:
+    """Call the model once, which makes the variables of a subclassed model."""
+    prepare = preprocessing(spec)
+    try:
+        prepared = prepare(images)
+    except Exception as error:
+        raise InputError(
+            f"--preprocess {spec.preprocess}: it fails on a float32 batch {images.shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    try:
+        loaded.call(prepared)
+    except RayEmbedError:
+        raise
+    except Exception as error:
+        lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise InputError(
+            f"--model {spec.model_name}: it fails on a batch of images {tuple(prepared.shape)}: "
+            f"{' '.join(lines)[:800]}\ncheck --image-size, --submodel and --model-kwargs"
+        ) from error
+
+
+def _outputs(loaded: Loaded, spec: EncoderSpec, probe: Array) -> tuple[Output, ...]:
+    values = layer_values(loaded, spec, preprocessing(spec)(probe))
+    outputs = []
+    for name, value in values.items():
+        how = pooling.resolve(spec.pool, name, (None, *value.shape[1:].as_list()))
+        dimension = int(pooling.pool(value, how).shape[-1])
+        column = "feature" if len(values) == 1 else f"feature_{name.replace('/', '.')}"
+        outputs.append(Output(name, column, how, dimension))
+    return tuple(outputs)
+
+
+def _check_deterministic(
+    loaded: Loaded,
+    spec: EncoderSpec,
+    encode: Callable[[Any], Features],
+    plain: list[Array],
+    probe: Array,
+) -> None:
+    again = [np.asarray(value) for value in encode(probe)]
+    if agree(again, plain, spec.precision):
+        return
+    images = preprocessing(spec)(probe)
+    first, second = (selectable(run_recorded(loaded, images)[1]) for _ in range(2))
+    steady = [
+        path
+        for path, value in first.items()
+        if path in second and agree([np.asarray(value)], [np.asarray(second[path])], spec.precision)
+    ]
+    raise InputError(
+        f"--model {spec.model_name}: two calls on the same images give different features (a "
+        "sampling layer, or dropout that stays on?); take a layer that is always the same with "
+        f"--layer: {', '.join(steady[:-11:-1]) or 'none was found'}"
+    )
+
+
+def agree(found: list[Array], expected: list[Array], precision: str = "float32") -> bool:
+    """Whether features agree with those of the plain call, within the guarantee."""
+    for f, g in zip(found, expected, strict=True):
+        largest = np.nanmax(np.abs(g), initial=0.0)
+        bound = _RELATIVE * np.abs(g) + _ABSOLUTE * largest
+        if precision == "bfloat16":
+            bound = bound + _BFLOAT16 * largest
+        # Not a number in both is agreement: such rows are set aside later.
+        if not np.all((np.abs(f - g) <= bound) | ~np.isfinite(g)):
+            return False
+    return True
+
+
+def _choose_engine(
+    draft: Encoder,
+    encode: Callable[[Any], Features],
+    plain: list[Array],
+    probe: Array,
+    threads: int,
+) -> Encoder:
+    spec = draft.spec
+    folded, warnings = _try_to_fold(draft, encode)
+    if folded:
+        draft = _with_graph(draft, folded)
+    else:
+        draft = replace(draft, architecture=_model_digest(draft))
+    batch = np.zeros((spec.batch_size, *draft.image_shape), np.float32)
+    batch[: len(probe)] = probe
+    for name in engines.candidates(spec.engine):
+        encoder = replace(draft, engine=name)
+        if name in ("openvino", "folded") and not folded:
+            continue
+        if name in ("function", "plain"):
+            encoder = replace(encoder, graph=None)
+            if not _can_be_loaded_again(spec):
+                break
+        try:
+            found = [rows[: len(probe)] for rows in engines.open_engine(encoder, threads)(batch)]
+        except Exception as error:
+            warnings.append(f"engine {name}: fails ({type(error).__name__}: {str(error)[:200]})")
+            continue
+        if agree(found, plain, spec.precision):
+            return replace(encoder, warnings=tuple(warnings))
+        warnings.append(f"engine {name}: its features differ from those of the plain call")
+    raise InputError(
+        f"--engine {spec.engine}: no engine gives the features of the plain call; "
+        f"{'; '.join(warnings) or 'none could be used'}"
+    )
+
+
+def _try_to_fold(
+    draft: Encoder, encode: Callable[[Any], Features]
+) -> tuple[FoldedGraph | None, list[str]]:
+    try:
+        return fold(encode, (draft.spec.batch_size, *draft.image_shape)), []
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        return None, [f"the model cannot be folded into a graph ({reason[0][:200]})"]
+
+
+def _with_graph(draft: Encoder, folded: FoldedGraph) -> Encoder:
+    return replace(
+        draft,
+        graph=folded.graph,
+        input_name=folded.input_name,
+        output_names=folded.output_names,
+        architecture=folded.architecture,
+        # A signature has no Keras weights: all that it computes with is in the graph.
+        weights_digest=draft.weights_digest if draft.weights else folded.content,
+    )
+
+
+def _can_be_loaded_again(spec: EncoderSpec) -> bool:
+    return isinstance(spec.model, str) and (
+        spec.preprocess is None or isinstance(spec.preprocess, str)
+    )
+
+
+def _model_digest(draft: Encoder) -> str:
+    outputs = [(o.layer, o.pool, o.dimension) for o in draft.outputs]
+    shapes = [(value.shape, str(value.dtype)) for value in draft.weights]
+    return hashlib.sha256(repr((draft.spec.model_name, outputs, shapes)).encode()).hexdigest()
+
+
+def _weights_digest(weights: tuple[Array, ...]) -> str:
+    digest = hashlib.sha256()
+    for value in weights:
+        digest.update(f"{value.dtype}{value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()

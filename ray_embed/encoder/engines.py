@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Engines: ways to run a built encoder on batches of one fixed shape.
+
+`openvino` and `folded` run the graph whose variables are constants, `function` calls the Keras
+model inside `tf.function`, `plain` calls it as it is.
+"""
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ray_embed.encoder import Encoder, loading
+from ray_embed.encoder.graph import function_of
+
+Array = np.ndarray[Any, Any]
+Engine = Callable[[Array], list[Array]]
+
+
+def candidates(asked: str) -> tuple[str, ...]:
+    """Give the engines to try, in their fixed order, for the option `--engine`."""
+    if asked == "openvino":
+        return ("openvino",)
+    tensorflow = ("folded", "function", "plain")
+    return tensorflow if asked == "tensorflow" or not has_openvino() else ("openvino", *tensorflow)
+
+
+def has_openvino() -> bool:
+    """Whether OpenVINO is installed, without importing it."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def open_engine(encoder: Encoder, threads: int) -> Engine:
+    """Make the function from a batch (B, H, W, C) float32 to one (B, D) float32 an output.
+
+    Args:
+        encoder: the encoder, with the engine to use.
+        threads: the number of threads, where the engine has its own.
+    """
+    match encoder.engine:
+        case "openvino":
+            return _openvino(encoder, threads)
+        case "folded":
+            return _folded(encoder)
+    return _keras(encoder)
+
+
+def _folded(encoder: Encoder) -> Engine:
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
+    imported = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
+    function = imported.prune(encoder.input_name, list(encoder.output_names))
+    return lambda images: [value.numpy() for value in function(tf.constant(images))]
+
+
+def _openvino(encoder: Encoder, threads: int) -> Engine:
+    # OpenVINO reports each import and conversion to its makers through this optional package;
+    # where it cannot be imported, OpenVINO itself falls back to reporting nothing.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
+    model = openvino.convert_model(graph)
+    model.reshape([encoder.spec.batch_size, *encoder.image_shape])
+    precision = {"float32": "f32", "bfloat16": "bf16"}[encoder.spec.precision]
+    compiled = openvino.Core().compile_model(
+        model,
+        "CPU",
+        {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_PRECISION_HINT": precision,
+            "INFERENCE_NUM_THREADS": threads,
+        },
+    )
+    ports = [compiled.output(name) for name in encoder.output_names]
+
+    def run(images: Array) -> list[Array]:
+        results = compiled(images)
+        return [results[port].copy() for port in ports]
+
+    return run
+
+
+def _keras(encoder: Encoder) -> Engine:
+    import tensorflow as tf
+
+    loaded = loading.load(encoder.spec)
+    encode = function_of(loaded, encoder.spec, encoder.outputs)
+    encode(tf.zeros((1, *encoder.image_shape)))
+    loading.set_weights(loaded, encoder.weights)
+    call = tf.function(encode, autograph=False) if encoder.engine == "function" else encode
+    return lambda images: [np.asarray(value) for value in call(tf.constant(images))]

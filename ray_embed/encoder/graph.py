@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder as one function, and as one graph with its variables folded to constants."""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ray_embed import importing, pooling
+from ray_embed.encoder import EncoderSpec, Output
+from ray_embed.encoder.layers import Recorded, is_feature, recording, select
+from ray_embed.encoder.loading import Loaded
+from ray_embed.errors import InputError
+
+Features = list[Any]
+
+
+def preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
+    """Give the user's function that is applied to a float32 batch, or one that changes nothing.
+
+    Raises:
+        InputError: it cannot be imported.
+    """
+    import tensorflow as tf
+
+    if spec.preprocess is None:
+        return lambda images: images
+    function = importing.resolve(spec.preprocess, "--preprocess")
+    return lambda images: tf.cast(tf.convert_to_tensor(function(images)), tf.float32)
+
+
+def run_recorded(loaded: Loaded, images: Any) -> tuple[Any, Recorded]:
+    """Call the model; give its output and what each layer gave."""
+    with recording() as recorded:
+        output = loaded.call(images)
+    if isinstance(output, dict):
+        for name, value in output.items():
+            recorded.setdefault(name, [value])
+    return output, recorded
+
+
+def layer_values(loaded: Loaded, spec: EncoderSpec, images: Any) -> dict[str, Any]:
+    """Call the model and give what the layers asked for give, by name.
+
+    Raises:
+        InputError: a layer that cannot be taken, or several outputs where none was named.
+    """
+    output, recorded = run_recorded(loaded, images)
+    if spec.layers:
+        return {name: select(name, recorded) for name in spec.layers}
+    if isinstance(output, dict):
+        outputs = output
+    elif isinstance(output, (list, tuple)):
+        outputs = {f"output {at}": value for at, value in enumerate(output)}
+    else:
+        outputs = {"output": output}
+    if len(outputs) > 1:
+        same = [
+            path
+            for path, calls in recorded.items()
+            if len(calls) == 1 and any(calls[0] is value for value in outputs.values())
+        ]
+        raise InputError(
+            f"--model {spec.model_name}: it has {len(outputs)} outputs; say which with --layer: "
+            f"{', '.join(same or list(recorded)[-10:])}"
+        )
+    name, value = next(iter(outputs.items()))
+    if not is_feature(value):
+        raise InputError(
+            f"--model {spec.model_name}: its output is {getattr(value, 'shape', type(value))}; "
+            "one float tensor of rank 2 to 4 is needed: name a layer with --layer"
+        )
+    return {name: value}
+
+
+def function_of(
+    loaded: Loaded, spec: EncoderSpec, outputs: tuple[Output, ...]
+) -> Callable[[Any], Features]:
+    """Give the function from (N, H, W, C) float32 images to one (N, D) float32 an output."""
+    prepare = preprocessing(spec)
+
+    def encode(images: Any) -> Features:
+        values = layer_values(loaded, spec, prepare(images))
+        pairs = zip(values.values(), outputs, strict=True)
+        return [pooling.pool(value, output.pool) for value, output in pairs]
+
+    return encode
+
+
+@dataclass(frozen=True)
+class FoldedGraph:
+    """A serialized GraphDef whose variables are constants, and the names of its ends."""
+
+    graph: bytes
+    input_name: str
+    output_names: tuple[str, ...]
+    architecture: str
+    content: str
+
+
+def fold(encode: Callable[[Any], Features], batch_shape: tuple[int, int, int, int]) -> FoldedGraph:
+    """Trace the function for one batch shape and fold its variables to constants.
+
+    What no output needs is not in the graph: it ends at the last layer asked for.
+
+    Raises:
+        Exception: whatever TensorFlow raises for a function that cannot be traced or folded.
+    """
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    traced = tf.function(encode, autograph=False).get_concrete_function(
+        tf.TensorSpec(batch_shape, tf.float32, name="images")
+    )
+    frozen = convert_variables_to_constants_v2(traced)
+    graph = frozen.graph.as_graph_def()
+    outputs = tuple(tensor.name for tensor in frozen.outputs)
+    return FoldedGraph(
+        graph.SerializeToString(deterministic=True),
+        frozen.inputs[0].name,
+        outputs,
+        _digest(graph, outputs, weights=False),
+        _digest(graph, outputs, weights=True),
+    )
+
+
+def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
+    """Hash what the outputs compute, independent of node names and their order (a Merkle hash).
+
+    Without `weights`, float constants that are no scalars count by their shape alone.
+    """
+    nodes = {node.name: node for node in graph.node}
+    known: dict[str, bytes] = {}
+    stack = [_node_of(name) for name in outputs]
+    while stack:
+        name = stack[-1]
+        inputs = [_node_of(item) for item in nodes[name].input]
+        missing = [item for item in inputs if item not in known]
+        if missing and name not in known:
+            stack.extend(missing)
+            continue
+        stack.pop()
+        if name not in known:
+            ports = [item.partition(":")[2].encode() for item in nodes[name].input]
+            parts = [known[item] + port for item, port in zip(inputs, ports, strict=True)]
+            known[name] = _node_digest(nodes[name], parts, weights)
+    return hashlib.sha256(b"".join(known[_node_of(name)] for name in outputs)).hexdigest()
+
+
+def _node_of(name: str) -> str:
+    return name.removeprefix("^").partition(":")[0]
+
+
+def _node_digest(node: Any, inputs: list[bytes], weights: bool) -> bytes:
+    import tensorflow as tf
+
+    digest = hashlib.sha256(node.op.encode())
+    for part in inputs:
+        digest.update(part)
+    for key in sorted(node.attr):
+        value = node.attr[key]
+        if key.startswith("_"):
+            continue
+        digest.update(key.encode())
+        if value.HasField("func"):
+            # The name ends in a counter of the process.
+            digest.update(value.func.name.rstrip("0123456789").encode())
+        elif key == "value" and node.op == "Const":
+            array = tf.make_ndarray(value.tensor)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            if weights or array.ndim == 0 or array.dtype.kind != "f":
+                content = array.tolist() if array.dtype.kind == "O" else np.ascontiguousarray(array)
+                digest.update(
+                    repr(content).encode() if isinstance(content, (list, bytes)) else content.data
+                )
+        else:
+            digest.update(value.SerializeToString(deterministic=True))
+    return digest.digest()

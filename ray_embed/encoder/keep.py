@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the encoder in the run folder, so that going on uses the very same one.
+
+``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` the graph that
+was run (variables folded in), ``encoder/encoder.json`` what it is and where its ends are.
+"""
+
+import io
+import json
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+
+from ray_embed.encoder import Encoder
+from ray_embed.filesystem import Folder
+
+_WEIGHTS, _GRAPH, _ABOUT = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
+
+Array = np.ndarray[Any, Any]
+
+
+def keep(folder: Folder, encoder: Encoder) -> None:
+    """Write the encoder to the run folder."""
+    # NumPy's files know no bfloat16: such weights are kept as float32, which holds each of them.
+    arrays = {
+        f"{at:05d}": value.astype(np.float32) if value.dtype.kind == "V" else value
+        for at, value in enumerate(encoder.weights)
+    }
+    sink = io.BytesIO()
+    np.savez(sink, allow_pickle=False, **arrays)
+    folder.write(_WEIGHTS, sink.getvalue())
+    if encoder.graph is not None:
+        folder.write(_GRAPH, encoder.graph)
+    folder.write(_ABOUT, json.dumps(about(encoder), indent=1, default=str).encode())
+
+
+def about(encoder: Encoder) -> dict[str, Any]:
+    """Describe the encoder as plain data."""
+    return {
+        "model": encoder.spec.model_name,
+        "engine": encoder.engine,
+        "image_shape": list(encoder.image_shape),
+        "batch_size": encoder.spec.batch_size,
+        "outputs": [asdict(output) for output in encoder.outputs],
+        "architecture": encoder.architecture,
+        "weights": encoder.weights_digest,
+        "input_name": encoder.input_name,
+        "output_names": list(encoder.output_names),
+    }
+
+
+def kept_weights(folder: Folder) -> tuple[Array, ...] | None:
+    """Read the weights that an earlier start kept; None where there are none."""
+    if not folder.exists(_ABOUT):
+        return None
+    with np.load(io.BytesIO(folder.read(_WEIGHTS)), allow_pickle=False) as arrays:
+        return tuple(arrays[name] for name in sorted(arrays.files))
+
+
+def with_kept_graph(folder: Folder, encoder: Encoder) -> Encoder:
+    """Give the encoder with the graph that was kept, where the engine runs one."""
+    if encoder.graph is None or not folder.exists(_GRAPH):
+        return encoder
+    kept = json.loads(folder.read(_ABOUT))
+    return replace(
+        encoder,
+        graph=folder.read(_GRAPH),
+        input_name=kept["input_name"],
+        output_names=tuple(kept["output_names"]),
+    )

@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds Python code stored in Keras 2 files, which `tf_keras` would run even in its safe mode."""
+
+import json
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray_embed.errors import InputError
+
+_CODE = ("Lambda", "__lambda__", "function")
+
+
+def refuse_lambdas(path: Path, configs: list[str]) -> None:
+    """Refuse a model file whose stored configuration holds a Python Lambda.
+
+    Args:
+        path: the file, for the error.
+        configs: the JSON texts stored in it.
+
+    Raises:
+        InputError: naming the layer.
+    """
+    for text in configs:
+        for item in _dicts(json.loads(text)):
+            if item.get("class_name") in _CODE or item.get("function_type") == "lambda":
+                config = item.get("config")
+                name = config.get("name", "?") if isinstance(config, dict) else "?"
+                raise InputError(
+                    f"--model {path}: the layer {name!r} is a Lambda, Python code stored in the "
+                    "file, which is not run; build the model in a function of yours and give "
+                    "--model module:callable with --weights"
+                )
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, dict):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for item in value:
+            yield from _dicts(item)
+
+
+def keras_archive(path: Path) -> tuple[str, str]:
+    """Read the Keras version and the configuration from a ``.keras`` file.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            metadata = json.loads(archive.read("metadata.json"))
+            return str(metadata.get("keras_version", "3")), archive.read("config.json").decode()
+    except (zipfile.BadZipFile, KeyError, ValueError, OSError) as error:
+        raise InputError(f"--model {path}: not a Keras model file: {error}") from error
+
+
+def hdf5_model(path: Path) -> tuple[str, str]:
+    """Read the Keras version and the configuration from an HDF5 file of a whole model.
+
+    Raises:
+        InputError: it is no HDF5 file, or one of weights alone.
+    """
+    import h5py
+
+    try:
+        with h5py.File(path, "r") as file:
+            config = file.attrs.get("model_config")
+            version = file.attrs.get("keras_version", "2")
+    except OSError as error:
+        raise InputError(f"--model {path}: not an HDF5 model file: {error}") from error
+    if config is None:
+        raise InputError(
+            f"--model {path}: weights alone, no model; give the model by --model module:callable "
+            f"and this file by --weights"
+        )
+    return _text(version), _text(config)
+
+
+def saved_model_configs(path: Path) -> list[str] | None:
+    """Read the layers' configurations that Keras 2 keeps in a SavedModel folder.
+
+    Returns:
+        The JSON texts, or None where the folder was not written by Keras 2.
+
+    Raises:
+        InputError: they cannot be parsed.
+    """
+    file = path / "keras_metadata.pb"
+    if not file.exists():
+        return None
+    from tf_keras.src.protobuf import saved_metadata_pb2
+
+    metadata = saved_metadata_pb2.SavedMetadata()
+    try:
+        metadata.ParseFromString(file.read_bytes())
+    except Exception as error:
+        raise InputError(f"--model {path}: {file.name} cannot be parsed: {error}") from error
+    return [node.metadata for node in metadata.nodes if node.metadata]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

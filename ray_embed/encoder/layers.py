@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers by name: recorded while the model is called, whatever kind of Keras model it is.
+
+Recording what each layer gives while the model runs, eagerly or while being traced, works alike
+for functional, Sequential and subclassed models, nested ones too, of Keras 3 and of tf_keras.
+"""
+
+import contextlib
+import difflib
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ray_embed.errors import InputError
+
+Recorded = dict[str, list[Any]]
+
+_MODULES = ("keras", "tf_keras")
+
+
+def _layer_classes() -> list[Any]:
+    found = (sys.modules.get(name) for name in _MODULES)
+    return [module.layers.Layer for module in found if module is not None]
+
+
+def is_keras(value: Any) -> bool:
+    """Whether the value is a Keras layer or model, of Keras 3 or of tf_keras."""
+    return isinstance(value, tuple(_layer_classes()))
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[Recorded]:
+    """Record what each layer gives, by path (``outer/inner``, the called model itself left out).
+
+    A path holds as many values as the layer was called times.
+    """
+    recorded: Recorded = {}
+    stack: list[str] = []
+    originals = [(cls, cls.__call__) for cls in _layer_classes()]
+
+    def wrapped(original: Any) -> Any:
+        def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+            # Some classes reach Layer.__call__ twice for one call (a subclass calls super's).
+            stack.append(self.name)
+            try:
+                output = original(self, *args, **kwargs)
+                path = "/".join(stack[1:])
+            finally:
+                stack.pop()
+            if path:
+                recorded.setdefault(path, []).append(output)
+            return output
+
+        return call
+
+    for cls, original in originals:
+        cls.__call__ = wrapped(original)
+    try:
+        yield recorded
+    finally:
+        for cls, original in originals:
+            cls.__call__ = original
+
+
+def is_feature(value: Any) -> bool:
+    """Whether a recorded value can be pooled to features: one float tensor of rank 2 to 4."""
+    rank = getattr(getattr(value, "shape", None), "rank", None)
+    return rank in (2, 3, 4) and bool(getattr(value.dtype, "is_floating", False))
+
+
+def selectable(recorded: Recorded) -> dict[str, Any]:
+    """Give the layers that `--layer` accepts with what they gave."""
+    return {
+        path: values[0]
+        for path, values in recorded.items()
+        if len(values) == 1 and is_feature(values[0])
+    }
+
+
+def select(name: str, recorded: Recorded) -> Any:
+    """Give what the layer `name` gave.
+
+    Raises:
+        InputError: there is no such layer (names the nearest), it was called more than once, or
+            it gives no features.
+    """
+    if name not in recorded:
+        near = difflib.get_close_matches(name, recorded, 5, 0.4) or list(recorded)[-5:]
+        raise InputError(
+            f"--layer {name}: the model has no such layer; the nearest are "
+            f"{', '.join(near) or '(none: the model has no named layers)'}; "
+            "`ray-embed layers --model …` lists all"
+        )
+    values = recorded[name]
+    if len(values) > 1:
+        once = [path for path, calls in recorded.items() if len(calls) == 1]
+        raise InputError(
+            f"--layer {name}: the model calls this layer {len(values)} times, so its output is not "
+            f"one; layers called once: {', '.join(once[-10:])}"
+        )
+    if not is_feature(values[0]):
+        raise InputError(
+            f"--layer {name}: it gives no single float tensor of rank 2 to 4; others: "
+            f"{', '.join(list(selectable(recorded))[-10:])}"
+        )
+    return values[0]

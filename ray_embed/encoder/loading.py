@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Loads the model in every form it may be given in, with its weights."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_embed import importing
+from ray_embed.config import is_callable_reference
+from ray_embed.encoder import EncoderSpec, lambdas
+from ray_embed.encoder.layers import is_keras
+from ray_embed.errors import InputError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that can be called.
+
+    `call` takes (N, H, W, C) float32 and gives the model's outputs; `input_shape` is (H, W, C),
+    each None where the model leaves it open; `model` is the Keras model, or None for a signature.
+    """
+
+    call: Callable[[Any], Any]
+    input_shape: tuple[int | None, int | None, int | None]
+    model: Any = None
+    outer: Any = None
+
+
+def load(spec: EncoderSpec) -> Loaded:
+    """Load the model; weights are given by :func:`give_weights` once its variables exist.
+
+    Raises:
+        InputError: there is no such model, it is unsafe to load, or not of one input image.
+    """
+    for module in spec.imports:
+        importing.import_module(module, "--import")
+    if isinstance(spec.model, str) and not is_callable_reference(spec.model):
+        path = Path(spec.model)
+        if (path / "saved_model.pb").exists() and lambdas.saved_model_configs(path) is None:
+            return _signature(path, spec)
+        found = _from_file(path)
+    elif is_keras(spec.model):
+        found = spec.model
+    elif callable(spec.model) or isinstance(spec.model, str):
+        found = importing.call(spec.model, spec.model_kwargs, "--model")
+    else:
+        found = spec.model
+    model = _submodel(found, spec)
+    return Loaded(
+        lambda images: model(images, training=False),
+        _input_shape(model, spec),
+        model,
+        found if model is not found else None,
+    )
+
+
+def give_weights(loaded: Loaded, spec: EncoderSpec) -> None:
+    """Load `--weights` into the model; a subclassed one must have been called before.
+
+    Raises:
+        InputError: they do not fit, or the model takes none.
+    """
+    if spec.weights is None:
+        return
+    if loaded.model is None:
+        raise InputError(
+            f"--weights {spec.weights}: {spec.model_name} is a SavedModel without Keras layers, "
+            "which holds its weights itself; leave --weights away"
+        )
+    from ray_embed.encoder.weights import load_weights
+
+    load_weights(loaded.model, spec.weights, loaded.outer)
+
+
+def variables(loaded: Loaded) -> list[Any]:
+    """Give the variables that make up the model's weights, in the model's order."""
+    return [] if loaded.model is None else list(loaded.model.weights)
+
+
+def get_weights(loaded: Loaded) -> tuple[np.ndarray[Any, Any], ...]:
+    """Give the values of the weights, in the model's order."""
+    return tuple(np.asarray(variable) for variable in variables(loaded))
+
+
+def set_weights(loaded: Loaded, values: tuple[np.ndarray[Any, Any], ...]) -> None:
+    """Set the weights, in the model's order.
+
+    Raises:
+        InputError: their number or shapes are not the model's.
+    """
+    have = [tuple(variable.shape) for variable in variables(loaded)]
+    given = [value.shape for value in values]
+    if have != given:
+        at = next((i for i, (a, b) in enumerate(zip(have, given, strict=False)) if a != b), None)
+        difference = (
+            f"{len(have)} variables instead of {len(given)}"
+            if at is None
+            else f"variable {at} has the shape {have[at]} instead of {given[at]}"
+        )
+        raise InputError(
+            f"the model is not the one this run folder was started with: {difference}; "
+            "give another --out, or --overwrite to start anew"
+        )
+    for variable, value in zip(variables(loaded), values, strict=True):
+        variable.assign(value)
+
+
+def _from_file(path: Path) -> Any:
+    if not path.exists():
+        raise InputError(
+            f"--model {path}: no such file; give a .keras or .h5 file, a SavedModel folder, or "
+            "module:callable"
+        )
+    if path.is_dir():
+        configs = lambdas.saved_model_configs(path)
+        if configs is None:
+            raise InputError(f"--model {path}: a folder without saved_model.pb is no SavedModel")
+        lambdas.refuse_lambdas(path, configs)
+        return _load_keras_2(path)
+    match path.suffix.lower():
+        case ".keras":
+            version, config = lambdas.keras_archive(path)
+        case ".h5" | ".hdf5":
+            version, config = lambdas.hdf5_model(path)
+        case _:
+            raise InputError(
+                f"--model {path}: not a model; give a .keras or .h5 file, a SavedModel folder, or "
+                "module:callable"
+            )
+    if version.startswith(("1.", "2.")):
+        lambdas.refuse_lambdas(path, [config])
+        return _load_keras_2(path)
+    import keras
+
+    return _loaded(path, lambda: keras.saving.load_model(path, compile=False, safe_mode=True))
+
+
+def _load_keras_2(path: Path) -> Any:
+    import tf_keras
+
+    return _loaded(path, lambda: tf_keras.models.load_model(path, compile=False))
+
+
+def _loaded(path: Path, load_model: Callable[[], Any]) -> Any:
+    try:
+        return load_model()
+    except Exception as error:
+        text = str(error).strip() or type(error).__name__
+        mend = ""
+        if "safe_mode" in text or "lambda" in text.lower():
+            mend = (
+                "\nPython code stored in a model file is not run; build the model in a function "
+                "of yours and give --model module:callable with --weights"
+            )
+        elif "class" in text.lower() or "custom" in text.lower():
+            mend = "\nlayers of your own: name the module that registers them with --import"
+        raise InputError(f"--model {path}: cannot be loaded: {text[:1500]}{mend}") from error
+
+
+def _submodel(found: Any, spec: EncoderSpec) -> Any:
+    where = f"--model {spec.model_name}"
+    inside = [name for name, value in _attributes(found).items() if is_keras(value)]
+    if spec.submodel:
+        model: Any = found
+        for name in spec.submodel.split("."):
+            model = getattr(model, name, None)
+        if model is None:
+            raise InputError(
+                f"{where}: it has no attribute {spec.submodel!r}; "
+                f"its attributes that are Keras models: {', '.join(inside) or 'none'}"
+            )
+        where = f"{where}, --submodel {spec.submodel}"
+    else:
+        model = found
+    if not is_keras(model):
+        mend = f"; name the one inside with --submodel: {', '.join(inside)}" if inside else ""
+        raise InputError(f"{where}: it is {type(model).__name__}, a Keras model is needed{mend}")
+    return model
+
+
+def _attributes(value: Any) -> dict[str, Any]:
+    return {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
+
+
+def _input_shape(model: Any, spec: EncoderSpec) -> tuple[int | None, int | None, int | None]:
+    # A subclassed model has no inputs before, and no fixed ones after, it has been called.
+    functional = bool(getattr(model, "_is_graph_network", False)) or _keras_3_functional(model)
+    inputs = getattr(model, "inputs", None) if functional else None
+    if not inputs:
+        return (None, None, None)
+    if len(inputs) > 1:
+        names = ", ".join(f"{i.name.split(':')[0]} {tuple(i.shape)}" for i in inputs)
+        raise InputError(
+            f"--model {spec.model_name}: it has several inputs ({names}); an encoder takes one "
+            "batch of images: wrap it in a model of one input"
+        )
+    return _image_shape(tuple(inputs[0].shape), spec)
+
+
+def _keras_3_functional(model: Any) -> bool:
+    # Keras 3's Sequential has `inputs` once it is built, its Functional always.
+    return any(cls.__name__ in ("Functional", "Sequential") for cls in type(model).__mro__)
+
+
+def _image_shape(
+    shape: tuple[int | None, ...], spec: EncoderSpec
+) -> tuple[int | None, int | None, int | None]:
+    if len(shape) != 4:
+        raise InputError(
+            f"--model {spec.model_name}: its input has the shape {shape}; "
+            "images (N, H, W, C) are needed"
+        )
+    return shape[1], shape[2], shape[3]
+
+
+def _signature(path: Path, spec: EncoderSpec) -> Loaded:
+    import tensorflow as tf
+
+    try:
+        loaded = tf.saved_model.load(str(path))
+    except Exception as error:
+        raise InputError(f"--model {path}: cannot be loaded: {error}") from error
+    names = list(loaded.signatures)
+    name = "serving_default" if "serving_default" in names else next(iter(names), None)
+    if name is None:
+        raise InputError(
+            f"--model {path}: a SavedModel without signatures; save it with Keras' "
+            "model.export(folder), or with tf.saved_model.save(..., signatures=...)"
+        )
+    signature = loaded.signatures[name]
+    inputs = signature.structured_input_signature[1]
+    if len(inputs) != 1:
+        raise InputError(
+            f"--model {path}: its signature {name!r} has several inputs "
+            f"({', '.join(sorted(inputs))}); an encoder takes one batch of images"
+        )
+    argument, tensor = next(iter(inputs.items()))
+    shape = (None,) * 4 if tensor.shape.rank is None else tuple(tensor.shape)
+    return Loaded(
+        lambda images: signature(**{argument: tf.cast(images, tensor.dtype)}),
+        _image_shape(shape, spec),
+        # The signature lives as long as the object it came from.
+        outer=loaded,
+    )

@@ -1,0 +1,169 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extraction: which shards are missing, handed to the actors, and counted."""
+
+import functools
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ray_embed import fingerprint, plan, schedule, store
+from ray_embed.config import RunConfig
+from ray_embed.decode import PixelSpec
+from ray_embed.encoder import Encoder, keep
+from ray_embed.errors import RunError
+from ray_embed.extractor import Job
+from ray_embed.filesystem import Folder, is_uri
+from ray_embed.plan import Plan, Shard, SplitPlan
+from ray_embed.progress import Progress
+from ray_embed.schedule import Resources
+from ray_embed.walk import Walk
+
+_Work = Iterator[tuple[Shard, Any]]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known, and checked, before anything is written."""
+
+    out: str
+    folder: Folder
+    plan: Plan
+    encoder: Encoder
+    identity: fingerprint.Identity
+    walks: dict[str, Walk]
+
+    @property
+    def uri(self) -> str:
+        """Where the run folder is, for other processes."""
+        return self.out if is_uri(self.out) else self.folder.path
+
+
+def extract_missing(
+    config: RunConfig, prepared: Prepared, first: Any, resources: Resources
+) -> float:
+    """Extract the shards that have no part yet.
+
+    Args:
+        config: the limits.
+        prepared: the run, whose folder is there already.
+        first: an extractor that is running.
+        resources: how many extractors there may be.
+
+    Returns:
+        Images a second, from the first shard that was done on; 0 where nothing was missing.
+
+    Raises:
+        InputError: a dataset is not repeatable, or a planned file is gone.
+        RunError: an error that trying again does not mend, or too many rejects.
+    """
+    done = store.Done(prepared.folder)
+    shards = prepared.plan.shards
+    rejected = sum(store.rejects_by_reason(prepared.folder).values())
+    lengths: dict[int, int] = {}
+    actors = _actors(config, first, resources, None if shards is None else shards - done.count)
+    job = _job(config, prepared)
+    with Progress(prepared.plan.records) as progress:
+        work = _missing(prepared, done, lengths, progress)
+        for shard in schedule.extract_all(actors, job, work, config):
+            progress.advance(shard.rows + sum(shard.rejects.values()))
+            rejected += sum(shard.rejects.values())
+            _check_rejects(config, rejected, prepared.out)
+    finished = prepared.plan
+    for ordinal, records in lengths.items():
+        finished = finished.with_records(ordinal, records)
+    if finished != plan.load(prepared.folder):
+        plan.save(prepared.folder, finished)
+    return progress.rate
+
+
+def _actors(config: RunConfig, first: Any, resources: Resources, missing: int | None) -> list[Any]:
+    wanted = resources.actors if missing is None else min(resources.actors, missing)
+    code = str(Path.cwd())
+    more = (
+        schedule.start_extractor(resources, code, config.max_attempts) for _ in range(wanted - 1)
+    )
+    return [first, *more]
+
+
+def _job(config: RunConfig, prepared: Prepared) -> Job:
+    encoder = keep.with_kept_graph(prepared.folder, prepared.encoder)
+    if encoder.graph is not None:
+        # The graph has the weights in it.
+        encoder = replace(encoder, weights=())
+    return Job(
+        prepared.uri,
+        prepared.plan,
+        fingerprint.digest(prepared.identity),
+        tuple(_pixels(config, split, encoder) for split in prepared.plan.splits),
+        functools.partial(ray.get, ray.put(encoder)),
+    )
+
+
+def _pixels(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
+    floats = split.image_shape is not None and split.image_dtype != "uint8"
+    usual = "none" if floats or config.preprocess is not None else "unit"
+    return PixelSpec(
+        encoder.image_shape,
+        config.scale or usual,
+        resize=not floats or config.image_size is not None,
+        max_pixels=config.max_pixels,
+    )
+
+
+def _missing(
+    prepared: Prepared, done: store.Done, lengths: dict[int, int], progress: Progress
+) -> _Work:
+    """Yield the shards that are not done, in order; fills in the lengths of streams."""
+    number = index = 0
+    for split in prepared.plan.splits:
+        if split.kind == "stream":
+            work = _walked(prepared, split, number, index, done, progress)
+        else:
+            work = _listed(split, number, index, done, progress)
+        records = yield from work
+        lengths[split.ordinal] = records
+        number += -(-records // split.shard_size)
+        index += records
+
+
+def _listed(
+    split: SplitPlan, number: int, index: int, done: store.Done, progress: Progress
+) -> Generator[tuple[Shard, Any], None, int]:
+    total = split.records or 0
+    for local, position in enumerate(range(0, total, split.shard_size)):
+        if number + local in done:
+            progress.skip(min(split.shard_size, total - position))
+        else:
+            yield Shard(number + local, split, local, index + position, position), None
+    return total
+
+
+def _walked(
+    prepared: Prepared,
+    split: SplitPlan,
+    number: int,
+    index: int,
+    done: store.Done,
+    progress: Progress,
+) -> Generator[tuple[Shard, Any], None, int]:
+    position = 0
+    walk = prepared.walks[split.split]
+    shards = walk.shards(prepared.uri, split, lambda local: number + local in done)
+    for local, walked in enumerate(shards):
+        if number + local in done:
+            progress.skip(walked.records)
+        else:
+            yield Shard(number + local, split, local, index + position, position), walked.images
+        position += walked.records
+    return position
+
+
+def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:
+    if config.max_rejects is not None and rejected > config.max_rejects:
+        raise RunError(
+            f"{rejected} records were rejected, more than --max-rejects {config.max_rejects}; see "
+            f"{out}/rejects; what is finished is kept: go on with a higher --max-rejects"
+        )

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The actor's work: decode → encode → pool one shard, and write its part."""
+
+import os
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_embed import decode, importing, plan, store
+from ray_embed.decode import Batch, PixelSpec
+from ray_embed.encoder import Encoder, EncoderSpec
+from ray_embed.errors import InputError, RunError
+from ray_embed.filesystem import Folder
+from ray_embed.matrix import as_column
+from ray_embed.plan import Plan, Shard
+from ray_embed.sources import arrays
+
+Array = np.ndarray[Any, Any]
+_NOT_FINITE = "not finite"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a run have in common.
+
+    `pixels` is by the ordinal of the split; `encoder` gives the encoder, and is called once an
+    actor, so that its weights cross once.
+    """
+
+    out: str
+    plan: Plan
+    fingerprint: str
+    pixels: tuple[PixelSpec, ...]
+    encoder: Callable[[], Encoder]
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """What became of a shard."""
+
+    number: int
+    rows: int
+    rejects: dict[str, int]
+    finished: float
+
+
+@dataclass
+class _Gathered:
+    """Features, thumbnails and reasons, each by the record's position in the shard."""
+
+    features: list[Array]
+    thumbnails: list[bytes | None]
+    reasons: list[str | None]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """An encoder with its engine running."""
+
+    fingerprint: str
+    encoder: Encoder
+    engine: Callable[[Array], list[Array]]
+
+    def take(self, batch: Batch, gathered: _Gathered) -> None:
+        """Encode a batch, padded to the one shape the engine has, and put it where it belongs."""
+        count, size = len(batch.positions), self.encoder.spec.batch_size
+        images = batch.images
+        if count < size:
+            images = np.zeros((size, *images.shape[1:]), np.float32)
+            images[:count] = batch.images
+        for target, values in zip(gathered.features, self.engine(images), strict=True):
+            target[batch.positions] = values[:count]
+        for position, png in zip(batch.positions, batch.thumbnails, strict=True):
+            gathered.thumbnails[position] = png
+
+
+class Extractor:
+    """A process with TensorFlow in it: builds the encoder, extracts shards, merges the parts.
+
+    Two shards may be under way at once, on two threads: one decodes while the other one computes.
+
+    Args:
+        threads: for computing, and as many for decoding.
+        folder: the folder to import the user's modules from.
+    """
+
+    def __init__(self, threads: int, folder: str) -> None:
+        self._threads = threads
+        self._computing = threading.Lock()
+        self._opened: _Opened | None = None
+        start_tensorflow(threads, folder)
+
+    def build(self, spec: EncoderSpec, kept: tuple[Array, ...] | None) -> Encoder:
+        """Build the encoder of the run; see :func:`ray_embed.encoder.build.build`."""
+        from ray_embed.encoder.build import build
+
+        return build(spec, self._threads, kept)
+
+    def extract(self, job: Job, shard: Shard, images: Any = None) -> ShardResult:
+        """Extract one shard and commit its part.
+
+        Args:
+            job: the run it belongs to.
+            shard: which one.
+            images: its images, for a streamed source.
+
+        Raises:
+            InputError: a planned file is gone.
+            RunError: the storage fails.
+        """
+        folder = Folder.at(job.out)
+        opened = self._open(job)
+        rows = plan.read_shard(folder, shard.split, shard.local)
+        pixels = job.pixels[shard.split.ordinal]
+        batches = self._batches(shard, rows, images, pixels, opened.encoder.spec.batch_size)
+        # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
+        first = next(batches, None)
+        gathered = _gathered(rows.num_rows, opened.encoder)
+        with self._computing:
+            if first is not None:
+                opened.take(first, gathered)
+            for batch in batches:
+                opened.take(batch, gathered)
+        self._take_left_out(shard, rows, pixels, opened, gathered)
+        records = plan.record_columns(job.plan, shard, rows)
+        part = _part(shard.number, opened.encoder, records, gathered)
+        store.commit(folder, part, job.fingerprint, rows.num_rows)
+        reasons = Counter(part.rejects["reason"].to_pylist())
+        return ShardResult(shard.number, part.features.num_rows, dict(reasons), time.time())
+
+    def reduce(self, out: str) -> int:
+        """Merge the parts of the run folder into its projector; gives the number of points."""
+        from ray_embed.reducer import reduce
+
+        return reduce(out)
+
+    def _open(self, job: Job) -> "_Opened":
+        from ray_embed.encoder.engines import open_engine
+
+        with self._computing:
+            if self._opened is None or self._opened.fingerprint != job.fingerprint:
+                encoder = job.encoder()
+                engine = open_engine(encoder, self._threads)
+                self._opened = _Opened(job.fingerprint, encoder, engine)
+            return self._opened
+
+    def _batches(
+        self, shard: Shard, rows: pa.Table, images: Any, pixels: PixelSpec, size: int
+    ) -> Iterator[Batch]:
+        if shard.split.kind == "files":
+            return decode.file_batches(_paths(shard, rows), pixels, size, self._threads)
+        if shard.split.kind == "array":
+            root = Path(shard.split.root)
+            images = arrays.read_images(root, shard.position, rows.num_rows)
+        _check_shapes(images, shard, pixels)
+        return decode.array_batches(images, pixels, size, self._threads)
+
+    def _take_left_out(
+        self,
+        shard: Shard,
+        rows: pa.Table,
+        pixels: PixelSpec,
+        opened: "_Opened",
+        gathered: _Gathered,
+    ) -> None:
+        """Encode what was left out after all, or say why not."""
+        left_out = [at for at, png in enumerate(gathered.thumbnails) if png is None]
+        if left_out and shard.split.kind != "files":
+            raise RunError(f"shard {shard.number}: images in memory were not all prepared")
+        paths, sizes = (_paths(shard, rows), rows["size"].to_pylist()) if left_out else ([], [])
+        for at in left_out:
+            found = decode.diagnose(paths[at], sizes[at], pixels)
+            if isinstance(found, str):
+                gathered.reasons[at] = found
+            else:
+                with self._computing:
+                    opened.take(replace(found, positions=np.array([at])), gathered)
+        finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in gathered.features])
+        for at in np.flatnonzero(~finite).tolist():
+            gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
+
+
+def start_tensorflow(threads: int, folder: str) -> None:
+    """Import TensorFlow and set its threads, which is possible only before its first use."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    importing.add_to_path(folder)
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(threads)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
+    for gpu in tf.config.list_physical_devices("GPU"):
+        # Actors that share a GPU would else each take all of its memory.
+        tf.config.experimental.set_memory_growth(gpu, True)
+
+
+def _gathered(count: int, encoder: Encoder) -> _Gathered:
+    features = [np.zeros((count, output.dimension), np.float32) for output in encoder.outputs]
+    return _Gathered(features, [None] * count, [None] * count)
+
+
+def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
+    for at, image in enumerate(images):
+        wanted = image.shape[-1:] if pixels.resize else image.shape
+        if wanted != pixels.shape[-len(wanted) :]:
+            raise InputError(
+                f"--source {shard.split.split}={shard.split.root}: image {shard.position + at} has "
+                f"the shape {image.shape}, the encoder takes {pixels.shape}; give --image-size to "
+                "have images resized, or the channels that the encoder takes"
+            )
+
+
+def _paths(shard: Shard, rows: pa.Table) -> list[bytes]:
+    root = os.fsencode(shard.split.root)
+    return [os.path.join(root, path) for path in rows["path"].to_pylist()]
+
+
+def _part(number: int, encoder: Encoder, records: pa.Table, gathered: _Gathered) -> store.Part:
+    kept = np.array([reason is None for reason in gathered.reasons], bool)
+    features = records.filter(pa.array(kept))
+    for output, values in zip(encoder.outputs, gathered.features, strict=True):
+        features = features.append_column(output.column, as_column(values[kept]))
+    rejected = records.filter(pa.array(~kept)).select(["index", "key", "split"])
+    reasons = [reason for reason in gathered.reasons if reason is not None]
+    rejected = rejected.append_column("reason", pa.array(reasons, pa.string()))
+    pngs = [gathered.thumbnails[at] for at in np.flatnonzero(kept)]
+    thumbnails = pa.table([features["index"], pa.array(pngs, pa.binary())], store.THUMBNAIL_SCHEMA)
+    return store.Part(number, features, rejected.cast(store.REJECT_SCHEMA), thumbnails)

@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files wherever they are: the few storage operations the package needs, over pyarrow.fs.
+
+Every write of a run folder goes through :class:`Folder`: a file appears whole or not at all.
+"""
+
+import contextlib
+import posixpath
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from pyarrow import fs as pafs
+
+from ray_embed.errors import InputError
+
+TEMPORARY = ".tmp"
+_URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def is_uri(text: str) -> bool:
+    """Whether `text` names a scheme (``s3://…``), not a path."""
+    return bool(_URI.match(text))
+
+
+def shown(uri: str) -> str:
+    """Give the URI as it may be printed and stored: without user name and password."""
+    if not is_uri(uri):
+        return uri
+    parts = urlsplit(uri)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def locate(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Give the file system and the path in it that `uri` (or a local path) names.
+
+    Raises:
+        InputError: pyarrow knows no such file system.
+    """
+    if not is_uri(uri):
+        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+    try:
+        filesystem, path = pafs.FileSystem.from_uri(uri)
+    except (ValueError, OSError) as error:
+        raise InputError(f"{shown(uri)}: not a location that can be opened: {error}") from error
+    return filesystem, path
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder on any file system; names are relative to it, with ``/`` between the parts."""
+
+    filesystem: pafs.FileSystem
+    path: str
+
+    @classmethod
+    def at(cls, uri: str) -> "Folder":
+        """Open the folder `uri` names; it need not exist yet."""
+        return cls(*locate(uri))
+
+    @property
+    def is_local(self) -> bool:
+        """Whether the operating system's own calls reach the folder."""
+        return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+    def join(self, name: str) -> str:
+        """Give the path of `name` for this folder's file system."""
+        return posixpath.join(self.path, name)
+
+    def exists(self, name: str = "") -> bool:
+        """Whether there is a file or folder `name`."""
+        info = self.filesystem.get_file_info(self.join(name))
+        return bool(info.type != pafs.FileType.NotFound)
+
+    def names(self, name: str = "") -> list[str]:
+        """List what is directly in the folder `name`, sorted; nothing where there is none."""
+        selector = pafs.FileSelector(self.join(name), allow_not_found=True)
+        return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def read(self, name: str) -> bytes:
+        """Read the whole file `name`."""
+        with self.filesystem.open_input_file(self.join(name)) as stream:
+            content: bytes = stream.read()
+        return content
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write the file `name` so that it is seen whole or not at all, replacing what was there.
+
+        Object stores show an object only once it is complete; elsewhere the bytes go to a
+        temporary file first, which is then renamed.
+        """
+        if not self.is_local:
+            # Leaving the block by an exception would publish half the object: one write, no more.
+            with self.filesystem.open_output_stream(self.join(name)) as stream:
+                stream.write(content)
+            return
+        with self.staged(name) as temporary, open(temporary, "wb") as file:
+            file.write(content)
+
+    @contextlib.contextmanager
+    def staged(self, name: str) -> Iterator[str]:
+        """Give a temporary local path; on leaving without an error it becomes `name`."""
+        temporary = Path(self.join(TEMPORARY)) / f"{posixpath.basename(name)}.{uuid.uuid4().hex}"
+        final = Path(self.join(name))
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield str(temporary)
+            final.parent.mkdir(parents=True, exist_ok=True)
+            temporary.replace(final)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+    def delete(self, name: str) -> None:
+        """Delete the file or folder `name` where there is one."""
+        info = self.filesystem.get_file_info(self.join(name))
+        if info.type == pafs.FileType.Directory:
+            self.filesystem.delete_dir(self.join(name))
+        elif info.type != pafs.FileType.NotFound:
+            self.filesystem.delete_file(self.join(name))
+
+    def delete_all(self) -> None:
+        """Delete the folder and everything in it."""
+        self.filesystem.delete_dir_contents(self.path, missing_dir_ok=True)
+
+    def move(self, source: str, target: str) -> None:
+        """Rename `source`, replacing the file or folder `target`."""
+        self.delete(target)
+        self.filesystem.move(self.join(source), self.join(target))

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``module:callable`` references and modules of the user's, found and called with clear errors."""
+
+import importlib
+import sys
+from collections.abc import Callable
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from ray_embed.errors import InputError
+
+
+def add_to_path(folder: str) -> None:
+    """Put `folder` on the import path, as `python -m` does for the folder it is started in."""
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+
+
+def import_module(name: str, option: str) -> Any:
+    """Import a module of the user's.
+
+    Raises:
+        InputError: it is not found (says where it was looked for) or fails while being imported.
+    """
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            raise InputError(
+                f"{option} {name}: its import of {error.name!r} fails: no such module; install it, "
+                "or start the command in the folder that holds it"
+            ) from error
+        raise InputError(
+            f"{option} {name}: no module named {error.name!r} in {Path.cwd()} nor on the Python "
+            "path; start the command in the folder that holds it, or set PYTHONPATH"
+        ) from error
+    except Exception as error:
+        raise InputError(
+            f"{option} {name}: fails while being imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def resolve(reference: Any, option: str) -> Callable[..., Any]:
+    """Give the callable that ``module:callable`` names; a callable is given back as it is.
+
+    Raises:
+        InputError: it cannot be imported, or is no callable.
+    """
+    if callable(reference):
+        return reference  # type: ignore[no-any-return]
+    module_name, _, attribute = str(reference).partition(":")
+    if not attribute:
+        raise InputError(f"{option} {reference}: write it as module:callable")
+    module = import_module(module_name, option)
+    try:
+        found = reduce(getattr, attribute.split("."), module)
+    except AttributeError as error:
+        names = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing public"
+        raise InputError(
+            f"{option} {reference}: {getattr(module, '__file__', module_name)} has no "
+            f"{attribute!r}; it has {names}"
+        ) from error
+    if not callable(found):
+        raise InputError(f"{option} {reference}: it is {type(found).__name__}, not a callable")
+    return found  # type: ignore[no-any-return]
+
+
+def call(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
+    """Call the user's callable.
+
+    Raises:
+        InputError: it cannot be found, or fails.
+    """
+    function = resolve(reference, option)
+    try:
+        return function(**kwargs)
+    except InputError:
+        raise
+    except Exception as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+        raise InputError(
+            f"{option} {reference}: calling it with ({given}) fails: "
+            f"{type(error).__name__}: {error}"
+        ) from error

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Pooling: from what a layer gives to one vector an image.
+
+GeM is the generalized mean of Radenović, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No
+Human Annotation" (TPAMI 2019), with p = 3 and values clamped at 1e-6.
+"""
+
+from typing import Any
+
+from ray_embed.errors import InputError
+
+_RANKS = {
+    "gap": (3, 4),
+    "gmp": (3, 4),
+    "gem": (3, 4),
+    "cls": (3,),
+    "flatten": (2, 3, 4),
+    "none": (2,),
+}
+_GEM_P = 3.0
+_GEM_CLAMP = 1e-6
+
+
+def resolve(pool: str | None, layer: str, shape: tuple[int | None, ...]) -> str:
+    """Give the pooling for a layer: as asked, else `gap` for maps and tokens, `none` for vectors.
+
+    Args:
+        pool: the pooling asked for, or None.
+        layer: the layer's name, for the error.
+        shape: the layer's output shape, batch first.
+
+    Raises:
+        InputError: the pooling does not fit the layer's rank.
+    """
+    rank = len(shape)
+    chosen = pool or {2: "none", 3: "gap", 4: "gap"}.get(rank, "")
+    if not chosen:
+        raise InputError(
+            f"--layer {layer}: its output has the shape {shape}; rank 2, 3 or 4 is needed"
+        )
+    if rank not in _RANKS[chosen]:
+        fitting = ", ".join(name for name, ranks in _RANKS.items() if rank in ranks)
+        raise InputError(
+            f"--pool {chosen} does not fit the layer {layer!r} with its output shape {shape}; "
+            f"what fits: {fitting or 'nothing'}"
+        )
+    return chosen
+
+
+def pool(features: Any, how: str) -> Any:
+    """Pool a TensorFlow tensor to (N, D) float32.
+
+    Args:
+        features: (N, H, W, C), (N, T, C) or (N, C), any float type; channels last.
+        how: a pooling that fits the rank.
+    """
+    import tensorflow as tf
+
+    features = tf.cast(features, tf.float32)
+    places = list(range(1, features.shape.rank - 1))
+    match how:
+        case "gap":
+            return tf.reduce_mean(features, places)
+        case "gmp":
+            return tf.reduce_max(features, places)
+        case "gem":
+            powered = tf.maximum(features, _GEM_CLAMP) ** _GEM_P
+            return tf.reduce_mean(powered, places) ** (1 / _GEM_P)
+        case "cls":
+            return features[:, 0]
+        case "flatten":
+            size = features.shape[1:].num_elements()
+            return tf.reshape(features, (-1, size))
+    return features

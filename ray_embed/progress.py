@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the user sees while a run goes on, all of it on stderr."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Self
+
+from tqdm import tqdm
+
+_SECONDS_A_LINE = 10.0
+
+
+def say(text: str) -> None:
+    """Print a line for the user, without breaking a progress bar."""
+    tqdm.write(text, file=sys.stderr)
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere one plain line about every ten seconds.
+
+    Args:
+        total: the number of records; None where it is not known yet.
+    """
+
+    def __init__(self, total: int | None) -> None:
+        self._total = total
+        self._bar = tqdm(
+            total=total,
+            unit="img",
+            file=sys.stderr,
+            disable=not sys.stderr.isatty(),
+            dynamic_ncols=True,
+            smoothing=0.1,
+        )
+        self._done = self._computed = self._before_first = 0
+        self._first: float | None = None
+        self._began = self._last = self._said = time.monotonic()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._bar.close()
+
+    @property
+    def rate(self) -> float:
+        """Images a second, since the first shard was done where there were more; 0 for none."""
+        if self._first is not None and self._last > self._first:
+            return (self._computed - self._before_first) / (self._last - self._first)
+        return self._computed / max(self._last - self._began, 1e-9)
+
+    def skip(self, records: int) -> None:
+        """Count records that were done before."""
+        self._done += records
+        if not self._bar.disable:
+            # Not counted as this run's speed.
+            self._bar.initial += records
+            self._bar.update(records)
+
+    def advance(self, records: int) -> None:
+        """Count records that are done now."""
+        now = time.monotonic()
+        self._done += records
+        self._computed += records
+        self._last = now
+        if self._first is None:
+            self._first, self._before_first = now, records
+        self._bar.update(records)
+        if self._bar.disable and now - self._said >= _SECONDS_A_LINE:
+            self._said = now
+            say(self._line())
+
+    def _line(self) -> str:
+        if self._total is None:
+            return f"{self._done} images, {self.rate:.0f} img/s"
+        left = (self._total - self._done) / self.rate if self.rate else None
+        ending = "" if left is None else f", {tqdm.format_interval(left)} left"
+        return f"{self._done} of {self._total} images, {self.rate:.0f} img/s{ending}"

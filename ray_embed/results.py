@@ -1,0 +1,180 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Reads a run folder: features and labels for whoever asks, without TensorFlow or Ray."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset
+
+from ray_embed import store
+from ray_embed.errors import InputError
+from ray_embed.filesystem import Folder
+from ray_embed.matrix import as_matrix
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run folder: where its results are, and ways to take them into memory.
+
+    Made by :func:`ray_embed.load` and :func:`ray_embed.run`.
+    """
+
+    path: str
+
+    @property
+    def features_path(self) -> str:
+        """The folder of the Parquet parts with keys, labels and features."""
+        return f"{self.path.rstrip('/')}/{store.FEATURES}"
+
+    @property
+    def projector_path(self) -> str:
+        """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
+        return f"{self.path.rstrip('/')}/projector"
+
+    @cached_property
+    def rows(self) -> int:
+        """The number of embedded records."""
+        return int(self._dataset.count_rows())
+
+    @cached_property
+    def rejects(self) -> int:
+        """The number of records that were set aside; the reasons are in ``rejects/``."""
+        return sum(self.rejects_by_reason.values())
+
+    @cached_property
+    def rejects_by_reason(self) -> dict[str, int]:
+        """The number of rejects for each reason, the commonest first."""
+        return store.rejects_by_reason(self._folder)
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose features are there, as `to_numpy` takes them."""
+        return tuple(output["layer"] for output in self._about["encoder"]["outputs"])
+
+    def to_numpy(
+        self, layer: str | None = None
+    ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[Any]]]:
+        """Give the features and labels of all embedded records, in order.
+
+        Args:
+            layer: which layer's features, where there are several.
+
+        Returns:
+            features (N, D) float32, and labels (N,) object, None where there is no label.
+
+        Raises:
+            InputError: no such layer, or several and none named.
+        """
+        column = self._column(layer)
+        table = self._dataset.to_table(columns=["label", column])
+        labels = np.empty(table.num_rows, object)
+        labels[:] = table["label"].to_pylist()
+        return as_matrix(table[column]), labels
+
+    def to_table(self) -> pa.Table:
+        """Give all parts as one Arrow table, in order."""
+        return self._dataset.to_table()
+
+    def to_pandas(self) -> Any:
+        """Give all parts as a pandas DataFrame; `feature` holds one array a row.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        try:
+            return self.to_table().to_pandas()
+        except ImportError as error:
+            raise InputError("to_pandas needs pandas: pip install 'ray_embed[pandas]'") from error
+
+    def to_tf(self, layer: str | None = None, batch_size: int = 1024) -> Any:
+        """Give a ``tf.data.Dataset`` of (features (n, D) float32, labels (n,)), read as it goes.
+
+        Labels that are null come as -1, NaN, False or "".
+
+        Args:
+            layer: which layer's features, where there are several.
+            batch_size: the most rows of an element.
+        """
+        import tensorflow as tf
+
+        column = self._column(layer)
+        schema = self._dataset.schema
+        label = schema.field("label").type
+        missing, kind = {
+            pa.int64(): (-1, tf.int64),
+            pa.float64(): (float("nan"), tf.float64),
+            pa.bool_(): (False, tf.bool),
+        }.get(label, ("", tf.string))
+
+        def batches() -> Any:
+            columns = [column, "label"]
+            for batch in self._dataset.to_batches(columns=columns, batch_size=batch_size):
+                if batch.num_rows:
+                    table = pa.Table.from_batches([batch])
+                    labels = table["label"].fill_null(missing).to_pylist()
+                    yield as_matrix(table[column]), labels
+
+        dimension = schema.field(column).type.list_size
+        return tf.data.Dataset.from_generator(
+            batches,
+            output_signature=(
+                tf.TensorSpec((None, dimension), tf.float32),
+                tf.TensorSpec((None,), kind),
+            ),
+        )
+
+    def to_ray(self) -> Any:
+        """Give a ``ray.data.Dataset`` of the parts.
+
+        Raises:
+            InputError: Ray Data is not installed.
+        """
+        try:
+            import ray.data
+        except ImportError as error:
+            raise InputError("to_ray needs Ray Data: pip install 'ray_embed[ray]'") from error
+        return ray.data.read_parquet(self.features_path)
+
+    @cached_property
+    def _folder(self) -> Folder:
+        return Folder.at(self.path)
+
+    @cached_property
+    def _about(self) -> dict[str, Any]:
+        return json.loads(self._folder.read(store.RUN))  # type: ignore[no-any-return]
+
+    @cached_property
+    def _dataset(self) -> Any:
+        names = [store.part_name(store.FEATURES, n) for n in store.part_numbers(self._folder)]
+        if not names:
+            raise InputError(f"{self.path}: no part is done yet; `ray-embed run` goes on with it")
+        paths = [self._folder.join(name) for name in names]
+        return pyarrow.dataset.dataset(paths, filesystem=self._folder.filesystem, format="parquet")
+
+    def _column(self, layer: str | None) -> str:
+        columns = {o["layer"]: o["column"] for o in self._about["encoder"]["outputs"]}
+        if layer is None and len(columns) == 1:
+            return str(next(iter(columns.values())))
+        if layer not in columns:
+            given = "several layers, so name one" if layer is None else f"no layer {layer!r}"
+            raise InputError(f"{self.path}: {given}; it holds {', '.join(columns)}")
+        return str(columns[layer])
+
+
+def load(run: str) -> Run:
+    """Open a run folder for reading; needs neither TensorFlow nor Ray.
+
+    Args:
+        run: the run folder, a path or any URI that pyarrow.fs opens.
+
+    Raises:
+        InputError: it is no run folder.
+    """
+    about = store.read_run(Folder.at(str(run)))
+    if about is None or "fingerprint" not in about:
+        raise InputError(f"{run}: not a run folder; `ray-embed run --out {run}` writes one")
+    return Run(str(run))

@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ray: where the actors run, and who does which shard."""
+
+import contextlib
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import RayActorError, RayError, RayTaskError
+
+from ray_embed.config import RunConfig
+from ray_embed.errors import InputError, RayEmbedError, RunError
+from ray_embed.extractor import Extractor, Job, ShardResult
+from ray_embed.filesystem import shown
+from ray_embed.plan import Shard
+
+# One shard computes while the other one decodes.
+_SHARDS_AN_ACTOR = 2
+_THREADS = 4
+_POLL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How many actors there are, and what each of them gets."""
+
+    actors: int
+    cpus: int
+    gpus: float
+
+
+@contextlib.contextmanager
+def session(config: RunConfig) -> Iterator[Resources]:
+    """Connect to Ray, or start one here; leave it as it was found.
+
+    Raises:
+        InputError: the cluster cannot be reached.
+    """
+    if ray.is_initialized():
+        yield _resources(config)
+        return
+    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address == "local":
+        asked = (config.actors or 1) * (config.cpus_per_actor or 1)
+        options |= {"num_cpus": max(os.cpu_count() or 1, asked), "include_dashboard": False}
+    try:
+        ray.init(address, **options)
+    except (ConnectionError, ValueError, RayError) as error:
+        raise InputError(
+            f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
+            "and does it want a token (RAY_AUTH_MODE=token)?"
+        ) from error
+    try:
+        yield _resources(config)
+    finally:
+        ray.shutdown()
+
+
+def _resources(config: RunConfig) -> Resources:
+    """Give what was asked, else one actor a GPU, else a fixed function of the nodes' cores."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    gpus = sum(node.get("GPU", 0) for node in nodes)
+    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
+    if gpus and config.gpus_per_actor != 0:
+        share = config.gpus_per_actor or 1.0
+        actors = config.actors or max(1, int(gpus / share))
+        return Resources(actors, config.cpus_per_actor or max(1, sum(cores) // actors), share)
+    cpus = config.cpus_per_actor or min(_THREADS, *cores)
+    actors = config.actors or max(1, sum(count // cpus for count in cores))
+    return Resources(actors, cpus, config.gpus_per_actor or 0.0)
+
+
+def start_extractor(resources: Resources, folder: str, attempts: int) -> Any:
+    """Start an actor; the call returns at once.
+
+    Ray starts it anew where it dies, and repeats its calls: extracting a shard again gives the
+    same part.
+    """
+    remote = ray.remote(Extractor).options(
+        num_cpus=resources.cpus,
+        num_gpus=resources.gpus,
+        max_concurrency=_SHARDS_AN_ACTOR,
+        max_restarts=-1,
+        max_task_retries=attempts - 1,
+    )
+    return remote.remote(resources.cpus, folder)
+
+
+def result(reference: Any) -> Any:
+    """Wait for a remote call; our own errors arrive as themselves.
+
+    Raises:
+        RayEmbedError: the call raised one.
+        RunError: it failed otherwise.
+    """
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        if isinstance(error.cause, RayEmbedError):
+            raise error.cause from error
+        raise RunError(f"an error in an actor:\n{error}") from error
+    except RayError as error:
+        raise RunError(f"an actor cannot work: {error}") from error
+
+
+def extract_all(
+    actors: list[Any], job: Job, work: Iterator[tuple[Shard, Any]], config: RunConfig
+) -> Iterator[ShardResult]:
+    """Give the shards to the actors as they get free; yields results in order of completion.
+
+    Args:
+        actors: the extractors.
+        job: what all shards have in common.
+        work: shards, each with a reference to its images where they are streamed.
+        config: the limits.
+
+    Raises:
+        RayEmbedError: as :meth:`Extractor.extract` raises, or an actor died too often.
+    """
+    free = deque(actor for _ in range(_SHARDS_AN_ACTOR) for actor in actors)
+    calls: dict[Any, tuple[Any, Shard]] = {}
+    progress = dict.fromkeys(actors, time.monotonic())
+    while True:
+        while free and (item := next(work, None)):
+            actor = free.popleft()
+            if actor not in (busy for busy, _ in calls.values()):
+                progress[actor] = time.monotonic()
+            calls[actor.extract.remote(job, *item)] = (actor, item[0])
+        if not calls:
+            return
+        done, _ = ray.wait(list(calls), timeout=_POLL_SECONDS)
+        for reference in done:
+            actor, shard = calls.pop(reference)
+            progress[actor] = time.monotonic()
+            free.append(actor)
+            try:
+                yield result(reference)
+            except RunError as error:
+                if isinstance(error.__cause__, RayActorError):
+                    raise RunError(
+                        f"shard {shard.number}: the actor died {config.max_attempts} times while "
+                        f"working on it: {error.__cause__}"
+                    ) from error
+                raise
+        _kill_hanging(calls, progress, config.shard_timeout)
+
+
+def _kill_hanging(
+    calls: dict[Any, tuple[Any, Shard]], progress: dict[Any, float], timeout: float | None
+) -> None:
+    """Kill actors that have finished nothing for too long; Ray starts them and their calls anew."""
+    if timeout is None:
+        return
+    for actor in {actor for actor, _ in calls.values()}:
+        if time.monotonic() - progress[actor] > timeout:
+            ray.kill(actor, no_restart=False)
+            progress[actor] = time.monotonic()

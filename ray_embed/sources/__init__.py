@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where records come from: one module a form, and here the choice between them.
+
+A *listed* source knows its records beforehand (:class:`Listed`); a *streamed* one, a tf.data
+dataset or a sequence, is known only by walking it (:class:`Streamed`).
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+
+from ray_embed.config import RunConfig, is_callable_reference
+from ray_embed.errors import InputError
+from ray_embed.filesystem import is_uri, shown
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A source whose records are known beforehand.
+
+    `records` yields Arrow batches with the columns `key`, `label`, the extras, `path` (binary,
+    relative to `root`; null for arrays), `size` (bytes; null where there is no file) and `mtime`
+    (ns), in the order of the records; it counts in its argument what it passes over.
+    """
+
+    split: str
+    root: str
+    kind: Literal["files", "array"]
+    label_type: pa.DataType
+    records: Callable[[Counter[str]], Iterator[pa.RecordBatch]]
+    extras: pa.Schema = field(default_factory=lambda: pa.schema([]))
+    image_shape: tuple[int, int, int] | None = None
+    image_dtype: str = "uint8"
+
+
+@dataclass(frozen=True)
+class Streamed:
+    """A source that is walked: ``module:callable``, a function, or a dataset object in hand."""
+
+    split: str
+    source: Any
+    kwargs: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """Name the source as the run folder records it."""
+        if isinstance(self.source, str):
+            return self.source
+        function = getattr(self.source, "__qualname__", None)
+        return f"{self.source.__module__}:{function}" if function else type(self.source).__name__
+
+
+Source = Listed | Streamed
+
+
+def open_sources(config: RunConfig) -> list[Source]:
+    """Open every source of the configuration, in order.
+
+    Raises:
+        InputError: a source that is not there, or is none of the forms.
+    """
+    sources = [_open(split, uri, config) for split, uri in config.sources.items()]
+    for source in sources:
+        if config.source_kwargs.get(source.split) and isinstance(source, Listed):
+            raise InputError(
+                f"--source-kwargs for {source.split!r}: its source {source.root} is no callable"
+            )
+    return sources
+
+
+def _open(split: str, uri: Any, config: RunConfig) -> Source:
+    from ray_embed.sources import arrays, folder, listing
+
+    if not isinstance(uri, str) or is_callable_reference(uri):
+        return Streamed(split, uri, config.source_kwargs.get(split, {}))
+    if is_uri(uri):
+        raise InputError(f"--source {shown(uri)}: only local paths can be read as a source so far")
+    path = Path(uri).absolute()
+    if not path.exists():
+        raise InputError(
+            f"--source {uri}: no such file or folder; give a folder of images, a .csv, .tsv or "
+            ".npz file, or module:callable"
+        )
+    if path.is_dir():
+        return folder.open_folder(split, path)
+    match path.suffix.lower():
+        case ".csv" | ".tsv":
+            return listing.open_listing(split, path, config)
+        case ".npz":
+            return arrays.open_arrays(split, path)
+    raise InputError(
+        f"--source {uri}: not a source; give a folder of images, a .csv, .tsv or .npz file, or "
+        "module:callable"
+    )

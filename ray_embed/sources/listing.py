@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A CSV or TSV listing: a path and a label a row, any other columns become metadata."""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+
+from ray_embed.config import RunConfig
+from ray_embed.errors import InputError
+from ray_embed.labels import OWN_COLUMNS
+from ray_embed.sources import Listed
+from ray_embed.sources.folder import size_and_time
+
+_LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
+
+
+def open_listing(split: str, path: Path, config: RunConfig) -> Listed:
+    """Open a listing; relative paths in it start at its folder, labels are text unless asked.
+
+    Raises:
+        InputError: it cannot be parsed, has no path or label column, has no rows, or an extra
+            column is named as one of ours.
+    """
+    header = _header(path)
+    for option, column in (
+        ("--path-column", config.path_column),
+        ("--label-column", config.label_column),
+    ):
+        if column not in header:
+            raise InputError(
+                f"{path}: no column {column!r}; its columns are {', '.join(header)}; "
+                f"name the right one with {option}"
+            )
+    extras = [name for name in header if name not in (config.path_column, config.label_column)]
+    reject_own_names(extras, str(path))
+    listed = Listed(
+        split,
+        str(path.parent),
+        "files",
+        _LABEL_TYPES[config.label_type],
+        lambda skipped: _records(path, header, extras, config),
+        pa.schema([(name, pa.string()) for name in extras]),
+    )
+    if next(listed.records(Counter()), None) is None:
+        raise InputError(f"{path}: no rows; a listing has a row for each image")
+    return listed
+
+
+def reject_own_names(extras: list[str], where: str) -> None:
+    """Refuse extra columns whose names the parts already use.
+
+    Raises:
+        InputError: naming the first such column.
+    """
+    for name in extras:
+        if name in OWN_COLUMNS or name == "feature" or name.startswith("feature_"):
+            raise InputError(
+                f"{where}: the column {name!r} has a name that ray_embed writes itself; rename it"
+            )
+
+
+def _header(path: Path) -> list[str]:
+    with _parsed(path, None) as reader:
+        names: list[str] = reader.schema.names
+    doubles = [name for name, count in Counter(names).items() if count > 1]
+    if doubles:
+        raise InputError(f"{path}: two columns are named {doubles[0]!r}; rename one")
+    return names
+
+
+def _parsed(path: Path, header: list[str] | None) -> pyarrow.csv.CSVStreamingReader:
+    text = {name: pa.string() for name in header or ()}
+    try:
+        return pyarrow.csv.open_csv(
+            path,
+            parse_options=pyarrow.csv.ParseOptions(
+                delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True
+            ),
+            convert_options=pyarrow.csv.ConvertOptions(
+                column_types=text, strings_can_be_null=False
+            ),
+        )
+    except (pa.ArrowInvalid, OSError) as error:
+        raise InputError(f"{path}: cannot be read as a listing: {error}") from error
+
+
+def _records(
+    path: Path, header: list[str], extras: list[str], config: RunConfig
+) -> Iterator[pa.RecordBatch]:
+    row = 0
+    with _parsed(path, header) as reader:
+        while True:
+            try:
+                batch = reader.read_next_batch()
+            except StopIteration:
+                return
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{path}: cannot be read as a listing: {error}") from error
+            if batch.num_rows:
+                paths = batch[config.path_column].to_pylist()
+                _reject_empty(paths, row, path)
+                stats = [size_and_time(path.parent / name) for name in paths]
+                yield pa.record_batch(
+                    {
+                        "key": batch[config.path_column],
+                        "label": _labels(batch[config.label_column], row, path, config),
+                        **{name: batch[name] for name in extras},
+                        "path": pa.array([os.fsencode(name) for name in paths], pa.binary()),
+                        "size": pa.array([size for size, _ in stats], pa.int64()),
+                        "mtime": pa.array([time for _, time in stats], pa.int64()),
+                    }
+                )
+            row += batch.num_rows
+
+
+def _reject_empty(paths: list[str], row: int, listing: Path) -> None:
+    if "" in paths:
+        raise InputError(f"{listing}: row {row + paths.index('') + 1} has no path")
+
+
+def _labels(labels: pa.Array, row: int, path: Path, config: RunConfig) -> pa.Array:
+    if config.label_type == "text":
+        return labels
+    parse = int if config.label_type == "int" else float
+    values: list[int | float | None] = []
+    for offset, text in enumerate(labels.to_pylist()):
+        try:
+            values.append(parse(text) if text.strip() else None)
+        except ValueError as error:
+            raise InputError(
+                f"{path}: row {row + offset + 1} has the label {text!r}, which is no "
+                f"{config.label_type}; mend it, or leave --label-type away to keep labels as text"
+            ) from error
+    return pa.array(values, _LABEL_TYPES[config.label_type])

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: its parts, which appear whole or not at all, and ``run.json``.
+
+A shard is done if and only if its features part is there; nothing else records progress.
+"""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_embed.errors import InputError
+from ray_embed.filesystem import TEMPORARY, Folder
+
+RUN = "run.json"
+FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
+_PART = re.compile(r"part-(\d{8,})\.parquet")
+# Written first of all, so that a folder is known as ours whenever the writing stops.
+_FORMAT = 1
+
+REJECT_SCHEMA = pa.schema(
+    [("index", pa.int64()), ("key", pa.string()), ("split", pa.string()), ("reason", pa.string())]
+)
+THUMBNAIL_SCHEMA = pa.schema([("index", pa.int64()), ("png", pa.binary())])
+
+
+@dataclass(frozen=True)
+class Part:
+    """What a shard gave: the rows of its features, of its rejects, and of its thumbnails."""
+
+    number: int
+    features: pa.Table
+    rejects: pa.Table
+    thumbnails: pa.Table
+
+
+def part_name(kind: str, number: int) -> str:
+    """Name the part of a shard, relative to the run folder."""
+    return f"{kind}/part-{number:08d}.parquet"
+
+
+def part_numbers(folder: Folder, kind: str = FEATURES) -> Iterator[int]:
+    """Give the numbers of the parts that are there, in order."""
+    for name in folder.names(kind):
+        if match := _PART.fullmatch(name):
+            yield int(match[1])
+
+
+class Done:
+    """Which shards have their part, read once; a bit a shard.
+
+    Args:
+        folder: the run folder.
+    """
+
+    def __init__(self, folder: Folder) -> None:
+        self._bits = bytearray()
+        self.count = 0
+        for number in part_numbers(folder):
+            self._bits.extend(bytes(max(0, number // 8 + 1 - len(self._bits))))
+            self._bits[number // 8] |= 1 << number % 8
+            self.count += 1
+
+    def __contains__(self, number: int) -> bool:
+        return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
+
+
+def rejects_by_reason(folder: Folder) -> dict[str, int]:
+    """Count the rejects, the commonest reason first."""
+    reasons: Counter[str] = Counter()
+    for number in part_numbers(folder, REJECTS):
+        reasons.update(read_part(folder, REJECTS, number, ["reason"])["reason"].to_pylist())
+    return dict(reasons.most_common())
+
+
+def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
+    """Write the parts of one shard, its features last; what a killed try left is replaced."""
+    _write(folder, part_name(THUMBNAILS, part.number), part.thumbnails)
+    rejects = part_name(REJECTS, part.number)
+    if part.rejects.num_rows:
+        _write(folder, rejects, part.rejects)
+    else:
+        folder.delete(rejects)
+    footer = {
+        "ray_embed.fingerprint": fingerprint,
+        "ray_embed.shard": str(part.number),
+        "ray_embed.planned": str(planned),
+        "ray_embed.rejected": str(part.rejects.num_rows),
+    }
+    _write(folder, part_name(FEATURES, part.number), part.features.replace_schema_metadata(footer))
+
+
+def _write(folder: Folder, name: str, table: pa.Table) -> None:
+    text = [field.name for field in table.schema if pa.types.is_string(field.type)]
+    sink = pa.BufferOutputStream()
+    # Floats of features and PNGs hardly compress, and their statistics serve nobody; text repeats.
+    pq.write_table(
+        table,
+        sink,
+        compression="none",
+        use_dictionary=text,
+        write_statistics=["index", *text],
+    )
+    folder.write(name, sink.getvalue().to_pybytes())
+
+
+def read_run(folder: Folder) -> dict[str, Any] | None:
+    """Read ``run.json``; None where the folder is not there or empty.
+
+    Raises:
+        InputError: the folder holds something else.
+    """
+    if not folder.exists(RUN):
+        if any(name != TEMPORARY for name in folder.names()):
+            raise InputError(
+                f"{folder.path}: it holds something that is no run folder (no {RUN}); "
+                "give another --out"
+            )
+        return None
+    try:
+        run = json.loads(folder.read(RUN))
+        if run["ray_embed"]["format"] != _FORMAT:
+            raise KeyError(run["ray_embed"]["format"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{folder.join(RUN)}: cannot be read as a run's description ({error}); it was edited, "
+            "or written by another version: give another --out, or --overwrite to start anew"
+        ) from error
+    return run  # type: ignore[no-any-return]
+
+
+def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
+    """Write ``run.json``, marked as ours.
+
+    Raises:
+        InputError: nothing can be written there.
+    """
+    marked = {"ray_embed": {"version": version, "format": _FORMAT}, **content}
+    try:
+        folder.write(RUN, json.dumps(marked, indent=1, ensure_ascii=False).encode())
+    except OSError as error:
+        raise InputError(
+            f"--out {folder.path}: cannot be written: {error.strerror or error}; give a folder you "
+            "may write to"
+        ) from error
+
+
+def footer(folder: Folder, number: int) -> tuple[int, dict[str, str]]:
+    """Read the number of rows and our key-values of a features part."""
+    with folder.filesystem.open_input_file(folder.join(part_name(FEATURES, number))) as stream:
+        metadata = pq.read_metadata(stream)
+    ours = {
+        key.decode().removeprefix("ray_embed."): value.decode()
+        for key, value in (metadata.metadata or {}).items()
+        if key.startswith(b"ray_embed.")
+    }
+    return metadata.num_rows, ours
+
+
+def read_part(folder: Folder, kind: str, number: int, columns: list[str] | None = None) -> pa.Table:
+    """Read one part, or some columns of it."""
+    with folder.filesystem.open_input_file(folder.join(part_name(kind, number))) as stream:
+        return pq.ParquetFile(stream).read(columns)
+
+
+def feature_columns(schema: pa.Schema) -> list[str]:
+    """Name the columns of a part that hold features."""
+    return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]

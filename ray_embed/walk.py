@@ -1,0 +1,126 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Walks a streamed source once a run: its plan rows to the run folder, its images to the actors."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import ray
+
+from ray_embed import plan
+from ray_embed.errors import InputError
+from ray_embed.extractor import start_tensorflow
+from ray_embed.filesystem import Folder
+from ray_embed.plan import SplitPlan
+from ray_embed.schedule import result
+from ray_embed.sources import Streamed
+from ray_embed.sources.stream import StreamInfo, StreamReader
+
+
+@dataclass(frozen=True)
+class Walked:
+    """A shard that was walked: its number of records, and a reference to its images, if wanted."""
+
+    records: int
+    images: Any
+
+
+class Reader:
+    """The one reader of a streamed source.
+
+    Args:
+        source: the stream.
+        limit: the number of records after which it ends; None for all.
+        folder: to import the user's modules from; None in the process that holds the dataset.
+    """
+
+    def __init__(self, source: Streamed, limit: int | None, folder: str | None) -> None:
+        if folder is not None:
+            start_tensorflow(1, folder)
+        self._reader = StreamReader(source, limit)
+
+    def describe(self) -> StreamInfo:
+        """Give label type and image shape."""
+        return self._reader.describe()
+
+    def next(self, out: str, split: SplitPlan, local: int, done: bool) -> Walked | None:
+        """Walk the shard number `local`; None after the last one.
+
+        Its plan rows are written before it is encoded; where they were written before, they are
+        compared. Images of a shard that is done are not handed on.
+
+        Raises:
+            InputError: the dataset does not repeat what it gave before.
+            RunError: the dataset failed.
+        """
+        folder = Folder.at(out)
+        start = local * split.shard_size
+        shard = self._reader.next_shard(split.shard_size)
+        if shard is None:
+            if folder.exists(split.file_of(local)):
+                raise _not_repeatable(split, f"ends before record {start}")
+            return None
+        differs = plan.write_streamed(folder, split, local, shard.rows)
+        if differs is not None:
+            raise _not_repeatable(split, f"differs at record {start + differs}")
+        if done:
+            return Walked(shard.rows.num_rows, None)
+        same_shape = len({image.shape for image in shard.images}) == 1
+        images: Any = np.stack(shard.images) if same_shape else shard.images
+        return Walked(shard.rows.num_rows, ray.put(images))
+
+
+def _not_repeatable(split: SplitPlan, how: str) -> InputError:
+    return InputError(
+        f"--source {split.split}={split.root}: the dataset {how} from what it gave when the run "
+        "was started, so it is not repeatable: shuffled without a seed? Make it give the same "
+        "records in the same order, or start anew with --overwrite"
+    )
+
+
+class Walk:
+    """A reader, in an actor of its own, or here for a dataset object in hand."""
+
+    def __init__(self, source: Streamed, limit: int | None, folder: str) -> None:
+        self._remote = isinstance(source.source, str)
+        if self._remote:
+            self._reader = ray.remote(Reader).options(num_cpus=0).remote(source, limit, folder)
+        else:
+            self._reader = Reader(source, limit, None)
+
+    def describe(self) -> StreamInfo:
+        """Give label type and image shape; waits for the first record.
+
+        Raises:
+            InputError: the callable cannot be found, or gives no records.
+        """
+        info: StreamInfo
+        if self._remote:
+            info = result(self._reader.describe.remote())
+        else:
+            info = self._reader.describe()
+        return info
+
+    def shards(
+        self, out: str, split: SplitPlan, is_done: Callable[[int], bool]
+    ) -> Iterator[Walked]:
+        """Walk the shards in order; an actor reads one ahead.
+
+        Args:
+            out: the run folder.
+            split: the plan of this source.
+            is_done: whether the shard number `local` of the split needs no images.
+        """
+        if not self._remote:
+            local = 0
+            while walked := self._reader.next(out, split, local, is_done(local)):
+                yield walked
+                local += 1
+            return
+        ahead = self._reader.next.remote(out, split, 0, is_done(0))
+        local = 0
+        while walked := result(ahead):
+            local += 1
+            ahead = self._reader.next.remote(out, split, local, is_done(local))
+            yield walked
