@@ -2,6 +2,7 @@
 """The command line. TensorFlow and Ray are imported only by the commands that work with them."""
 
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -61,8 +62,8 @@ _RESULT = "Result"
 _source_options = [
     _option(
         _SOURCES, "--source", "sources", multiple=True, metavar="[SPLIT=]URI",
-        help="A folder tree of images, a .csv/.tsv listing, an .npz file, or module:callable that gives "
-        "a tf.data.Dataset or a sequence. Repeatable: each is a split, in the order given.",
+        help="A folder tree of images, a .csv/.tsv listing, an .npz file, or module:callable that "
+        "gives a tf.data.Dataset or a sequence. Repeatable: each is a split, in the order given.",
     ),
     _option(
         _SOURCES, "--source-kwargs", metavar="JSON",
@@ -263,6 +264,8 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line; exits with 0, 1 (failed while running), 2 (bad input) or 130."""
+    # Read by TensorFlow when it is imported, here or in an actor.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         code = cli.main(standalone_mode=False)
     except RayEmbedError as error:

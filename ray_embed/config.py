@@ -87,7 +87,12 @@ class RunConfig(pydantic.BaseModel):
         else:
             named = [("data", value)]
         sources: dict[str, Any] = {}
-        for split, source in named:
+        for item in named:
+            if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
+                raise ValueError("write sources as [SPLIT=]URI, or as a mapping by split")
+            split, source = item
+            if source is None or isinstance(source, (bool, int, float)):
+                raise ValueError(f"the split {split!r} has the source {source!r}: give a URI")
             if not _SPLIT.fullmatch(split):
                 raise ValueError(f"split name {split!r}: use letters, digits, _ and - only")
             if split in sources:
@@ -180,6 +185,19 @@ def parse_json(option: str, text: str) -> dict[str, Any]:
     return value
 
 
+class _YamlLoader(yaml.SafeLoader):
+    """Refuses a key that is given twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for at, (key, _) in enumerate(node.value):
+            if key.value in keys[:at]:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key.value!r} is given twice", key.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def load_yaml(path: str) -> dict[str, Any]:
     """Read options from a YAML file; relative paths in it start at the file's folder.
 
@@ -191,14 +209,17 @@ def load_yaml(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"--config {path}: cannot be read: {error}") from error
     try:
-        options = yaml.safe_load(text)
+        options = yaml.load(text, _YamlLoader)  # noqa: S506 - derived from the safe loader
     except yaml.YAMLError as error:
         raise InputError(f"--config {path}: not YAML: {error}") from error
     if not isinstance(options, dict):
         raise InputError(
             f"--config {path}: a mapping of options is needed, like `model: enc.keras`"
         )
+    options = {str(name): value for name, value in options.items()}
     folder = Path(path).parent
+    for name in {"source_kwargs", "model_kwargs"} & options.keys():
+        options[name] = tuples(options[name])
     for name in ("model", "weights", "out"):
         if isinstance(options.get(name), str):
             options[name] = _from_folder(options[name], folder)
@@ -213,7 +234,13 @@ def _sources_from_folder(sources: Any, folder: Path) -> Any:
             split: _from_folder(uri, folder) if isinstance(uri, str) else uri
             for split, uri in sources.items()
         }
-    named = [split_and_uri(item) for item in ([sources] if isinstance(sources, str) else sources)]
+    if isinstance(sources, str):
+        sources = [sources]
+    if not isinstance(sources, list) or not all(isinstance(item, str) for item in sources):
+        raise InputError(
+            f"sources: {sources!r} is none: write a mapping SPLIT: URI, or a list of [SPLIT=]URI"
+        )
+    named = [split_and_uri(item) for item in sources]
     return [(split, _from_folder(uri, folder)) for split, uri in named]
 
 

@@ -3,54 +3,32 @@
 
 import functools
 from collections.abc import Generator, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 import ray
 
-from ray_embed import fingerprint, plan, schedule, store
+from ray_embed import plan, schedule, store
 from ray_embed.config import RunConfig
 from ray_embed.decode import PixelSpec
 from ray_embed.encoder import Encoder, keep
 from ray_embed.errors import RunError
 from ray_embed.extractor import Job
-from ray_embed.filesystem import Folder, is_uri
-from ray_embed.plan import Plan, Shard, SplitPlan
+from ray_embed.plan import Shard, SplitPlan
+from ray_embed.prepare import Prepared
 from ray_embed.progress import Progress
-from ray_embed.schedule import Resources
-from ray_embed.walk import Walk
+from ray_embed.schedule import Session
 
 _Work = Iterator[tuple[Shard, Any]]
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """All that is known, and checked, before anything is written."""
-
-    out: str
-    folder: Folder
-    plan: Plan
-    encoder: Encoder
-    identity: fingerprint.Identity
-    walks: dict[str, Walk]
-
-    @property
-    def uri(self) -> str:
-        """Where the run folder is, for other processes."""
-        return self.out if is_uri(self.out) else self.folder.path
-
-
-def extract_missing(
-    config: RunConfig, prepared: Prepared, first: Any, resources: Resources
-) -> float:
+def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> float:
     """Extract the shards that have no part yet.
 
     Args:
         config: the limits.
         prepared: the run, whose folder is there already.
-        first: an extractor that is running.
-        resources: how many extractors there may be.
+        session: where the extractors run.
 
     Returns:
         Images a second, from the first shard that was done on; 0 where nothing was missing.
@@ -63,14 +41,15 @@ def extract_missing(
     shards = prepared.plan.shards
     rejected = sum(store.rejects_by_reason(prepared.folder).values())
     lengths: dict[int, int] = {}
-    actors = _actors(config, first, resources, None if shards is None else shards - done.count)
+    wanted = session.resources.actors
+    actors = session.extractors(wanted if shards is None else min(wanted, shards - done.count))
     job = _job(config, prepared)
     with Progress(prepared.plan.records) as progress:
         work = _missing(prepared, done, lengths, progress)
         for shard in schedule.extract_all(actors, job, work, config):
             progress.advance(shard.rows + sum(shard.rejects.values()))
             rejected += sum(shard.rejects.values())
-            _check_rejects(config, rejected, prepared.out)
+            _check_rejects(config, rejected, prepared.target.out)
     finished = prepared.plan
     for ordinal, records in lengths.items():
         finished = finished.with_records(ordinal, records)
@@ -79,24 +58,15 @@ def extract_missing(
     return progress.rate
 
 
-def _actors(config: RunConfig, first: Any, resources: Resources, missing: int | None) -> list[Any]:
-    wanted = resources.actors if missing is None else min(resources.actors, missing)
-    code = str(Path.cwd())
-    more = (
-        schedule.start_extractor(resources, code, config.max_attempts) for _ in range(wanted - 1)
-    )
-    return [first, *more]
-
-
 def _job(config: RunConfig, prepared: Prepared) -> Job:
     encoder = keep.with_kept_graph(prepared.folder, prepared.encoder)
     if encoder.graph is not None:
         # The graph has the weights in it.
         encoder = replace(encoder, weights=())
     return Job(
-        prepared.uri,
+        prepared.target.uri,
         prepared.plan,
-        fingerprint.digest(prepared.identity),
+        prepared.fingerprint,
         tuple(_pixels(config, split, encoder) for split in prepared.plan.splits),
         functools.partial(ray.get, ray.put(encoder)),
     )
@@ -151,7 +121,7 @@ def _walked(
 ) -> Generator[tuple[Shard, Any], None, int]:
     position = 0
     walk = prepared.walks[split.split]
-    shards = walk.shards(prepared.uri, split, lambda local: number + local in done)
+    shards = walk.shards(prepared.target.uri, split, lambda local: number + local in done)
     for local, walked in enumerate(shards):
         if number + local in done:
             progress.skip(walked.records)

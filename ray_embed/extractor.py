@@ -187,14 +187,20 @@ class Extractor:
             gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
 
 
-def start_tensorflow(threads: int, folder: str) -> None:
-    """Import TensorFlow and set its threads, which is possible only before its first use."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+def start_tensorflow(threads: int | None, folder: str) -> None:
+    """Import TensorFlow and set its threads, which is possible only before its first use.
+
+    Args:
+        threads: how many; None leaves them to TensorFlow.
+        folder: to import the user's modules from.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     importing.add_to_path(folder)
     import tensorflow as tf
 
-    tf.config.threading.set_intra_op_parallelism_threads(threads)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
+    if threads is not None:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
     for gpu in tf.config.list_physical_devices("GPU"):
         # Actors that share a GPU would else each take all of its memory.
         tf.config.experimental.set_memory_growth(gpu, True)

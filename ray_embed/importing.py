@@ -2,9 +2,10 @@
 """``module:callable`` references and modules of the user's, found and called with clear errors."""
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable
-from functools import reduce
+from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,12 @@ def add_to_path(folder: str) -> None:
         sys.path.insert(0, folder)
 
 
-def import_module(name: str, option: str) -> Any:
+def import_module(name: str, given: str) -> Any:
     """Import a module of the user's.
+
+    Args:
+        name: the module.
+        given: the option and value that named it, for errors.
 
     Raises:
         InputError: it is not found (says where it was looked for) or fails while being imported.
@@ -28,16 +33,16 @@ def import_module(name: str, option: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise InputError(
-                f"{option} {name}: its import of {error.name!r} fails: no such module; install it, "
+                f"{given}: its import of {error.name!r} fails: no such module; install it, "
                 "or start the command in the folder that holds it"
             ) from error
         raise InputError(
-            f"{option} {name}: no module named {error.name!r} in {Path.cwd()} nor on the Python "
+            f"{given}: no module named {error.name!r} in {Path.cwd()} nor on the Python "
             "path; start the command in the folder that holds it, or set PYTHONPATH"
         ) from error
     except Exception as error:
         raise InputError(
-            f"{option} {name}: fails while being imported: {type(error).__name__}: {error}"
+            f"{given}: fails while being imported: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -52,7 +57,7 @@ def resolve(reference: Any, option: str) -> Callable[..., Any]:
     module_name, _, attribute = str(reference).partition(":")
     if not attribute:
         raise InputError(f"{option} {reference}: write it as module:callable")
-    module = import_module(module_name, option)
+    module = import_module(module_name, f"{option} {reference}")
     try:
         found = reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
@@ -64,6 +69,11 @@ def resolve(reference: Any, option: str) -> Callable[..., Any]:
     if not callable(found):
         raise InputError(f"{option} {reference}: it is {type(found).__name__}, not a callable")
     return found  # type: ignore[no-any-return]
+
+
+def makes(value: Any) -> bool:
+    """Whether a value in hand is a function or class to be called, not an object to be used."""
+    return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, partial)
 
 
 def call(reference: Any, kwargs: dict[str, Any], option: str) -> Any:

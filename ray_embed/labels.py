@@ -47,7 +47,8 @@ def cast(labels: pa.Array, target: pa.DataType) -> pa.Array:
         return labels
     if pa.types.is_string(target) and not pa.types.is_null(labels.type):
         return pa.array([None if v is None else str(v) for v in labels.to_pylist()], pa.string())
-    return labels.cast(target)
+    # Not safe: the largest whole numbers have more digits than a double.
+    return labels.cast(target, safe=False)
 
 
 def record_schema(label: pa.DataType, extras: Iterable[pa.Field]) -> pa.Schema:

@@ -180,8 +180,9 @@ def _write_listed(
         image_dtype=source.image_dtype,
     )
     skipped: Counter[str] = Counter()
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr((source.image_shape, source.image_dtype)).encode())
     records = 0
+    labelled = False
     writer: pq.ParquetWriter | None = None
     try:
         for number, table in enumerate(_shards_of(source.records(skipped), size, limit)):
@@ -195,10 +196,17 @@ def _write_listed(
             writer.write_table(table, row_group_size=size)
             digest.update(_content(table.drop_columns(["path", "mtime"])))
             records += table.num_rows
+            labelled = labelled or table["label"].null_count < table.num_rows
     finally:
         if writer:
             writer.close()
-    return replace(split, records=records, digest=digest.hexdigest(), skipped=dict(skipped))
+    return replace(
+        split,
+        records=records,
+        digest=digest.hexdigest(),
+        skipped=dict(skipped),
+        label_type=split.label_type if labelled else str(pa.null()),
+    )
 
 
 def _shards_of(
@@ -243,8 +251,19 @@ def write_streamed(folder: Folder, split: SplitPlan, local: int, rows: pa.Table)
     if kept.equals(rows):
         return None
     pairs = zip(kept.to_pylist(), rows.to_pylist(), strict=False)
-    differing = (at for at, (before, now) in enumerate(pairs) if before != now)
+    differing = (at for at, (before, now) in enumerate(pairs) if _changed(before, now))
+    if kept.num_rows == rows.num_rows:
+        return next(differing, None)
     return next(differing, min(kept.num_rows, rows.num_rows))
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the columns in which two plan rows differ; NaN is the same as NaN."""
+    return [
+        name
+        for name, was in before.items()
+        if was != now.get(name) and (was == was or now.get(name) == now.get(name))
+    ]
 
 
 def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
@@ -296,7 +315,9 @@ def load(folder: Folder) -> Plan:
 
 def first_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: SplitPlan) -> str:
     """Say where two plans of a listed split part ways: the first key that differs, and how."""
-    ignored = {"mtime", "path"}
+    images = [(split.image_shape, split.image_dtype) for split in (before, now)]
+    if images[0] != images[1]:
+        return f"its images were {images[0]} and are now {images[1]}"
     for local in range(max(before.shards or 0, now.shards or 0)):
         rows = [
             read_shard(folder, split, local) if local < (split.shards or 0) else None
@@ -304,7 +325,7 @@ def first_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: SplitP
         ]
         old, new = ([] if table is None else table.to_pylist() for table in rows)
         for was, found in zip(old, new, strict=False):
-            changed = [n for n in was if n not in ignored and was[n] != found.get(n)]
+            changed = [name for name in _changed(was, found) if name not in ("mtime", "path")]
             if was["key"] != found["key"]:
                 return f"{was['key']!r} was planned where there is now {found['key']!r}"
             if changed:

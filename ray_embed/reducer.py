@@ -14,6 +14,7 @@ from ray_embed import plan, projector, store
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.matrix import Matrix, as_matrix
+from ray_embed.progress import say
 
 PROJECTOR = "projector"
 # Boundaries of slices follow from the plan, so that the bytes do: whole parts, about this much.
@@ -40,7 +41,7 @@ def reduce(out: str) -> int:
 
     Raises:
         InputError: no run folder.
-        RunError: shards are missing, or no record was embedded.
+        RunError: shards are missing, a part cannot be read, or no record was embedded.
     """
     folder = Folder.at(out)
     run = store.read_run(folder)
@@ -65,7 +66,24 @@ def reduce(out: str) -> int:
         folder.move(f"{TEMPORARY}/{target.name}", PROJECTOR)
     finally:
         shutil.rmtree(target, ignore_errors=True)
+    for warning in unseen(folder):
+        say(f"warning: {warning}")
     return points
+
+
+def unseen(folder: Folder) -> Iterator[str]:
+    """Say which tensors TensorBoard will not list: those of one row or one column."""
+    numbers = list(store.part_numbers(folder))
+    schema = store.read_part(folder, store.FEATURES, numbers[0]).schema
+    points = sum(store.footer(folder, number)[0] for number in numbers)
+    for column in store.feature_columns(schema):
+        dimension = schema.field(column).type.list_size
+        if points == 1 or dimension == 1:
+            few = "one point" if points == 1 else "one dimension"
+            yield (
+                f"{projector.variable_of(column)} has only {few}: TensorBoard lists tensors of "
+                "two and more points and dimensions, so it will not show it"
+            )
 
 
 def _all_parts(folder: Folder) -> list[int]:
@@ -85,10 +103,10 @@ def _groups(folder: Folder, numbers: list[int], width: int, fingerprint: str) ->
     start = rows = planned = 0
     for number in numbers:
         count, footer = store.footer(folder, number)
-        if footer.get("fingerprint") != fingerprint:
+        if footer.get("fingerprint") != fingerprint or footer.get("shard") != str(number):
             raise InputError(
-                f"{folder.join(store.part_name(store.FEATURES, number))}: it is of another run; "
-                "delete it and run `ray-embed extract` again"
+                f"{folder.join(store.part_name(store.FEATURES, number))}: it is of another run or "
+                "shard; delete it and run `ray-embed extract` again"
             )
         waiting.append(number)
         rows += count

@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -34,16 +35,78 @@ class Resources:
     gpus: float
 
 
+class Session:
+    """A Ray that is connected, and the actors that were started in it.
+
+    Args:
+        config: what is asked of it.
+    """
+
+    def __init__(self, config: RunConfig) -> None:
+        self.resources = _resources(config)
+        self.folder = str(Path.cwd())
+        self._retries = config.max_attempts - 1
+        self._started: list[Any] = []
+        # Importing TensorFlow takes seconds, so this starts at once.
+        self._extractors = [self._extractor()]
+
+    @property
+    def first(self) -> Any:
+        """The extractor that is there from the beginning."""
+        return self._extractors[0]
+
+    def extractors(self, count: int) -> list[Any]:
+        """Give `count` extractors, or one; those that are not there yet are started."""
+        while len(self._extractors) < count:
+            self._extractors.append(self._extractor())
+        return self._extractors[: max(1, count)]
+
+    def start(self, actor: type[Any], *arguments: Any, **options: Any) -> Any:
+        """Start an actor that ends with the session; the call returns at once."""
+        handle = ray.remote(actor).options(**options).remote(*arguments)
+        self._started.append(handle)
+        return handle
+
+    def close(self) -> None:
+        """End the actors."""
+        for handle in self._started:
+            ray.kill(handle)
+
+    def _extractor(self) -> Any:
+        # Ray starts it anew where it dies, and repeats its calls: extracting a shard again gives
+        # the same part.
+        return self.start(
+            Extractor,
+            self.resources.cpus,
+            self.folder,
+            num_cpus=self.resources.cpus,
+            num_gpus=self.resources.gpus,
+            max_concurrency=_SHARDS_AN_ACTOR,
+            max_restarts=-1,
+            max_task_retries=self._retries,
+        )
+
+
 @contextlib.contextmanager
-def session(config: RunConfig) -> Iterator[Resources]:
+def session(config: RunConfig) -> Iterator[Session]:
     """Connect to Ray, or start one here; leave it as it was found.
 
     Raises:
         InputError: the cluster cannot be reached.
     """
-    if ray.is_initialized():
-        yield _resources(config)
-        return
+    connected = ray.is_initialized()
+    if not connected:
+        _connect(config)
+    running = Session(config)
+    try:
+        yield running
+    finally:
+        running.close()
+        if not connected:
+            ray.shutdown()
+
+
+def _connect(config: RunConfig) -> None:
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == "local":
@@ -56,10 +119,6 @@ def session(config: RunConfig) -> Iterator[Resources]:
             f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
             "and does it want a token (RAY_AUTH_MODE=token)?"
         ) from error
-    try:
-        yield _resources(config)
-    finally:
-        ray.shutdown()
 
 
 def _resources(config: RunConfig) -> Resources:
@@ -74,22 +133,6 @@ def _resources(config: RunConfig) -> Resources:
     cpus = config.cpus_per_actor or min(_THREADS, *cores)
     actors = config.actors or max(1, sum(count // cpus for count in cores))
     return Resources(actors, cpus, config.gpus_per_actor or 0.0)
-
-
-def start_extractor(resources: Resources, folder: str, attempts: int) -> Any:
-    """Start an actor; the call returns at once.
-
-    Ray starts it anew where it dies, and repeats its calls: extracting a shard again gives the
-    same part.
-    """
-    remote = ray.remote(Extractor).options(
-        num_cpus=resources.cpus,
-        num_gpus=resources.gpus,
-        max_concurrency=_SHARDS_AN_ACTOR,
-        max_restarts=-1,
-        max_task_retries=attempts - 1,
-    )
-    return remote.remote(resources.cpus, folder)
 
 
 def result(reference: Any) -> Any:

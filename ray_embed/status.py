@@ -1,13 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run folder holds, and whether it is sound; imports neither TensorFlow nor Ray."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from ray_embed import plan, store
-from ray_embed.errors import InputError
+from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
 
@@ -63,15 +66,19 @@ def status(run: str, *, verify: bool = False) -> Status:
     if "fingerprint" not in about:
         raise InputError(f"{run}: its run stopped before it was planned; run the command again")
     outline = plan.load(folder)
-    reasons = store.rejects_by_reason(folder)
     numbers = list(store.part_numbers(folder))
     problems: list[str] = []
+    reasons: dict[str, int] = {}
     rows = 0
+    try:
+        reasons = store.rejects_by_reason(folder)
+    except RunError as error:
+        problems.append(str(error))
     for number in numbers:
         try:
             rows += store.footer(folder, number)[0]
-        except (OSError, ValueError) as error:
-            problems.append(f"{store.part_name(store.FEATURES, number)}: cannot be read: {error}")
+        except RunError as error:
+            problems.append(str(error))
     if verify:
         problems = list(_problems(folder, about["fingerprint"], numbers, outline))
     return Status(
@@ -89,52 +96,87 @@ def status(run: str, *, verify: bool = False) -> Status:
     )
 
 
-def _problems(folder: Folder, fingerprint: str, numbers: list[int], outline: plan.Plan) -> Any:
+def _problems(
+    folder: Folder, fingerprint: str, numbers: list[int], outline: plan.Plan
+) -> Iterator[str]:
     """Read every part; yield what is wrong, in a sentence that names the part."""
-    expected = 0
     for number in numbers:
         name = store.part_name(store.FEATURES, number)
         try:
-            _, footer = store.footer(folder, number)
-            table = store.read_part(folder, store.FEATURES, number)
-            seen = table["index"].to_pylist()
-            if folder.exists(store.part_name(store.REJECTS, number)):
-                seen += store.read_part(folder, store.REJECTS, number)["index"].to_pylist()
-            pictured = store.read_part(folder, store.THUMBNAILS, number)["index"]
-        except (OSError, ValueError, KeyError) as error:
-            yield f"{name}: cannot be read: {error}"
-            continue
-        if footer.get("fingerprint") != fingerprint or footer.get("shard") != str(number):
-            yield f"{name}: belongs to another run or shard"
-        planned = int(footer.get("planned", -1))
-        start = _start_of(outline, number)
-        if start is not None:
-            expected = start
-        if sorted(seen) != list(range(expected, expected + planned)):
-            yield f"{name}: its records and rejects are not the {planned} planned ones"
-        if table["index"].to_pylist() != sorted(table["index"].to_pylist()):
-            yield f"{name}: its records are out of order"
-        if pictured.to_pylist() != table["index"].to_pylist():
-            yield f"{name}: its thumbnails are of other records"
-        for column in store.feature_columns(table.schema):
-            if not np.isfinite(as_matrix(table[column])).all():
-                yield f"{name}: {column} holds numbers that are not finite"
-        expected += planned
+            yield from _problems_of(folder, fingerprint, number, outline)
+        except RunError as error:
+            yield str(error)
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            yield f"{name}: cannot be compared with the plan: {error}"
     if outline.shards is not None and numbers != list(range(outline.shards)):
         missing = sorted(set(range(outline.shards)) - set(numbers))
         if missing:
             yield f"{len(missing)} shards are not done, the first is {missing[0]}"
 
 
-def _start_of(outline: plan.Plan, number: int) -> int | None:
-    """Give the index of a shard's first record, where the plan tells it."""
-    index = 0
+def _problems_of(
+    folder: Folder, fingerprint: str, number: int, outline: plan.Plan
+) -> Iterator[str]:
+    name = store.part_name(store.FEATURES, number)
+    _, footer = store.footer(folder, number)
+    table = store.read_part(folder, store.FEATURES, number)
+    kinds = [store.FEATURES, store.THUMBNAILS]
+    rejected = pa.table({"index": pa.array([], pa.int64())})
+    if folder.exists(store.part_name(store.REJECTS, number)):
+        kinds.append(store.REJECTS)
+        rejected = store.read_part(folder, store.REJECTS, number)
+    if footer.get("fingerprint") != fingerprint or footer.get("shard") != str(number):
+        yield f"{name}: belongs to another run or shard"
+    if footer.get("rejected") != str(rejected.num_rows):
+        yield f"{name}: its rejects are not the {footer.get('rejected')} there were"
+    shard = _shard_of(folder, outline, number)
+    if shard is None and outline.shards is not None:
+        yield f"{name}: no such shard was planned"
+    if shard is not None:
+        records = plan.record_columns(
+            outline, shard, plan.read_shard(folder, shard.split, shard.local)
+        )
+        yield from _differences(name, records, table, rejected)
+    pictured = store.read_part(folder, store.THUMBNAILS, number)["index"]
+    if pictured.to_pylist() != table["index"].to_pylist():
+        yield f"{name}: its thumbnails are of other records"
+    for column in store.feature_columns(table.schema):
+        if not np.isfinite(as_matrix(table[column])).all():
+            yield f"{name}: {column} holds numbers that are not finite"
+    for kind in kinds:
+        if not store.is_as_written(folder, kind, number):
+            yield f"{store.part_name(kind, number)}: its bytes are not those that were written"
+
+
+def _differences(
+    name: str, records: pa.Table, table: pa.Table, rejected: pa.Table
+) -> Iterator[str]:
+    """Compare the records of a part, and its rejects, with the planned ones."""
+    planned, found = records["index"].to_pylist(), table["index"].to_pylist()
+    if sorted(found + rejected["index"].to_pylist()) != planned:
+        yield f"{name}: its records and rejects are not the {len(planned)} planned ones"
+    elif found != sorted(found):
+        yield f"{name}: its records are out of order"
+    else:
+        kept = records.filter(pc.is_in(records["index"], table["index"].combine_chunks()))
+        # As text, in which NaN is the same as NaN.
+        if repr(kept.to_pylist()) != repr(table.select(kept.column_names).to_pylist()):
+            yield f"{name}: its keys, labels or metadata are not the planned ones"
+
+
+def _shard_of(folder: Folder, outline: plan.Plan, number: int) -> plan.Shard | None:
+    """Give the shard of a number; None where none was planned, or a stream before it goes on."""
+    first = index = 0
     for split in outline.splits:
-        shards, records = split.shards, split.records
-        if shards is None or records is None:
+        local = number - first
+        there = (
+            folder.exists(split.file_of(local)) if split.shards is None else local < split.shards
+        )
+        if there:
+            position = local * split.shard_size
+            return plan.Shard(number, split, local, index + position, position)
+        if split.shards is None or split.records is None:
             return None
-        if number < shards:
-            return index + number * split.shard_size
-        number -= shards
-        index += records
+        first += split.shards
+        index += split.records
     return None

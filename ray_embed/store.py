@@ -4,6 +4,7 @@
 A shard is done if and only if its features part is there; nothing else records progress.
 """
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -14,12 +15,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.errors import InputError
+from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import TEMPORARY, Folder
+from ray_embed.matrix import as_column, as_matrix
 
 RUN = "run.json"
 FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
 _PART = re.compile(r"part-(\d{8,})\.parquet")
+_WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 # Written first of all, so that a folder is known as ours whenever the writing stops.
 _FORMAT = 1
 
@@ -71,10 +74,17 @@ class Done:
 
 
 def rejects_by_reason(folder: Folder) -> dict[str, int]:
-    """Count the rejects, the commonest reason first."""
+    """Count the rejects of the shards that are done, the commonest reason first.
+
+    Raises:
+        RunError: a part cannot be read.
+    """
+    done = Done(folder)
     reasons: Counter[str] = Counter()
     for number in part_numbers(folder, REJECTS):
-        reasons.update(read_part(folder, REJECTS, number, ["reason"])["reason"].to_pylist())
+        # A killed try may have left rejects without features: its shard is done again.
+        if number in done:
+            reasons.update(read_part(folder, REJECTS, number, ["reason"])["reason"].to_pylist())
     return dict(reasons.most_common())
 
 
@@ -96,6 +106,11 @@ def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
 
 
 def _write(folder: Folder, name: str, table: pa.Table) -> None:
+    folder.write(name, _encoded(table))
+
+
+def _encoded(table: pa.Table) -> bytes:
+    """Give a part's bytes; the same table gives the same ones."""
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
     # Floats of features and PNGs hardly compress, and their statistics serve nobody; text repeats.
@@ -105,8 +120,10 @@ def _write(folder: Folder, name: str, table: pa.Table) -> None:
         compression="none",
         use_dictionary=text,
         write_statistics=["index", *text],
+        write_page_checksum=True,
     )
-    folder.write(name, sink.getvalue().to_pybytes())
+    content: bytes = sink.getvalue().to_pybytes()
+    return content
 
 
 def read_run(folder: Folder) -> dict[str, Any] | None:
@@ -150,22 +167,67 @@ def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
         ) from error
 
 
+@contextlib.contextmanager
+def _opened(folder: Folder, kind: str, number: int) -> Iterator[pq.ParquetFile]:
+    """Open a part; reading it fails where its pages do not have their checksums."""
+    name = folder.join(part_name(kind, number))
+    try:
+        with folder.filesystem.open_input_file(name) as stream:
+            yield pq.ParquetFile(stream, page_checksum_verification=True)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise RunError(
+            f"{name}: cannot be read: {error}; if it is damaged, delete "
+            f"{folder.join(part_name(FEATURES, number))} and run `ray-embed extract` again"
+        ) from error
+
+
 def footer(folder: Folder, number: int) -> tuple[int, dict[str, str]]:
-    """Read the number of rows and our key-values of a features part."""
-    with folder.filesystem.open_input_file(folder.join(part_name(FEATURES, number))) as stream:
-        metadata = pq.read_metadata(stream)
-    ours = {
-        key.decode().removeprefix("ray_embed."): value.decode()
-        for key, value in (metadata.metadata or {}).items()
-        if key.startswith(b"ray_embed.")
-    }
+    """Read the number of rows and our key-values of a features part.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    with _opened(folder, FEATURES, number) as part:
+        metadata = part.metadata
+        ours = {
+            key.decode().removeprefix("ray_embed."): value.decode()
+            for key, value in (metadata.metadata or {}).items()
+            if key.startswith(b"ray_embed.")
+        }
     return metadata.num_rows, ours
 
 
 def read_part(folder: Folder, kind: str, number: int, columns: list[str] | None = None) -> pa.Table:
-    """Read one part, or some columns of it."""
-    with folder.filesystem.open_input_file(folder.join(part_name(kind, number))) as stream:
-        return pq.ParquetFile(stream).read(columns)
+    """Read one part, or some columns of it.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    with _opened(folder, kind, number) as part:
+        table = part.read(columns)
+        # Reading leaves out a column that is not there.
+        return table if columns is None else table.select(columns)
+
+
+def is_as_written(folder: Folder, kind: str, number: int) -> bool:
+    """Whether a part is, byte for byte, what writing its content again gives.
+
+    Only the version of pyarrow that wrote it can say that; of others' parts it is taken as given.
+
+    Raises:
+        RunError: it cannot be read.
+    """
+    with _opened(folder, kind, number) as part:
+        content, writer = part.read(), part.metadata.created_by
+    for column in feature_columns(content.schema):
+        # Parquet has its own name for the items of a list, which reading keeps.
+        values = as_column(as_matrix(content[column]))
+        content = content.set_column(content.column_names.index(column), column, values)
+    again = _encoded(content)
+    ours = pq.read_metadata(pa.BufferReader(again)).created_by
+    if writer != ours and _WRITER.fullmatch(writer):
+        return True
+    return again == folder.read(part_name(kind, number))
 
 
 def feature_columns(schema: pa.Schema) -> list[str]:

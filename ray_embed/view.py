@@ -43,7 +43,7 @@ def view(
         InputError: no such run, or the port is taken.
     """
     folder = projector_folder(run)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from tensorboard import default, program
 
     server = program.TensorBoard(default.get_plugins())

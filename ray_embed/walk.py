@@ -13,7 +13,7 @@ from ray_embed.errors import InputError
 from ray_embed.extractor import start_tensorflow
 from ray_embed.filesystem import Folder
 from ray_embed.plan import SplitPlan
-from ray_embed.schedule import result
+from ray_embed.schedule import Session, result
 from ray_embed.sources import Streamed
 from ray_embed.sources.stream import StreamInfo, StreamReader
 
@@ -37,7 +37,8 @@ class Reader:
 
     def __init__(self, source: Streamed, limit: int | None, folder: str | None) -> None:
         if folder is not None:
-            start_tensorflow(1, folder)
+            # The user's pipeline decides about its own threads.
+            start_tensorflow(None, folder)
         self._reader = StreamReader(source, limit)
 
     def describe(self) -> StreamInfo:
@@ -82,10 +83,10 @@ def _not_repeatable(split: SplitPlan, how: str) -> InputError:
 class Walk:
     """A reader, in an actor of its own, or here for a dataset object in hand."""
 
-    def __init__(self, source: Streamed, limit: int | None, folder: str) -> None:
+    def __init__(self, source: Streamed, limit: int | None, session: Session) -> None:
         self._remote = isinstance(source.source, str)
         if self._remote:
-            self._reader = ray.remote(Reader).options(num_cpus=0).remote(source, limit, folder)
+            self._reader = session.start(Reader, source, limit, session.folder, num_cpus=0)
         else:
             self._reader = Reader(source, limit, None)
 
@@ -95,11 +96,8 @@ class Walk:
         Raises:
             InputError: the callable cannot be found, or gives no records.
         """
-        info: StreamInfo
-        if self._remote:
-            info = result(self._reader.describe.remote())
-        else:
-            info = self._reader.describe()
+        told = result(self._reader.describe.remote()) if self._remote else self._reader.describe()
+        info: StreamInfo = told
         return info
 
     def shards(

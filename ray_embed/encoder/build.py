@@ -217,9 +217,12 @@ def _choose_engine(
         if agree(found, plain, spec.precision):
             return replace(encoder, warnings=tuple(warnings))
         warnings.append(f"engine {name}: its features differ from those of the plain call")
+    mend = ""
+    if not _can_be_loaded_again(spec):
+        mend = "; give model and preprocessing as 'module:callable': each process makes them anew"
     raise InputError(
         f"--engine {spec.engine}: no engine gives the features of the plain call; "
-        f"{'; '.join(warnings) or 'none could be used'}"
+        f"{'; '.join(warnings) or 'none could be used'}{mend}"
     )
 
 
@@ -240,8 +243,8 @@ def _with_graph(draft: Encoder, folded: FoldedGraph) -> Encoder:
         input_name=folded.input_name,
         output_names=folded.output_names,
         architecture=folded.architecture,
-        # A signature has no Keras weights: all that it computes with is in the graph.
-        weights_digest=draft.weights_digest if draft.weights else folded.content,
+        # All that it computes with, also what is no weight by Keras' account.
+        weights_digest=folded.content,
     )
 
 

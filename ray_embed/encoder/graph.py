@@ -113,11 +113,14 @@ def fold(encode: Callable[[Any], Features], batch_shape: tuple[int, int, int, in
         convert_variables_to_constants_v2,
     )
 
-    traced = tf.function(encode, autograph=False).get_concrete_function(
-        tf.TensorSpec(batch_shape, tf.float32, name="images")
-    )
-    frozen = convert_variables_to_constants_v2(traced)
+    images = tf.TensorSpec(batch_shape, tf.float32, name="images")
+    # Not tf.function, whose graphs keep what has side effects: a sampling layer beside the layer
+    # asked for changes the state of its random generator, which no constant can.
+    traced = tf.compat.v1.wrap_function(encode, [images])
+    needed = traced.prune(traced.inputs[0], traced.outputs)
+    frozen = convert_variables_to_constants_v2(needed)
     graph = frozen.graph.as_graph_def()
+    _refuse_python(graph)
     outputs = tuple(tensor.name for tensor in frozen.outputs)
     return FoldedGraph(
         graph.SerializeToString(deterministic=True),
@@ -126,6 +129,13 @@ def fold(encode: Callable[[Any], Features], batch_shape: tuple[int, int, int, in
         _digest(graph, outputs, weights=False),
         _digest(graph, outputs, weights=True),
     )
+
+
+def _refuse_python(graph: Any) -> None:
+    """Refuse a graph that calls Python functions, which it finds in this process only."""
+    functions = [node for function in graph.library.function for node in function.node_def]
+    if any("PyFunc" in node.op for node in (*graph.node, *functions)):
+        raise ValueError("it calls Python by tf.py_function or tf.numpy_function")
 
 
 def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds Python code stored in Keras 2 files, which `tf_keras` would run even in its safe mode."""
+"""Finds Python code stored in Keras 2 files, which `tf_keras` would run even in its safe mode.
+
+`tf_keras` also looks up functions by names stored in a file, in whatever module the file says: only
+those that the user's code has registered are let through.
+"""
 
 import json
 import zipfile
@@ -9,7 +13,7 @@ from typing import Any
 
 from ray_embed.errors import InputError
 
-_CODE = ("Lambda", "__lambda__", "function")
+_CODE = {"Lambda", "__lambda__"}
 
 
 def refuse_lambdas(path: Path, configs: list[str]) -> None:
@@ -24,14 +28,36 @@ def refuse_lambdas(path: Path, configs: list[str]) -> None:
     """
     for text in configs:
         for item in _dicts(json.loads(text)):
-            if item.get("class_name") in _CODE or item.get("function_type") == "lambda":
+            if _is_code(item):
                 config = item.get("config")
-                name = config.get("name", "?") if isinstance(config, dict) else "?"
+                name = (config if isinstance(config, dict) else item).get("name", "?")
                 raise InputError(
                     f"--model {path}: the layer {name!r} is a Lambda, Python code stored in the "
                     "file, which is not run; build the model in a function of yours and give "
                     "--model module:callable with --weights"
                 )
+            if item.get("class_name") == "function" and not _is_registered(item.get("config")):
+                raise InputError(
+                    f"--model {path}: it uses the Python function {item.get('config')!r}, which is "
+                    "not registered; name the module that registers it with --import"
+                )
+
+
+def _is_code(item: dict[str, Any]) -> bool:
+    # A class is found by its path within a module (`layers.Lambda`), and by its registered name.
+    names = (str(item.get(key)) for key in ("class_name", "registered_name"))
+    return any(name.rpartition(".")[2] in _CODE for name in names) or any(
+        # `function_type` and `output_shape_type` of a Lambda's configuration.
+        key.endswith("_type") and value == "lambda"
+        for key, value in item.items()
+    )
+
+
+def _is_registered(function: Any) -> bool:
+    import tf_keras
+
+    registered = isinstance(function, str) and tf_keras.saving.get_registered_object(function)
+    return bool(registered)
 
 
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
@@ -91,7 +117,7 @@ def saved_model_configs(path: Path) -> list[str] | None:
     file = path / "keras_metadata.pb"
     if not file.exists():
         return None
-    from tf_keras.src.protobuf import saved_metadata_pb2
+    from tf_keras.protobuf import saved_metadata_pb2
 
     metadata = saved_metadata_pb2.SavedMetadata()
     try:

@@ -7,25 +7,13 @@ for functional, Sequential and subclassed models, nested ones too, of Keras 3 an
 
 import contextlib
 import difflib
-import sys
 from collections.abc import Iterator
 from typing import Any
 
+from ray_embed.encoder.keras_objects import layer_classes
 from ray_embed.errors import InputError
 
 Recorded = dict[str, list[Any]]
-
-_MODULES = ("keras", "tf_keras")
-
-
-def _layer_classes() -> list[Any]:
-    found = (sys.modules.get(name) for name in _MODULES)
-    return [module.layers.Layer for module in found if module is not None]
-
-
-def is_keras(value: Any) -> bool:
-    """Whether the value is a Keras layer or model, of Keras 3 or of tf_keras."""
-    return isinstance(value, tuple(_layer_classes()))
 
 
 @contextlib.contextmanager
@@ -36,7 +24,7 @@ def recording() -> Iterator[Recorded]:
     """
     recorded: Recorded = {}
     stack: list[str] = []
-    originals = [(cls, cls.__call__) for cls in _layer_classes()]
+    originals = [(cls, cls.__call__) for cls in layer_classes().values()]
 
     def wrapped(original: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:

@@ -11,7 +11,7 @@ import numpy as np
 from ray_embed import importing
 from ray_embed.config import is_callable_reference
 from ray_embed.encoder import EncoderSpec, lambdas
-from ray_embed.encoder.layers import is_keras
+from ray_embed.encoder.keras_objects import finish_normalization, keras_family
 from ray_embed.errors import InputError
 
 
@@ -36,15 +36,13 @@ def load(spec: EncoderSpec) -> Loaded:
         InputError: there is no such model, it is unsafe to load, or not of one input image.
     """
     for module in spec.imports:
-        importing.import_module(module, "--import")
+        importing.import_module(module, f"--import {module}")
     if isinstance(spec.model, str) and not is_callable_reference(spec.model):
         path = Path(spec.model)
         if (path / "saved_model.pb").exists() and lambdas.saved_model_configs(path) is None:
             return _signature(path, spec)
         found = _from_file(path)
-    elif is_keras(spec.model):
-        found = spec.model
-    elif callable(spec.model) or isinstance(spec.model, str):
+    elif isinstance(spec.model, str) or importing.makes(spec.model):
         found = importing.call(spec.model, spec.model_kwargs, "--model")
     else:
         found = spec.model
@@ -106,6 +104,8 @@ def set_weights(loaded: Loaded, values: tuple[np.ndarray[Any, Any], ...]) -> Non
         )
     for variable, value in zip(variables(loaded), values, strict=True):
         variable.assign(value)
+    if loaded.model is not None:
+        finish_normalization([loaded.model])
 
 
 def _from_file(path: Path) -> Any:
@@ -162,7 +162,7 @@ def _loaded(path: Path, load_model: Callable[[], Any]) -> Any:
 
 def _submodel(found: Any, spec: EncoderSpec) -> Any:
     where = f"--model {spec.model_name}"
-    inside = [name for name, value in _attributes(found).items() if is_keras(value)]
+    inside = [name for name, value in _attributes(found).items() if keras_family(value)]
     if spec.submodel:
         model: Any = found
         for name in spec.submodel.split("."):
@@ -175,7 +175,7 @@ def _submodel(found: Any, spec: EncoderSpec) -> Any:
         where = f"{where}, --submodel {spec.submodel}"
     else:
         model = found
-    if not is_keras(model):
+    if not keras_family(model):
         mend = f"; name the one inside with --submodel: {', '.join(inside)}" if inside else ""
         raise InputError(f"{where}: it is {type(model).__name__}, a Keras model is needed{mend}")
     return model

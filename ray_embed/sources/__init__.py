@@ -23,8 +23,8 @@ class Listed:
     """A source whose records are known beforehand.
 
     `records` yields Arrow batches with the columns `key`, `label`, the extras, `path` (binary,
-    relative to `root`; null for arrays), `size` (bytes; null where there is no file) and `mtime`
-    (ns), in the order of the records; it counts in its argument what it passes over.
+    relative to `root`; null for arrays), `size` (bytes of its file; null where there is none) and
+    `mtime` (ns), in the order of the records; it counts in its argument what it passes over.
     """
 
     split: str

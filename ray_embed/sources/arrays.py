@@ -17,6 +17,7 @@ import pyarrow as pa
 from ray_embed.errors import InputError
 from ray_embed.labels import label_type_of
 from ray_embed.sources import Listed
+from ray_embed.sources.folder import size_and_time
 
 _BATCH = 65_536
 
@@ -51,7 +52,7 @@ def open_arrays(split: str, path: Path) -> Listed:
         str(path),
         "array",
         label_type_of(arrow.type, f"{path}: labels"),
-        lambda skipped: _records(arrow),
+        lambda skipped: _records(path, arrow),
         image_shape=(height, width, shape[3] if len(shape) == 4 else 1),
         image_dtype="uint8" if dtype == np.uint8 else "float",
     )
@@ -71,14 +72,15 @@ def label_array(labels: np.ndarray[Any, Any], where: str) -> pa.Array:
     if labels.dtype.kind not in "biuf":
         raise InputError(f"{where}: labels of type {labels.dtype} are no labels")
     try:
-        array = pa.array(labels)
+        array = pa.array(labels.astype(labels.dtype.newbyteorder("=")))
         return array.cast(label_type_of(array.type, where))
     except pa.ArrowInvalid as error:
         raise InputError(f"{where}: a label does not fit into 64 bits: {error}") from error
 
 
-def _records(labels: pa.Array) -> Iterator[pa.RecordBatch]:
+def _records(path: Path, labels: pa.Array) -> Iterator[pa.RecordBatch]:
     count = len(labels)
+    size, mtime = size_and_time(path)
     for start in range(0, count, _BATCH):
         rows = min(_BATCH, count - start)
         yield pa.record_batch(
@@ -86,8 +88,8 @@ def _records(labels: pa.Array) -> Iterator[pa.RecordBatch]:
                 "key": pa.array([str(start + i) for i in range(rows)], pa.string()),
                 "label": labels.slice(start, rows),
                 "path": pa.nulls(rows, pa.binary()),
-                "size": pa.nulls(rows, pa.int64()),
-                "mtime": pa.nulls(rows, pa.int64()),
+                "size": pa.repeat(pa.scalar(size, pa.int64()), rows),
+                "mtime": pa.repeat(pa.scalar(mtime, pa.int64()), rows),
             }
         )
 

@@ -11,6 +11,7 @@ import pyarrow.csv
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError
+from ray_embed.keys import key_of
 from ray_embed.labels import OWN_COLUMNS
 from ray_embed.sources import Listed
 from ray_embed.sources.folder import size_and_time
@@ -64,7 +65,7 @@ def reject_own_names(extras: list[str], where: str) -> None:
 
 
 def _header(path: Path) -> list[str]:
-    with _parsed(path, None) as reader:
+    with _parsed(path, {}) as reader:
         names: list[str] = reader.schema.names
     doubles = [name for name, count in Counter(names).items() if count > 1]
     if doubles:
@@ -72,8 +73,7 @@ def _header(path: Path) -> list[str]:
     return names
 
 
-def _parsed(path: Path, header: list[str] | None) -> pyarrow.csv.CSVStreamingReader:
-    text = {name: pa.string() for name in header or ()}
+def _parsed(path: Path, types: dict[str, pa.DataType]) -> pyarrow.csv.CSVStreamingReader:
     try:
         return pyarrow.csv.open_csv(
             path,
@@ -81,7 +81,7 @@ def _parsed(path: Path, header: list[str] | None) -> pyarrow.csv.CSVStreamingRea
                 delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True
             ),
             convert_options=pyarrow.csv.ConvertOptions(
-                column_types=text, strings_can_be_null=False
+                column_types=types, strings_can_be_null=False
             ),
         )
     except (pa.ArrowInvalid, OSError) as error:
@@ -92,7 +92,9 @@ def _records(
     path: Path, header: list[str], extras: list[str], config: RunConfig
 ) -> Iterator[pa.RecordBatch]:
     row = 0
-    with _parsed(path, header) as reader:
+    # A file's name may be any bytes.
+    types = {name: pa.string() for name in header} | {config.path_column: pa.binary()}
+    with _parsed(path, types) as reader:
         while True:
             try:
                 batch = reader.read_next_batch()
@@ -103,13 +105,13 @@ def _records(
             if batch.num_rows:
                 paths = batch[config.path_column].to_pylist()
                 _reject_empty(paths, row, path)
-                stats = [size_and_time(path.parent / name) for name in paths]
+                stats = [size_and_time(path.parent / os.fsdecode(name)) for name in paths]
                 yield pa.record_batch(
                     {
-                        "key": batch[config.path_column],
+                        "key": pa.array([key_of(name) for name in paths], pa.string()),
                         "label": _labels(batch[config.label_column], row, path, config),
                         **{name: batch[name] for name in extras},
-                        "path": pa.array([os.fsencode(name) for name in paths], pa.binary()),
+                        "path": batch[config.path_column],
                         "size": pa.array([size for size, _ in stats], pa.int64()),
                         "mtime": pa.array([time for _, time in stats], pa.int64()),
                     }
@@ -117,15 +119,24 @@ def _records(
             row += batch.num_rows
 
 
-def _reject_empty(paths: list[str], row: int, listing: Path) -> None:
-    if "" in paths:
-        raise InputError(f"{listing}: row {row + paths.index('') + 1} has no path")
+def _reject_empty(paths: list[bytes], row: int, listing: Path) -> None:
+    if b"" in paths:
+        raise InputError(
+            f"{listing}: row {row + paths.index(b'') + 1} has no path; give one, or drop the row"
+        )
+
+
+def _int64(text: str) -> int:
+    value = int(text)
+    if not -(2**63) <= value < 2**63:
+        raise ValueError("it does not fit into 64 bits")
+    return value
 
 
 def _labels(labels: pa.Array, row: int, path: Path, config: RunConfig) -> pa.Array:
     if config.label_type == "text":
         return labels
-    parse = int if config.label_type == "int" else float
+    parse = _int64 if config.label_type == "int" else float
     values: list[int | float | None] = []
     for offset, text in enumerate(labels.to_pylist()):
         try:

@@ -15,7 +15,9 @@ tf_keras = pytest.importorskip("tf_keras")
 import h5py  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from ray_embed.encoder.weights import find_checkpoint, load_weights  # noqa: E402
+from ray_embed.encoder import loading  # noqa: E402
+from ray_embed.encoder.checkpoint_file import find_checkpoint  # noqa: E402
+from ray_embed.encoder.weights import load_weights  # noqa: E402
 from ray_embed.errors import InputError  # noqa: E402
 
 LIBRARIES = {"keras3": keras, "tf_keras": tf_keras}
@@ -696,3 +698,28 @@ def test_half_precision_model(tmp_path):
     np.testing.assert_allclose(
         np.asarray(model(np.ones((2, 4)))).astype(np.float32), outputs(source), rtol=0.05
     )
+
+
+# --- values without a file -----------------------------------------------------------------------
+
+
+def test_normalization_computes_with_the_values_it_is_given(target):
+    def net():
+        image = target.layers.Input((8, 8, 3))
+        normalization = target.layers.Normalization()
+        x = target.layers.Conv2D(4, 3)(normalization(image))
+        return normalization, target.Model(image, target.layers.GlobalAveragePooling2D()(x))
+
+    def loaded(model):
+        return loading.Loaded(model, (8, 8, 3), model)
+
+    normalization, source = net()
+    normalization.adapt(5 + 2 * IMAGES)
+    _, model = net()
+    model(IMAGES)
+    loading.set_weights(loaded(model), loading.get_weights(loaded(source)))
+    agree(model, outputs(source))
+
+
+def test_a_signature_has_no_values_to_set():
+    loading.set_weights(loading.Loaded(lambda images: images, (8, 8, 3)), ())

@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Finds the TensorFlow checkpoint that a path means, and reads its object graph and values."""
+
+import contextlib
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_embed.errors import InputError
+
+ACCEPTED = (
+    "accepted are .weights.h5, .h5 and .keras files, and TensorFlow checkpoints: the path without "
+    ".index, or the folder that holds it"
+)
+
+_RANDOM_STATE = {"seed_generator", "_seed_generators", "_random_generator"}
+
+
+@dataclass(frozen=True)
+class Node:
+    """An object of the graph in the file; `key` is set where the object is a variable."""
+
+    children: dict[str, int]
+    key: str | None
+    full_name: str
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint opened for reading: its object graph and the shapes of its values."""
+
+    shown: str
+    reader: Any
+    nodes: Sequence[Node]
+    shapes: Mapping[str, Sequence[int]]
+
+    def value(self, start: int) -> Any:
+        """Read the value of the variable at `start`.
+
+        Raises:
+            InputError: the value is damaged.
+        """
+        try:
+            return self.reader.get_tensor(self.nodes[start].key)
+        except Exception as error:  # TensorFlow has a class of its own for each kind of damage
+            raise InputError(
+                f"{self.shown}: damaged checkpoint, copy it anew ({_line(error)})"
+            ) from error
+
+    def variables_below(self, start: int) -> list[int]:
+        """Give the variable nodes below `start`, the states of random generators left out."""
+        found, seen, todo = [], {start}, [start]
+        while todo:
+            node = todo.pop()
+            if self.nodes[node].key is not None:
+                found.append(node)
+            for name, child in self.nodes[node].children.items():
+                if child not in seen and name not in _RANDOM_STATE:
+                    seen.add(child)
+                    todo.append(child)
+        return found
+
+    def layer_names(self, start: int) -> set[str]:
+        """Give the scopes that all variables below `start` share: the layer's name is one."""
+        scopes = [
+            set(self.nodes[node].full_name.split("/")[:-1]) for node in self.variables_below(start)
+        ]
+        return set.intersection(*scopes) if scopes else set()
+
+    def positional(self, start: int) -> tuple[str, list[int]]:
+        """Give the writer and the layers with weights of a functional or Sequential model.
+
+        Args:
+            start: the model's node.
+
+        Returns:
+            `keras` or `tf_keras` and the layers' nodes in order; an empty string and no nodes if
+            it is no such model.
+        """
+        children = self.nodes[start].children
+        numbered = sorted(
+            (int(name.rpartition("-")[2]), node)
+            for name, node in children.items()
+            if name.startswith("layer_with_weights-")
+        )
+        if numbered:
+            return "tf_keras", [node for _, node in numbered]
+        if "_operations" not in children and "_functional" in children:
+            children = self.nodes[children["_functional"]].children
+        if "_operations" not in children:
+            return "", []
+        return "keras", self.items(children["_operations"])
+
+    def items(self, start: int) -> list[int]:
+        """Give the items of the list at `start` that hold variables, in order."""
+        children = self.nodes[start].children
+        order = sorted((int(name), node) for name, node in children.items() if name.isdigit())
+        return [node for _, node in order if self.variables_below(node)]
+
+
+def open_checkpoint(prefix: str, shown: str) -> Checkpoint:
+    """Open a checkpoint and read its object graph.
+
+    Args:
+        prefix: path of the checkpoint without `.index`.
+        shown: the file's name for messages.
+
+    Raises:
+        InputError: it is damaged, or was written by a Saver that stores no object graph.
+    """
+    import tensorflow as tf
+    from tensorflow.core.protobuf import trackable_object_graph_pb2
+
+    try:
+        # Not tf.train.load_checkpoint: it takes the prefix "folder/" for a folder and then
+        # follows the state file, which says "." there.
+        reader = tf.compat.v1.train.NewCheckpointReader(prefix)
+        shapes = reader.get_variable_to_shape_map()
+        if "_CHECKPOINTABLE_OBJECT_GRAPH" not in shapes:
+            raise InputError(
+                f"{shown}: a name-based checkpoint (tf.compat.v1 Saver) without an object graph; "
+                "load it in the program that made it and save it with model.save_weights"
+            )
+        graph = trackable_object_graph_pb2.TrackableObjectGraph()
+        graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
+    except InputError:
+        raise
+    except Exception as error:  # DataLossError, NotFoundError, DecodeError, RuntimeError ...
+        raise InputError(f"{shown}: not a readable checkpoint ({_line(error)})") from error
+    return Checkpoint(shown, reader, [_node(proto, shapes) for proto in graph.nodes], shapes)
+
+
+def _node(proto: Any, shapes: Mapping[str, Sequence[int]]) -> Node:
+    children = {child.local_name: child.node_id for child in proto.children}
+    for attribute in proto.attributes:
+        if attribute.name == "VARIABLE_VALUE" and attribute.checkpoint_key in shapes:
+            return Node(children, attribute.checkpoint_key, attribute.full_name)
+    return Node(children, None, "")
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0][:200]
+
+
+# --- the checkpoint that a path means ------------------------------------------------------------
+
+
+def find_checkpoint(weights: str) -> str:
+    """Give the prefix of the TensorFlow checkpoint that a path means.
+
+    Args:
+        weights: the prefix itself, or a folder with one checkpoint or a record of the newest.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    folder = Path(weights)
+    if Path(f"{weights}.index").is_file():
+        return weights
+    if not folder.exists():
+        raise InputError(f"{weights}: no such file, folder or checkpoint; {ACCEPTED}")
+    if not folder.is_dir():
+        raise InputError(f"{weights}: not a file of weights; {ACCEPTED}")
+    if (folder / ".index").is_file():
+        return f"{folder}/"
+    recorded = _recorded_checkpoint(folder)
+    if recorded and (folder / f"{recorded}.index").is_file():
+        return str(folder / recorded)
+    found = sorted(str(path).removesuffix(".index") for path in folder.glob("*.index"))
+    if len(found) == 1:
+        return found[0]
+    if not found:
+        raise InputError(f"{weights}: no checkpoint (*.index) in this folder; {ACCEPTED}")
+    raise InputError(
+        f"{weights}: several checkpoints in this folder; give one of {', '.join(found)}"
+    )
+
+
+def _recorded_checkpoint(folder: Path) -> str:
+    """The base name of the newest checkpoint by the state file: the folder may have moved."""
+    import tensorflow as tf
+
+    try:
+        state = tf.train.get_checkpoint_state(str(folder))
+    except ValueError:  # not text, or without a path; what else is wrong with it gives None
+        return ""
+    return re.split(r"[/\\]", state.model_checkpoint_path)[-1] if state else ""
+
+
+@contextlib.contextmanager
+def plain_prefix(prefix: str) -> Iterator[str]:
+    """Give the prefix, or links to its files if TensorFlow would take its name for a pattern.
+
+    Args:
+        prefix: path of the checkpoint without `.index`; read it only inside the `with`.
+    """
+    if not re.search(r"[*?\[\]\\]", prefix):
+        yield prefix
+        return
+    folder, _, base = prefix.rpartition("/")
+    with tempfile.TemporaryDirectory(prefix="ray_embed_weights_") as scratch:
+        for path in Path(folder or ".").iterdir():
+            if path.name == f"{base}.index" or path.name.startswith(f"{base}.data-"):
+                Path(scratch, f"linked{path.name.removeprefix(base)}").symlink_to(path.resolve())
+        yield f"{scratch}/linked"

@@ -1,0 +1,290 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens before the first shard: everything is checked, then the run folder is begun."""
+
+import functools
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_embed import fingerprint, importing, plan, store
+from ray_embed._version import __version__
+from ray_embed.config import RunConfig, is_callable_reference
+from ray_embed.encoder import Encoder, EncoderSpec, keep
+from ray_embed.errors import InputError
+from ray_embed.filesystem import Folder, is_uri, shown
+from ray_embed.plan import Plan
+from ray_embed.progress import say
+from ray_embed.schedule import Session, result
+from ray_embed.sources import Source, Streamed
+from ray_embed.walk import Walk
+
+
+@dataclass(frozen=True)
+class Target:
+    """The run folder, and what ``run.json`` said before; None for a new run."""
+
+    out: str
+    folder: Folder
+    before: dict[str, Any] | None
+
+    @property
+    def uri(self) -> str:
+        """Where the run folder is, for other processes."""
+        return self.out if is_uri(self.out) else self.folder.path
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether a run was begun here that is to be finished."""
+        return self.before is not None and "identity" in self.before
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known, and checked, before anything is written."""
+
+    target: Target
+    plan: Plan
+    encoder: Encoder
+    identity: fingerprint.Identity
+    walks: dict[str, Walk]
+
+    @property
+    def folder(self) -> Folder:
+        """The run folder."""
+        return self.target.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this run's parts from another's."""
+        return fingerprint.digest(self.identity)
+
+
+def open_target(config: RunConfig) -> Target:
+    """Open the run folder; without `out` it is named after the model and its weights.
+
+    Raises:
+        InputError: it cannot be written to, or holds something else.
+    """
+    out = config.out or default_out(config)
+    if config.out is None:
+        say(f"run folder: {out}")
+    folder = Folder.at(out)
+    if folder.is_local:
+        path = Path(folder.path)
+        above = next(p for p in (path, *path.parents) if p.exists())
+        if not above.is_dir():
+            raise InputError(f"--out {out}: {above} is a file; give a folder")
+        if not os.access(above, os.W_OK | os.X_OK):
+            raise InputError(f"--out {out}: {above} may not be written to; give another folder")
+    anew = config.overwrite and folder.exists(store.RUN)
+    return Target(out, folder, None if anew else store.read_run(folder))
+
+
+def default_out(config: RunConfig) -> str:
+    """Name the run folder after the model and its weights: ``runs/<model>-<weights>``."""
+    model = config.model if isinstance(config.model, str) else fingerprint.name_of(config.model)
+    names = [str(model).rpartition(":")[2] if ":" in str(model) else Path(str(model)).stem]
+    if config.weights:
+        names.append(Path(config.weights.rstrip("/")).name.partition(".")[0])
+    return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in names)
+
+
+def check_model(config: RunConfig) -> None:
+    """Look whether the model's file is there, which takes no time.
+
+    Raises:
+        InputError: it is not.
+    """
+    if isinstance(config.model, str) and not is_callable_reference(config.model):
+        if is_uri(config.model):
+            raise InputError(f"--model {shown(config.model)}: only local paths can be read so far")
+        if not Path(config.model).exists():
+            raise InputError(
+                f"--model {config.model}: no such file; give a .keras or .h5 file, a SavedModel "
+                "folder, or module:callable"
+            )
+
+
+def prepare(
+    config: RunConfig, sources: list[Source], target: Target, scratch: Folder, session: Session
+) -> Prepared:
+    """Plan the records and build the encoder, side by side, and compare them with a run begun.
+
+    Args:
+        config: what is asked.
+        sources: the opened sources.
+        target: the run folder.
+        scratch: where the plan is written for now.
+        session: where actors run.
+
+    Raises:
+        InputError: something does not fit; nothing has been written to the run folder.
+    """
+    walks = {
+        source.split: Walk(source, config.limit, session)
+        for source in sources
+        if isinstance(source, Streamed)
+    }
+    streams = {split: walk.describe() for split, walk in walks.items()}
+    shapes = [
+        *(getattr(source, "image_shape", None) for source in sources),
+        *(info.image_shape for info in streams.values()),
+    ]
+    spec = encoder_spec(config, next((shape for shape in shapes if shape), None))
+    built = _start_building(spec, target, session)
+    planned = plan.make_plan(
+        sources,
+        streams,
+        scratch,
+        shard_size=config.shard_size,
+        batch_size=config.batch_size,
+        limit=config.limit,
+    )
+    encoder = built()
+    for line in (*_passed_over(planned), *(f"warning: {text}" for text in encoder.warnings)):
+        say(line)
+    _check_shapes(config, planned, encoder)
+    identity = fingerprint.identity(config, planned, encoder, session.resources.cpus)
+    prepared = Prepared(target, planned, encoder, fingerprint.plain(identity), walks)
+    if target.goes_on:
+        _refuse_another(prepared, scratch)
+    return prepared
+
+
+def _passed_over(planned: Plan) -> list[str]:
+    return [
+        f"{split.split}: passed over "
+        + ", ".join(f"{count} {what}" for what, count in split.skipped.items())
+        for split in planned.splits
+        if split.skipped
+    ]
+
+
+def encoder_spec(config: RunConfig, shape: tuple[int, int, int] | None) -> EncoderSpec:
+    """Give what is asked of the encoder; `shape` is that of an array source's images."""
+    model = config.model
+    if isinstance(model, str) and not is_callable_reference(model):
+        # An actor works in another folder.
+        model = str(Path(model).absolute())
+    return EncoderSpec(
+        model,
+        str(Path.cwd()),
+        config.model_kwargs,
+        config.imports,
+        config.submodel,
+        None if config.weights is None else str(Path(config.weights).absolute()),
+        config.layers,
+        config.pool,
+        config.image_size,
+        shape,
+        config.preprocess,
+        config.engine,
+        config.precision,
+        config.batch_size,
+    )
+
+
+def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Callable[[], Encoder]:
+    """Start building the encoder in the first actor; gives a function that waits for it.
+
+    A model or function in hand is built in this process, where it is.
+    """
+    model = spec.model
+    makes_a_model = (
+        is_callable_reference(model) if isinstance(model, str) else importing.makes(model)
+    )
+    same = target.goes_on and (target.before or {})["model"] == fingerprint.name_of(model)
+    kept = None
+    if same and makes_a_model and spec.weights is None:
+        kept = keep.kept_weights(target.folder)
+    if isinstance(model, str) and not callable(spec.preprocess):
+        return functools.partial(result, session.first.build.remote(spec, kept))
+    from ray_embed.encoder.build import build
+
+    return functools.partial(build, spec, 1, kept)
+
+
+def _check_shapes(config: RunConfig, planned: Plan, encoder: Encoder) -> None:
+    """Refuse array sources whose images do not fit the encoder."""
+    height, width, channels = encoder.image_shape
+    for split in planned.splits:
+        if split.image_shape is None:
+            if channels not in (1, 3):
+                raise InputError(
+                    f"--model {encoder.spec.model_name}: it takes {channels} channels; image files "
+                    "give 3, or 1 in grey"
+                )
+            continue
+        given = split.image_shape
+        resized = config.image_size is not None or split.image_dtype == "uint8"
+        if given[2] != channels or (given[:2] != (height, width) and not resized):
+            raise InputError(
+                f"--source {split.split}={split.root}: its images are {given[0]}×{given[1]}×"
+                f"{given[2]}, the encoder takes {height}×{width}×{channels}; give --image-size "
+                f"{height},{width} to have float images resized, or the channels it takes"
+            )
+
+
+def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
+    before = (prepared.target.before or {})["identity"]
+    differences = fingerprint.differences(before, prepared.identity)
+    if not differences:
+        return
+    if prepared.folder.exists(plan.PLAN):
+        kept = {split.split: split for split in plan.load(prepared.folder).splits}
+        for split in prepared.plan.splits:
+            old = kept.get(split.split)
+            if old and old.digest and split.digest and old.digest != split.digest:
+                where = plan.first_difference(prepared.folder, scratch, old, split)
+                differences.append(f"first difference in {split.split}: {where}")
+    raise InputError(
+        f"--out {prepared.target.out}: it holds another run; what differs:\n  "
+        + "\n  ".join(differences)
+        + "\ngive another --out, or --overwrite to start anew"
+    )
+
+
+def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
+    """Write the run folder's description, encoder and plan, unless they are there.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    folder = prepared.folder
+    if prepared.target.goes_on:
+        return
+    if folder.exists(store.RUN):
+        # To be overwritten, or left by a start that got no further than this.
+        folder.delete_all()
+    # First of all a mark, so that the folder is known as ours whenever this stops.
+    store.write_run(folder, {}, __version__)
+    keep.keep(folder, prepared.encoder)
+    for split in prepared.plan.splits:
+        number = 0
+        while scratch.exists(name := split.file_of(number)):
+            folder.write(name, scratch.read(name))
+            number += split.shards_a_file
+    plan.save(folder, prepared.plan)
+    store.write_run(folder, _description(config, prepared), __version__)
+
+
+def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    given = config.model_dump(mode="python", exclude={"sources", "overwrite"})
+    given |= {
+        "model": fingerprint.name_of(config.model),
+        "preprocess": fingerprint.name_of(config.preprocess),
+        "out": shown(prepared.target.out),
+        "address": None if config.address is None else shown(config.address),
+        "sources": {split.split: shown(split.root) for split in prepared.plan.splits},
+    }
+    return {
+        "fingerprint": prepared.fingerprint,
+        "model": fingerprint.name_of(config.model),
+        "config": fingerprint.plain(given),
+        "encoder": keep.about(prepared.encoder),
+        "versions": fingerprint.versions(),
+        "identity": prepared.identity,
+    }

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all tests share: one local Ray, the command line called in this process, and pictures."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Before TensorFlow or Ray are imported. Ray keeps its token and its record of clusters at home.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
+os.environ.pop("RAY_ADDRESS", None)
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """A local Ray that all runs in this process share; starting one takes seconds."""
+    import ray
+
+    ray.init(
+        "local",
+        num_cpus=8,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="ERROR",
+    )
+    yield
+    ray.shutdown()
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a command gave."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def ray_embed(
+    ray_session: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> Command:
+    """Call ``ray-embed ARGS`` in this process, with `tmp_path` as the working folder."""
+    from ray_embed.cli import main
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: Any) -> Result:
+        monkeypatch.setattr(sys, "argv", ["ray-embed", *map(str, arguments)])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capsys.readouterr()
+        return Result(int(exited.value.code or 0), captured.out, captured.err)
+
+    return call
+
+
+@pytest.fixture
+def ray_embed_process(tmp_path: Path) -> Command:
+    """Call ``ray-embed ARGS`` as a process of its own, with a Ray of its own."""
+
+    def call(*arguments: Any, timeout: float = 300) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "ray_embed", *map(str, arguments)],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    return call
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 24)) -> Image.Image:
+    """Make a smooth picture (height, width) that differs from every other seed's."""
+    random = np.random.default_rng(seed)
+    small = random.integers(0, 256, (4, 4, 3), np.uint8)
+    return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
+
+
+def make_folder(root: Path, counts: dict[str, int], ending: str = ".png", seed: int = 0) -> Path:
+    """Write `counts[label]` pictures into ``root/label``."""
+    for at, (label, count) in enumerate(counts.items()):
+        (root / label).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            picture(seed + 1000 * at + number).save(root / label / f"{number:04d}{ending}")
+    return root
+
+
+def assert_features_equal(found: np.ndarray, expected: np.ndarray) -> None:
+    """Check the guarantee: |f - g| <= 1e-5·|g| + 1e-6·max|g|."""
+    assert found.shape == expected.shape
+    assert found.dtype == np.float32
+    bound = 1e-5 * np.abs(expected) + 1e-6 * np.abs(expected).max()
+    assert np.all(np.abs(found - expected) <= bound), float(np.max(np.abs(found - expected)))
