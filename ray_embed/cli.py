@@ -188,9 +188,13 @@ def extract(**options: Any) -> None:
 @click.argument("run")
 def reduce(run: str) -> None:
     """Merge what `extract` wrote into RUN/projector."""
+    from ray_embed.filesystem import Folder
     from ray_embed.reducer import reduce as merge
+    from ray_embed.reducer import unseen
 
     points = merge(run)
+    for line in unseen(Folder.at(run), points):
+        click.echo(line, err=True)
     click.echo(f"{points} points in {run.rstrip('/')}/projector\nlook      ray-embed view {run}")
 
 

@@ -135,11 +135,11 @@ class Extractor:
         reasons = Counter(part.rejects["reason"].to_pylist())
         return ShardResult(shard.number, part.features.num_rows, dict(reasons), time.time())
 
-    def reduce(self, out: str) -> int:
-        """Merge the parts of the run folder into its projector; gives the number of points."""
+    def reduce(self, out: str, limit: int) -> int:
+        """Merge the parts into the projector's files; see :func:`ray_embed.reducer.reduce`."""
         from ray_embed.reducer import reduce
 
-        return reduce(out)
+        return reduce(out, limit)
 
     def _open(self, job: Job) -> "_Opened":
         from ray_embed.encoder.engines import open_engine

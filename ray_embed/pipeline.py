@@ -13,6 +13,7 @@ from ray_embed.extraction import extract_missing
 from ray_embed.filesystem import Folder
 from ray_embed.prepare import begin, check_model, encoder_spec, open_target, prepare
 from ray_embed.progress import say
+from ray_embed.reducer import unseen
 from ray_embed.results import Run, load
 from ray_embed.schedule import result, session
 from ray_embed.sources import open_sources
@@ -81,7 +82,9 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
         speed = extract_missing(config, prepared, running)
         if and_reduce:
             say("merging the parts for the projector")
-            result(running.first.reduce.remote(target.uri))
+            points = result(running.first.reduce.remote(target.uri, config.projector_limit))
+            for line in unseen(target.folder, points, config.projector_limit):
+                say(line)
     finished = load(target.out)
     if finished.rows == 0:
         raise RunError(

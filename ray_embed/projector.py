@@ -201,8 +201,15 @@ def _fitted(png: bytes, side: int) -> np.ndarray[Any, Any]:
     return fitted
 
 
-def write_config(path: Path, variables: list[str], sprite: int) -> None:
-    """Write ``projector_config.pbtxt``; `sprite` is the side of its pictures, 0 for none."""
+def write_config(path: Path, variables: list[str], metadata: str, sprite: int) -> None:
+    """Write ``projector_config.pbtxt``.
+
+    Args:
+        path: the file.
+        variables: those that share metadata and sprite; the page shows the first of them first.
+        metadata: the name of their metadata file.
+        sprite: the side in pixels of the sprite's pictures, 0 for no sprite.
+    """
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
 
@@ -210,7 +217,7 @@ def write_config(path: Path, variables: list[str], sprite: int) -> None:
     for variable in variables:
         embedding = config.embeddings.add()
         embedding.tensor_name = tensor_name(variable)
-        embedding.metadata_path = "metadata.tsv"
+        embedding.metadata_path = metadata
         if sprite:
             embedding.sprite.image_path = "sprite.png"
             embedding.sprite.single_image_dim.extend([sprite, sprite])

@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,10 +40,20 @@ class Reader:
         if folder is not None:
             # The user's pipeline decides about its own threads.
             start_tensorflow(None, folder)
-        self._reader = StreamReader(source, limit)
+        self._source, self._limit = source, limit
+        self._length_before: int | None = None
+
+    @cached_property
+    def _reader(self) -> StreamReader:
+        # Opened by the first call: what a constructor raises does not arrive as itself.
+        return StreamReader(self._source, self._limit)
 
     def describe(self) -> StreamInfo:
-        """Give label type and image shape."""
+        """Give label type and image shape.
+
+        Raises:
+            InputError: the callable cannot be found, or gives no records.
+        """
         return self._reader.describe()
 
     def next(self, out: str, split: SplitPlan, local: int, done: bool) -> Walked | None:
@@ -58,13 +69,17 @@ class Reader:
         folder = Folder.at(out)
         start = local * split.shard_size
         shard = self._reader.next_shard(split.shard_size)
+        if local == 0:
+            self._length_before = plan.load(folder).splits[split.ordinal].records
         if shard is None:
             if folder.exists(split.file_of(local)):
                 raise _not_repeatable(split, f"ends before record {start}")
             return None
+        if self._length_before is not None and start >= self._length_before:
+            raise _not_repeatable(split, f"goes on after record {self._length_before - 1}")
         differs = plan.write_streamed(folder, split, local, shard.rows)
         if differs is not None:
-            raise _not_repeatable(split, f"differs at record {start + differs}")
+            raise _not_repeatable(split, f"gives another record {start + differs}")
         if done:
             return Walked(shard.rows.num_rows, None)
         same_shape = len({image.shape for image in shard.images}) == 1
@@ -74,8 +89,8 @@ class Reader:
 
 def _not_repeatable(split: SplitPlan, how: str) -> InputError:
     return InputError(
-        f"--source {split.split}={split.root}: the dataset {how} from what it gave when the run "
-        "was started, so it is not repeatable: shuffled without a seed? Make it give the same "
+        f"--source {split.split}={split.root}: the dataset {how}, unlike when the run was "
+        "started, so it is not repeatable: shuffled without a seed? Make it give the same "
         "records in the same order, or start anew with --overwrite"
     )
 

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Builds the encoder once a run: loads it, checks it, and chooses the engine."""
 
+import contextlib
+import functools
 import hashlib
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,7 +14,6 @@ from ray_embed import pooling
 from ray_embed.encoder import Encoder, EncoderSpec, Output, engines, loading
 from ray_embed.encoder.graph import (
     Features,
-    FoldedGraph,
     fold,
     function_of,
     layer_values,
@@ -67,7 +68,7 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     draft = Encoder(
         spec, shape, outputs, "plain", "", _weights_digest(weights), None, "", (), weights
     )
-    return _choose_engine(draft, encode, plain, probe, threads)
+    return _choose_engine(draft, loaded, encode, plain, probe, threads)
 
 
 def layer_shapes(spec: EncoderSpec) -> dict[str, tuple[int | None, ...]]:
@@ -188,22 +189,39 @@ def agree(found: list[Array], expected: list[Array], precision: str = "float32")
 
 def _choose_engine(
     draft: Encoder,
+    loaded: Loaded,
+    encode: Callable[[Any], Features],
+    plain: list[Array],
+    probe: Array,
+    threads: int,
+) -> Encoder:
+    """Give the encoder with the first engine whose features agree with those of the plain call."""
+    with contextlib.ExitStack() as stack:
+        lower = functools.partial(stack.enter_context, loading.computing_in_bfloat16(loaded))
+        return _first_that_agrees(draft, lower, encode, plain, probe, threads)
+
+
+def _first_that_agrees(
+    draft: Encoder,
+    lower: Callable[[], None],
     encode: Callable[[Any], Features],
     plain: list[Array],
     probe: Array,
     threads: int,
 ) -> Encoder:
     spec = draft.spec
-    folded, warnings = _try_to_fold(draft, encode)
-    if folded:
-        draft = _with_graph(draft, folded)
-    else:
-        draft = replace(draft, architecture=_model_digest(draft))
+    draft, warnings = _folded(draft, encode)
     batch = np.zeros((spec.batch_size, *draft.image_shape), np.float32)
     batch[: len(probe)] = probe
+    lowered = spec.precision == "float32"
     for name in engines.candidates(spec.engine):
+        if name != "openvino" and not lowered:
+            # OpenVINO lowers the precision itself; a graph for TensorFlow must say so.
+            lower()
+            draft, more = _folded(draft, encode)
+            warnings, lowered = warnings + more, True
         encoder = replace(draft, engine=name)
-        if name in ("openvino", "folded") and not folded:
+        if name in ("openvino", "folded") and draft.graph is None:
             continue
         if name in ("function", "plain"):
             encoder = replace(encoder, graph=None)
@@ -226,25 +244,25 @@ def _choose_engine(
     )
 
 
-def _try_to_fold(
-    draft: Encoder, encode: Callable[[Any], Features]
-) -> tuple[FoldedGraph | None, list[str]]:
+def _folded(draft: Encoder, encode: Callable[[Any], Features]) -> tuple[Encoder, list[str]]:
+    """Give the encoder with its graph, where it can be folded into one, and why it cannot."""
     try:
-        return fold(encode, (draft.spec.batch_size, *draft.image_shape)), []
+        folded = fold(encode, (draft.spec.batch_size, *draft.image_shape))
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        return None, [f"the model cannot be folded into a graph ({reason[0][:200]})"]
-
-
-def _with_graph(draft: Encoder, folded: FoldedGraph) -> Encoder:
-    return replace(
-        draft,
-        graph=folded.graph,
-        input_name=folded.input_name,
-        output_names=folded.output_names,
-        architecture=folded.architecture,
-        # All that it computes with, also what is no weight by Keras' account.
-        weights_digest=folded.content,
+        draft = replace(draft, graph=None, architecture=_model_digest(draft))
+        return draft, [f"the model cannot be folded into a graph ({reason[0][:200]})"]
+    return (
+        replace(
+            draft,
+            graph=folded.graph,
+            input_name=folded.input_name,
+            output_names=folded.output_names,
+            architecture=folded.architecture,
+            # All that it computes with, also what is no weight by Keras' account.
+            weights_digest=folded.content,
+        ),
+        [],
     )
 
 

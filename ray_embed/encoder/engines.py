@@ -5,6 +5,7 @@
 model inside `tf.function`, `plain` calls it as it is.
 """
 
+import contextlib
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -93,4 +94,10 @@ def _keras(encoder: Encoder) -> Engine:
     encode(tf.zeros((1, *encoder.image_shape)))
     loading.set_weights(loaded, encoder.weights)
     call = tf.function(encode, autograph=False) if encoder.engine == "function" else encode
-    return lambda images: [np.asarray(value) for value in call(tf.constant(images))]
+
+    def run(images: Array) -> list[Array]:
+        lowered = encoder.spec.precision == "bfloat16"
+        with loading.computing_in_bfloat16(loaded) if lowered else contextlib.nullcontext():
+            return [np.asarray(value) for value in call(tf.constant(images))]
+
+    return run

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads the model in every form it may be given in, with its weights."""
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,45 @@ def give_weights(loaded: Loaded, spec: EncoderSpec) -> None:
     from ray_embed.encoder.weights import load_weights
 
     load_weights(loaded.model, spec.weights, loaded.outer)
+
+
+@contextlib.contextmanager
+def computing_in_bfloat16(loaded: Loaded) -> Iterator[None]:
+    """Let a Keras model compute in bfloat16, its weights staying float32 (the mixed policy).
+
+    Raises:
+        InputError: it is no Keras model.
+    """
+    family = keras_family(loaded.model)
+    if not family:
+        raise InputError(
+            "--precision bfloat16: a SavedModel without Keras layers computes as it was saved; "
+            "leave the option away"
+        )
+    layers = list(loaded.model._flatten_layers())
+    before = [layer.dtype_policy for layer in layers]
+    if family == "keras":
+        import keras
+
+        lower = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
+    else:
+        import tf_keras
+
+        lower = tf_keras.mixed_precision.Policy("mixed_bfloat16")
+    try:
+        _set_policies(layers, [lower] * len(layers))
+        yield
+    finally:
+        _set_policies(layers, before)
+
+
+def _set_policies(layers: list[Any], policies: list[Any]) -> None:
+    for layer, policy in zip(layers, policies, strict=True):
+        if keras_family(layer) == "keras":
+            layer.dtype_policy = policy
+        else:
+            # tf_keras has no public way to change it once a layer is made.
+            layer._set_dtype_policy(policy)
 
 
 def variables(loaded: Loaded) -> list[Any]:

@@ -105,7 +105,18 @@ class StreamReader:
         return pa.array(labels, self._label_type)
 
     def _type_of(self, label: Any) -> pa.DataType:
-        return label_type_of(pa.scalar(label).type, self._where)
+        if isinstance(label, int) and not -(2**63) <= label < 2**63:
+            raise InputError(
+                f"{self._where}: the label {label} does not fit into 64 bits; give it as text"
+            )
+        try:
+            kind = pa.scalar(label).type
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"{self._where}: {label!r} ({type(label).__name__}) is no label; a label is one "
+                "whole number, float, text or bool"
+            ) from error
+        return label_type_of(kind, self._where)
 
     def _records(self, opened: Any) -> Iterator[Record]:
         elements = self._elements(opened)
@@ -144,7 +155,7 @@ class StreamReader:
                 f"{self._where}: element {position} is {_described(element)}; "
                 "(img, gt) or (img, gt, img_path) is needed"
             )
-        image, label = np.asarray(element[0]), element[1]
+        image, label = self._array(element[0], "img"), element[1]
         path = element[2] if len(element) == 3 else None
         if image.dtype != np.uint8:
             if image.dtype.kind not in "fiu" and image.dtype.name != "bfloat16":
@@ -154,41 +165,51 @@ class StreamReader:
                 )
             image = image.astype(np.float32)
         if image.ndim == 3:
-            yield image, self._label(label, ()), self._path(path)
+            (one,), (name,) = self._labels([label], 1), self._paths([path], 1)
+            yield image, one, name
         elif image.ndim == 4:
-            labels = self._labels(label, len(image))
-            paths = [None] * len(image) if path is None else list(np.asarray(path).reshape(-1))
-            for row in range(len(image)):
-                yield image[row], labels[row], self._path(paths[row])
+            labels, paths = self._labels(label, len(image)), self._paths(path, len(image))
+            yield from zip(image, labels, paths, strict=True)
         else:
             raise InputError(
                 f"{self._where}: img has the shape {image.shape}; "
                 "(H, W, C), or (N, H, W, C) for batches, is needed"
             )
 
-    def _label(self, label: Any, shape: tuple[int, ...]) -> Any:
-        return self._labels(None if label is None else np.asarray(label)[None], 1)[0]
-
     def _labels(self, labels: Any, count: int) -> list[Any]:
         """Give `count` labels as Python values; each must be a scalar or of shape (1,)."""
-        if labels is None:
-            return [None] * count
-        if isinstance(labels, (dict, tuple)):
-            raise InputError(f"{self._where}: gt is {_described(labels)}; one label is needed")
-        array = np.asarray(labels)
-        if array.shape not in ((count,), (count, 1)):
-            raise InputError(
-                f"{self._where}: gt has the shape {array.shape[1:]} a record, which is no label; "
-                "give one number or text a record (not the image, a mask or a one-hot vector)"
-            )
-        values = array.reshape(-1).tolist()
-        return [key_of(v) if isinstance(v, (bytes, str)) else v for v in values]
+        return self._values(
+            labels,
+            count,
+            "gt",
+            "give one number or text a record (not the image, a mask or a one-hot vector)",
+        )
 
-    def _path(self, path: Any) -> str | None:
-        if path is None:
-            return None
-        path = path.item() if isinstance(path, (np.ndarray, np.generic)) else path
-        return key_of(path) if isinstance(path, (bytes, str)) else str(path)
+    def _paths(self, paths: Any, count: int) -> list[str | None]:
+        values = self._values(paths, count, "img_path", "give one text a record")
+        return [value if value is None else str(value) for value in values]
+
+    def _values(self, values: Any, count: int, what: str, mend: str) -> list[Any]:
+        if values is None:
+            return [None] * count
+        first = values[0] if isinstance(values, list) and values else values
+        if isinstance(first, (dict, tuple)):
+            raise InputError(f"{self._where}: {what} is {_described(first)}; {mend}")
+        array = self._array(values, what)
+        if array.shape not in ((count,), (count, 1)):
+            if array.shape[:1] == (count,):
+                shape = f"the shape {array.shape[1:]} a record, which is none"
+            else:
+                shape = f"the shape {array.shape} for {count} records"
+            raise InputError(f"{self._where}: {what} has {shape}; {mend}")
+        flat = array.reshape(-1).tolist()
+        return [key_of(value) if isinstance(value, (bytes, str)) else value for value in flat]
+
+    def _array(self, value: Any, what: str) -> np.ndarray[Any, Any]:
+        try:
+            return np.asarray(value)
+        except (TypeError, ValueError) as error:
+            raise InputError(f"{self._where}: {what} is no array of one shape: {error}") from error
 
 
 def _is_function(source: Any) -> bool:

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import my_encoders
+import my_layers
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -18,8 +20,6 @@ import tf_keras
 from conftest import Command, assert_features_equal, make_folder
 from encoders import PROJECT, features_of, gap, noise, pixels, plain
 
-import my_encoders
-import my_layers
 import ray_embed as package
 
 LIBRARIES = my_encoders.LIBRARIES

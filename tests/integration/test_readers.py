@@ -272,7 +272,8 @@ def test_to_tf_of_a_layer_without_labels(runs):
     assert {label for _, labels in dataset for label in labels.numpy()} == {b""}
 
 
-def test_to_ray(run):
+def test_to_ray(runs):
+    run = runs.awkward
     dataset = package.load(str(run)).to_ray()
     rows = sorted(dataset.take_all(), key=lambda row: row["index"])
     expected = table_of(run)
