@@ -11,11 +11,15 @@ from typing import Any
 
 from ray_embed.errors import InputError
 
+# The folders that were put on the import path, the last one first.
+_added: list[str] = []
+
 
 def add_to_path(folder: str) -> None:
     """Put `folder` on the import path, as `python -m` does for the folder it is started in."""
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    _added.insert(0, folder)
 
 
 def import_module(name: str, given: str) -> Any:
@@ -37,8 +41,8 @@ def import_module(name: str, given: str) -> Any:
                 "or start the command in the folder that holds it"
             ) from error
         raise InputError(
-            f"{given}: no module named {error.name!r} in {Path.cwd()} nor on the Python "
-            "path; start the command in the folder that holds it, or set PYTHONPATH"
+            f"{given}: no module named {error.name!r} in {(*_added, Path.cwd())[0]} nor on the "
+            "Python path; start the command in the folder that holds it, or set PYTHONPATH"
         ) from error
     except Exception as error:
         raise InputError(

@@ -15,6 +15,23 @@ PROJECT = Path(__file__).parent / "project"
 if str(PROJECT) not in sys.path:
     sys.path.append(str(PROJECT))
 
+import my_encoders  # noqa: E402
+import my_layers  # noqa: E402
+
+__all__ = [
+    "BATCH",
+    "PROJECT",
+    "encode",
+    "features_of",
+    "gap",
+    "my_encoders",
+    "my_layers",
+    "noise",
+    "pixels",
+    "plain",
+    "spec",
+]
+
 BATCH = 4
 
 

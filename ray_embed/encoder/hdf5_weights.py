@@ -211,7 +211,31 @@ def _load_by_keras(target: Any, path: str, count: int | None, weights: str) -> N
         return
     for variable, old in zip(variables, before, strict=True):
         variable.assign(old)
-    raise _h5_error(weights, untouched or variables, reason)
+    raise _h5_error(weights, untouched or variables, _as_stored(reason, path))
+
+
+def _as_stored(reason: str, path: str) -> str:
+    """What Keras says, with the shapes that are in the file.
+
+    tf_keras turns the kernel of a convolution that does not fit around, as Theano had them, and
+    then names the shape that this gave.
+    """
+    import h5py
+
+    stored: set[tuple[int, ...]] = set()
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset):
+            stored.add(item.shape)
+
+    with contextlib.suppress(Exception), h5py.File(path, "r") as file:  # of a damaged file
+        file.visititems(visit)
+    for shape in stored:
+        if len(shape) == 4:
+            turned = (shape[3], shape[2], shape[0], shape[1])
+            if turned not in stored:
+                reason = reason.replace(f"value shape {turned}", f"value shape {shape}")
+    return reason
 
 
 def _h5_error(weights: str, untouched: Sequence[Any], reason: str) -> InputError:

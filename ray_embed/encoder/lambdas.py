@@ -24,10 +24,10 @@ def refuse_lambdas(path: Path, configs: list[str]) -> None:
         configs: the JSON texts stored in it.
 
     Raises:
-        InputError: naming the layer.
+        InputError: naming the layer, or where a text is not JSON.
     """
     for text in configs:
-        for item in _dicts(json.loads(text)):
+        for item in _dicts(_parsed(path, text)):
             if _is_code(item):
                 config = item.get("config")
                 name = (config if isinstance(config, dict) else item).get("name", "?")
@@ -41,6 +41,15 @@ def refuse_lambdas(path: Path, configs: list[str]) -> None:
                     f"--model {path}: it uses the Python function {item.get('config')!r}, which is "
                     "not registered; name the module that registers it with --import"
                 )
+
+
+def _parsed(path: Path, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(
+            f"--model {path}: not a Keras model file: its configuration is not JSON: {error}"
+        ) from error
 
 
 def _is_code(item: dict[str, Any]) -> bool:

@@ -76,41 +76,28 @@ def give_weights(loaded: Loaded, spec: EncoderSpec) -> None:
 
 @contextlib.contextmanager
 def computing_in_bfloat16(loaded: Loaded) -> Iterator[None]:
-    """Let a Keras model compute in bfloat16, its weights staying float32 (the mixed policy).
+    """Let a Keras 3 model compute in bfloat16, its weights staying float32 (the mixed policy).
 
     Raises:
-        InputError: it is no Keras model.
+        InputError: it is another model, whose precision is fixed when it is made.
     """
-    family = keras_family(loaded.model)
-    if not family:
+    if keras_family(loaded.model) != "keras":
         raise InputError(
-            "--precision bfloat16: a SavedModel without Keras layers computes as it was saved; "
-            "leave the option away"
+            "--precision bfloat16: only a Keras 3 model can be told so by TensorFlow; leave the "
+            "option away, or install OpenVINO: pip install 'ray_embed[openvino]'"
         )
+    import keras
+
+    lower = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
     layers = list(loaded.model._flatten_layers())
     before = [layer.dtype_policy for layer in layers]
-    if family == "keras":
-        import keras
-
-        lower = keras.dtype_policies.DTypePolicy("mixed_bfloat16")
-    else:
-        import tf_keras
-
-        lower = tf_keras.mixed_precision.Policy("mixed_bfloat16")
     try:
-        _set_policies(layers, [lower] * len(layers))
+        for layer in layers:
+            layer.dtype_policy = lower
         yield
     finally:
-        _set_policies(layers, before)
-
-
-def _set_policies(layers: list[Any], policies: list[Any]) -> None:
-    for layer, policy in zip(layers, policies, strict=True):
-        if keras_family(layer) == "keras":
+        for layer, policy in zip(layers, before, strict=True):
             layer.dtype_policy = policy
-        else:
-            # tf_keras has no public way to change it once a layer is made.
-            layer._set_dtype_policy(policy)
 
 
 def variables(loaded: Loaded) -> list[Any]:

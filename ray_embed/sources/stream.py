@@ -18,6 +18,7 @@ from ray_embed.sources import Streamed
 
 Image = np.ndarray[Any, Any]
 Record = tuple[Image, Any, str | None]
+_END = object()
 
 
 @dataclass(frozen=True)
@@ -122,7 +123,7 @@ class StreamReader:
         elements = self._elements(opened)
         for position in itertools.count():
             try:
-                element = next(elements, None)
+                element = next(elements, _END)
             except RayEmbedError:
                 raise
             except Exception as error:
@@ -130,7 +131,7 @@ class StreamReader:
                     f"{self._where}: the dataset failed at element {position} (counted from 0): "
                     f"{type(error).__name__}: {error}"
                 ) from error
-            if element is None:
+            if element is _END:
                 return
             yield from self._unpack(element, position)
 
@@ -165,8 +166,9 @@ class StreamReader:
                 )
             image = image.astype(np.float32)
         if image.ndim == 3:
-            (one,), (name,) = self._labels([label], 1), self._paths([path], 1)
-            yield image, one, name
+            labels = self._labels(self._alone(label, "gt"), 1)
+            paths = self._paths(self._alone(path, "img_path"), 1)
+            yield image, labels[0], paths[0]
         elif image.ndim == 4:
             labels, paths = self._labels(label, len(image)), self._paths(path, len(image))
             yield from zip(image, labels, paths, strict=True)
@@ -192,9 +194,8 @@ class StreamReader:
     def _values(self, values: Any, count: int, what: str, mend: str) -> list[Any]:
         if values is None:
             return [None] * count
-        first = values[0] if isinstance(values, list) and values else values
-        if isinstance(first, (dict, tuple)):
-            raise InputError(f"{self._where}: {what} is {_described(first)}; {mend}")
+        if isinstance(values, (dict, tuple)):
+            raise InputError(f"{self._where}: {what} is {_described(values)}; {mend}")
         array = self._array(values, what)
         if array.shape not in ((count,), (count, 1)):
             if array.shape[:1] == (count,):
@@ -204,6 +205,12 @@ class StreamReader:
             raise InputError(f"{self._where}: {what} has {shape}; {mend}")
         flat = array.reshape(-1).tolist()
         return [key_of(value) if isinstance(value, (bytes, str)) else value for value in flat]
+
+    def _alone(self, value: Any, what: str) -> Any:
+        """Make a batch of the value of a single record."""
+        if value is None or isinstance(value, (dict, tuple)):
+            return value
+        return self._array(value, what)[None]
 
     def _array(self, value: Any, what: str) -> np.ndarray[Any, Any]:
         try:

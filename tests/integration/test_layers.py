@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import my_encoders
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from conftest import Command, assert_features_equal, make_folder
-from encoders import PROJECT, encode, features_of, gap, noise, pixels, plain, spec
+from encoders import PROJECT, encode, features_of, gap, my_encoders, noise, pixels, plain, spec
 
 import ray_embed as package
 from ray_embed.encoder.build import build, layer_shapes
@@ -189,7 +188,7 @@ def test_mean_of_a_variational_encoder(library: str):
             self.generator = keras.random.SeedGenerator(1) if library == "keras" else None
 
         def call(self, inputs):
-            mean, log_variance = inputs
+            mean, _ = inputs
             if self.generator:
                 drawn = keras.random.normal(keras.ops.shape(mean), seed=self.generator)
             else:

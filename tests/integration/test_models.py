@@ -11,14 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import my_encoders
-import my_layers
 import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
 from conftest import Command, assert_features_equal, make_folder
-from encoders import PROJECT, features_of, gap, noise, pixels, plain
+from encoders import PROJECT, features_of, gap, my_encoders, my_layers, noise, pixels, plain
 
 import ray_embed as package
 

@@ -84,6 +84,7 @@ def refused(source: Any, **kwargs: Any) -> str:
 IMAGES = images_of(10)
 PATHS = [f"é/{i}.png" for i in range(10)]
 TEXTS = ["007", "NA", "", "é", "a\tb", "x", "x", "y", "猫", "z"]
+RECORDS = [(image, position, f"p{position}") for position, image in enumerate(IMAGES)]
 TENSORS = tf.data.Dataset.from_tensor_slices
 
 
@@ -264,6 +265,10 @@ def test_an_empty_dataset_is_refused(empty):
     assert "no record" in refused(empty)
 
 
+def test_a_sequence_that_gives_none_in_the_middle_does_not_end_there():
+    assert "element 2" in refused(Sequence([*RECORDS[:2], None, *RECORDS[3:]]))
+
+
 def test_a_batch_with_too_few_labels_or_paths_is_refused():
     assert "gt" in refused(Sequence([(IMAGES[:3], np.arange(2))]))
     assert "img_path" in refused(Sequence([(IMAGES[:3], np.arange(3), ["a", "b"])]))
@@ -322,9 +327,6 @@ def test_an_error_inside_the_pipeline_names_its_position():
 
 
 # Walking again
-
-
-RECORDS = [(image, position, f"p{position}") for position, image in enumerate(IMAGES)]
 
 
 @pytest.mark.parametrize(
@@ -532,12 +534,6 @@ def test_a_callable_that_breaks_is_gone_on_with_once_it_is_mended(
         assert token in result.err
     found.pop("features/part-00000003.parquet")
     assert parts("r") == found
-
-    # With other arguments it is another run.
-    result = run("whole", "r", "--limit", 5)
-    assert result.code == 2
-    assert "limit" in result.err
-    assert "--overwrite" in result.err
 
 
 SEQUENCE = """
