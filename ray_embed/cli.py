@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line. TensorFlow and Ray are imported only by the commands that work with them."""
 
+import contextlib
 import json
 import os
 import shlex
@@ -252,7 +253,10 @@ def _execute(options: dict[str, Any], *, and_reduce: bool) -> None:
     # Ray is imported with this, so only when the options are right.
     from ray_embed.pipeline import execute
 
-    click.echo(execute(config, and_reduce=and_reduce).summary())
+    # Ray prints what happens to actors on stdout, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        outcome = execute(config, and_reduce=and_reduce)
+    click.echo(outcome.summary())
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

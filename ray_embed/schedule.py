@@ -101,8 +101,9 @@ def session(config: RunConfig) -> Iterator[Session]:
     try:
         yield running
     finally:
-        running.close()
-        if not connected:
+        if connected:
+            running.close()
+        else:
             ray.shutdown()
 
 

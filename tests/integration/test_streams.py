@@ -523,7 +523,7 @@ def test_a_callable_that_breaks_is_gone_on_with_once_it_is_mended(
     expected = images_of(18).reshape(18, -1) / np.float32(255)
     assert_features_equal(package.load("r").to_numpy()[0], expected)
 
-    result = run("whole", "undisturbed", "--actors", 2)
+    result = run("whole", "undisturbed")
     assert result.code == 0, result.err
     assert parts("undisturbed") == found
 
