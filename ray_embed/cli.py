@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from ray_embed._version import __version__
-from ray_embed.errors import InputError, RayEmbedError
+from ray_embed.errors import RayEmbedError, RunError
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -278,7 +278,7 @@ def main() -> None:
         code = cli.main(standalone_mode=False)
     except RayEmbedError as error:
         click.echo(f"ray-embed: {error}", err=True)
-        if not isinstance(error, InputError):
+        if isinstance(error, RunError) and error.goes_on:
             click.echo(f"what is finished is kept; go on with: {_command()}", err=True)
         code = error.exit_code
     except click.ClickException as error:

@@ -15,4 +15,16 @@ class InputError(RayEmbedError):
 
 
 class RunError(RayEmbedError):
-    """The run failed while working; what was finished is kept, the message says how to go on."""
+    """The run failed while working; what was finished is kept.
+
+    Args:
+        message: what happened, and the mend.
+        goes_on: whether the same command can go on from here.
+    """
+
+    def __init__(self, message: str, goes_on: bool = True) -> None:
+        super().__init__(message, goes_on)
+        self.goes_on = goes_on
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -80,17 +80,18 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
         prepared = prepare(config, sources, target, scratch, running)
         begin(config, prepared, scratch)
         speed = extract_missing(config, prepared, running)
+        finished = load(target.out)
+        if finished.rows == 0:
+            raise RunError(
+                f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so there "
+                f"is nothing to show; see {target.out}/{store.REJECTS}",
+                goes_on=False,
+            )
         if and_reduce:
             say("merging the parts for the projector")
             points = result(running.first.reduce.remote(target.uri, config.projector_limit))
             for line in unseen(target.folder, points, config.projector_limit):
                 say(line)
-    finished = load(target.out)
-    if finished.rows == 0:
-        raise RunError(
-            f"every record was rejected ({', '.join(finished.rejects_by_reason)}); see "
-            f"{target.out}/{store.REJECTS}"
-        )
     return Outcome(finished, speed, time.monotonic() - began)
 
 

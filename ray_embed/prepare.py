@@ -79,7 +79,7 @@ def open_target(config: RunConfig) -> Target:
             raise InputError(f"--out {out}: {above} is a file; give a folder")
         if not os.access(above, os.W_OK | os.X_OK):
             raise InputError(f"--out {out}: {above} may not be written to; give another folder")
-    anew = config.overwrite and folder.exists(store.RUN)
+    anew = config.overwrite and store.is_run(folder)
     return Target(out, folder, None if anew else store.read_run(folder))
 
 

@@ -108,7 +108,8 @@ def reduce(out: str, limit: int | None = None) -> int:
     points = sum(group.rows for group in groups)
     if points == 0:
         raise RunError(
-            f"{out}: every record was rejected, so there is nothing to show; see {out}/rejects"
+            f"{out}: every record was rejected, so there is nothing to show; see {out}/rejects",
+            goes_on=False,
         )
     records = [name for name in schema.names if name not in columns]
     merge = _Merge(folder, groups, tuple(columns), tuple(records), points)

@@ -139,16 +139,32 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
                 "give another --out"
             )
         return None
+    run = _marked(folder)
+    if run is None:
+        raise InputError(
+            f"{folder.join(RUN)}: it is no description of a run: of another program, or edited; "
+            "give another --out"
+        )
+    if run["ray_embed"].get("format") != _FORMAT:
+        raise InputError(
+            f"{folder.join(RUN)}: written by another version of ray_embed; give another --out, or "
+            "--overwrite to start anew"
+        )
+    return run
+
+
+def is_run(folder: Folder) -> bool:
+    """Whether the folder is one of ours, of whatever version: only then it is ever deleted."""
+    return folder.exists(RUN) and _marked(folder) is not None
+
+
+def _marked(folder: Folder) -> dict[str, Any] | None:
+    """Read ``run.json`` if it has our mark."""
     try:
         run = json.loads(folder.read(RUN))
-        if run["ray_embed"]["format"] != _FORMAT:
-            raise KeyError(run["ray_embed"]["format"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{folder.join(RUN)}: cannot be read as a run's description ({error}); it was edited, "
-            "or written by another version: give another --out, or --overwrite to start anew"
-        ) from error
-    return run  # type: ignore[no-any-return]
+    except ValueError:
+        return None
+    return run if isinstance(run, dict) and isinstance(run.get("ray_embed"), dict) else None
 
 
 def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:

@@ -233,7 +233,7 @@ def _first_that_agrees(
             warnings.append(f"engine {name}: fails ({type(error).__name__}: {str(error)[:200]})")
             continue
         if agree(found, plain, spec.precision):
-            return replace(encoder, warnings=tuple(warnings))
+            return replace(encoder, spec=_by_name(spec), warnings=tuple(warnings))
         warnings.append(f"engine {name}: its features differ from those of the plain call")
     mend = ""
     if not _can_be_loaded_again(spec):
@@ -270,6 +270,15 @@ def _can_be_loaded_again(spec: EncoderSpec) -> bool:
     return isinstance(spec.model, str) and (
         spec.preprocess is None or isinstance(spec.preprocess, str)
     )
+
+
+def _by_name(spec: EncoderSpec) -> EncoderSpec:
+    """Leave a model and preprocessing in hand away: the graph has them in it.
+
+    Other processes need not be able to make them, nor to receive their weights twice.
+    """
+    preprocess = None if callable(spec.preprocess) else spec.preprocess
+    return replace(spec, model=spec.model_name, preprocess=preprocess)
 
 
 def _model_digest(draft: Encoder) -> str:

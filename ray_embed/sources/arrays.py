@@ -6,6 +6,10 @@ larger than memory can be a source.
 """
 
 import contextlib
+import functools
+import shutil
+import struct
+import tempfile
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -130,11 +134,26 @@ def _member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...],
 
 def read_images(path: Path, start: int, count: int) -> np.ndarray[Any, Any]:
     """Read the images `start` to `start + count` as (n, H, W, C), uint8 or float32."""
-    with _member(path, "images") as (stream, shape, dtype):
-        row = int(np.prod(shape[1:])) * dtype.itemsize
-        stream.seek(start * row, 1)
-        data = np.frombuffer(stream.read(count * row), dtype)
-    images = data.reshape(count, *shape[1:])
+    images = np.array(_mapped(path, path.stat().st_mtime_ns)[start : start + count])
     if images.ndim == 3:
         images = images[..., None]
-    return images if dtype == np.uint8 else images.astype(np.float32)
+    return images if images.dtype == np.uint8 else images.astype(np.float32)
+
+
+@functools.lru_cache(maxsize=8)
+def _mapped(path: Path, _changed: int) -> np.ndarray[Any, Any]:
+    """Map the images into memory, where they lie in the file or, compressed, from a copy on disk."""
+    with _member(path, "images") as (stream, shape, dtype):
+        with zipfile.ZipFile(path) as archive:
+            member = archive.getinfo("images.npy")
+        if member.compress_type == zipfile.ZIP_STORED:
+            with open(path, "rb") as file:
+                # The local header has 30 bytes; the last four are the lengths of what follows.
+                file.seek(member.header_offset)
+                name, extra = struct.unpack("<HH", file.read(30)[26:])
+            offset = member.header_offset + 30 + name + extra + stream.tell()
+            return np.memmap(path, dtype, "r", offset, shape)
+        with tempfile.TemporaryFile() as copy:
+            shutil.copyfileobj(stream, copy)
+            copy.flush()
+            return np.memmap(copy, dtype, "r", 0, shape)
