@@ -142,7 +142,7 @@ def read_images(path: Path, start: int, count: int) -> np.ndarray[Any, Any]:
 
 @functools.lru_cache(maxsize=8)
 def _mapped(path: Path, _changed: int) -> np.ndarray[Any, Any]:
-    """Map the images into memory, where they lie in the file or, compressed, from a copy on disk."""
+    """Map the images into memory: where they lie in the file, or from a copy if compressed."""
     with _member(path, "images") as (stream, shape, dtype):
         with zipfile.ZipFile(path) as archive:
             member = archive.getinfo("images.npy")
