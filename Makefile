@@ -3,16 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-slow lint bench clean
+.PHONY: demo test lint bench clean
 
 demo: .venv/installed
 	$(BIN)/ray-embed demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -m "not slow"
-
-test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest
 
 lint: .venv/installed
 	$(BIN)/ruff check .
