@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Opens TensorBoard on a run's projector."""
 
+import contextlib
 import getpass
 import os
 import socket
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +57,9 @@ def view(
         raise InputError(f"--port {port}: it is in use; choose another one") from error
     except program.TensorBoardServerException as error:
         raise RunError(f"TensorBoard does not start: {error.msg}") from error
+    # The plugin finds out whether it is active when first asked, and says no until it has.
+    with contextlib.suppress(OSError):
+        urllib.request.urlopen(f"{url.rstrip('/')}/data/plugins_listing").read()  # noqa: S310
     say(f"{url.rstrip('/')}/#projector")
     if "SSH_CONNECTION" in os.environ:
         used = url.rstrip("/").rpartition(":")[2]
