@@ -291,4 +291,7 @@ def main() -> None:
 
 
 def _command() -> str:
-    return shlex.join(["ray-embed", *sys.argv[1:]])
+    """Give the command that goes on: the same one, but never to start anew."""
+    given = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+    command = shlex.join(["ray-embed", *given])
+    return f"{command} (with no overwrite in the file)" if "--config" in command else command

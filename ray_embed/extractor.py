@@ -192,9 +192,12 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
 
     Args:
         threads: how many; None leaves them to TensorFlow.
-        folder: to import the user's modules from.
+        folder: where the command was started; the user's modules are imported from it.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    if Path(folder).is_dir():
+        # The user's code has relative paths, and Ray may have been started elsewhere.
+        os.chdir(folder)
     importing.add_to_path(folder)
     import tensorflow as tf
 

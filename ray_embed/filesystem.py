@@ -27,11 +27,11 @@ def is_uri(text: str) -> bool:
 
 
 def shown(uri: str) -> str:
-    """Give the URI as it may be printed and stored: without user name and password."""
+    """Give the URI as it may be printed and stored: without user, password and query."""
     if not is_uri(uri):
         return uri
     parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:

@@ -39,7 +39,7 @@ class Outcome:
             + (f", {self.speed:.0f} img/s while extracting" if self.speed else ""),
             f"features  {self.run.features_path}",
         ]
-        if Path(self.run.projector_path).exists():
+        if Folder.at(self.run.projector_path).exists("projector_config.pbtxt"):
             lines.append(f"look      ray-embed view {self.run.path}")
         else:
             lines.append(f"next      ray-embed reduce {self.run.path}")

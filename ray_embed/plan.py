@@ -180,7 +180,8 @@ def _write_listed(
         image_dtype=source.image_dtype,
     )
     skipped: Counter[str] = Counter()
-    digest = hashlib.sha256(repr((source.image_shape, source.image_dtype)).encode())
+    images = (source.image_shape, source.image_dtype, source.content)
+    digest = hashlib.sha256(repr(images).encode())
     records = 0
     labelled = False
     writer: pq.ParquetWriter | None = None

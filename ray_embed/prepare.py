@@ -72,13 +72,14 @@ def open_target(config: RunConfig) -> Target:
     if config.out is None:
         say(f"run folder: {out}")
     folder = Folder.at(out)
-    if folder.is_local:
-        path = Path(folder.path)
-        above = next(p for p in (path, *path.parents) if p.exists())
-        if not above.is_dir():
-            raise InputError(f"--out {out}: {above} is a file; give a folder")
-        if not os.access(above, os.W_OK | os.X_OK):
-            raise InputError(f"--out {out}: {above} may not be written to; give another folder")
+    if not folder.is_local:
+        raise InputError(f"--out {shown(out)}: only local run folders can be written so far")
+    path = Path(folder.path)
+    above = next(p for p in (path, *path.parents) if p.exists())
+    if not above.is_dir():
+        raise InputError(f"--out {out}: {above} is a file; give a folder")
+    if not os.access(above, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: {above} may not be written to; give another folder")
     anew = config.overwrite and store.is_run(folder)
     return Target(out, folder, None if anew else store.read_run(folder))
 
@@ -257,6 +258,11 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     if prepared.target.goes_on:
         return
     if folder.exists(store.RUN):
+        if not config.overwrite and "identity" in (store.read_run(folder) or {}):
+            raise InputError(
+                f"--out {prepared.target.out}: another run has begun here meanwhile; wait for it, "
+                "or give another --out"
+            )
         # To be overwritten, or left by a start that got no further than this.
         folder.delete_all()
     # First of all a mark, so that the folder is known as ours whenever this stops.

@@ -115,6 +115,9 @@ def reduce(out: str, limit: int | None = None) -> int:
     merge = _Merge(folder, groups, tuple(columns), tuple(records), points)
     base = Path(folder.join(TEMPORARY))
     base.mkdir(parents=True, exist_ok=True)
+    for left in base.glob("projector-*"):
+        # By a merge that was killed.
+        shutil.rmtree(left, ignore_errors=True)
     target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
     try:
         _write(merge, target, limit)

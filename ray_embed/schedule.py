@@ -40,10 +40,11 @@ class Session:
 
     Args:
         config: what is asked of it.
+        resources: how many extractors there may be, and what each gets.
     """
 
-    def __init__(self, config: RunConfig) -> None:
-        self.resources = _resources(config)
+    def __init__(self, config: RunConfig, resources: Resources) -> None:
+        self.resources = resources
         self.folder = str(Path.cwd())
         self._retries = config.max_attempts - 1
         self._started: list[Any] = []
@@ -94,25 +95,32 @@ def session(config: RunConfig) -> Iterator[Session]:
     Raises:
         InputError: the cluster cannot be reached.
     """
-    connected = ray.is_initialized()
-    if not connected:
-        _connect(config)
-    running = Session(config)
-    try:
-        yield running
-    finally:
-        if connected:
+    if ray.is_initialized():
+        running = Session(config, _resources(config, _nodes(), ours=False))
+        try:
+            yield running
+        finally:
             running.close()
-        else:
-            ray.shutdown()
+        return
+    nodes = _connect(config)
+    try:
+        local = not (config.address or os.environ.get("RAY_ADDRESS"))
+        yield Session(config, _resources(config, nodes, ours=local))
+    finally:
+        ray.shutdown()
 
 
-def _connect(config: RunConfig) -> None:
+def _connect(config: RunConfig) -> list[dict[str, float]]:
+    """Connect to Ray, or start one here; gives what each node has.
+
+    A Ray of our own pretends to have the cores for as many actors as were asked for.
+    """
     address = config.address or os.environ.get("RAY_ADDRESS") or "local"
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    cores = os.cpu_count() or 1
     if address == "local":
-        asked = (config.actors or 1) * (config.cpus_per_actor or 1)
-        options |= {"num_cpus": max(os.cpu_count() or 1, asked), "include_dashboard": False}
+        asked = (config.actors or 1) * _threads(config, cores)
+        options |= {"num_cpus": max(cores, asked), "include_dashboard": False}
     try:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RayError) as error:
@@ -120,20 +128,58 @@ def _connect(config: RunConfig) -> None:
             f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
             "and does it want a token (RAY_AUTH_MODE=token)?"
         ) from error
+    if address == "local":
+        return [{**node, "CPU": cores} for node in _nodes()]
+    return _nodes()
 
 
-def _resources(config: RunConfig) -> Resources:
-    """Give what was asked, else one actor a GPU, else a fixed function of the nodes' cores."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    gpus = sum(node.get("GPU", 0) for node in nodes)
-    cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
-    if gpus and config.gpus_per_actor != 0:
-        share = config.gpus_per_actor or 1.0
-        actors = config.actors or max(1, int(gpus / share))
-        return Resources(actors, config.cpus_per_actor or max(1, sum(cores) // actors), share)
-    cpus = config.cpus_per_actor or min(_THREADS, *cores)
-    actors = config.actors or max(1, sum(count // cpus for count in cores))
-    return Resources(actors, cpus, config.gpus_per_actor or 0.0)
+def _nodes() -> list[dict[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _threads(config: RunConfig, cores: int) -> int:
+    return config.cpus_per_actor or min(_THREADS, cores)
+
+
+def _resources(config: RunConfig, nodes: list[dict[str, float]], ours: bool) -> Resources:
+    """Give what was asked, else one actor a GPU, else a fixed function of the nodes' cores.
+
+    The threads of an actor never depend on the number of actors, so that the features do not.
+
+    Raises:
+        InputError: no node has what one actor asks for.
+    """
+    share = config.gpus_per_actor
+    with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
+    if share != 0 and with_gpus:
+        share = share or 1.0
+        slots = [_slots(node["GPU"], share) for node in with_gpus]
+        each = [
+            int(node.get("CPU", 0)) // max(count, 1)
+            for node, count in zip(with_gpus, slots, strict=True)
+        ]
+        cpus = config.cpus_per_actor or max(1, min(each))
+        fitting = sum(slots)
+    else:
+        cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
+        cpus = _threads(config, min(cores))
+        fitting = 0 if share else sum(count // cpus for count in cores)
+        share = share or 0.0
+    if ours and not share:
+        # A Ray of our own was given the cores for what was asked.
+        fitting = max(fitting, config.actors or 1)
+    if fitting == 0:
+        has = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
+        raise InputError(
+            f"an actor asks for {cpus} CPU and {share:g} GPU, which no node has ({has}); ask for "
+            "less with --cpus-per-actor or --gpus-per-actor"
+        )
+    return Resources(min(config.actors or fitting, fitting), cpus, share)
+
+
+def _slots(gpus: float, share: float) -> int:
+    """How many actors a node's GPUs hold: a part of a GPU lies within one."""
+    return int(gpus) * int(1 / share) if share <= 1 else int(gpus // share)
 
 
 def result(reference: Any) -> Any:

@@ -25,6 +25,7 @@ class Listed:
     `records` yields Arrow batches with the columns `key`, `label`, the extras, `path` (binary,
     relative to `root`; null for arrays), `size` (bytes of its file; null where there is none) and
     `mtime` (ns), in the order of the records; it counts in its argument what it passes over.
+    `content` is a checksum of images that all lie in one file.
     """
 
     split: str
@@ -35,6 +36,7 @@ class Listed:
     extras: pa.Schema = field(default_factory=lambda: pa.schema([]))
     image_shape: tuple[int, int, int] | None = None
     image_dtype: str = "uint8"
+    content: str = ""
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,14 @@ def open_arrays(split: str, path: Path) -> Listed:
         lambda skipped: _records(path, arrow),
         image_shape=(height, width, shape[3] if len(shape) == 4 else 1),
         image_dtype="uint8" if dtype == np.uint8 else "float",
+        content=_checksum(path),
     )
+
+
+def _checksum(path: Path) -> str:
+    """Give the checksum of the images that the archive itself keeps."""
+    with zipfile.ZipFile(path) as archive:
+        return f"{archive.getinfo('images.npy').CRC:08x}"
 
 
 def label_array(labels: np.ndarray[Any, Any], where: str) -> pa.Array:
