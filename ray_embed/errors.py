@@ -28,3 +28,8 @@ class RunError(RayEmbedError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+def first_line(error: Exception) -> str:
+    """Give the first line of another library's error, for a message of ours."""
+    return str(error).strip().partition("\n")[0][:200]

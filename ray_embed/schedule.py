@@ -24,6 +24,8 @@ from ray_embed.plan import Shard
 _SHARDS_AN_ACTOR = 2
 _THREADS = 4
 _POLL_SECONDS = 1.0
+# Ray's own word for a Ray that is started here.
+_LOCAL = "local"
 
 
 @dataclass(frozen=True)
@@ -104,8 +106,7 @@ def session(config: RunConfig) -> Iterator[Session]:
         return
     nodes = _connect(config)
     try:
-        local = not (config.address or os.environ.get("RAY_ADDRESS"))
-        yield Session(config, _resources(config, nodes, ours=local))
+        yield Session(config, _resources(config, nodes, ours=_address(config) == _LOCAL))
     finally:
         ray.shutdown()
 
@@ -115,10 +116,10 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
 
     A Ray of our own pretends to have the cores for as many actors as were asked for.
     """
-    address = config.address or os.environ.get("RAY_ADDRESS") or "local"
+    address = _address(config)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cores = os.cpu_count() or 1
-    if address == "local":
+    if address == _LOCAL:
         asked = (config.actors or 1) * _threads(config, cores)
         options |= {"num_cpus": max(cores, asked), "include_dashboard": False}
     try:
@@ -128,9 +129,13 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
             f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
             "and does it want a token (RAY_AUTH_MODE=token)?"
         ) from error
-    if address == "local":
+    if address == _LOCAL:
         return [{**node, "CPU": cores} for node in _nodes()]
     return _nodes()
+
+
+def _address(config: RunConfig) -> str:
+    return config.address or os.environ.get("RAY_ADDRESS") or _LOCAL
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_embed.errors import InputError
+from ray_embed.errors import InputError, first_line
 
 ACCEPTED = (
     "accepted are .weights.h5, .h5 and .keras files, and TensorFlow checkpoints: the path without "
@@ -47,7 +47,7 @@ class Checkpoint:
             return self.reader.get_tensor(self.nodes[start].key)
         except Exception as error:  # TensorFlow has a class of its own for each kind of damage
             raise InputError(
-                f"{self.shown}: damaged checkpoint, copy it anew ({_line(error)})"
+                f"{self.shown}: damaged checkpoint, copy it anew ({first_line(error)})"
             ) from error
 
     def variables_below(self, start: int) -> list[int]:
@@ -129,7 +129,7 @@ def open_checkpoint(prefix: str, shown: str) -> Checkpoint:
     except InputError:
         raise
     except Exception as error:  # DataLossError, NotFoundError, DecodeError, RuntimeError ...
-        raise InputError(f"{shown}: not a readable checkpoint ({_line(error)})") from error
+        raise InputError(f"{shown}: not a readable checkpoint ({first_line(error)})") from error
     return Checkpoint(shown, reader, [_node(proto, shapes) for proto in graph.nodes], shapes)
 
 
@@ -139,10 +139,6 @@ def _node(proto: Any, shapes: Mapping[str, Sequence[int]]) -> Node:
         if attribute.name == "VARIABLE_VALUE" and attribute.checkpoint_key in shapes:
             return Node(children, attribute.checkpoint_key, attribute.full_name)
     return Node(children, None, "")
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
 
 
 # --- the checkpoint that a path means ------------------------------------------------------------

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_embed.encoder.keras_objects import MEND, variable_path, wanted_shape, weights_of
-from ray_embed.errors import InputError
+from ray_embed.errors import InputError, first_line
 
 
 def load_hdf5(model: Any, weights: str, around: Sequence[Any] = ()) -> None:
@@ -66,7 +66,7 @@ def _opened(path: str | Path, weights: str) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError for damage
-        raise InputError(f"{weights}: not a readable HDF5 file ({_line(error)})") from error
+        raise InputError(f"{weights}: not a readable HDF5 file ({first_line(error)})") from error
 
 
 def _unpacked(weights: str, scratch: Path) -> Path:
@@ -82,7 +82,7 @@ def _unpacked(weights: str, scratch: Path) -> Path:
     except KeyError as error:
         raise InputError(f"{weights}: holds no model.weights.h5; save the model anew") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
-        raise InputError(f"{weights}: not a readable .keras file ({_line(error)})") from error
+        raise InputError(f"{weights}: not a readable .keras file ({first_line(error)})") from error
     return path
 
 
@@ -280,7 +280,3 @@ def _is_marked(value: Any, old: Any) -> bool:
         return False
     mark = _marked(old)
     return bool(np.all((value == mark) | ((value != value) & (mark != mark))))
-
-
-def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0][:200]
