@@ -13,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed import thumbnail
 from ray_embed.errors import InputError, RunError
 
 Array = np.ndarray[Any, Any]
 
-THUMBNAIL = 64
 _HEADER = 32
 _UNKNOWN, _JPEG, _PNG, _GIF, _BMP, _OTHER_BMP = range(6)
 _AHEAD = 4
+# The start and the frame of a JPEG of 1×1 pixels: as much as its size is read from.
+_SMALLEST_JPEG = bytes.fromhex(
+    "ffd8 ffc0 000b 08 0001 0001 01 011100 ffda 0008 01 0100 003f00 ffd9"
+)
 
 
 @dataclass(frozen=True)
@@ -39,11 +43,21 @@ class PixelSpec:
 
 @dataclass(frozen=True)
 class Batch:
-    """Some records of a shard: their positions in it, images (n, H, W, C) float32, and PNGs."""
+    """Some records of a shard: their positions in it, and images (n, H, W, C) float32.
+
+    `thumbnails` is (n, SIDE, SIDE, 1 or 3) uint8, of which each uses its `sizes`, (n, 2), from the
+    upper left.
+    """
 
     positions: Array
     images: Array
-    thumbnails: list[bytes]
+    thumbnails: Array
+    sizes: Array
+
+    def pngs(self) -> Iterator[bytes]:
+        """Give each thumbnail as a PNG."""
+        for picture, (height, width) in zip(self.thumbnails, self.sizes.tolist(), strict=True):
+            yield thumbnail.encode_png(picture[:height, :width])
 
 
 def file_batches(
@@ -52,9 +66,20 @@ def file_batches(
     """Decode image files ahead on `threads` threads; those that cannot be decoded are left out."""
     import tensorflow as tf
 
-    decode = _file_decoder(pixels)
-    records = tf.data.Dataset.from_tensor_slices((np.arange(len(paths)), paths))
-    return _batches(records.map(decode, threads, deterministic=True), batch_size, threads)
+    return _read(_file_dataset(pixels, batch_size, threads)(tf.constant(paths, tf.string)))
+
+
+@functools.cache
+def _file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
+    """Give the function from paths to a dataset, traced once for all shards."""
+    import tensorflow as tf
+
+    def dataset(paths: Any) -> Any:
+        positions = tf.range(tf.shape(paths, tf.int64)[0])
+        records = tf.data.Dataset.from_tensor_slices((positions, paths))
+        return _batched(records, _file_decoder(pixels), batch_size, threads)
+
+    return tf.function(dataset, [tf.TensorSpec([None], tf.string)], autograph=False)
 
 
 def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int) -> Iterator[Batch]:
@@ -68,35 +93,36 @@ def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int)
         records = tf.data.Dataset.from_generator(
             lambda: enumerate(images), output_signature=(tf.TensorSpec((), tf.int64), image)
         )
-    prepare = _array_decoder(pixels)
-    return _batches(records.map(prepare, threads, deterministic=True), batch_size, threads)
+    return _read(_batched(records, _array_decoder(pixels), batch_size, threads))
 
 
-def _batches(records: Any, batch_size: int, threads: int) -> Iterator[Batch]:
+def _batched(records: Any, decode: Any, batch_size: int, threads: int) -> Any:
     import tensorflow as tf
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.autotune.enabled = False
-    batched = records.ignore_errors().batch(batch_size).prefetch(_AHEAD).with_options(options)
-    for positions, images, thumbnails in batched.as_numpy_iterator():
-        yield Batch(positions, images, list(thumbnails))
+    # They find nothing to do here, and take longer for each shard than decoding many images.
+    options.experimental_optimization.apply_default_optimizations = False
+    decoded = records.map(decode, threads, deterministic=True).ignore_errors()
+    return decoded.batch(batch_size).prefetch(_AHEAD).with_options(options)
 
 
-@functools.cache
+def _read(dataset: Any) -> Iterator[Batch]:
+    for batch in dataset.as_numpy_iterator():
+        yield Batch(*batch)
+
+
 def _file_decoder(pixels: PixelSpec) -> Any:
     import tensorflow as tf
 
-    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def decode(position: Any, path: Any) -> Any:
         content = tf.io.read_file(path)
         kind, count = _header(content)
-        known = (kind != _UNKNOWN) & (kind != _OTHER_BMP)
-        with tf.control_dependencies(
-            [tf.debugging.Assert(known & (count <= pixels.max_pixels), [kind])]
-        ):
-            image = _decoded(tf.identity(content))
-        return position, _prepared(image, pixels), _thumbnail(image)
+        known = tf.not_equal(kind, _UNKNOWN) & tf.not_equal(kind, _OTHER_BMP)
+        # Decoding nothing fails.
+        image = _decoded(tf.where(known & (count <= pixels.max_pixels), content, b""))
+        return position, *_prepared(image, image, pixels)
 
     return decode
 
@@ -108,7 +134,7 @@ def _array_decoder(pixels: PixelSpec) -> Any:
     @tf.function(autograph=False, reduce_retracing=True)  # type: ignore[untyped-decorator]
     def decode(position: Any, image: Any) -> Any:
         shown = image if image.dtype == tf.uint8 else _display(image)
-        return position, _prepared(image, pixels), _thumbnail(shown)
+        return position, *_prepared(image, shown, pixels)
 
     return decode
 
@@ -121,35 +147,55 @@ def _decoded(content: Any) -> Any:
     return image
 
 
-def _prepared(image: Any, pixels: PixelSpec) -> Any:
-    """Resize, turn grey where the encoder takes one channel, and scale; gives (H, W, C) float32."""
+def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
+    """Make the encoder's input, and the thumbnail.
+
+    Args:
+        image: (h, w, c), as stored.
+        shown: the same with values from 0 to 255.
+        pixels: what the encoder takes.
+
+    Returns:
+        (H, W, C) float32, resized, grey where the encoder takes one channel, and scaled; the
+        thumbnail uint8, padded to a square; its height and width.
+    """
     import tensorflow as tf
 
     height, width, channels = pixels.shape
-    image = tf.image.resize(image, (height, width)) if pixels.resize else tf.cast(image, tf.float32)
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    if pixels.resize:
+        resized = tf.image.resize(image, (height, width))
+    else:
+        resized = tf.cast(image, tf.float32)
+    factor = thumbnail.SIDE / tf.reduce_max(sides)
+    if image is shown and min(height, width) >= thumbnail.SIDE:
+        # What the encoder sees is at hand, and shrinks in a fraction of the time of a big image.
+        shown = resized
+    else:
+        factor = tf.minimum(1.0, factor)
+    picture = _thumbnail(shown, sides * factor)
     if channels == 1 and image.shape[-1] == 3:
-        image = tf.image.rgb_to_grayscale(image)
-    image = tf.ensure_shape(image, pixels.shape)
+        resized = tf.image.rgb_to_grayscale(resized)
+    resized = tf.ensure_shape(resized, pixels.shape)
     match pixels.scale:
         case "unit":
-            return image / 255.0
+            resized = resized / 255.0
         case "symmetric":
-            return image / 127.5 - 1.0
-    return image
+            resized = resized / 127.5 - 1.0
+    return resized, *picture
 
 
-def _thumbnail(image: Any) -> Any:
-    """Encode an image (H, W, C), 0 to 255, as a PNG of at most THUMBNAIL pixels a side."""
+def _thumbnail(image: Any, sides: Any) -> tuple[Any, Any]:
+    """Shrink an image, 0 to 255, to these sides; gives it padded, and its height and width."""
     import tensorflow as tf
 
     channels = image.shape[-1]
     if channels not in (1, 3):
         image = image[..., : 3 if channels > 3 else 1]
-    sides = tf.cast(tf.shape(image)[:2], tf.float32)
-    factor = tf.minimum(1.0, THUMBNAIL / tf.reduce_max(sides))
-    size = tf.maximum(1, tf.cast(tf.round(sides * factor), tf.int32))
+    size = tf.maximum(1, tf.cast(tf.round(sides), tf.int32))
     small = tf.image.resize(image[None], size, "area")[0]
-    return tf.io.encode_png(tf.saturate_cast(tf.round(small), tf.uint8), compression=1)
+    right = [[0, thumbnail.SIDE - size[0]], [0, thumbnail.SIDE - size[1]], [0, 0]]
+    return tf.pad(tf.saturate_cast(tf.round(small), tf.uint8), right), size
 
 
 def _display(image: Any) -> Any:
@@ -166,56 +212,63 @@ def _display(image: Any) -> Any:
 
 
 def _header(content: Any) -> tuple[Any, Any]:
-    """Read an image file's kind and its number of pixels from its first bytes."""
+    """Read an image file's kind and its number of pixels from its first bytes.
+
+    Without branches: each of them would take long to set up again for each shard.
+    """
     import tensorflow as tf
 
-    padded = tf.strings.join([tf.strings.substr(content, 0, _HEADER), "\0" * _HEADER])
-    head = tf.cast(tf.io.decode_raw(tf.strings.substr(padded, 0, _HEADER), tf.uint8), tf.int64)
-    head = tf.ensure_shape(head, (_HEADER,))
-
-    def starts_with(magic: bytes) -> Any:
-        return tf.reduce_all(head[: len(magic)] == np.frombuffer(magic, np.uint8).astype(np.int64))
-
-    def number(at: int, size: int, big: bool = False) -> Any:
-        weights = 256 ** np.arange(size, dtype=np.int64)
-        return tf.reduce_sum(head[at : at + size] * (weights[::-1] if big else weights))
-
-    def jpeg_pixels() -> Any:
-        return tf.cast(
-            tf.reduce_prod(tf.cast(tf.io.extract_jpeg_shape(content)[:2], tf.int64)), tf.int64
-        )
-
+    padded = tf.strings.substr(tf.strings.join([content, "\0" * _HEADER]), 0, _HEADER)
+    head = tf.ensure_shape(tf.cast(tf.io.decode_raw(padded, tf.uint8), tf.int64), (_HEADER,))
+    png_width, png_height, gif_width, gif_height, bmp_width, bmp_height, bits, packed = tf.unstack(
+        tf.linalg.matvec(_NUMBERS, head)
+    )
+    is_jpeg = tf.equal(tf.strings.substr(content, 0, 3), b"\xff\xd8\xff")
+    jpeg = tf.io.extract_jpeg_shape(tf.where(is_jpeg, content, _SMALLEST_JPEG), tf.int64)
     # TensorFlow reads BMP with 24 or 32 bits a pixel, without palette or compression, rightly.
-    plain_bmp = (number(28, 2) == 24) & (number(30, 2) == 0)
-    kinds = [
-        (starts_with(b"\xff\xd8\xff"), lambda: (_constant(_JPEG), jpeg_pixels())),
-        (
-            starts_with(b"\x89PNG\r\n\x1a\n"),
-            lambda: (_constant(_PNG), number(16, 4, big=True) * number(20, 4, big=True)),
-        ),
-        (starts_with(b"GIF8"), lambda: (_constant(_GIF), number(6, 2) * number(8, 2))),
-        (
-            starts_with(b"BM"),
-            lambda: (
-                tf.where(plain_bmp, _constant(_BMP), _constant(_OTHER_BMP)),
-                number(18, 4) * _magnitude(number(22, 4)),
-            ),
-        ),
-    ]
-    return tf.case(kinds, default=lambda: (_constant(_UNKNOWN), _constant(0)))  # type: ignore[no-any-return]
-
-
-def _constant(value: int) -> Any:
-    import tensorflow as tf
-
-    return tf.constant(value, tf.int64)
-
-
-def _magnitude(unsigned: Any) -> Any:
+    is_bmp = tf.equal(tf.strings.substr(content, 0, 2), b"BM")
+    is_plain = tf.equal(bits, 24) & tf.equal(packed, 0)
     # A BMP stored from the top has a negative height.
-    import tensorflow as tf
+    bmp_height = tf.minimum(bmp_height, (1 << 32) - bmp_height)
+    is_one = tf.stack(
+        [
+            is_jpeg,
+            tf.equal(tf.strings.substr(content, 0, 8), b"\x89PNG\r\n\x1a\n"),
+            tf.equal(tf.strings.substr(content, 0, 4), b"GIF8"),
+            is_bmp & is_plain,
+            is_bmp & ~is_plain,
+        ]
+    )
+    pixels = tf.stack(
+        [
+            jpeg[0] * jpeg[1],
+            png_width * png_height,
+            gif_width * gif_height,
+            bmp_width * bmp_height,
+            bmp_width * bmp_height,
+        ]
+    )
+    flags = tf.cast(is_one, tf.int64)
+    kinds = np.array([_JPEG, _PNG, _GIF, _BMP, _OTHER_BMP], np.int64)
+    return tf.reduce_sum(flags * kinds), tf.reduce_sum(flags * pixels)
 
-    return tf.minimum(unsigned, (1 << 32) - unsigned)
+
+def _places() -> Array:
+    """Give the matrix that makes numbers of the first bytes: width and height of each kind."""
+    little, big = 256 ** np.arange(4), 256 ** np.arange(4)[::-1]
+    matrix = np.zeros((8, _HEADER), np.int64)
+    for row, (at, weights) in enumerate(
+        [
+            *((16, big), (20, big)),
+            *((6, little[:2]), (8, little[:2])),
+            *((18, little), (22, little), (28, little[:2]), (30, little[:2])),
+        ]
+    ):
+        matrix[row, at : at + len(weights)] = weights
+    return matrix
+
+
+_NUMBERS = _places()
 
 
 def diagnose(path: bytes, planned_size: int | None, pixels: PixelSpec) -> str | Batch:
@@ -253,7 +306,7 @@ def diagnose(path: bytes, planned_size: int | None, pixels: PixelSpec) -> str | 
         return "too many pixels"
     try:
         image = _decoded(tf.constant(content))
-        prepared, thumbnail = _prepared(image, pixels), _thumbnail(image)
+        prepared = [value.numpy()[None] for value in _prepared(image, image, pixels)]
     except (tf.errors.OpError, ValueError):
         return "corrupt image"
-    return Batch(np.zeros(1, np.int64), prepared.numpy()[None], [thumbnail.numpy()])
+    return Batch(np.zeros(1, np.int64), *prepared)

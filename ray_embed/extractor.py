@@ -53,11 +53,25 @@ class ShardResult:
 
 @dataclass
 class _Gathered:
-    """Features, thumbnails and reasons, each by the record's position in the shard."""
+    """Features and reasons, by the record's position in the shard; batches without images."""
 
     features: list[Array]
-    thumbnails: list[bytes | None]
     reasons: list[str | None]
+    batches: list[Batch]
+
+    def left_out(self) -> list[int]:
+        """Give the positions of the records that no batch has held."""
+        held = np.zeros(len(self.reasons), bool)
+        for batch in self.batches:
+            held[batch.positions] = True
+        return np.flatnonzero(~held).tolist()
+
+    def pngs(self) -> Array:
+        """Give the thumbnails by position; None where there is none."""
+        found = np.full(len(self.reasons), None, object)
+        for batch in self.batches:
+            found[batch.positions] = list(batch.pngs())
+        return found
 
 
 @dataclass(frozen=True)
@@ -77,8 +91,7 @@ class _Opened:
             images[:count] = batch.images
         for target, values in zip(gathered.features, self.engine(images), strict=True):
             target[batch.positions] = values[:count]
-        for position, png in zip(batch.positions, batch.thumbnails, strict=True):
-            gathered.thumbnails[position] = png
+        gathered.batches.append(replace(batch, images=np.zeros(0)))
 
 
 class Extractor:
@@ -93,7 +106,7 @@ class Extractor:
 
     def __init__(self, threads: int, folder: str) -> None:
         self._threads = threads
-        self._computing = threading.Lock()
+        self._opening, self._computing = threading.Lock(), threading.Lock()
         self._opened: _Opened | None = None
         start_tensorflow(threads, folder)
 
@@ -144,7 +157,7 @@ class Extractor:
     def _open(self, job: Job) -> "_Opened":
         from ray_embed.encoder.engines import open_engine
 
-        with self._computing:
+        with self._opening:
             if self._opened is None or self._opened.fingerprint != job.fingerprint:
                 encoder = job.encoder()
                 engine = open_engine(encoder, self._threads)
@@ -171,7 +184,7 @@ class Extractor:
         gathered: _Gathered,
     ) -> None:
         """Encode what was left out after all, or say why not."""
-        left_out = [at for at, png in enumerate(gathered.thumbnails) if png is None]
+        left_out = gathered.left_out()
         if left_out and shard.split.kind != "files":
             raise RunError(f"shard {shard.number}: images in memory were not all prepared")
         paths, sizes = (_paths(shard, rows), rows["size"].to_pylist()) if left_out else ([], [])
@@ -211,7 +224,7 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
 
 def _gathered(count: int, encoder: Encoder) -> _Gathered:
     features = [np.zeros((count, output.dimension), np.float32) for output in encoder.outputs]
-    return _Gathered(features, [None] * count, [None] * count)
+    return _Gathered(features, [None] * count, [])
 
 
 def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
@@ -238,6 +251,6 @@ def _part(number: int, encoder: Encoder, records: pa.Table, gathered: _Gathered)
     rejected = records.filter(pa.array(~kept)).select(["index", "key", "split"])
     reasons = [reason for reason in gathered.reasons if reason is not None]
     rejected = rejected.append_column("reason", pa.array(reasons, pa.string()))
-    pngs = [gathered.thumbnails[at] for at in np.flatnonzero(kept)]
-    thumbnails = pa.table([features["index"], pa.array(pngs, pa.binary())], store.THUMBNAIL_SCHEMA)
+    pngs = pa.array(gathered.pngs()[kept], pa.binary())
+    thumbnails = pa.table([features["index"], pngs], store.THUMBNAIL_SCHEMA)
     return store.Part(number, features, rejected.cast(store.REJECT_SCHEMA), thumbnails)

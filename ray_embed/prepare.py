@@ -17,7 +17,7 @@ from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder, is_uri, shown
 from ray_embed.plan import Plan
 from ray_embed.progress import say
-from ray_embed.schedule import Session, result
+from ray_embed.schedule import Session
 from ray_embed.sources import Source, Streamed
 from ray_embed.walk import Walk
 
@@ -189,7 +189,7 @@ def encoder_spec(config: RunConfig, shape: tuple[int, int, int] | None) -> Encod
 
 
 def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Callable[[], Encoder]:
-    """Start building the encoder in the first actor; gives a function that waits for it.
+    """Start building the encoder outside this process; gives a function that waits for it.
 
     A model or function in hand is built in this process, where it is.
     """
@@ -202,7 +202,7 @@ def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Call
     if same and makes_a_model and spec.weights is None:
         kept = keep.kept_weights(target.folder)
     if isinstance(model, str) and not callable(spec.preprocess):
-        return functools.partial(result, session.first.build.remote(spec, kept))
+        return session.start_building(spec, kept)
     from ray_embed.encoder.build import build
 
     return functools.partial(build, spec, 1, kept)

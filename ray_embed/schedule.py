@@ -2,11 +2,12 @@
 """Ray: where the actors run, and who does which shard."""
 
 import contextlib
+import functools
 import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import ray
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from ray_embed.config import RunConfig
+from ray_embed.encoder import Encoder, EncoderSpec, apart
 from ray_embed.errors import InputError, RayEmbedError, RunError
 from ray_embed.extractor import Extractor, Job, ShardResult
 from ray_embed.filesystem import shown
@@ -43,10 +45,14 @@ class Session:
     Args:
         config: what is asked of it.
         resources: how many extractors there may be, and what each gets.
+        build: builds the encoder beside the actors; None to have the first extractor build it.
     """
 
-    def __init__(self, config: RunConfig, resources: Resources) -> None:
+    def __init__(
+        self, config: RunConfig, resources: Resources, build: apart.Build | None = None
+    ) -> None:
         self.resources = resources
+        self._build = build
         self.folder = str(Path.cwd())
         self._retries = config.max_attempts - 1
         self._started: list[Any] = []
@@ -57,6 +63,17 @@ class Session:
     def first(self) -> Any:
         """The extractor that is there from the beginning."""
         return self._extractors[0]
+
+    def start_building(
+        self, spec: EncoderSpec, kept: apart.Weights | None
+    ) -> Callable[[], Encoder]:
+        """Start building the encoder; gives a function that waits for it.
+
+        With a GPU an actor must build it, as the engine is chosen by what it gives there.
+        """
+        if self._build is not None and not self.resources.gpus:
+            return self._build(spec, kept)
+        return functools.partial(result, self.first.build.remote(spec, kept))
 
     def extractors(self, count: int) -> list[Any]:
         """Give `count` extractors, or one; those that are not there yet are started."""
@@ -104,11 +121,15 @@ def session(config: RunConfig) -> Iterator[Session]:
         finally:
             running.close()
         return
-    nodes = _connect(config)
-    try:
-        yield Session(config, _resources(config, nodes, ours=_address(config) == _LOCAL))
-    finally:
-        ray.shutdown()
+    ours = _address(config) == _LOCAL
+    with contextlib.ExitStack() as stack:
+        build = None
+        if ours and isinstance(config.model, str):
+            threads = _threads(config, os.cpu_count() or 1)
+            build = stack.enter_context(apart.builder(threads, str(Path.cwd())))
+        nodes = _connect(config)
+        stack.callback(ray.shutdown)
+        yield Session(config, _resources(config, nodes, ours), build)
 
 
 def _connect(config: RunConfig) -> list[dict[str, float]]:

@@ -113,11 +113,12 @@ def _encoded(table: pa.Table) -> bytes:
     """Give a part's bytes; the same table gives the same ones."""
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
-    # Floats of features and PNGs hardly compress, and their statistics serve nobody; text repeats.
+    # Floats of features hardly compress, thumbnails do; statistics of both serve nobody; text
+    # repeats.
     pq.write_table(
         table,
         sink,
-        compression="none",
+        compression={"png": "zstd"},
         use_dictionary=text,
         write_statistics=["index", *text],
         write_page_checksum=True,

@@ -80,7 +80,7 @@ def _openvino(encoder: Encoder, threads: int) -> Engine:
     ports = [compiled.output(name) for name in encoder.output_names]
 
     def run(images: Array) -> list[Array]:
-        results = compiled(images)
+        results = compiled(images, share_inputs=True)
         return [results[port].copy() for port in ports]
 
     return run

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Imported by every Python that starts with this folder on PYTHONPATH: writes down what it does.
+
+Imports of big packages, and calls of the functions named below, go to $RAY_EMBED_TIMELINE as lines
+`process, begin, end, thread, what`. The package itself knows nothing of this.
+"""
+
+import functools
+import importlib.abc
+import importlib.machinery
+import os
+import sys
+import threading
+import time
+
+WHERE = os.environ.get("RAY_EMBED_TIMELINE")
+IMPORTS = ("ray", "tensorflow", "keras", "tf_keras", "openvino", "pyarrow", "sklearn")
+CALLS = {
+    "ray_embed.schedule": ("_connect", "Session.__init__"),
+    "ray_embed.encoder.apart": ("_ask",),
+    "ray_embed.plan": ("make_plan",),
+    "ray_embed.prepare": ("prepare", "begin"),
+    "ray_embed.extraction": ("extract_missing",),
+    "ray_embed.extractor": ("start_tensorflow", "Extractor._open", "Extractor.extract"),
+    "ray_embed.encoder.build": ("build", "_first_call", "_outputs", "_folded", "_choose_engine"),
+    "ray_embed.encoder.loading": ("load", "give_weights"),
+    "ray_embed.encoder.engines": ("open_engine",),
+    "ray_embed.store": ("commit",),
+    "ray_embed.reducer": ("reduce",),
+    "ray_embed.projector": ("write_checkpoint", "write_metadata", "write_sprite"),
+    "ray_embed.results": ("load",),
+    "ray": ("shutdown", "kill"),
+}
+
+
+def note(begin: float, what: str) -> None:
+    line = f"{os.getpid()}\t{begin}\t{time.time()}\t{threading.current_thread().name}\t{what}\n"
+    with open(str(WHERE), "a", encoding="utf-8") as file:
+        file.write(line)
+
+
+def timed(function, what):
+    @functools.wraps(function)
+    def call(*arguments, **options):
+        begin = time.time()
+        try:
+            return function(*arguments, **options)
+        finally:
+            note(begin, what)
+
+    return call
+
+
+class Loader(importlib.abc.Loader):
+    """Loads a module as ever, then wraps the functions of it that are to be timed."""
+
+    def __init__(self, loader):
+        self.loader = loader
+
+    def create_module(self, spec):
+        return self.loader.create_module(spec)
+
+    def exec_module(self, module):
+        begin = time.time()
+        self.loader.exec_module(module)
+        name = module.__name__
+        if name in IMPORTS:
+            note(begin, f"import {name}")
+        for path in CALLS.get(name, ()):
+            *owners, last = path.split(".")
+            owner = functools.reduce(getattr, owners, module)
+            setattr(owner, last, timed(getattr(owner, last), f"{name.split('.')[-1]}.{path}"))
+
+
+class Finder(importlib.abc.MetaPathFinder):
+    """Finds the modules above by the usual way, and hands them to the loader above."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name not in IMPORTS and name not in CALLS:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        if spec is not None and spec.loader is not None:
+            spec.loader = Loader(spec.loader)
+        return spec
+
+
+if WHERE:
+    sys.meta_path.insert(0, Finder())
+    note(time.time(), "start " + " ".join(sys.orig_argv[1:])[:60])
