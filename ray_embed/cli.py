@@ -128,7 +128,7 @@ _feature_options = [
 ]  # fmt: skip
 
 _work_options = [
-    _option(_WORK, "--batch-size", type=int, help="Images a batch.  [32]"),
+    _option(_WORK, "--batch-size", type=int, help="Images a batch.  [16; 128 on GPUs]"),
     _option(_WORK, "--shard-size", type=int, help="Records a shard, redone if it stops.  [512]"),
     _option(_WORK, "--actors", type=int, help="[one a GPU, else by the number of cores]"),
     _option(_WORK, "--gpus-per-actor", type=float, help="[1 where there are GPUs]"),

@@ -61,7 +61,7 @@ class RunConfig(pydantic.BaseModel):
     preprocess: Any = None
     engine: Engine = "auto"
     precision: Precision = "float32"
-    batch_size: PositiveInt = 32
+    batch_size: PositiveInt | None = None
     shard_size: PositiveInt | None = None
 
     actors: PositiveInt | None = None

@@ -170,10 +170,10 @@ def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]
     factor = thumbnail.SIDE / tf.reduce_max(sides)
     if image is shown and min(height, width) >= thumbnail.SIDE:
         # What the encoder sees is at hand, and shrinks in a fraction of the time of a big image.
-        shown = resized
+        method = "bilinear" if max(height, width) < 2 * thumbnail.SIDE else "area"
+        picture = _thumbnail(resized, sides * factor, method)
     else:
-        factor = tf.minimum(1.0, factor)
-    picture = _thumbnail(shown, sides * factor)
+        picture = _thumbnail(shown, sides * tf.minimum(1.0, factor), "area")
     if channels == 1 and image.shape[-1] == 3:
         resized = tf.image.rgb_to_grayscale(resized)
     resized = tf.ensure_shape(resized, pixels.shape)
@@ -185,7 +185,7 @@ def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]
     return resized, *picture
 
 
-def _thumbnail(image: Any, sides: Any) -> tuple[Any, Any]:
+def _thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
     """Shrink an image, 0 to 255, to these sides; gives it padded, and its height and width."""
     import tensorflow as tf
 
@@ -193,7 +193,7 @@ def _thumbnail(image: Any, sides: Any) -> tuple[Any, Any]:
     if channels not in (1, 3):
         image = image[..., : 3 if channels > 3 else 1]
     size = tf.maximum(1, tf.cast(tf.round(sides), tf.int32))
-    small = tf.image.resize(image[None], size, "area")[0]
+    small = tf.image.resize(image[None], size, method)[0]
     right = [[0, thumbnail.SIDE - size[0]], [0, thumbnail.SIDE - size[1]], [0, 0]]
     return tf.pad(tf.saturate_cast(tf.round(small), tf.uint8), right), size
 
@@ -212,45 +212,47 @@ def _display(image: Any) -> Any:
 
 
 def _header(content: Any) -> tuple[Any, Any]:
-    """Read an image file's kind and its number of pixels from its first bytes.
-
-    Without branches: each of them would take long to set up again for each shard.
-    """
+    """Read an image file's kind and its number of pixels from its first bytes."""
     import tensorflow as tf
 
-    padded = tf.strings.substr(tf.strings.join([content, "\0" * _HEADER]), 0, _HEADER)
+    def jpeg() -> tuple[Any, Any]:
+        height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(content, tf.int64))
+        return _constant(_JPEG), height * width
+
+    is_jpeg = tf.equal(tf.strings.substr(content, 0, 3), b"\xff\xd8\xff")
+    return tf.cond(is_jpeg, jpeg, lambda: _other_header(content))  # type: ignore[no-any-return]
+
+
+def _other_header(content: Any) -> tuple[Any, Any]:
+    """Read it where it is no JPEG; without branches, each of which takes long to set up again."""
+    import tensorflow as tf
+
+    start = tf.strings.substr(content, 0, _HEADER)
+    padded = tf.strings.substr(tf.strings.join([start, "\0" * _HEADER]), 0, _HEADER)
     head = tf.ensure_shape(tf.cast(tf.io.decode_raw(padded, tf.uint8), tf.int64), (_HEADER,))
     png_width, png_height, gif_width, gif_height, bmp_width, bmp_height, bits, packed = tf.unstack(
         tf.linalg.matvec(_NUMBERS, head)
     )
-    is_jpeg = tf.equal(tf.strings.substr(content, 0, 3), b"\xff\xd8\xff")
-    jpeg = tf.io.extract_jpeg_shape(tf.where(is_jpeg, content, _SMALLEST_JPEG), tf.int64)
     # TensorFlow reads BMP with 24 or 32 bits a pixel, without palette or compression, rightly.
-    is_bmp = tf.equal(tf.strings.substr(content, 0, 2), b"BM")
-    is_plain = tf.equal(bits, 24) & tf.equal(packed, 0)
+    plain_bmp = tf.where(tf.equal(bits, 24) & tf.equal(packed, 0), _BMP, _OTHER_BMP)
     # A BMP stored from the top has a negative height.
     bmp_height = tf.minimum(bmp_height, (1 << 32) - bmp_height)
-    is_one = tf.stack(
-        [
-            is_jpeg,
-            tf.equal(tf.strings.substr(content, 0, 8), b"\x89PNG\r\n\x1a\n"),
-            tf.equal(tf.strings.substr(content, 0, 4), b"GIF8"),
-            is_bmp & is_plain,
-            is_bmp & ~is_plain,
-        ]
-    )
-    pixels = tf.stack(
-        [
-            jpeg[0] * jpeg[1],
-            png_width * png_height,
-            gif_width * gif_height,
-            bmp_width * bmp_height,
-            bmp_width * bmp_height,
-        ]
-    )
-    flags = tf.cast(is_one, tf.int64)
-    kinds = np.array([_JPEG, _PNG, _GIF, _BMP, _OTHER_BMP], np.int64)
-    return tf.reduce_sum(flags * kinds), tf.reduce_sum(flags * pixels)
+    kinds = [
+        (b"\x89PNG\r\n\x1a\n", _constant(_PNG), png_width * png_height),
+        (b"GIF8", _constant(_GIF), gif_width * gif_height),
+        (b"BM", tf.cast(plain_bmp, tf.int64), bmp_width * bmp_height),
+    ]
+    found, count = _constant(_UNKNOWN), _constant(0)
+    for magic, kind, pixels in kinds:
+        is_it = tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
+        found, count = tf.where(is_it, kind, found), tf.where(is_it, pixels, count)
+    return found, count
+
+
+def _constant(value: int) -> Any:
+    import tensorflow as tf
+
+    return tf.constant(value, tf.int64)
 
 
 def _places() -> Array:

@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The actor's work: decode → encode → pool one shard, and write its part."""
 
+import itertools
 import os
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import pyarrow as pa
 from ray_embed import decode, importing, plan, store
 from ray_embed.decode import Batch, PixelSpec
 from ray_embed.encoder import Encoder, EncoderSpec
+from ray_embed.encoder.engines import Engine, open_engine
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column
@@ -80,7 +83,17 @@ class _Opened:
 
     fingerprint: str
     encoder: Encoder
-    engine: Callable[[Array], list[Array]]
+    engine: Engine
+    threads: ThreadPoolExecutor
+
+    def encode(self, batches: Iterable[Batch], gathered: _Gathered) -> deque[Future[None]]:
+        """Encode batches as they come; gives the last ones, which may still be under way."""
+        running: deque[Future[None]] = deque()
+        for batch in batches:
+            running.append(self.threads.submit(self.take, batch, gathered))
+            if len(running) > self.engine.at_once:
+                running.popleft().result()
+        return running
 
     def take(self, batch: Batch, gathered: _Gathered) -> None:
         """Encode a batch, padded to the one shape the engine has, and put it where it belongs."""
@@ -137,10 +150,10 @@ class Extractor:
         first = next(batches, None)
         gathered = _gathered(rows.num_rows, opened.encoder)
         with self._computing:
-            if first is not None:
-                opened.take(first, gathered)
-            for batch in batches:
-                opened.take(batch, gathered)
+            encoding = opened.encode(itertools.chain([first] if first else [], batches), gathered)
+        # The other shard's batches queue up behind the last ones of this one.
+        for waited in encoding:
+            waited.result()
         self._take_left_out(shard, rows, pixels, opened, gathered)
         records = plan.record_columns(job.plan, shard, rows)
         part = _part(shard.number, opened.encoder, records, gathered)
@@ -155,13 +168,12 @@ class Extractor:
         return reduce(out, limit)
 
     def _open(self, job: Job) -> "_Opened":
-        from ray_embed.encoder.engines import open_engine
-
         with self._opening:
             if self._opened is None or self._opened.fingerprint != job.fingerprint:
                 encoder = job.encoder()
                 engine = open_engine(encoder, self._threads)
-                self._opened = _Opened(job.fingerprint, encoder, engine)
+                threads = ThreadPoolExecutor(engine.at_once)
+                self._opened = _Opened(job.fingerprint, encoder, engine, threads)
             return self._opened
 
     def _batches(
@@ -193,8 +205,9 @@ class Extractor:
             if isinstance(found, str):
                 gathered.reasons[at] = found
             else:
-                with self._computing:
-                    opened.take(replace(found, positions=np.array([at])), gathered)
+                opened.threads.submit(
+                    opened.take, replace(found, positions=np.array([at])), gathered
+                ).result()
         finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in gathered.features])
         for at in np.flatnonzero(~finite).tolist():
             gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
@@ -212,7 +225,9 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
         # The user's code has relative paths, and Ray may have been started elsewhere.
         os.chdir(folder)
     importing.add_to_path(folder)
-    import tensorflow as tf
+    with importing.without("pandas", "sklearn"):
+        # Keras imports them where they are there, for training on tables: a third of the time.
+        import tensorflow as tf
 
     if threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)

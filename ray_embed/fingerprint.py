@@ -44,7 +44,7 @@ def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> I
         "preprocess": name_of(config.preprocess),
         "engine": encoder.engine,
         "precision": config.precision,
-        "batch size": config.batch_size,
+        "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
         "max pixels": config.max_pixels,
         "versions": versions(),

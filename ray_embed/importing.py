@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """``module:callable`` references and modules of the user's, found and called with clear errors."""
 
+import contextlib
 import importlib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial, reduce
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,18 @@ def add_to_path(folder: str) -> None:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     _added.insert(0, folder)
+
+
+@contextlib.contextmanager
+def without(*names: str) -> Iterator[None]:
+    """Let modules that were not imported before appear as not installed."""
+    hidden = [name for name in names if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    try:
+        yield
+    finally:
+        for name in hidden:
+            del sys.modules[name]
 
 
 def import_module(name: str, given: str) -> Any:

@@ -106,4 +106,4 @@ def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
 
     check_model(config)
     start_tensorflow(None, str(Path.cwd()))
-    return layer_shapes(encoder_spec(config, None))
+    return layer_shapes(encoder_spec(config, None, 1))

@@ -134,14 +134,15 @@ def prepare(
         *(getattr(source, "image_shape", None) for source in sources),
         *(info.image_shape for info in streams.values()),
     ]
-    spec = encoder_spec(config, next((shape for shape in shapes if shape), None))
+    batch_size = config.batch_size or session.resources.batch_size
+    spec = encoder_spec(config, next((shape for shape in shapes if shape), None), batch_size)
     built = _start_building(spec, target, session)
     planned = plan.make_plan(
         sources,
         streams,
         scratch,
         shard_size=config.shard_size,
-        batch_size=config.batch_size,
+        batch_size=batch_size,
         limit=config.limit,
     )
     encoder = built()
@@ -164,7 +165,9 @@ def _passed_over(planned: Plan) -> list[str]:
     ]
 
 
-def encoder_spec(config: RunConfig, shape: tuple[int, int, int] | None) -> EncoderSpec:
+def encoder_spec(
+    config: RunConfig, shape: tuple[int, int, int] | None, batch_size: int
+) -> EncoderSpec:
     """Give what is asked of the encoder; `shape` is that of an array source's images."""
     model = config.model
     if isinstance(model, str) and not is_callable_reference(model):
@@ -184,7 +187,7 @@ def encoder_spec(config: RunConfig, shape: tuple[int, int, int] | None) -> Encod
         config.preprocess,
         config.engine,
         config.precision,
-        config.batch_size,
+        batch_size,
     )
 
 
@@ -282,6 +285,7 @@ def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     given |= {
         "model": fingerprint.name_of(config.model),
         "preprocess": fingerprint.name_of(config.preprocess),
+        "batch_size": prepared.encoder.spec.batch_size,
         "out": shown(prepared.target.out),
         "address": None if config.address is None else shown(config.address),
         "sources": {split.split: shown(split.root) for split in prepared.plan.splits},

@@ -25,6 +25,7 @@ from ray_embed.plan import Shard
 # One shard computes while the other one decodes.
 _SHARDS_AN_ACTOR = 2
 _THREADS = 4
+_CPU_BATCH, _GPU_BATCH = 16, 128
 _POLL_SECONDS = 1.0
 # Ray's own word for a Ray that is started here.
 _LOCAL = "local"
@@ -37,6 +38,11 @@ class Resources:
     actors: int
     cpus: int
     gpus: float
+
+    @property
+    def batch_size(self) -> int:
+        """The usual number of images a batch: what a core's cache holds, or what fills a GPU."""
+        return _GPU_BATCH if self.gpus else _CPU_BATCH
 
 
 class Session:
@@ -142,7 +148,12 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
     cores = os.cpu_count() or 1
     if address == _LOCAL:
         asked = (config.actors or 1) * _threads(config, cores)
-        options |= {"num_cpus": max(cores, asked), "include_dashboard": False}
+        options |= {
+            "num_cpus": max(cores, asked),
+            "include_dashboard": False,
+            # Workers that nobody has asked for would take the cores while the first actor starts.
+            "_system_config": {"prestart_worker_first_driver": False},
+        }
     try:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RayError) as error:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-ENGINES = ("openvino", "folded", "function", "plain")
+ENGINES = ("openvino", "xla", "folded", "function", "plain")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class EncoderSpec:
     preprocess: Any = None
     engine: str = "auto"
     precision: str = "float32"
-    batch_size: int = 32
+    batch_size: int = 16
 
     @property
     def model_name(self) -> str:

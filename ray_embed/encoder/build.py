@@ -209,19 +209,22 @@ def _first_that_agrees(
     probe: Array,
     threads: int,
 ) -> Encoder:
+    import tensorflow as tf
+
     spec = draft.spec
     draft, warnings = _folded(draft, encode)
     batch = np.zeros((spec.batch_size, *draft.image_shape), np.float32)
     batch[: len(probe)] = probe
     lowered = spec.precision == "float32"
-    for name in engines.candidates(spec.engine):
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    for name in engines.candidates(spec.engine, gpu):
         if name != "openvino" and not lowered:
             # OpenVINO lowers the precision itself; a graph for TensorFlow must say so.
             lower()
             draft, more = _folded(draft, encode)
             warnings, lowered = warnings + more, True
         encoder = replace(draft, engine=name)
-        if name in ("openvino", "folded") and draft.graph is None:
+        if name in ("openvino", "xla", "folded") and draft.graph is None:
             continue
         if name in ("function", "plain"):
             encoder = replace(encoder, graph=None)

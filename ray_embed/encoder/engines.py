@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Engines: ways to run a built encoder on batches of one fixed shape.
 
-`openvino` and `folded` run the graph whose variables are constants, `function` calls the Keras
-model inside `tf.function`, `plain` calls it as it is.
+`openvino`, `xla` and `folded` run the graph whose variables are constants, `function` calls the
+Keras model inside `tf.function`, `plain` calls it as it is.
 """
 
 import contextlib
 import importlib.util
+import queue
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,14 +19,36 @@ from ray_embed.encoder import Encoder, loading
 from ray_embed.encoder.graph import function_of
 
 Array = np.ndarray[Any, Any]
-Engine = Callable[[Array], list[Array]]
 
 
-def candidates(asked: str) -> tuple[str, ...]:
-    """Give the engines to try, in their fixed order, for the option `--engine`."""
+@dataclass(frozen=True)
+class Engine:
+    """Runs batches (B, H, W, C) float32; gives one (B, D) float32 an output.
+
+    `at_once` batches may be under way side by side, each called from a thread of its own.
+    """
+
+    run: Callable[[Array], list[Array]]
+    at_once: int = 1
+
+    def __call__(self, images: Array) -> list[Array]:
+        """Run a batch."""
+        return self.run(images)
+
+
+def candidates(asked: str, gpu: bool) -> tuple[str, ...]:
+    """Give the engines to try, in their fixed order, for the option `--engine`.
+
+    Args:
+        asked: the option.
+        gpu: whether TensorFlow has a GPU; OpenVINO computes on the CPU.
+    """
     if asked == "openvino":
         return ("openvino",)
     tensorflow = ("folded", "function", "plain")
+    if gpu:
+        # On a CPU, XLA is slower than the folded graph.
+        return ("xla", *tensorflow)
     return tensorflow if asked == "tensorflow" or not has_openvino() else ("openvino", *tensorflow)
 
 
@@ -43,7 +67,7 @@ def open_engine(encoder: Encoder, threads: int) -> Engine:
     match encoder.engine:
         case "openvino":
             return _openvino(encoder, threads)
-        case "folded":
+        case "xla" | "folded":
             return _folded(encoder)
     return _keras(encoder)
 
@@ -54,7 +78,9 @@ def _folded(encoder: Encoder) -> Engine:
     graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
     imported = tf.compat.v1.wrap_function(lambda: tf.import_graph_def(graph, name=""), [])
     function = imported.prune(encoder.input_name, list(encoder.output_names))
-    return lambda images: [value.numpy() for value in function(tf.constant(images))]
+    if encoder.engine == "xla":
+        function = tf.function(function, jit_compile=True, autograph=False)
+    return Engine(lambda images: [value.numpy() for value in function(tf.constant(images))])
 
 
 def _openvino(encoder: Encoder, threads: int) -> Engine:
@@ -72,18 +98,28 @@ def _openvino(encoder: Encoder, threads: int) -> Engine:
         model,
         "CPU",
         {
-            "PERFORMANCE_HINT": "LATENCY",
-            "INFERENCE_PRECISION_HINT": precision,
+            # A batch a thread: threads that share one would wait for each other after each layer
+            # while others decode. Not pinned, for the same reason.
+            "NUM_STREAMS": threads,
             "INFERENCE_NUM_THREADS": threads,
+            "ENABLE_CPU_PINNING": False,
+            "INFERENCE_PRECISION_HINT": precision,
         },
     )
     ports = [compiled.output(name) for name in encoder.output_names]
+    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(threads):
+        free.put(compiled.create_infer_request())
 
     def run(images: Array) -> list[Array]:
-        results = compiled(images, share_inputs=True)
-        return [results[port].copy() for port in ports]
+        request = free.get()
+        try:
+            results = request.infer({0: images}, share_inputs=True)
+            return [results[port].copy() for port in ports]
+        finally:
+            free.put(request)
 
-    return run
+    return Engine(run, threads)
 
 
 def _keras(encoder: Encoder) -> Engine:
@@ -100,4 +136,4 @@ def _keras(encoder: Encoder) -> Engine:
         with loading.computing_in_bfloat16(loaded) if lowered else contextlib.nullcontext():
             return [np.asarray(value) for value in call(tf.constant(images))]
 
-    return run
+    return Engine(run)
