@@ -28,6 +28,7 @@ from processes import measure
 from rows import Row, last_line, ratio, row, table
 
 RUN, BOUNDS = "run", "bounds"
+BATCH = 32  # of ray-embed by default
 
 
 @dataclass(frozen=True)
@@ -110,10 +111,11 @@ def main() -> None:
     work = given.work.resolve()
     images, heavy_images, rounds = given.images, given.heavy_images, given.rounds
     if given.quick:
-        images, heavy_images, rounds = 512, 64, 1
+        images, heavy_images, rounds = 512, 256, 1
     print(described())
-    # Several shards have to be completed after the first tenth, in whatever number of images.
-    shard, heavy_shard = min(512, images // 8), max(8, min(64, heavy_images // 16))
+    # Several shards have to be completed after the first tenth, in whatever number of images; but
+    # less than a batch would be padded to one.
+    shard, heavy_shard = (max(BATCH, min(512, n // 16)) for n in (images, heavy_images))
     bounds = "decode,thumbnails,forward"
     rows = light(compare(work, images, "models:mobilenet", bounds, shard, rounds))
     rows += heavy(compare(work, heavy_images, "models:resnet50", "forward", heavy_shard, rounds))
