@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` and `make test` set up all they need in .venv; PYTHON chooses the interpreter.
+# `make bench ARGS="--images 512,4096 --rounds 3"`; see tests/benchmarks/bench.py for the arguments.
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -17,7 +18,7 @@ lint: .venv/installed
 	$(BIN)/mypy
 
 bench: .venv/installed
-	$(BIN)/python tests/benchmarks/whole_process.py --work .bench
+	$(BIN)/python tests/benchmarks/bench.py --work .bench $(ARGS)
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

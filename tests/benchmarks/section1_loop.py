@@ -6,7 +6,8 @@
 FOLDER has one sub-folder of pictures a class. OUT gets what the TensorBoard projector needs
 (embedding.ckpt-1.*, metadata.tsv, projector_config.pbtxt) and, for comparing, features.npy and
 keys.json (relative paths, sorted; row k of the one is entry k of the other). One line of JSON
-on stdout says how long the loop took; starting, building the model and saving are not in it.
+on stdout says how long the loop took, starting, building the model and saving are not in it, and
+how many images a second it did once warm; see rates.py.
 
 It is written plainly but not carelessly: the pipeline decodes in parallel and ahead of the model.
 Its weaknesses are kept as they are, a second run into the same OUT appends the labels again.
@@ -21,6 +22,7 @@ import time
 
 import keras
 import numpy as np
+import rates
 import tensorflow as tf
 from tensorboard.plugins import projector
 
@@ -62,6 +64,7 @@ def main(folder: str, logdir: str) -> None:
 
     start = time.perf_counter()
     embedding = None
+    completions = []
     with open(os.path.join(logdir, "metadata.tsv"), "a+", encoding="utf-8") as metadata:
         for img, gt in dataset:
             fmap = model(img, training=False)
@@ -69,6 +72,7 @@ def main(folder: str, logdir: str) -> None:
             embedding = f if embedding is None else tf.concat([embedding, f], 0)
             for label in gt.numpy():
                 metadata.write(f"{label.decode()}\n")
+            completions.append((time.perf_counter(), len(img)))
     assert embedding is not None, f"no pictures in {folder}"
     features = embedding.numpy()
     seconds = time.perf_counter() - start
@@ -88,6 +92,7 @@ def main(folder: str, logdir: str) -> None:
         "images": len(keys),
         "seconds_loop": round(seconds, 3),
         "images_per_second": round(len(keys) / seconds, 1),
+        "once_warm": rates.once_warm(completions),
     }
     print(json.dumps(result))
 

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An encoder compiled by OpenVINO for the processor, written without ray_embed.
+
+The graph is the Keras model with global average pooling, its variables folded to constants; it is
+computed in float32 with the hint LATENCY. That is what ray-embed runs on a processor, so that the
+other sides of the benchmarks lack nothing that it has.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Encode = Callable[[np.ndarray], np.ndarray]
+
+
+def convert(model: str, batch: int, stored: int | None = None) -> Any:
+    """Build `module:callable` and convert it to an OpenVINO model.
+
+    Args:
+        model: gives a Keras model that takes (N, H, W, 3) float32 in [0, 1].
+        batch: the one batch size it is to take.
+        stored: where given, the converted model takes uint8 images (batch, stored, stored, 3) and
+            resizes and scales them itself, as `tf.image.resize` does.
+    """
+    # It reports to its makers through this package, and does without it where it is not there.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import keras
+    import openvino
+    import tensorflow as tf
+    from tensorflow.python.framework.convert_to_constants import (
+        convert_variables_to_constants_v2,
+    )
+
+    module, _, name = model.partition(":")
+    encoder = getattr(importlib.import_module(module), name)()
+    height, width = encoder.input_shape[1:3]
+    pool = keras.layers.GlobalAveragePooling2D()
+
+    @tf.function(autograph=False)
+    def encode(images: Any) -> Any:
+        if stored is not None:
+            images = tf.image.resize(images, (height, width)) / 255.0
+        features = encoder(images, training=False)
+        return pool(features) if features.shape.rank == 4 else features
+
+    sides, kind = ((height, width), tf.float32) if stored is None else ((stored,) * 2, tf.uint8)
+    traced = encode.get_concrete_function(tf.TensorSpec((batch, *sides, 3), kind))
+    frozen = convert_variables_to_constants_v2(traced)
+    converted = openvino.convert_model(frozen.graph.as_graph_def())
+    converted.reshape([batch, *sides, 3])
+    return converted
+
+
+def compile_model(converted: Any, threads: int) -> Encode:
+    """Give the function from a batch of images to features (batch, D) float32.
+
+    Args:
+        converted: what :func:`convert` gave.
+        threads: the number of threads it computes on.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+
+    options = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": "f32",
+        "INFERENCE_NUM_THREADS": threads,
+    }
+    compiled = openvino.Core().compile_model(converted, "CPU", options)
+    output = compiled.output(0)
+    return lambda images: compiled(images)[output].copy()

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The logic of the benchmarks: what they compare, and how they tell it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts():
+    # The scripts find each other by the folder they are in.
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_agreement_is_measured_in_units_of_what_is_allowed():
+    import agreement
+
+    expected = np.array([[1.0, -100.0], [0.0, 10.0]], np.float32)
+    allowed = 1e-5 * np.abs(expected.astype(np.float64)) + 1e-6 * 100
+    off = expected + np.array([[0.5, 0], [0, 0]]) * allowed
+    assert agreement.violation(expected, expected) == 0
+    assert agreement.violation(off, expected) == pytest.approx(0.5)
+    assert agreement.violation(np.full_like(expected, np.nan), expected) == np.inf
+    with pytest.raises(ValueError, match="shapes"):
+        agreement.violation(expected[:1], expected)
+
+
+def test_other_keys_are_no_agreement(tmp_path):
+    import agreement
+
+    (tmp_path / "keys.json").write_text(json.dumps(["a", "b"]))
+    np.save(tmp_path / "features.npy", np.ones((2, 3), np.float32))
+    same = (["a", "b"], np.ones((2, 3), np.float32))
+    assert agreement.distance("loop", tmp_path, same) == 0
+    with pytest.raises(ValueError, match="keys"):
+        agreement.distance("loop", tmp_path, (["a", "c"], same[1]))
+    some = (["b"], np.ones((1, 3), np.float32))
+    assert agreement.distance_of_some("loop", tmp_path, 2, some) == 0
+    with pytest.raises(ValueError, match="keys"):
+        agreement.distance_of_some("loop", tmp_path, 3, some)
+
+
+@pytest.mark.parametrize(
+    ("target", "measured", "met"),
+    [
+        (">= 2.0", 2.0, True),
+        (">= 2.0", 1.99, False),
+        ("<= 1.3", 1.2, True),
+        (">= 2.0", None, False),
+    ],
+)
+def test_a_row_says_whether_its_target_is_met(target, measured, met):
+    import rows
+
+    assert rows.row("what", target, measured).met is met
+    assert rows.row("what", None, measured).met is None
+
+
+def test_rows_survive_the_last_line_and_are_drawn():
+    import rows
+
+    made = [rows.row("speed", ">= 2.0", 1.5), rows.row("size", None, 12_345.0, "MB")]
+    assert rows.from_last_line(f"some text\n{rows.last_line(made)}\n") == made
+    head, rule, speed, size = rows.table(made).splitlines()
+    assert head.split() == ["what", "target", "measured"]
+    assert set(rule) == {"-"}
+    assert speed.split() == ["speed", ">=", "2.0", "x", "1.5", "x", "NOT", "MET"]
+    assert size.endswith("12,345 MB")
+    for text in ("", "no JSON", '{"other": 1}'):
+        with pytest.raises(ValueError):
+            rows.from_last_line(text)
+
+
+def test_both_ends_are_left_out_of_the_rate_once_warm():
+    import rates
+
+    middle = [(100.0 + at, 5) for at in range(17)]
+    ends = [(50.0, 5), (300.0, 5), (400.0, 5)]
+    assert rates.once_warm(ends + middle) == pytest.approx(5)
+    assert rates.once_warm([(1.0, 10)]) is None
+    assert rates.once_warm([]) is None
+
+
+def test_each_side_begins_in_its_turn():
+    import sides
+
+    assert [sides.turns("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert sorted(sides.turns("abc", 1)) == ["a", "b", "c"]
+
+
+def test_a_process_is_measured(tmp_path):
+    from processes import measure
+
+    line = [sys.executable, "-c", "print('told'); print('{\"figure\": 3}')"]
+    found = measure("side", line, tmp_path / "work" / "out")
+    assert found.said() == {"figure": 3}
+    assert found.seconds > 0
+    assert found.processes >= 1
+    with pytest.raises(SystemExit):
+        measure("side", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "out")
+
+
+def test_growth_is_drawn(tmp_path):
+    import growth
+    from processes import Measured
+
+    rounds = [
+        Measured(name, "f", seconds, 100.0, None, 1, 0, "l")
+        for name in ("loop", "ray-embed")
+        for seconds in (1.0, 2.0)
+    ]
+    growth.draw(tmp_path / "growth.png", {100: rounds, 200: rounds[2:]})
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_corpus_mixes_others_among_plain_files(tmp_path):
+    import mixed_inputs
+
+    (tmp_path / "plain").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "plain" / name).write_text(name)
+    (tmp_path / "other").write_text("other")
+    root = mixed_inputs._mixed(
+        tmp_path / "mixed", tmp_path / "plain", ["a.jpg", "b.jpg"], {"b.jpg": tmp_path / "other"}
+    )
+    assert [(root / name).read_text() for name in ("a.jpg", "b.jpg")] == ["a.jpg", "other"]
+
+
+def test_mixed_inputs_are_held_against_extra_decoding():
+    import mixed_inputs
+
+    runs = {"plain": 1000.0, "corrupt": 1000.0, "large": 500.0, "dataset": 1000.0, "slow": 250.0}
+    decoded = {"plain": 2000.0, "corrupt": 2500.0, "large": 2e3 / 3, "dataset": 2e3, "slow": 2e3}
+    rows = mixed_inputs.rows_of(runs, decoded)
+    assert [row.measured for row in rows] == pytest.approx([1, 1, 0.5, 1, 0.25, 0.25])
+    assert [row.met for row in rows] == [None, True, None, True, None, False]
