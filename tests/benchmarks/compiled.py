@@ -2,13 +2,15 @@
 """An encoder compiled by OpenVINO for the processor, written without ray_embed.
 
 The graph is the Keras model with global average pooling, its variables folded to constants; it is
-computed in float32 with the hint LATENCY. That is what ray-embed runs on a processor, so that the
-other sides of the benchmarks lack nothing that it has.
+computed in float32, either one batch on all threads or as many batches side by side as there are
+threads. ray-embed does the latter on a processor, so that the other sides of the benchmarks lack
+nothing that it has.
 """
 
 from __future__ import annotations
 
 import importlib
+import queue
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -56,21 +58,36 @@ def convert(model: str, batch: int, stored: int | None = None) -> Any:
     return converted
 
 
-def compile_model(converted: Any, threads: int) -> Encode:
+def compile_model(converted: Any, threads: int, side_by_side: bool = False) -> Encode:
     """Give the function from a batch of images to features (batch, D) float32.
 
     Args:
         converted: what :func:`convert` gave.
         threads: the number of threads it computes on.
+        side_by_side: a thread a batch, for calling it from several threads at once; else all of
+            them share a batch (the hint LATENCY).
     """
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
 
+    together = {"PERFORMANCE_HINT": "LATENCY"}
+    apart = {"NUM_STREAMS": threads, "ENABLE_CPU_PINNING": False}
     options = {
-        "PERFORMANCE_HINT": "LATENCY",
+        **(apart if side_by_side else together),
         "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": threads,
     }
     compiled = openvino.Core().compile_model(converted, "CPU", options)
     output = compiled.output(0)
-    return lambda images: compiled(images)[output].copy()
+    requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(threads):
+        requests.put(compiled.create_infer_request())
+
+    def encode(images: np.ndarray) -> np.ndarray:
+        request = requests.get()
+        try:
+            return request.infer({0: images}, share_inputs=True)[output].copy()
+        finally:
+            requests.put(request)
+
+    return encode

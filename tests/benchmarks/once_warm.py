@@ -28,7 +28,7 @@ from processes import measure
 from rows import Row, last_line, ratio, row, table
 
 RUN, BOUNDS = "run", "bounds"
-BATCH = 32  # of ray-embed by default
+BATCH = 16  # of ray-embed by default
 
 
 @dataclass(frozen=True)

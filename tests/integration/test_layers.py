@@ -324,7 +324,7 @@ def test_engines_agree(library: str):
     assert build(spec(model)).engine == ("openvino" if has_openvino() else "folded")
 
 
-@pytest.mark.parametrize("engine", ["folded", "function", "plain"])
+@pytest.mark.parametrize("engine", ["xla", "folded", "function", "plain"])
 def test_each_way_to_run_an_encoder(engine: str):
     images = noise()
     encoder = build(spec("my_encoders:functional", engine="tensorflow"))

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The encoder is built in a process of its own, beside the start of Ray."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import ray_embed as package
+from conftest import Command, make_folder
+
+MODEL = """
+import os, sys
+import keras
+import numpy as np
+
+def encoder():
+    keras.utils.set_random_seed(3)
+    images = keras.Input((16, 16, 3))
+    return keras.Model(images, keras.layers.Conv2D(5, 3, activation="relu")(images))
+
+def talkative():
+    print("hello from the model")
+    os.write(1, b"and from below Python\\n")
+    print("a warning", file=sys.stderr)
+    return encoder()
+
+def random():
+    images = keras.Input((16, 16, 3))
+    return keras.Model(images, keras.layers.Conv2D(5, 3)(images))
+
+def dies():
+    print("the last words", file=sys.stderr, flush=True)
+    os._exit(7)
+
+def fails():
+    raise ZeroDivisionError("of the model")
+"""
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "my_models.py").write_text(MODEL)
+    make_folder(tmp_path / "images", {"a": 3, "b": 2})
+    return tmp_path
+
+
+def test_what_is_printed_while_building_goes_nowhere(project: Path, ray_embed_process: Command):
+    arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:talkative")
+    result = ray_embed_process("run", *arguments)
+    assert result.code == 0, result.err
+    assert "hello" not in result.out
+    features, _ = package.load(str(project / "run")).to_numpy()
+    assert features.shape == (5, 5)
+
+
+def test_random_weights_stay_the_same_when_going_on(project: Path, ray_embed_process: Command):
+    arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:random")
+    assert ray_embed_process("extract", *arguments, "--shard-size", 2).code == 0
+    before, _ = package.load(str(project / "run")).to_numpy()
+    (project / "run" / "features" / "part-00000001.parquet").unlink()
+    result = ray_embed_process("extract", *arguments, "--shard-size", 2)
+    assert result.code == 0, result.err
+    after, _ = package.load(str(project / "run")).to_numpy()
+    assert np.array_equal(before, after)
+
+
+def test_a_model_that_kills_the_process(project: Path, ray_embed_process: Command):
+    arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:dies")
+    result = ray_embed_process("run", *arguments)
+    assert result.code == 1
+    assert "exit 7" in result.err
+    assert "the last words" in result.err
+    assert "Traceback" not in result.err
+    assert not (project / "run").exists()
+
+
+def test_a_model_that_fails(project: Path, ray_embed_process: Command):
+    arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:fails")
+    result = ray_embed_process("run", *arguments)
+    assert result.code == 2
+    assert "ZeroDivisionError: of the model" in result.err
+    assert not (project / "run").exists()
