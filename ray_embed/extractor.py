@@ -139,7 +139,7 @@ class Extractor:
         """Merge the parts into the projector's files; see :func:`ray_embed.reducer.reduce`."""
         from ray_embed.reducer import reduce
 
-        return reduce(out, limit)
+        return reduce(out, limit, self._threads)
 
     def _open(self, job: Job) -> "_Opened":
         from ray_embed.encoder.engines import open_engine

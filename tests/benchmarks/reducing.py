@@ -98,9 +98,9 @@ def pngs(random: np.random.Generator) -> Iterator[bytes]:
 
 def without_thumbnails(path: Path) -> None:
     """Let a run have no sprite: more points than a sheet has pixels are not made here."""
-    from ray_embed import projector
+    from ray_embed import sprite
 
-    projector.sprite_cell = lambda points: 0
+    sprite.sprite_cell = lambda points: 0
 
 
 def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], None]:
