@@ -161,6 +161,7 @@ def _survey(
     strata = None if planned is not None and planned <= limit else sample.Strata(limit)
     groups: list[_Group] = []
     waiting: list[int] = []
+    tables: list[pa.Table] = []
     start = rows = weight = 0
     for number in numbers:
         count, footer, table = store.survey(folder, number, ["split", "label"] if strata else [])
@@ -169,14 +170,15 @@ def _survey(
                 f"{folder.join(store.part_name(store.FEATURES, number))}: it is of another run or "
                 "shard; delete it and run `ray-embed extract` again"
             )
-        if strata:
-            strata.add(table)
+        tables += [] if table is None else [table]
         waiting.append(number)
         rows += count
         weight += int(footer["planned"]) * width * 4
         if weight >= _GROUP_BYTES or number == numbers[-1]:
             groups.append(_Group(len(groups), tuple(waiting), start))
-            waiting, start, weight = [], rows, 0
+            if strata:
+                strata.add(pa.concat_tables(tables))
+            waiting, tables, start, weight = [], [], rows, 0
     return _Survey(tuple(groups), rows, strata.counts if strata and rows > limit else None)
 
 
@@ -227,10 +229,18 @@ def _drawn(
     draw = None if survey.strata is None else sample.Draw(survey.strata, limit)
     first = 0
     for group, tables in reads:
-        rows = [draw.of(table) for table in tables] if draw else []
+        rows = _by_part(draw, tables) if draw else []
         drawn += rows
         yield _Read(group, tables, rows, first)
         first += sum(map(len, rows))
+
+
+def _by_part(draw: sample.Draw, tables: list[pa.Table]) -> list[sample.Rows]:
+    """Draw from a group at once; give the positions in each of its parts."""
+    rows = draw.of(pa.concat_tables([table.select(["split", "label"]) for table in tables]))
+    starts = np.cumsum([0, *map(len, tables)])[:-1]
+    parts = np.split(rows, np.searchsorted(rows, starts[1:]))
+    return [part - start for part, start in zip(parts, starts, strict=True)]
 
 
 def _merged(merge: _Merge, read: _Read) -> tuple[list[str], list[bytes]]:

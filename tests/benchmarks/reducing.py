@@ -6,9 +6,11 @@
 
 DIR gets a run folder of random features, made once and kept: parts of 512 rows through the
 package's own `store.commit`, labels of 100 classes, keys as `class_07/000123.jpg`, and with
-`--thumbnails` a PNG of 64 × 64 a record. Each side runs in a process of its own, after its imports;
-they take turns, and the one that begins changes from round to round, so that both find the files in
-the page cache alike. Memory is the most that a process had resident, imports and all.
+`--thumbnails` a PNG of 64 × 64 a record. Each side runs in a process of its own; they take turns,
+and the one that begins changes from round to round, so that both find the files in the page cache
+alike. Both import the same before the clock starts: as long after what the other one wrote was
+deleted, for a virtual machine gives memory back meanwhile. Memory is the most that a process had
+resident, imports and all.
 
 Exit 0: the checkpoint's tensor and its sample are the parts' rows; 1: they are not.
 """
@@ -96,7 +98,7 @@ def pngs(random: np.random.Generator) -> Iterator[bytes]:
         yield bytes(tf.io.encode_png(picture).numpy())
 
 
-def without_thumbnails(path: Path) -> None:
+def without_thumbnails() -> None:
     """Let a run have no sprite: more points than a sheet has pixels are not made here."""
     from ray_embed import sprite
 
@@ -114,10 +116,10 @@ def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], N
 
     tf.constant(0)
     if not thumbnails:
-        without_thumbnails(path)
+        without_thumbnails()
 
     def call() -> None:
-        reduce(str(path))
+        reduce(str(path), None, threads)
 
     return call
 
@@ -130,7 +132,7 @@ def plainly(path: Path, thumbnails: bool) -> Callable[[], None]:
     target = path / "plain"
 
     def call() -> None:
-        content = bytes(BUFFER)
+        content = np.random.default_rng(0).bytes(BUFFER)
         for source in sources:
             source.read_bytes()
         target.mkdir()
@@ -145,9 +147,8 @@ def plainly(path: Path, thumbnails: bool) -> Callable[[], None]:
 def measured(arguments: argparse.Namespace) -> None:
     """Do one side in this process, and print what it took."""
     path = Path(arguments.work)
-    if arguments.side == "reduce":
-        call = reduced(path, arguments.thumbnails, arguments.threads)
-    else:
+    call = reduced(path, arguments.thumbnails, arguments.threads)
+    if arguments.side == "plain":
         call = plainly(path, arguments.thumbnails)
     began = time.perf_counter()
     call()
