@@ -165,7 +165,7 @@ class Extractor:
         """Merge the parts into the projector's files; see :func:`ray_embed.reducer.reduce`."""
         from ray_embed.reducer import reduce
 
-        return reduce(out, limit)
+        return reduce(out, limit, self._threads)
 
     def _open(self, job: Job) -> "_Opened":
         with self._opening:

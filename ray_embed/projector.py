@@ -2,27 +2,19 @@
 """The files TensorBoard's projector reads, each written without holding all rows.
 
 The checkpoint follows TensorFlow's tensor bundle (``SaveV2`` slices, merged by renaming); the rest
-follows what TensorBoard's projector plugin reads: ``metadata.tsv``, ``projector_config.pbtxt`` and
-a sprite, all by paths relative to the folder.
+follows what TensorBoard's projector plugin reads, all by paths relative to the folder.
 """
 
-import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
 
-import numpy as np
-import pyarrow as pa
+from ray_embed.matrix import Matrix
 
 CHECKPOINT = "embedding.ckpt-1"
-SPRITE_SIDE = 8192
-_CELL = 1000
-_PAGE_CHUNK = 1_000_000
-_BYTE_ORDER_MARK = "\ufeff".encode()
+_SLICES = ".slices"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
-_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
 def tensor_name(variable: str) -> str:
@@ -37,42 +29,47 @@ def variable_of(column: str) -> str:
 
 @dataclass(frozen=True)
 class Slice:
-    """Some consecutive rows of a variable of `total` rows: `values` is (n, D) float32."""
+    """Some consecutive rows of a variable of `total` rows: `values` is (n, D) float32, n > 0."""
 
     variable: str
     start: int
     total: int
-    values: np.ndarray[Any, Any]
+    values: Matrix
 
 
-def write_checkpoint(folder: Path, variables: list[str], slices: Iterable[Slice]) -> None:
-    """Write the slices, one after the other, and join them without copying.
+def write_slices(folder: Path, number: int, slices: Sequence[Slice]) -> str:
+    """Write some slices into a file of their own, and give the name to join it by.
 
-    The same slices in the same order give the same bytes.
+    The same slices in the same order give the same bytes; several threads may write at once.
     """
     import tensorflow as tf
 
-    temporary = folder / ".slices"
-    prefixes: list[str] = []
-    for part in slices:
-        rows, dimension = part.values.shape
-        prefixes.append(str(temporary / f"{len(prefixes):08d}"))
-        where = f"{part.total} {dimension} {part.start},{rows}:0,{dimension}"
-        tf.raw_ops.SaveV2(
-            prefix=prefixes[-1],
-            tensor_names=[tensor_name(part.variable)],
-            shape_and_slices=[where],
-            tensors=[tf.constant(part.values)],
-        )
-    prefixes.append(str(temporary / "objects"))
+    (folder / _SLICES).mkdir(exist_ok=True)
+    prefix = f"{folder / _SLICES}/{number:08d}"
+    shapes = [(part.total, part.values.shape[1], part.start, len(part.values)) for part in slices]
+    # Arrays are handed over as they are: `tf.constant` would copy them.
     tf.raw_ops.SaveV2(
-        prefix=prefixes[-1],
+        prefix=prefix,
+        tensor_names=[tensor_name(part.variable) for part in slices],
+        shape_and_slices=[f"{n} {d} {start},{rows}:0,{d}" for n, d, start, rows in shapes],
+        tensors=[part.values for part in slices],
+    )
+    return prefix
+
+
+def write_checkpoint(folder: Path, variables: list[str], written: Iterable[str]) -> None:
+    """Join what `write_slices` wrote, in this order, without copying."""
+    import tensorflow as tf
+
+    objects = f"{folder / _SLICES}/objects"
+    tf.raw_ops.SaveV2(
+        prefix=objects,
         tensor_names=[_OBJECT_GRAPH, tensor_name("save_counter")],
         shape_and_slices=["", ""],
         tensors=[tf.constant(_object_graph(variables)), tf.constant(1, tf.int64)],
     )
     tf.raw_ops.MergeV2Checkpoints(
-        checkpoint_prefixes=prefixes, destination_prefix=str(folder / CHECKPOINT)
+        checkpoint_prefixes=[*written, objects], destination_prefix=str(folder / CHECKPOINT)
     )
     (folder / "checkpoint").write_text(
         f'model_checkpoint_path: "{CHECKPOINT}"\nall_model_checkpoint_paths: "{CHECKPOINT}"\n'
@@ -92,113 +89,6 @@ def _object_graph(variables: list[str]) -> bytes:
         )
     content: bytes = graph.SerializeToString(deterministic=True)
     return content
-
-
-def write_metadata(path: Path, tables: Iterable[pa.Table]) -> None:
-    """Write ``metadata.tsv``: a header, then the rows of the tables (without features)."""
-    with open(path, "wb") as file:
-        _write_lines(file, _lines(tables))
-
-
-def _lines(tables: Iterable[pa.Table]) -> Iterator[str]:
-    names: list[str] | None = None
-    for table in tables:
-        if names is None:
-            extras = [n for n in table.column_names if n not in ("label", "split", "key", "index")]
-            names = ["label", "split", "key", "index", *extras]
-            yield "\t".join(cell(name) for name in names)
-        columns = [[cell(value) for value in table[name].to_pylist()] for name in names]
-        yield from ("\t".join(row) for row in zip(*columns, strict=True))
-
-
-def cell(value: Any) -> str:
-    r"""Give a value as a cell that the page shows as it is.
-
-    ``\\ \t \n \r`` are escaped, null is ``(none)``, empty text ``(empty)``, and a cell has at
-    most 1,000 characters.
-    """
-    if value is None:
-        return "(none)"
-    text = str(value)[:_CELL].translate(_ESCAPES)
-    if len(text) > _CELL:
-        # Never half an escape: an odd number of backslashes at the end would be one.
-        text = text[:_CELL]
-        if (len(text) - len(text.rstrip("\\"))) % 2:
-            text = text[:-1]
-    return text or "(empty)"
-
-
-def _write_lines(file: IO[bytes], lines: Iterable[str]) -> None:
-    """Write lines so that no character is lost at a boundary of the page's chunks.
-
-    The page decodes the file in chunks of 1,000,000 bytes; a character that a boundary cuts would
-    be lost, and so would a byte order mark that starts a chunk. So the row before it gets trailing
-    spaces.
-    """
-    position = 0
-    waiting = b""
-    for line in lines:
-        encoded = line.encode("utf-8", "replace")
-        if waiting:
-            start = position + len(waiting) + 1
-            pad = _padding(start, encoded)
-            file.write(waiting + b" " * pad + b"\n")
-            position = start + pad
-        waiting = encoded
-    if waiting:
-        file.write(waiting + b"\n")
-
-
-def _padding(start: int, line: bytes) -> int:
-    """Give how many bytes further a line must start for a boundary to lose none of it."""
-    for pad in range(len(line) + 1):
-        first = -(start + pad) % _PAGE_CHUNK
-        cuts = range(first, len(line), _PAGE_CHUNK)
-        if not any(_loses(line, at) for at in cuts):
-            return pad
-    return 0
-
-
-def _loses(line: bytes, cut: int) -> bool:
-    return line[cut] & 0xC0 == 0x80 or line.startswith(_BYTE_ORDER_MARK, cut)
-
-
-def sprite_cell(points: int) -> int:
-    """Give the side in pixels of one picture in the sprite; 0 where no sprite can hold them."""
-    return min(64, SPRITE_SIDE // _grid(points))
-
-
-def _grid(points: int) -> int:
-    return math.isqrt(max(points, 1) - 1) + 1
-
-
-def write_sprite(path: Path, points: int, pngs: Iterable[bytes]) -> None:
-    """Write the sprite: a square grid, row by row, of pictures fitted into square cells."""
-    import tensorflow as tf
-
-    side, grid = sprite_cell(points), _grid(points)
-    sheet = np.full((grid * side, grid * side, 3), 255, np.uint8)
-    for at, png in enumerate(pngs):
-        top, left = at // grid * side, at % grid * side
-        sheet[top : top + side, left : left + side] = _fitted(png, side)
-    # The least compression: a tenth larger, several times as fast.
-    path.write_bytes(tf.io.encode_png(sheet, compression=1).numpy())
-
-
-def _fitted(png: bytes, side: int) -> np.ndarray[Any, Any]:
-    import tensorflow as tf
-
-    picture = tf.io.decode_png(png, channels=3).numpy()
-    height, width = picture.shape[:2]
-    factor = side / max(height, width)
-    # The nearest pixel keeps the few pixels of a small picture sharp.
-    rows = np.minimum(np.arange(max(1, round(height * factor))) / factor, height - 1).astype(int)
-    columns = np.minimum(np.arange(max(1, round(width * factor))) / factor, width - 1).astype(int)
-    small = picture[rows][:, columns]
-    fitted = np.full((side, side, 3), 255, np.uint8)
-    top, left = (side - small.shape[0]) // 2, (side - small.shape[1]) // 2
-    fitted[top : top + small.shape[0], left : left + small.shape[1]] = small
-    return fitted
 
 
 def write_config(path: Path, variables: list[str], metadata: str, sprite: int) -> None:

@@ -3,90 +3,78 @@
 
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from ray_embed import plan, projector, sample, store
+from ray_embed import metadata, plan, projector, sample, sprite, store
+from ray_embed.ahead import Mapped, mapping
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import TEMPORARY, Folder
-from ray_embed.matrix import Matrix, as_matrix
+from ray_embed.matrix import as_matrix
 
 PROJECTOR = "projector"
 METADATA, SAMPLE = "metadata.tsv", "sample.tsv"
-# Boundaries of slices follow from the plan, so that the bytes do: whole parts, about this much.
-_SLICE_BYTES = 64 << 20
+# Boundaries of files follow from the plan, so that the bytes do: whole parts, about this much. Each
+# thread has a few groups in memory.
+_GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Consecutive parts that become one slice of each variable."""
+    """Consecutive parts that become one file of slices, and the rows before them."""
 
+    number: int
     parts: tuple[int, ...]
     start: int
-    rows: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """A group's parts, and the rows drawn of each; `first` is the number drawn before them."""
+
+    group: _Group
+    tables: list[pa.Table]
+    drawn: list[sample.Rows]
+    first: int
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What has to be known of all parts before the first of them is written."""
+
+    groups: tuple[_Group, ...]
+    points: int
+    strata: Counter[sample.Stratum] | None
 
 
 @dataclass(frozen=True)
 class _Merge:
-    """The parts to be merged, read a few at a time; `drawn` is the rows taken of each part."""
+    """One merge: from which parts, into which folder, and how much is shown."""
 
     folder: Folder
-    groups: tuple[_Group, ...]
+    target: Path
     columns: tuple[str, ...]
     records: tuple[str, ...]
     points: int
-
-    def slices(self, drawn: list[sample.Rows] | None) -> Iterator[projector.Slice]:
-        """Give each group's slice of each variable, and of its sample."""
-        start = first = 0
-        for group in self.groups:
-            rows = None if drawn is None else drawn[first : first + len(group.parts)]
-            taken = 0 if rows is None else sum(map(len, rows))
-            for column in self.columns if group.rows else ():
-                name = projector.variable_of(column)
-                parts = [self._features(number, column) for number in group.parts]
-                yield projector.Slice(name, group.start, self.points, np.concatenate(parts))
-                if rows is not None and drawn is not None and taken:
-                    values = [part[at] for part, at in zip(parts, rows, strict=True)]
-                    total = sum(map(len, drawn))
-                    yield projector.Slice(_sampled(name), start, total, np.concatenate(values))
-            start += taken
-            first += len(group.parts)
-
-    def tables(
-        self, columns: Sequence[str], drawn: list[sample.Rows] | None = None
-    ) -> Iterator[pa.Table]:
-        """Give some columns of each part."""
-        return self._read(store.FEATURES, columns, drawn)
-
-    def thumbnails(self, drawn: list[sample.Rows] | None) -> Iterator[bytes]:
-        """Give the picture of each point."""
-        for table in self._read(store.THUMBNAILS, ["png"], drawn):
-            yield from table["png"].to_pylist()
-
-    def _read(
-        self, kind: str, columns: Sequence[str], drawn: list[sample.Rows] | None
-    ) -> Iterator[pa.Table]:
-        numbers = [number for group in self.groups for number in group.parts]
-        for at, number in enumerate(numbers):
-            table = store.read_part(self.folder, kind, number, list(columns))
-            yield table if drawn is None else table.take(pa.array(drawn[at]))
-
-    def _features(self, number: int, column: str) -> Matrix:
-        return as_matrix(store.read_part(self.folder, store.FEATURES, number, [column])[column])
+    shown: int
 
 
-def reduce(out: str, limit: int | None = None) -> int:
+def reduce(out: str, limit: int | None = None, threads: int | None = None) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
     Args:
         out: the run folder.
         limit: the points that TensorBoard's page is given; None for what the run was started
             with. Where there are more, a sample is written beside all of them.
+        threads: how many to work on, 8 at most; None for the machine's processors. The files are
+            the same with any number.
 
     Returns:
         The number of points.
@@ -104,28 +92,29 @@ def reduce(out: str, limit: int | None = None) -> int:
     schema = store.read_part(folder, store.FEATURES, numbers[0]).schema
     columns = store.feature_columns(schema)
     width = sum(schema.field(name).type.list_size for name in columns)
-    groups = tuple(_groups(folder, numbers, width, run["fingerprint"]))
-    points = sum(group.rows for group in groups)
-    if points == 0:
+    survey = _survey(folder, numbers, width, run["fingerprint"], limit)
+    if survey.points == 0:
         raise RunError(
             f"{out}: every record was rejected, so there is nothing to show; see {out}/rejects",
             goes_on=False,
         )
     records = [name for name in schema.names if name not in columns]
-    merge = _Merge(folder, groups, tuple(columns), tuple(records), points)
     base = Path(folder.join(TEMPORARY))
     base.mkdir(parents=True, exist_ok=True)
     for left in base.glob("projector-*"):
         # By a merge that was killed.
         shutil.rmtree(left, ignore_errors=True)
     target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
+    shown = min(survey.points, limit)
+    merge = _Merge(folder, target, tuple(columns), tuple(records), survey.points, shown)
     try:
-        _write(merge, target, limit)
+        with mapping(threads) as mapped:
+            _write(merge, survey, mapped)
         target.chmod(0o755)
         folder.move(f"{TEMPORARY}/{target.name}", PROJECTOR)
     finally:
         shutil.rmtree(target, ignore_errors=True)
-    return points
+    return survey.points
 
 
 def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:
@@ -164,47 +153,139 @@ def _all_parts(folder: Folder) -> list[int]:
     return numbers
 
 
-def _groups(folder: Folder, numbers: list[int], width: int, fingerprint: str) -> Iterator[_Group]:
+def _survey(
+    folder: Folder, numbers: list[int], width: int, fingerprint: str, limit: int
+) -> _Survey:
+    """Read the footers, and count the strata if there may be more points than are shown."""
+    planned = plan.load(folder).records
+    strata = None if planned is not None and planned <= limit else sample.Strata(limit)
+    groups: list[_Group] = []
     waiting: list[int] = []
-    start = rows = planned = 0
+    tables: list[pa.Table] = []
+    start = rows = weight = 0
     for number in numbers:
-        count, footer = store.footer(folder, number)
+        count, footer, table = store.survey(folder, number, ["split", "label"] if strata else [])
         if footer.get("fingerprint") != fingerprint or footer.get("shard") != str(number):
             raise InputError(
                 f"{folder.join(store.part_name(store.FEATURES, number))}: it is of another run or "
                 "shard; delete it and run `ray-embed extract` again"
             )
+        tables += [] if table is None else [table]
         waiting.append(number)
         rows += count
-        planned += int(footer["planned"])
-        if planned * width * 4 >= _SLICE_BYTES:
-            yield _Group(tuple(waiting), start, rows)
-            waiting, start, rows, planned = [], start + rows, 0, 0
-    if waiting:
-        yield _Group(tuple(waiting), start, rows)
+        weight += int(footer["planned"]) * width * 4
+        if weight >= _GROUP_BYTES or number == numbers[-1]:
+            groups.append(_Group(len(groups), tuple(waiting), start))
+            if strata:
+                strata.add(pa.concat_tables(tables))
+            waiting, tables, start, weight = [], [], rows, 0
+    return _Survey(tuple(groups), rows, strata.counts if strata and rows > limit else None)
 
 
-def _write(merge: _Merge, target: Path, limit: int) -> None:
-    drawn = None
-    if merge.points > limit:
-        counts = sample.count_strata(merge.tables(["split", "label"]), limit)
-        drawn = list(sample.draw(merge.tables(["split", "label"]), counts, limit))
+def _write(merge: _Merge, survey: _Survey, mapped: Mapped) -> None:
     everything = [projector.variable_of(column) for column in merge.columns]
-    shown = everything if drawn is None else [_sampled(name) for name in everything]
-    projector.write_checkpoint(
-        target, list(dict.fromkeys([*everything, *shown])), merge.slices(drawn)
-    )
-    projector.write_metadata(target / METADATA, merge.tables(merge.records))
-    metadata = METADATA
-    if drawn is not None:
-        metadata = SAMPLE
-        projector.write_metadata(target / SAMPLE, merge.tables(merge.records, drawn))
-    points = merge.points if drawn is None else limit
-    side = projector.sprite_cell(points)
+    sampled = survey.strata is not None
+    shown = [_sampled(name) for name in everything] if sampled else everything
+    drawn: list[sample.Rows] = []
+    files = [METADATA, SAMPLE] if sampled else [METADATA]
+    prefixes: list[str] = []
+    with ExitStack() as stack:
+        writers = [
+            metadata.Writer(
+                stack.enter_context(open(merge.target / name, "wb")),
+                metadata.columns_of(merge.records),
+            )
+            for name in files
+        ]
+        reads = _drawn(mapped(partial(_read, merge), survey.groups), survey, merge.shown, drawn)
+        for prefix, texts in mapped(partial(_merged, merge), reads):
+            prefixes += prefix
+            for writer, text in zip(writers, texts, strict=True):
+                writer.add(text)
+        for writer in writers:
+            writer.end()
+    variables = list(dict.fromkeys([*everything, *shown]))
+    projector.write_checkpoint(merge.target, variables, prefixes)
+    side = sprite.sprite_cell(merge.shown)
     if side:
-        projector.write_sprite(target / "sprite.png", points, merge.thumbnails(drawn))
-    projector.write_config(target / "projector_config.pbtxt", shown, metadata, side)
-    projector.write_event_file(target)
+        pngs = _thumbnails(merge, survey.groups, drawn, mapped)
+        sprite.write_sprite(merge.target / "sprite.png", merge.shown, pngs, mapped)
+    projector.write_config(merge.target / "projector_config.pbtxt", shown, files[-1], side)
+    projector.write_event_file(merge.target)
+
+
+def _read(merge: _Merge, group: _Group) -> tuple[_Group, list[pa.Table]]:
+    tables = [store.read_part(merge.folder, store.FEATURES, number) for number in group.parts]
+    return group, tables
+
+
+def _drawn(
+    reads: Iterator[tuple[_Group, list[pa.Table]]],
+    survey: _Survey,
+    limit: int,
+    drawn: list[sample.Rows],
+) -> Iterator[_Read]:
+    """Draw the sample, group after group; what is drawn of each part is put into `drawn` too."""
+    draw = None if survey.strata is None else sample.Draw(survey.strata, limit)
+    first = 0
+    for group, tables in reads:
+        rows = _by_part(draw, tables) if draw else []
+        drawn += rows
+        yield _Read(group, tables, rows, first)
+        first += sum(map(len, rows))
+
+
+def _by_part(draw: sample.Draw, tables: list[pa.Table]) -> list[sample.Rows]:
+    """Draw from a group at once; give the positions in each of its parts."""
+    rows = draw.of(pa.concat_tables([table.select(["split", "label"]) for table in tables]))
+    starts = np.cumsum([0, *map(len, tables)])[:-1]
+    parts = np.split(rows, np.searchsorted(rows, starts[1:]))
+    return [part - start for part, start in zip(parts, starts, strict=True)]
+
+
+def _merged(merge: _Merge, read: _Read) -> tuple[list[str], list[bytes]]:
+    """Write a group's slices; give where they are, and the lines of the metadata files."""
+    slices = list(_slices(merge, read))
+    # A file without slices is an error.
+    prefixes = [projector.write_slices(merge.target, read.group.number, slices)] if slices else []
+    records = pa.concat_tables([table.select(merge.records) for table in read.tables])
+    texts = [metadata.lines(records)]
+    if read.drawn:
+        starts = np.cumsum([0, *map(len, read.tables)])[:-1]
+        rows = [at + start for at, start in zip(read.drawn, starts, strict=True)]
+        texts.append(metadata.lines(records.take(pa.array(np.concatenate(rows)))))
+    return prefixes, texts
+
+
+def _slices(merge: _Merge, read: _Read) -> Iterator[projector.Slice]:
+    """Give a slice a part of each variable, and one a group of its sample."""
+    for column in merge.columns:
+        name = projector.variable_of(column)
+        parts = [as_matrix(table[column]) for table in read.tables]
+        start = read.group.start
+        for part in parts:
+            if len(part):
+                yield projector.Slice(name, start, merge.points, part)
+            start += len(part)
+        if any(map(len, read.drawn)):
+            values = [part[at] for part, at in zip(parts, read.drawn, strict=True)]
+            rows = np.concatenate(values)
+            yield projector.Slice(_sampled(name), read.first, merge.shown, rows)
+
+
+def _thumbnails(
+    merge: _Merge, groups: tuple[_Group, ...], drawn: list[sample.Rows], mapped: Mapped
+) -> Iterator[bytes]:
+    """Give the picture of each point shown."""
+    numbers = [number for group in groups for number in group.parts]
+
+    def pictures(at: int) -> list[bytes]:
+        pngs = store.read_part(merge.folder, store.THUMBNAILS, numbers[at], ["png"])["png"]
+        content: list[bytes] = (pngs.take(pa.array(drawn[at])) if drawn else pngs).to_pylist()
+        return content
+
+    for content in mapped(pictures, range(len(numbers))):
+        yield from content
 
 
 def _sampled(variable: str) -> str:

@@ -6,7 +6,6 @@ time. Needs one pass to count and one to draw, and memory for the strata, not fo
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,24 +17,29 @@ Rows = np.ndarray[Any, np.dtype[np.int64]]
 _SEED = 0
 
 
-def count_strata(tables: Iterable[pa.Table], limit: int) -> Counter[Stratum]:
-    """Count the rows of each split and label, or of each split where there are too many labels.
+class Strata:
+    """Counts the rows of each split and label, or of each split where there are too many labels.
 
     Args:
-        tables: with the columns `split` and `label`.
         limit: the number of points that will be drawn.
     """
-    counts: Counter[Stratum] = Counter()
-    by_label = True
-    for table in tables:
-        counts.update(_strata(table, by_label))
-        if by_label and len(counts) > limit:
-            by_label = False
+
+    def __init__(self, limit: int) -> None:
+        self.counts: Counter[Stratum] = Counter()
+        self._limit = limit
+        self._by_label = True
+
+    def add(self, table: pa.Table) -> None:
+        """Count the rows of a table with the columns `split` and `label`."""
+        strata, rows = _strata(table, self._by_label)
+        for stratum, count in zip(strata, np.bincount(rows, minlength=len(strata)), strict=True):
+            self.counts[stratum] += int(count)
+        if self._by_label and len(self.counts) > self._limit:
+            self._by_label = False
             splits: Counter[Stratum] = Counter()
-            for (split, _), count in counts.items():
+            for (split, _), count in self.counts.items():
                 splits[(split,)] += count
-            counts = splits
-    return counts
+            self.counts = splits
 
 
 def quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
@@ -51,30 +55,61 @@ def quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
     return given
 
 
-def draw(tables: Iterable[pa.Table], counts: Counter[Stratum], limit: int) -> Iterator[Rows]:
-    """Draw `limit` of the counted rows; yields the positions drawn in each table, in order.
+class Draw:
+    """Draws `limit` of the counted rows, table by table in the order they were counted in.
 
     Each row is taken with the chance (points still to draw) / (rows still to come) of its stratum:
     selection sampling, Knuth, The Art of Computer Programming 2, 3.4.2, algorithm S.
+
+    Args:
+        counts: of the strata, by `Strata`.
+        limit: the number of points to draw.
     """
-    random = np.random.default_rng(_SEED)
-    by_label = any(len(stratum) > 1 for stratum in counts)
-    wanted, coming = quotas(counts, limit), dict(counts)
-    for table in tables:
-        chances = random.random(table.num_rows)
+
+    def __init__(self, counts: Counter[Stratum], limit: int) -> None:
+        self._random = np.random.default_rng(_SEED)
+        self._by_label = any(len(stratum) > 1 for stratum in counts)
+        self._wanted, self._coming = quotas(counts, limit), dict(counts)
+
+    def of(self, table: pa.Table) -> Rows:
+        """Give the positions drawn in the next table, in order."""
+        chances = self._random.random(table.num_rows)
+        strata, rows = _strata(table, self._by_label)
+        # Lists of plain numbers: a dictionary or an array in the loop takes several times as long.
+        wanted = [self._wanted[stratum] for stratum in strata]
+        coming = [self._coming[stratum] for stratum in strata]
         drawn = []
-        for row, stratum in enumerate(_strata(table, by_label)):
-            if chances[row] * coming[stratum] < wanted[stratum]:
-                wanted[stratum] -= 1
+        for row, (chance, at) in enumerate(zip(chances.tolist(), rows.tolist(), strict=True)):
+            if chance * coming[at] < wanted[at]:
+                wanted[at] -= 1
                 drawn.append(row)
-            coming[stratum] -= 1
-        yield np.array(drawn, np.int64)
+            coming[at] -= 1
+        self._wanted.update(zip(strata, wanted, strict=True))
+        self._coming.update(zip(strata, coming, strict=True))
+        return np.array(drawn, np.int64)
 
 
-def _strata(table: pa.Table, by_label: bool) -> Iterator[Stratum]:
-    splits = table["split"].to_pylist()
-    if not by_label:
-        return ((split,) for split in splits)
+def _strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
+    """Give the strata of a table's rows in order of appearance, and which one each row is in."""
+    columns = ["split", "label"] if by_label else ["split"]
+    coded = [table[name].combine_chunks().dictionary_encode("encode") for name in columns]
+    values = [column.dictionary.to_pylist() for column in coded]
+    joined = np.zeros(table.num_rows, np.int64)
+    for column, known in zip(coded, values, strict=True):
+        joined = joined * len(known) + column.indices.to_numpy()
+    _, first, rows = np.unique(joined, return_index=True, return_inverse=True)
+    numbers: dict[Stratum, int] = {}
+    found = np.zeros(len(first), np.int64)
+    for at in np.argsort(first):
+        row = int(first[at])
+        stratum = tuple(
+            _same(known[column.indices[row].as_py()])
+            for column, known in zip(coded, values, strict=True)
+        )
+        found[at] = numbers.setdefault(stratum, len(numbers))
+    return list(numbers), found[rows]
+
+
+def _same(value: Any) -> Any:
     # NaN is not equal to itself, so it would be a new stratum each time.
-    labels = (None if label != label else label for label in table["label"].to_pylist())
-    return zip(splits, labels, strict=True)
+    return None if value != value else value

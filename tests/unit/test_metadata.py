@@ -13,7 +13,7 @@ from page import CHUNK, assert_shows, lines_of, parse_metadata, unescaped
 from samples import AWKWARD
 
 from ray_embed.keys import key_of
-from ray_embed.projector import cell, write_metadata
+from ray_embed.metadata import Writer, cell, columns_of, lines
 
 OWN = ["label", "split", "key", "index"]
 
@@ -31,7 +31,11 @@ def table(labels, keys=None, splits=None, start=0, kind=None, **extras):
 
 
 def written(path, *tables):
-    write_metadata(path, iter(tables))
+    with open(path, "wb") as file:
+        writer = Writer(file, columns_of(tables[0].column_names))
+        for one in tables:
+            writer.add(lines(one))
+        writer.end()
     return path.read_bytes()
 
 

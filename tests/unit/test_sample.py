@@ -6,7 +6,7 @@ from collections import Counter
 import pyarrow as pa
 import pytest
 
-from ray_embed.sample import count_strata, draw, quotas
+from ray_embed.sample import Draw, Strata, quotas
 
 
 def tables(labels: list, split: str = "valid", rows: int = 70) -> list[pa.Table]:
@@ -14,8 +14,16 @@ def tables(labels: list, split: str = "valid", rows: int = 70) -> list[pa.Table]
     return [table.slice(start, rows) for start in range(0, len(labels), rows)]
 
 
+def positions(parts: list[pa.Table], limit: int) -> list[list[int]]:
+    strata = Strata(limit)
+    for table in parts:
+        strata.add(table)
+    draw = Draw(strata.counts, limit)
+    return [draw.of(table).tolist() for table in parts]
+
+
 def drawn(parts: list[pa.Table], limit: int) -> list[tuple]:
-    taken = draw(parts, count_strata(parts, limit), limit)
+    taken = positions(parts, limit)
     rows = [table.take(pa.array(at)).to_pylist() for table, at in zip(parts, taken, strict=True)]
     return [(row["split"], row["label"]) for part in rows for row in part]
 
@@ -44,9 +52,7 @@ def test_splits_are_strata_too():
 
 def test_the_same_rows_are_drawn_each_time_in_order():
     parts = tables([str(number % 3) for number in range(300)])
-    first, second = (
-        [at.tolist() for at in draw(parts, count_strata(parts, 50), 50)] for _ in range(2)
-    )
+    first, second = (positions(parts, 50) for _ in range(2))
     assert first == second
     assert all(rows == sorted(set(rows)) for rows in first)
 

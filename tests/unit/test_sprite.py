@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_embed.projector import sprite_cell, write_sprite
+from ray_embed.sprite import sprite_cell, write_sprite
 
 Image.MAX_IMAGE_PIXELS = None
 

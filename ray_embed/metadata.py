@@ -1,0 +1,135 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``metadata.tsv``: one line a point, as the projector's page reads it.
+
+The lines of many rows are made at once by Arrow; values that need care are looked at one by one.
+"""
+
+from collections.abc import Iterable
+from typing import IO, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+_CELL = 1000
+_PAGE_CHUNK = 1_000_000
+_BYTE_ORDER_MARK = "\ufeff".encode()
+_NULL, _EMPTY = "(none)", "(empty)"
+_ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+_ESCAPED = tuple(chr(code).encode() for code in _ESCAPES)
+
+
+def columns_of(records: Iterable[str]) -> list[str]:
+    """Name the columns of the file, in order, for these columns of the records."""
+    first = ["label", "split", "key", "index"]
+    return [*first, *(name for name in records if name not in first)]
+
+
+def lines(table: pa.Table) -> bytes:
+    """Give the lines of a table's rows, each with its line feed."""
+    if not table.num_rows:
+        return b""
+    cells = [_cells(table[name].combine_chunks()) for name in columns_of(table.column_names)]
+    rows = pc.binary_join_element_wise(*cells, "\t")
+    return _content(pc.binary_join_element_wise(rows, "", "\n"))
+
+
+def _cells(column: pa.Array) -> pa.Array:
+    if pa.types.is_integer(column.type):
+        return column.cast(pa.string()).fill_null(_NULL)
+    if not pa.types.is_string(column.type):
+        return pa.array([cell(value) for value in column.to_pylist()], pa.string())
+    if not _is_plain(column):
+        coded = column.dictionary_encode()
+        cells = [cell(value) for value in coded.dictionary.to_pylist()]
+        column = pa.array(cells, pa.string()).take(coded.indices)
+    return column.fill_null(_NULL)
+
+
+def _is_plain(column: pa.Array) -> bool:
+    """Whether each text is its own cell."""
+    lengths = pc.min_max(pc.binary_length(column)).as_py()
+    # Bytes, so it may say no where it need not.
+    if lengths["min"] is not None and not 1 <= lengths["min"] <= lengths["max"] <= _CELL:
+        return False
+    content = _content(column)
+    return not any(mark in content for mark in _ESCAPED)
+
+
+def _content(texts: pa.Array) -> bytes:
+    """Give all texts, one after the other."""
+    _, offsets, content = texts.buffers()
+    if content is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int32)[texts.offset : texts.offset + len(texts) + 1]
+    joined: bytes = content[int(ends[0]) : int(ends[-1])].to_pybytes()
+    return joined
+
+
+def cell(value: Any) -> str:
+    r"""Give a value as a cell that the page shows as it is.
+
+    ``\\ \t \n \r`` are escaped, null is ``(none)``, empty text ``(empty)``, and a cell has at
+    most 1,000 characters.
+    """
+    if value is None:
+        return _NULL
+    text = str(value)[:_CELL].translate(_ESCAPES)
+    if len(text) > _CELL:
+        # Never half an escape: an odd number of backslashes at the end would be one.
+        text = text[:_CELL]
+        if (len(text) - len(text.rstrip("\\"))) % 2:
+            text = text[:-1]
+    return text or _EMPTY
+
+
+class Writer:
+    """Writes the lines so that no character is lost at a boundary of the page's chunks.
+
+    The page decodes the file in chunks of 1,000,000 bytes; a character that a boundary cuts would
+    be lost, and so would a byte order mark that starts a chunk. So the row before it gets trailing
+    spaces.
+
+    Args:
+        file: the file, empty.
+        names: the columns.
+    """
+
+    def __init__(self, file: IO[bytes], names: list[str]) -> None:
+        self._file = file
+        header = "\t".join(cell(name) for name in names).encode("utf-8", "replace")
+        file.write(header)
+        # Where the next line starts; the line feed before it waits, for spaces may come first.
+        self._start = len(header) + 1
+
+    def add(self, content: bytes) -> None:
+        """Write some lines, each ended by a line feed."""
+        if not content:
+            return
+        if content.isascii() or -self._start % _PAGE_CHUNK >= len(content):
+            self._put(content[:-1], 0)
+            return
+        for line in content[:-1].split(b"\n"):
+            self._put(line, _padding(self._start, line))
+
+    def end(self) -> None:
+        """Write the final line feed."""
+        self._file.write(b"\n")
+
+    def _put(self, content: bytes, pad: int) -> None:
+        self._file.write(b" " * pad + b"\n" + content)
+        self._start += pad + len(content) + 1
+
+
+def _padding(start: int, line: bytes) -> int:
+    """Give how many bytes further a line must start for a boundary to lose none of it."""
+    for pad in range(len(line) + 1):
+        first = -(start + pad) % _PAGE_CHUNK
+        cuts = range(first, len(line), _PAGE_CHUNK)
+        if not any(_loses(line, at) for at in cuts):
+            return pad
+    return 0
+
+
+def _loses(line: bytes, cut: int) -> bool:
+    return line[cut] & 0xC0 == 0x80 or line.startswith(_BYTE_ORDER_MARK, cut)
