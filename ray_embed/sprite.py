@@ -18,13 +18,12 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed import png
 from ray_embed.ahead import Mapped
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 SPRITE_SIDE = 8192
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_NONE, _UP = 0, 2
 _ZLIB_HEADER, _LAST_BLOCK = b"\x78\x01", b"\x03\x00"
 
 
@@ -50,14 +49,13 @@ def write_sprite(path: Path, points: int, pngs: Iterable[bytes], mapped: Mapped 
     length = side * grid
     checksum = zlib.adler32(b"")
     with open(path, "wb") as file:
-        header = struct.pack(">IIBBBBB", length, length, 8, 2, 0, 0, 0)
-        file.write(_SIGNATURE + _chunk(b"IHDR", header) + _chunk(b"IDAT", _ZLIB_HEADER))
+        file.write(png.header(length, length, png.RGB) + png.chunk(b"IDAT", _ZLIB_HEADER))
         rows = mapped(partial(_packed_row, side, grid), _rows(pngs, grid))
         for lines, packed in rows:
             checksum = zlib.adler32(lines.data, checksum)
             file.write(packed)
-        file.write(_chunk(b"IDAT", _LAST_BLOCK + struct.pack(">I", checksum)))
-        file.write(_chunk(b"IEND", b""))
+        file.write(png.chunk(b"IDAT", _LAST_BLOCK + struct.pack(">I", checksum)))
+        file.write(png.chunk(b"IEND", b""))
 
 
 def _rows(pngs: Iterable[bytes], grid: int) -> Iterator[list[bytes]]:
@@ -72,7 +70,7 @@ def _packed_row(side: int, grid: int, pngs: list[bytes]) -> tuple[Pixels, bytes]
     lines = _filtered(_row(side, grid, pngs))
     # Runs and no longer matches: half the time, and hardly larger.
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, strategy=zlib.Z_RLE)
-    return lines, _chunk(b"IDAT", packer.compress(lines.data) + packer.flush(zlib.Z_FULL_FLUSH))
+    return lines, png.chunk(b"IDAT", packer.compress(lines.data) + packer.flush(zlib.Z_FULL_FLUSH))
 
 
 def _row(side: int, grid: int, pngs: list[bytes]) -> Pixels:
@@ -80,8 +78,8 @@ def _row(side: int, grid: int, pngs: list[bytes]) -> Pixels:
 
     row = np.full((side, grid * side, 3), 255, np.uint8)
     # A text becomes a tensor far quicker as one of many.
-    for at, png in enumerate(tf.unstack(tf.constant(pngs, tf.string)) if pngs else ()):
-        picture = tf.raw_ops.DecodePng(contents=png, channels=3, dtype=tf.uint8).numpy()
+    for at, content in enumerate(tf.unstack(tf.constant(pngs, tf.string)) if pngs else ()):
+        picture = tf.raw_ops.DecodePng(contents=content, channels=3, dtype=tf.uint8).numpy()
         _fit(picture, row[:, at * side : (at + 1) * side])
     return row
 
@@ -112,15 +110,7 @@ def _filtered(row: Pixels) -> Pixels:
     """Filter lines as PNG has it: each but the first as its difference from the one above."""
     flat = row.reshape(len(row), -1)
     lines = np.empty((len(flat), flat.shape[1] + 1), np.uint8)
-    lines[0, 0], lines[1:, 0] = _NONE, _UP
+    lines[0, 0], lines[1:, 0] = png.NONE, png.UP
     lines[0, 1:] = flat[0]
     np.subtract(flat[1:], flat[:-1], out=lines[1:, 1:])
     return lines
-
-
-def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + _crc(kind + content)
-
-
-def _crc(content: bytes) -> bytes:
-    return struct.pack(">I", zlib.crc32(content))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Command, make_folder
 
 import ray_embed as package
-from conftest import Command, make_folder
 
 MODEL = """
 import os, sys

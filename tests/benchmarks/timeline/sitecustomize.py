@@ -27,7 +27,8 @@ CALLS = {
     "ray_embed.encoder.engines": ("open_engine",),
     "ray_embed.store": ("commit",),
     "ray_embed.reducer": ("reduce",),
-    "ray_embed.projector": ("write_checkpoint", "write_metadata", "write_sprite"),
+    "ray_embed.projector": ("write_checkpoint",),
+    "ray_embed.sprite": ("write_sprite",),
     "ray_embed.results": ("load",),
     "ray": ("shutdown", "kill"),
 }
