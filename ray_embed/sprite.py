@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed import png
+from ray_embed import png, thumbnail
 from ray_embed.ahead import Mapped
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -74,13 +74,9 @@ def _packed_row(side: int, grid: int, pngs: list[bytes]) -> tuple[Pixels, bytes]
 
 
 def _row(side: int, grid: int, pngs: list[bytes]) -> Pixels:
-    import tensorflow as tf
-
     row = np.full((side, grid * side, 3), 255, np.uint8)
-    # A text becomes a tensor far quicker as one of many.
-    for at, content in enumerate(tf.unstack(tf.constant(pngs, tf.string)) if pngs else ()):
-        picture = tf.raw_ops.DecodePng(contents=content, channels=3, dtype=tf.uint8).numpy()
-        _fit(picture, row[:, at * side : (at + 1) * side])
+    for at, content in enumerate(pngs):
+        _fit(thumbnail.decode_png(content), row[:, at * side : (at + 1) * side])
     return row
 
 
