@@ -232,6 +232,8 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
     if threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
+    # It rounds the factors of float32 products to 10 bits on GPUs; --precision is for asking.
+    tf.config.experimental.enable_tensor_float_32_execution(False)
     for gpu in tf.config.list_physical_devices("GPU"):
         # Actors that share a GPU would else each take all of its memory.
         tf.config.experimental.set_memory_growth(gpu, True)

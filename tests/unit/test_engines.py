@@ -30,7 +30,7 @@ def test_openvino_when_asked_for(gpu: bool):
     assert candidates("openvino", gpu) == ("openvino",)
 
 
-def test_actors_that_share_a_gpu_take_only_the_memory_they_need(monkeypatch, tmp_path):
+def test_gpus_are_shared_and_compute_in_float32(monkeypatch, tmp_path):
     gpus = ["GPU 0", "GPU 1"]
     grows = {}
     monkeypatch.chdir(tmp_path)
@@ -38,6 +38,7 @@ def test_actors_that_share_a_gpu_take_only_the_memory_they_need(monkeypatch, tmp
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grows.__setitem__)
     extractor.start_tensorflow(None, str(tmp_path))
     assert grows == {"GPU 0": True, "GPU 1": True}
+    assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
 
 def test_batches_are_larger_on_gpus():
