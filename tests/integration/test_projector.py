@@ -125,6 +125,30 @@ def test_reducing_twice_gives_the_same_bytes(runs, tmp_path, ray_embed):
     assert contents(run / "projector") == before
 
 
+@pytest.mark.parametrize("limit", [9, 100])
+def test_any_number_of_threads_gives_the_same_bytes(runs, tmp_path, monkeypatch, limit):
+    import tensorflow as tf
+
+    # A group of two parts or so, that there is something to do at the same time.
+    monkeypatch.setattr("ray_embed.reducer._GROUP_BYTES", 100)
+    run = copy(runs.layers, tmp_path / "r")
+    found = []
+    for threads in (1, 2, 5):
+        assert package.reduce(str(run), limit, threads) == 20
+        found.append(contents(run / "projector"))
+    assert found[0] == found[1] == found[2]
+    reader = tf.train.load_checkpoint(str(run / "projector"))
+    expected = features_of(run, "feature_late")
+    assert reader.get_tensor(tensor("embedding_late")).tobytes() == expected.tobytes()
+    if limit < 20:
+        _, points = parse_metadata(found[0]["sample.tsv"])
+        table = table_of(run)
+        rows = [table["index"].to_pylist().index(int(cells[3])) for cells in points]
+        assert len(rows) == limit
+        sample = reader.get_tensor(tensor("sample_late"))
+        assert sample.tobytes() == expected[rows].tobytes()
+
+
 def test_reducing_replaces_what_was_there(runs, tmp_path):
     run = copy(runs.two, tmp_path / "r")
     (run / "projector" / "sprite.png").write_bytes(b"old")

@@ -118,6 +118,52 @@ def test_point_k_has_the_cells_of_row_k(tmp_path, data, labels):
     assert_page_shows(written(tmp_path / "metadata.tsv", *tables), *tables)
 
 
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(data=st.data(), labels=LABELS, before=st.integers(0, 40))
+def test_lines_made_at_once_are_those_made_one_by_one(tmp_path, data, labels, before):
+    kind, values = labels
+    rows = {"min_size": len(values), "max_size": len(values)}
+    notes = data.draw(
+        st.lists(st.sampled_from(["a", "b c", "žluť", "", None, "d\\", *AWKWARD]), **rows)
+    )
+    plain = table(["x" * 90] * 9_000)
+    one = table(values, kind=kind, note=notes, **{"": notes})
+    # Brings the rows to a boundary of the page's chunks.
+    filled = table(["z"] * before + ["\ufeff猫🐈" * 99] * 300, note=["n"] * (before + 300))
+    for tables in (
+        [one],
+        [one.slice(1), one],
+        [plain.slice(0, 9), plain],
+        [filled, filled, filled],
+    ):
+        assert written(tmp_path / "m.tsv", *tables) == one_by_one(tables)
+
+
+def one_by_one(tables):
+    """Follow the contract a cell and a byte at a time."""
+    names = OWN + [name for name in tables[0].column_names if name not in OWN]
+    rows = [names] + [[row[name] for name in names] for one in tables for row in one.to_pylist()]
+    content = b""
+    for row in rows:
+        line = "\t".join(cell(value) for value in row).encode()
+        pad = 0
+        start = len(content) + 1
+        cuts = range(start // CHUNK * CHUNK, start + 2 * len(line) + CHUNK, CHUNK)
+        while content and any(
+            0 <= cut - start - pad < len(line)
+            and (
+                line[cut - start - pad] & 0xC0 == 0x80
+                or line.startswith("\ufeff".encode(), cut - start - pad)
+            )
+            for cut in cuts
+        ):
+            pad += 1
+        content += (b" " * pad + b"\n" if content else b"") + line
+    return content + b"\n"
+
+
 def test_header_comes_first_also_without_extras(tmp_path):
     content = written(tmp_path / "m.tsv", table(["a"]))
     assert content == b"label\tsplit\tkey\tindex\na\tvalid\tk0\t0\n"

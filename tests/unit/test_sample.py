@@ -3,8 +3,11 @@
 
 from collections import Counter
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ray_embed.sample import Draw, Strata, quotas
 
@@ -55,6 +58,48 @@ def test_the_same_rows_are_drawn_each_time_in_order():
     first, second = (positions(parts, 50) for _ in range(2))
     assert first == second
     assert all(rows == sorted(set(rows)) for rows in first)
+
+
+@settings(deadline=None)
+@given(
+    labels=st.lists(st.sampled_from([None, 0.0, -0.0, 1.5, float("nan")]), min_size=2, max_size=60),
+    rows=st.integers(1, 60),
+    limit=st.integers(1, 30),
+)
+def test_rows_drawn_do_not_depend_on_how_they_are_cut(labels, rows, limit):
+    if limit >= len(labels):
+        return
+    found = [
+        [
+            (at, row)
+            for at, part in zip(range(0, len(labels), size), taken, strict=True)
+            for row in part
+        ]
+        for size in (rows, len(labels))
+        for taken in [positions(tables(labels, rows=size), limit)]
+    ]
+    flat = [[start + row for start, row in one] for one in found]
+    assert flat[0] == flat[1]
+    assert len(flat[0]) == limit
+    assert flat[0] == one_by_one(labels, limit)
+
+
+def one_by_one(labels, limit):
+    """Draw row by row, as algorithm S is written in the book."""
+    known = [None if label != label else label for label in labels]
+    counts = Counter(known)
+    if len(counts) > limit:
+        known = [0] * len(known)
+        counts = Counter(known)
+    wanted = quotas(Counter({(label,): count for label, count in counts.items()}), limit)
+    random = np.random.default_rng(0)
+    taken = []
+    for row, (label, chance) in enumerate(zip(known, random.random(len(known)), strict=True)):
+        if chance * counts[label] < wanted[(label,)]:
+            wanted[(label,)] -= 1
+            taken.append(row)
+        counts[label] -= 1
+    return taken
 
 
 @pytest.mark.parametrize(

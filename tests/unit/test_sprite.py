@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ray_embed.ahead import mapping
 from ray_embed.sprite import sprite_cell, write_sprite
 
 Image.MAX_IMAGE_PIXELS = None
@@ -117,3 +118,23 @@ def test_same_pictures_give_the_same_bytes(tmp_path):
     write_sprite(tmp_path / "a.png", 20, iter(pngs))
     write_sprite(tmp_path / "b.png", 20, iter(pngs))
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_any_number_of_threads_gives_the_same_bytes(tmp_path, threads):
+    pngs = [plain((at, 2 * at, 9), 1 + at % 7, 1 + at % 5) for at in range(90)]
+    write_sprite(tmp_path / "a.png", 100, iter(pngs))
+    with mapping(threads) as mapped:
+        write_sprite(tmp_path / "b.png", 100, iter(pngs), mapped)
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_tensorflow_reads_the_sprite_too(tmp_path):
+    import tensorflow as tf
+
+    random = np.random.default_rng(0)
+    pixels, *_ = sprite_of(
+        tmp_path / "s.png", [png(random.integers(0, 256, (64, 64, 3))) for _ in range(7)]
+    )
+    found = tf.io.decode_png((tmp_path / "s.png").read_bytes()).numpy()
+    assert (found == pixels).all()
