@@ -47,7 +47,7 @@ MB = 1e6
 Sample = tuple[int, float, float]  # shards, seconds, MB
 
 
-class Enough(Exception):
+class EnoughError(Exception):
     """The stretch is measured."""
 
 
@@ -98,10 +98,8 @@ def outline(shards: int) -> Plan:
 def encoder() -> Encoder:
     """An encoder that nobody runs."""
     outputs = (Output("gap", "feature", "gap", 512),)
-    graph = bytes(1 << 20)
-    return Encoder(
-        EncoderSpec("none:none", "."), (96, 96, 3), outputs, "folded", "", "", graph, "x", ("y",), ()
-    )  # fmt: skip
+    spec, graph = EncoderSpec("none:none", "."), bytes(1 << 20)
+    return Encoder(spec, (96, 96, 3), outputs, "folded", "", "", graph, "x", ("y",), ())
 
 
 def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[str, Any]:
@@ -124,7 +122,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
             if self.done == 1 or self.done % (stretch // STEPS) == 0:
                 samples.append((self.done, time.perf_counter(), resident()))
             if self.done == stretch:
-                raise Enough
+                raise EnoughError
 
     extraction.Progress = Counting  # type: ignore[misc]
     pool: Any = Pool(actors)
@@ -134,7 +132,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     target = Target(folder.path, folder, None)
     prepared = Prepared(target, plan.load(folder), encoder(), {"model": "none"}, {})
     assert prepared.plan.shards == shards
-    with contextlib.suppress(Enough):
+    with contextlib.suppress(EnoughError):
         extraction.extract_missing(config, prepared, pool)
     ray.shutdown()
     (_, first, _), (_, last, _) = samples[0], samples[-1]
@@ -216,7 +214,7 @@ def _begun(path: Path, shards: int) -> Folder:
 def case(name: str, work: Path, given: argparse.Namespace) -> dict[str, Any]:
     """Measure one case, in this process."""
     part_of = QUICK if given.quick else 1
-    shards, stretch = given.shards, STRETCH // part_of
+    shards, stretch = given.shards, given.stretch // part_of
     there, read = THERE // part_of, READ // part_of
     match name:
         case "done":
@@ -285,6 +283,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for everything written")
     parser.add_argument("--shards", type=int, default=SHARDS, help="planned")
     parser.add_argument("--actors", type=int, default=2)
+    parser.add_argument("--stretch", type=int, default=STRETCH, help="shards that are done")
     parser.add_argument("--quick", action="store_true", help="a twentieth of the stretches")
     parser.add_argument("--case", help="one case, in this process; tells what it measured as JSON")
     given = parser.parse_args()
@@ -294,7 +293,8 @@ def main() -> None:
         return
     print(described())
     arguments = ["--work", str(given.work.resolve()), "--shards", str(given.shards)]
-    arguments += ["--actors", str(given.actors), *(["--quick"] if given.quick else [])]
+    arguments += ["--actors", str(given.actors), "--stretch", str(given.stretch)]
+    arguments += ["--quick"] if given.quick else []
     rows = list(rows_of(given.shards, given, arguments))
     shutil.rmtree(work)
     print(f"\n{table(rows)}")
