@@ -2,6 +2,7 @@
 """Who does which shard: as many at once as the actors take, each once, and none for ever."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -37,10 +38,13 @@ class Stub:
 
 @pytest.fixture
 def actors(ray_session):
+    # The actors cannot import the tests.
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     kind = ray.remote(Stub).options(
         num_cpus=0, max_concurrency=2, max_restarts=-1, max_task_retries=1
     )
     started = [kind.remote() for _ in range(2)]
+    ray.get([actor.__ray_ready__.remote() for actor in started])
     yield started
     for actor in started:
         ray.kill(actor)
