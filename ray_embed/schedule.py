@@ -6,7 +6,7 @@ import functools
 import logging
 import os
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -252,18 +252,22 @@ def extract_all(
     """
     free = deque(actor for _ in range(_SHARDS_AN_ACTOR) for actor in actors)
     calls: dict[Any, tuple[Any, Shard]] = {}
+    under_way = Counter[Any]()
     progress = dict.fromkeys(actors, time.monotonic())
+    looked = time.monotonic()
     while True:
         while free and (item := next(work, None)):
             actor = free.popleft()
-            if actor not in (busy for busy, _ in calls.values()):
+            if not under_way[actor]:
                 progress[actor] = time.monotonic()
+            under_way[actor] += 1
             calls[actor.extract.remote(job, *item)] = (actor, item[0])
         if not calls:
             return
         done, _ = ray.wait(list(calls), timeout=_POLL_SECONDS)
         for reference in done:
             actor, shard = calls.pop(reference)
+            under_way[actor] -= 1
             progress[actor] = time.monotonic()
             free.append(actor)
             try:
@@ -275,7 +279,9 @@ def extract_all(
                         f"working on it: {error.__cause__}"
                     ) from error
                 raise
-        _kill_hanging(calls, progress, config.shard_timeout)
+        if time.monotonic() - looked >= _POLL_SECONDS:
+            looked = time.monotonic()
+            _kill_hanging(calls, progress, config.shard_timeout)
 
 
 def _kill_hanging(

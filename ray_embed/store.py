@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -21,7 +22,7 @@ from ray_embed.matrix import as_column, as_matrix
 
 RUN = "run.json"
 FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
-_PART = re.compile(r"part-(\d{8,})\.parquet")
+_PART = re.compile(r"part-(\d{8,18})\.parquet")
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 # Written first of all, so that a folder is known as ours whenever the writing stops.
 _FORMAT = 1
@@ -49,9 +50,11 @@ def part_name(kind: str, number: int) -> str:
 
 def part_numbers(folder: Folder, kind: str = FEATURES) -> Iterator[int]:
     """Give the numbers of the parts that are there, in order."""
-    for name in folder.names(kind):
-        if match := _PART.fullmatch(name):
-            yield int(match[1])
+    matches = (_PART.fullmatch(name) for name in folder.names(kind))
+    # Eight bytes a part, not a list of objects.
+    numbers = np.fromiter((int(match[1]) for match in matches if match), np.int64)
+    numbers.sort()
+    yield from map(int, numbers)
 
 
 class Done:
