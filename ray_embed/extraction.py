@@ -1,12 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Extraction: which shards are missing, handed to the actors, and counted."""
 
-import functools
+import pickle
 from collections.abc import Generator, Iterator
-from dataclasses import replace
 from typing import Any
-
-import ray
 
 from ray_embed import plan, schedule, store
 from ray_embed.config import RunConfig
@@ -58,18 +55,12 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     return progress.rate
 
 
-def _job(config: RunConfig, prepared: Prepared) -> Job:
-    encoder = keep.with_kept_graph(prepared.folder, prepared.encoder)
-    if encoder.graph is not None:
-        # The graph has the weights in it.
-        encoder = replace(encoder, weights=())
-    return Job(
-        prepared.target.uri,
-        prepared.plan,
-        prepared.fingerprint,
-        tuple(_pixels(config, split, encoder) for split in prepared.plan.splits),
-        functools.partial(ray.get, ray.put(encoder)),
-    )
+def _job(config: RunConfig, prepared: Prepared) -> bytes:
+    encoder = keep.without_contents(prepared.encoder)
+    pixels = tuple(_pixels(config, split, encoder) for split in prepared.plan.splits)
+    job = Job(prepared.target.uri, prepared.plan, prepared.fingerprint, pixels, encoder)
+    # Ray would take it apart anew for each shard, which takes longer than all else done for one.
+    return pickle.dumps(job)
 
 
 def _pixels(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:

@@ -3,10 +3,11 @@
 
 import itertools
 import os
+import pickle
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from ray_embed import decode, importing, plan, store
 from ray_embed.decode import Batch, PixelSpec
-from ray_embed.encoder import Encoder, EncoderSpec
+from ray_embed.encoder import Encoder, EncoderSpec, keep
 from ray_embed.encoder.engines import Engine, open_engine
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
@@ -33,15 +34,15 @@ _NOT_FINITE = "not finite"
 class Job:
     """What all shards of a run have in common.
 
-    `pixels` is by the ordinal of the split; `encoder` gives the encoder, and is called once an
-    actor, so that its weights cross once.
+    `pixels` is by the ordinal of the split. `encoder` is without what the run folder keeps of it,
+    which each actor reads once.
     """
 
     out: str
     plan: Plan
     fingerprint: str
     pixels: tuple[PixelSpec, ...]
-    encoder: Callable[[], Encoder]
+    encoder: Encoder
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ class _Gathered:
 
 @dataclass(frozen=True)
 class _Opened:
-    """An encoder with its engine running."""
+    """A job whose encoder's engine is running; `given` is the job as it came."""
 
-    fingerprint: str
+    given: bytes
+    job: Job
     encoder: Encoder
     engine: Engine
     threads: ThreadPoolExecutor
@@ -129,11 +131,11 @@ class Extractor:
 
         return build(spec, self._threads, kept)
 
-    def extract(self, job: Job, shard: Shard, images: Any = None) -> ShardResult:
+    def extract(self, job: bytes, shard: Shard, images: Any = None) -> ShardResult:
         """Extract one shard and commit its part.
 
         Args:
-            job: the run it belongs to.
+            job: the run it belongs to, a pickled Job.
             shard: which one.
             images: its images, for a streamed source.
 
@@ -141,10 +143,10 @@ class Extractor:
             InputError: a planned file is gone.
             RunError: the storage fails.
         """
-        folder = Folder.at(job.out)
         opened = self._open(job)
+        folder = Folder.at(opened.job.out)
         rows = plan.read_shard(folder, shard.split, shard.local)
-        pixels = job.pixels[shard.split.ordinal]
+        pixels = opened.job.pixels[shard.split.ordinal]
         batches = self._batches(shard, rows, images, pixels, opened.encoder.spec.batch_size)
         # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
         first = next(batches, None)
@@ -155,9 +157,9 @@ class Extractor:
         for waited in encoding:
             waited.result()
         self._take_left_out(shard, rows, pixels, opened, gathered)
-        records = plan.record_columns(job.plan, shard, rows)
+        records = plan.record_columns(opened.job.plan, shard, rows)
         part = _part(shard.number, opened.encoder, records, gathered)
-        store.commit(folder, part, job.fingerprint, rows.num_rows)
+        store.commit(folder, part, opened.job.fingerprint, rows.num_rows)
         reasons = Counter(part.rejects["reason"].to_pylist())
         return ShardResult(shard.number, part.features.num_rows, dict(reasons), time.time())
 
@@ -167,13 +169,14 @@ class Extractor:
 
         return reduce(out, limit, self._threads)
 
-    def _open(self, job: Job) -> "_Opened":
+    def _open(self, given: bytes) -> "_Opened":
         with self._opening:
-            if self._opened is None or self._opened.fingerprint != job.fingerprint:
-                encoder = job.encoder()
+            if self._opened is None or self._opened.given != given:
+                job: Job = pickle.loads(given)  # noqa: S301 - of the driver
+                encoder = keep.with_contents(Folder.at(job.out), job.encoder)
                 engine = open_engine(encoder, self._threads)
                 threads = ThreadPoolExecutor(engine.at_once)
-                self._opened = _Opened(job.fingerprint, encoder, engine, threads)
+                self._opened = _Opened(given, job, encoder, engine, threads)
             return self._opened
 
     def _batches(

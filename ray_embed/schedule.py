@@ -18,7 +18,7 @@ from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray_embed.config import RunConfig
 from ray_embed.encoder import Encoder, EncoderSpec, apart
 from ray_embed.errors import InputError, RayEmbedError, RunError
-from ray_embed.extractor import Extractor, Job, ShardResult
+from ray_embed.extractor import Extractor, ShardResult
 from ray_embed.filesystem import shown
 from ray_embed.plan import Shard
 
@@ -237,13 +237,13 @@ def result(reference: Any) -> Any:
 
 
 def extract_all(
-    actors: list[Any], job: Job, work: Iterator[tuple[Shard, Any]], config: RunConfig
+    actors: list[Any], job: bytes, work: Iterator[tuple[Shard, Any]], config: RunConfig
 ) -> Iterator[ShardResult]:
     """Give the shards to the actors as they get free; yields results in order of completion.
 
     Args:
         actors: the extractors.
-        job: what all shards have in common.
+        job: what all shards have in common, a pickled Job.
         work: shards, each with a reference to its images where they are streamed.
         config: the limits.
 

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 
-ENGINES = ("openvino", "xla", "folded", "function", "plain")
+# Those that run the graph with its variables folded to constants.
+GRAPH_ENGINES = ("openvino", "xla", "folded")
+ENGINES = (*GRAPH_ENGINES, "function", "plain")
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed import pooling
-from ray_embed.encoder import Encoder, EncoderSpec, Output, engines, loading
+from ray_embed.encoder import GRAPH_ENGINES, Encoder, EncoderSpec, Output, engines, loading
 from ray_embed.encoder.graph import (
     Features,
     fold,
@@ -224,7 +224,7 @@ def _first_that_agrees(
             draft, more = _folded(draft, encode)
             warnings, lowered = warnings + more, True
         encoder = replace(draft, engine=name)
-        if name in ("openvino", "xla", "folded") and draft.graph is None:
+        if name in GRAPH_ENGINES and draft.graph is None:
             continue
         if name in ("function", "plain"):
             encoder = replace(encoder, graph=None)

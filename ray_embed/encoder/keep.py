@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.encoder import Encoder
+from ray_embed.encoder import GRAPH_ENGINES, Encoder
 from ray_embed.filesystem import Folder
 
 _WEIGHTS, _GRAPH, _ABOUT = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
@@ -58,10 +58,15 @@ def kept_weights(folder: Folder) -> tuple[Array, ...] | None:
         return tuple(arrays[name] for name in sorted(arrays.files))
 
 
-def with_kept_graph(folder: Folder, encoder: Encoder) -> Encoder:
-    """Give the encoder with the graph that was kept, where the engine runs one."""
-    if encoder.graph is None or not folder.exists(_GRAPH):
-        return encoder
+def without_contents(encoder: Encoder) -> Encoder:
+    """Give the encoder without what is kept of it: its graph and weights."""
+    return replace(encoder, graph=None, weights=())
+
+
+def with_contents(folder: Folder, encoder: Encoder) -> Encoder:
+    """Give the encoder with what its engine needs of what is kept: the graph, or the weights."""
+    if encoder.engine not in GRAPH_ENGINES:
+        return replace(encoder, weights=kept_weights(folder) or ())
     kept = json.loads(folder.read(_ABOUT))
     return replace(
         encoder,
