@@ -273,6 +273,15 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
         return pq.ParquetFile(stream).read_row_group(local % split.shards_a_file)
 
 
+def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
+    """Copy the planned records of all listed splits to another folder."""
+    for split in plan.splits:
+        number = 0
+        while source.exists(name := split.file_of(number)):
+            target.write(name, source.read(name))
+            number += split.shards_a_file
+
+
 def record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
     """Give the columns of a part before its features, for all planned rows of a shard."""
     schema = plan.schema()
