@@ -271,11 +271,7 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     # First of all a mark, so that the folder is known as ours whenever this stops.
     store.write_run(folder, {}, __version__)
     keep.keep(folder, prepared.encoder)
-    for split in prepared.plan.splits:
-        number = 0
-        while scratch.exists(name := split.file_of(number)):
-            folder.write(name, scratch.read(name))
-            number += split.shards_a_file
+    plan.copy_records(prepared.plan, scratch, folder)
     plan.save(folder, prepared.plan)
     store.write_run(folder, _description(config, prepared), __version__)
 

@@ -3,7 +3,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -12,9 +12,11 @@ import pyarrow as pa
 from ray_embed.errors import InputError
 from ray_embed.keys import key_of
 from ray_embed.sources import Listed
+from ray_embed.sources.sorting import sort_names
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 _BATCH = 4096
+_NAMES_HELD = 100_000
 
 
 def open_folder(split: str, root: Path) -> Listed:
@@ -23,7 +25,8 @@ def open_folder(split: str, root: Path) -> Listed:
     Raises:
         InputError: there is no image in it.
     """
-    if next(_walk(str(root), Counter()), None) is None:
+    # Any image will do, so that a large folder is neither listed to its end nor sorted for it.
+    if next(_walk(str(root), Counter(), iter), None) is None:
         raise InputError(
             f"--source {root}: no image in this folder; the endings {' '.join(ENDINGS)} count"
         )
@@ -37,9 +40,10 @@ def open_folder(split: str, root: Path) -> Listed:
 
 
 def _records(root: str, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
-    files = _walk(root, skipped)
-    while chunk := list(islice(files, _BATCH)):
-        paths, sizes, times = zip(*chunk, strict=True)
+    within = os.path.join(root, "")
+    files = _walk(root, skipped, lambda names: sort_names(names, _NAMES_HELD))
+    while paths := list(islice(files, _BATCH)):
+        sizes, times = zip(*(size_and_time(within + path) for path in paths), strict=True)
         folders = (path.partition("/") for path in paths)
         yield pa.record_batch(
             {
@@ -57,34 +61,47 @@ def _records(root: str, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
 def _walk(
     root: str,
     skipped: Counter[str],
+    order: Callable[[Iterator[str]], Iterator[str]],
     inside: str = "",
     above: frozenset[tuple[int, int]] = frozenset(),
-) -> Iterator[tuple[str, int | None, int | None]]:
-    """Yield (relative path, size, mtime) in the order of the whole relative paths.
+) -> Iterator[str]:
+    """Yield the relative paths of the images, each folder in the given order of its names.
 
     Sorting each folder with its subfolders' names ending in "/" gives the order of the whole
-    paths without holding more than one folder's names a level.
+    paths.
     """
     here = os.path.join(root, inside)
     try:
         status = os.stat(here)
-        entries = list(os.scandir(here))
     except OSError as error:
-        raise InputError(f"--source {root}: {here} cannot be listed: {error.strerror}") from error
+        raise _cannot_be_listed(root, here, error) from error
     identity = (status.st_dev, status.st_ino)
     if identity in above:
         skipped["links to a folder above"] += 1
         return
-    named = sorted((entry.name + "/" * _is_folder(entry), entry) for entry in entries)
-    for name, entry in named:
+    for name in order(_names(root, here)):
         if name.startswith("."):
             skipped["hidden"] += 1
         elif name.endswith("/"):
-            yield from _walk(root, skipped, inside + name, above | {identity})
+            yield from _walk(root, skipped, order, inside + name, above | {identity})
         elif not name.lower().endswith(ENDINGS):
             skipped["other endings"] += 1
         else:
-            yield inside + name, *size_and_time(entry)
+            yield inside + name
+
+
+def _names(root: str, here: str) -> Iterator[str]:
+    """Yield what is directly in a folder, folders with a "/" at their end."""
+    try:
+        with os.scandir(here) as entries:
+            for entry in entries:
+                yield entry.name + "/" * _is_folder(entry)
+    except OSError as error:
+        raise _cannot_be_listed(root, here, error) from error
+
+
+def _cannot_be_listed(root: str, here: str, error: OSError) -> InputError:
+    return InputError(f"--source {root}: {here} cannot be listed: {error.strerror}")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -94,10 +111,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def size_and_time(entry: os.DirEntry[str] | Path) -> tuple[int | None, int | None]:
+def size_and_time(path: str | Path) -> tuple[int | None, int | None]:
     """Give the size in bytes and the modification time in ns; both None where there is no file."""
     try:
-        status = entry.stat()
+        status = os.stat(path)
     except (OSError, ValueError):
         return None, None
     return status.st_size, status.st_mtime_ns

@@ -1,0 +1,32 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan: which record is which row of which shard, kept as Parquet.
+
+The records of each split lie in ``plan/<ordinal>-<split>/part-*.parquet``, a row group a shard, so
+that an actor reads only its shard's rows; the outline, which says how many there are, lies beside
+them in ``plan/plan.json``.
+"""
+
+from ray_embed.plan.making import make_plan
+from ray_embed.plan.outline import PLAN, Plan, Shard, SplitPlan, load, save
+from ray_embed.plan.records import (
+    copy_records,
+    first_difference,
+    read_shard,
+    record_columns,
+    write_streamed,
+)
+
+__all__ = [
+    "PLAN",
+    "Plan",
+    "Shard",
+    "SplitPlan",
+    "copy_records",
+    "first_difference",
+    "load",
+    "make_plan",
+    "read_shard",
+    "record_columns",
+    "save",
+    "write_streamed",
+]

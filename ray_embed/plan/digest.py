@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A checksum of planned records that does not depend on the batches they come in."""
+
+import hashlib
+from collections import defaultdict
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+class Digest:
+    """The checksum of a table's columns, taken while its rows go by.
+
+    Args:
+        about: what else is to count, of plain values.
+    """
+
+    def __init__(self, about: tuple[object, ...]) -> None:
+        self._about = repr(about)
+        # The lengths of the texts, and the texts, each as one long row of bytes: where a batch
+        # ends leaves no trace.
+        self._columns: defaultdict[str, tuple[hashlib._Hash, hashlib._Hash]] = defaultdict(
+            lambda: (hashlib.sha256(), hashlib.sha256())
+        )
+
+    def update(self, rows: pa.Table) -> None:
+        """Add rows, of any number; a missing value differs from an empty text."""
+        for name, column in zip(rows.column_names, rows.columns, strict=True):
+            lengths, texts = self._columns[name]
+            # Numbers as text, too: a NaN is like any other.
+            text = column.cast(pa.string())
+            lengths.update(np.asarray(pc.binary_length(text).fill_null(-1), "<i4").tobytes())
+            texts.update("".join(text.fill_null("").to_pylist()).encode())
+
+    def hexdigest(self) -> str:
+        """Give the checksum of all rows so far, in hex."""
+        found = [
+            (name, *(part.hexdigest() for part in parts)) for name, parts in self._columns.items()
+        ]
+        return hashlib.sha256(repr((self._about, found)).encode()).hexdigest()
