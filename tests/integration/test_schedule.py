@@ -12,20 +12,20 @@ import ray
 from ray_embed import schedule
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError, RunError
-from ray_embed.extractor import Job, ShardResult
-from ray_embed.plan import Plan, Shard, SplitPlan
+from ray_embed.extractor import ShardResult
+from ray_embed.plan import Shard, SplitPlan
 
 SPLIT = SplitPlan(0, "valid", "files", "/none", "string", (), 4, 256, records=4000)
 
 
 class Stub:
-    """An extractor that does what the name of the run says, and nothing else."""
+    """An extractor that does what the job says, and nothing else."""
 
     def extract(self, job, shard, images=None):
-        what, _, number = job.fingerprint.partition(" ")
-        tried = Path(job.out) / f"{shard.number}-{os.getpid()}"
+        folder, what, number = job.decode().split("\n")
+        tried = Path(folder) / f"{shard.number}-{os.getpid()}"
         tried.touch()
-        if shard.number == int(number or -1):
+        if shard.number == int(number):
             first = len(list(tried.parent.glob(f"{shard.number}-*"))) == 1
             if what == "hang" and first:
                 time.sleep(600)
@@ -50,8 +50,8 @@ def actors(ray_session):
         ray.kill(actor)
 
 
-def job(tmp_path, what=""):
-    return Job(str(tmp_path), Plan((SPLIT,), "string", ()), what, (), str)
+def job(tmp_path, what="", number=-1):
+    return f"{tmp_path}\n{what}\n{number}".encode()
 
 
 def config(**limits):
@@ -79,16 +79,16 @@ def test_no_more_is_taken_than_two_shards_an_actor(actors, tmp_path):
 
 def test_a_shard_that_hangs_is_done_by_another_process(actors, tmp_path):
     limits = config(shard_timeout=2)
-    found = list(schedule.extract_all(actors, job(tmp_path, "hang 5"), shards(20), limits))
+    found = list(schedule.extract_all(actors, job(tmp_path, "hang", 5), shards(20), limits))
     assert sorted(result.number for result in found) == list(range(20))
     assert len(list(tmp_path.glob("5-*"))) == 2
 
 
 def test_errors_arrive_as_themselves(actors, tmp_path):
     with pytest.raises(InputError, match="a planned file is gone"):
-        list(schedule.extract_all(actors, job(tmp_path, "fail 7"), shards(20), config()))
+        list(schedule.extract_all(actors, job(tmp_path, "fail", 7), shards(20), config()))
 
 
 def test_a_shard_that_kills_its_actor_is_named(actors, tmp_path):
     with pytest.raises(RunError, match=r"shard \d+: the actor died 2 times"):
-        list(schedule.extract_all(actors, job(tmp_path, "die 3"), shards(20), config()))
+        list(schedule.extract_all(actors, job(tmp_path, "die", 3), shards(20), config()))
