@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed.encoder import GRAPH_ENGINES, Encoder
+from ray_embed.errors import RunError
 from ray_embed.filesystem import Folder
 
 _WEIGHTS, _GRAPH, _ABOUT = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
@@ -64,7 +65,19 @@ def without_contents(encoder: Encoder) -> Encoder:
 
 
 def with_contents(folder: Folder, encoder: Encoder) -> Encoder:
-    """Give the encoder with what its engine needs of what is kept: the graph, or the weights."""
+    """Give the encoder with what its engine needs of what is kept: the graph, or the weights.
+
+    Raises:
+        RunError: it is not there any more.
+    """
+    needed = (_ABOUT, _GRAPH if encoder.engine in GRAPH_ENGINES else _WEIGHTS)
+    for name in needed:
+        if not folder.exists(name):
+            raise RunError(
+                f"{folder.join(name)}: it is gone, and the run cannot go on without it: start anew "
+                "with --overwrite",
+                goes_on=False,
+            )
     if encoder.engine not in GRAPH_ENGINES:
         return replace(encoder, weights=kept_weights(folder) or ())
     kept = json.loads(folder.read(_ABOUT))

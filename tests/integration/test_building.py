@@ -81,3 +81,15 @@ def test_a_model_that_fails(project: Path, ray_embed_process: Command):
     assert result.code == 2
     assert "ZeroDivisionError: of the model" in result.err
     assert not (project / "run").exists()
+
+
+def test_what_is_kept_of_the_encoder_is_gone(project: Path, ray_embed_process: Command):
+    arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:encoder")
+    assert ray_embed_process("extract", *arguments, "--shard-size", 2).code == 0
+    (project / "run" / "features" / "part-00000001.parquet").unlink()
+    (project / "run" / "encoder" / "graph.pb").unlink()
+    result = ray_embed_process("extract", *arguments, "--shard-size", 2)
+    assert result.code == 1
+    assert "run/encoder/graph.pb: it is gone" in result.err
+    assert "--overwrite" in result.err
+    assert "Traceback" not in result.err
