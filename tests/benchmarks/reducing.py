@@ -36,6 +36,7 @@ from rows import last_line, row, table
 from ray_embed import plan, store
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column
+from ray_embed.thumbnail import encode_png
 
 SHARD, CLASSES, SIDE = 512, 100, 64
 PICTURES = 256  # different ones; each is drawn many times
@@ -88,7 +89,7 @@ def parts_of(rows: int, dimension: int, thumbnails: bool) -> Iterator[store.Part
 
 
 def pngs(random: np.random.Generator) -> Iterator[bytes]:
-    """Give pictures that compress as photographs made small do: 3 to 6 kB each."""
+    """Give pictures as an extraction keeps them, that compress as photographs made small do."""
     import tensorflow as tf
 
     for _ in range(PICTURES):
@@ -96,7 +97,7 @@ def pngs(random: np.random.Generator) -> Iterator[bytes]:
         smooth = tf.image.resize(coarse, (SIDE, SIDE), method="bicubic")[0]
         noisy = smooth + random.normal(0, random.uniform(0, 1), smooth.shape).astype(np.float32)
         picture = tf.cast(tf.clip_by_value(noisy, 0, 255), tf.uint8)
-        yield bytes(tf.io.encode_png(picture).numpy())
+        yield encode_png(picture.numpy())
 
 
 def without_thumbnails() -> None:
