@@ -21,10 +21,6 @@ Array = np.ndarray[Any, Any]
 _HEADER = 32
 _UNKNOWN, _JPEG, _PNG, _GIF, _BMP, _OTHER_BMP = range(6)
 _AHEAD = 4
-# The start and the frame of a JPEG of 1×1 pixels: as much as its size is read from.
-_SMALLEST_JPEG = bytes.fromhex(
-    "ffd8 ffc0 000b 08 0001 0001 01 011100 ffda 0008 01 0100 003f00 ffd9"
-)
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     """
     done = store.Done(prepared.folder)
     shards = prepared.plan.shards
-    rejected = sum(store.rejects_by_reason(prepared.folder).values())
+    rejected = sum(store.rejects_by_reason(prepared.folder, done).values())
     lengths: dict[int, int] = {}
     wanted = session.resources.actors
     actors = session.extractors(wanted if shards is None else min(wanted, shards - done.count))

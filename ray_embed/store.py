@@ -76,13 +76,17 @@ class Done:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
 
-def rejects_by_reason(folder: Folder) -> dict[str, int]:
+def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int]:
     """Count the rejects of the shards that are done, the commonest reason first.
+
+    Args:
+        folder: the run folder.
+        done: its shards that are done, where they are known already.
 
     Raises:
         RunError: a part cannot be read.
     """
-    done = Done(folder)
+    done = done or Done(folder)
     reasons: Counter[str] = Counter()
     for number in part_numbers(folder, REJECTS):
         # A killed try may have left rejects without features: its shard is done again.

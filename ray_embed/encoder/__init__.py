@@ -11,7 +11,6 @@ import numpy as np
 
 # Those that run the graph with its variables folded to constants.
 GRAPH_ENGINES = ("openvino", "xla", "folded")
-ENGINES = (*GRAPH_ENGINES, "function", "plain")
 
 
 @dataclass(frozen=True)
