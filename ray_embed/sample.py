@@ -6,6 +6,7 @@ time. Needs one pass to count and one to draw, and memory for the strata, not fo
 """
 
 from collections import Counter
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -58,8 +59,7 @@ def quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
 class Draw:
     """Draws `limit` of the counted rows, table by table in the order they were counted in.
 
-    Each row is taken with the chance (points still to draw) / (rows still to come) of its stratum:
-    selection sampling, Knuth, The Art of Computer Programming 2, 3.4.2, algorithm S.
+    Of each stratum every choice of its rows is as likely as any other one.
 
     Args:
         counts: of the strata, by `Strata`.
@@ -67,26 +67,27 @@ class Draw:
     """
 
     def __init__(self, counts: Counter[Stratum], limit: int) -> None:
-        self._random = np.random.default_rng(_SEED)
+        random = Random(_SEED)  # noqa: S311
         self._by_label = any(len(stratum) > 1 for stratum in counts)
-        self._wanted, self._coming = quotas(counts, limit), dict(counts)
+        # Of each stratum: which of its rows are drawn, counted within it, and how many have passed.
+        self._drawn = {
+            stratum: np.sort(np.array(random.sample(range(counts[stratum]), quota), np.int64))
+            for stratum, quota in quotas(counts, limit).items()
+        }
+        self._passed = dict.fromkeys(counts, 0)
 
     def of(self, table: pa.Table) -> Rows:
         """Give the positions drawn in the next table, in order."""
-        chances = self._random.random(table.num_rows)
         strata, rows = _strata(table, self._by_label)
-        # Lists of plain numbers: a dictionary or an array in the loop takes several times as long.
-        wanted = [self._wanted[stratum] for stratum in strata]
-        coming = [self._coming[stratum] for stratum in strata]
-        drawn = []
-        for row, (chance, at) in enumerate(zip(chances.tolist(), rows.tolist(), strict=True)):
-            if chance * coming[at] < wanted[at]:
-                wanted[at] -= 1
-                drawn.append(row)
-            coming[at] -= 1
-        self._wanted.update(zip(strata, wanted, strict=True))
-        self._coming.update(zip(strata, coming, strict=True))
-        return np.array(drawn, np.int64)
+        by_stratum = np.argsort(rows, kind="stable")
+        ends = np.cumsum(np.bincount(rows, minlength=len(strata)))
+        found = []
+        for stratum, own in zip(strata, np.split(by_stratum, ends[:-1]), strict=True):
+            drawn, passed = self._drawn[stratum], self._passed[stratum]
+            first, last = np.searchsorted(drawn, (passed, passed + len(own)))
+            found.append(own[drawn[first:last] - passed])
+            self._passed[stratum] += len(own)
+        return np.sort(np.concatenate([*found, np.zeros(0, np.int64)]))
 
 
 def _strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:

@@ -81,25 +81,25 @@ def test_rows_drawn_do_not_depend_on_how_they_are_cut(labels, rows, limit):
     flat = [[start + row for start, row in one] for one in found]
     assert flat[0] == flat[1]
     assert len(flat[0]) == limit
-    assert flat[0] == one_by_one(labels, limit)
 
 
-def one_by_one(labels, limit):
-    """Draw row by row, as algorithm S is written in the book."""
-    known = [None if label != label else label for label in labels]
-    counts = Counter(known)
-    if len(counts) > limit:
-        known = [0] * len(known)
-        counts = Counter(known)
-    wanted = quotas(Counter({(label,): count for label, count in counts.items()}), limit)
-    random = np.random.default_rng(0)
-    taken = []
-    for row, (label, chance) in enumerate(zip(known, random.random(len(known)), strict=True)):
-        if chance * counts[label] < wanted[(label,)]:
-            wanted[(label,)] -= 1
-            taken.append(row)
-        counts[label] -= 1
-    return taken
+def test_each_row_of_a_stratum_is_as_likely_as_another_one():
+    labels = [str(number // 10) for number in range(20_000)]
+    taken = np.array(drawn_rows(labels, 4_000))
+    counts = np.bincount(taken % 10)
+    # Binomial, 2,000 draws with a chance of 0.2: four standard deviations are 72.
+    assert counts.sum() == 4_000
+    assert abs(counts - 400).max() < 72
+
+
+def drawn_rows(labels: list, limit: int) -> list[int]:
+    parts = tables(labels)
+    starts = np.cumsum([0, *map(len, parts)])
+    return [
+        int(start) + row
+        for start, part in zip(starts, positions(parts, limit), strict=False)
+        for row in part
+    ]
 
 
 @pytest.mark.parametrize(
