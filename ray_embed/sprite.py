@@ -86,7 +86,7 @@ def _fit(picture: Pixels, cell: Pixels) -> None:
     rows, columns = _nearest(picture.shape[0], picture.shape[1], side)
     top, left = (side - len(rows)) // 2, (side - len(columns)) // 2
     if picture.shape[:2] != (side, side):
-        picture = picture[rows[:, None], columns]
+        picture = picture.take(rows, 0).take(columns, 1)
     cell[top : top + len(rows), left : left + len(columns)] = picture
 
 
