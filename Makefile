@@ -4,13 +4,19 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-slow torture lint bench clean
 
 demo: .venv/installed
 	$(BIN)/ray-embed demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+test-slow: .venv/installed
+	$(BIN)/python -m pytest -m slow
+
+torture: .venv/installed
+	$(BIN)/python tests/faults/torture.py $(ARGS)
 
 lint: .venv/installed
 	$(BIN)/ruff check .

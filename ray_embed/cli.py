@@ -6,8 +6,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn, TypeVar
 
 import click
 
@@ -17,6 +17,7 @@ from ray_embed.errors import RayEmbedError, RunError
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _INTERRUPTED = 130
+_GUARDED = ("run", "extract", "demo")
 
 
 class _Grouped(click.Command):
@@ -272,22 +273,63 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line; exits with 0, 1 (failed while running), 2 (bad input) or 130."""
+    # Where Ray is imported already, this is somebody's Python, which is not to be copied.
+    if (
+        sys.argv[1:2]
+        and sys.argv[1] in _GUARDED
+        and hasattr(os, "fork")
+        and "ray" not in sys.modules
+    ):
+        from ray_embed.guard import guarded
+
+        with _interrupts_said():
+            guarded(_main, _abandoned)
+    _main()
+
+
+def _main() -> NoReturn:
     # Read by TensorFlow when it is imported, here or in an actor.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        code = cli.main(standalone_mode=False)
+        with _interrupts_said():
+            code = cli.main(standalone_mode=False)
     except RayEmbedError as error:
         click.echo(f"ray-embed: {error}", err=True)
         if isinstance(error, RunError) and error.goes_on:
-            click.echo(f"what is finished is kept; go on with: {_command()}", err=True)
+            _say_how_to_go_on()
         code = error.exit_code
+    except OSError as error:
+        # Of a file that is none of the run folder's: a temporary one, say.
+        click.echo(f"ray-embed: {error}", err=True)
+        _say_how_to_go_on()
+        code = 1
     except click.ClickException as error:
         error.show()
         code = 2
+    sys.exit(code)
+
+
+@contextlib.contextmanager
+def _interrupts_said() -> Iterator[None]:
+    try:
+        yield
     except (KeyboardInterrupt, click.Abort):
         click.echo(f"interrupted; finished shards are kept; go on with: {_command()}", err=True)
-        code = _INTERRUPTED
-    sys.exit(code)
+        sys.exit(_INTERRUPTED)
+
+
+def _abandoned(how: str) -> int:
+    click.echo(
+        f"ray-embed: the program was ended ({how}) without a word: one of Ray's processes may have "
+        "been killed, or the memory was full",
+        err=True,
+    )
+    _say_how_to_go_on()
+    return 1
+
+
+def _say_how_to_go_on() -> None:
+    click.echo(f"what is finished is kept; go on with: {_command()}", err=True)
 
 
 def _command() -> str:

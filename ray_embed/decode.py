@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed import thumbnail
-from ray_embed.errors import InputError, RunError
+from ray_embed.errors import InputError, StorageError
 
 Array = np.ndarray[Any, Any]
 
@@ -269,12 +269,12 @@ def _places() -> Array:
 _NUMBERS = _places()
 
 
-def diagnose(path: bytes, planned_size: int | None, pixels: PixelSpec) -> str | Batch:
+def diagnose(path: bytes, pixels: PixelSpec) -> str | Batch:
     """Say why a file was left out, as one of the fixed reasons; or give it, if it now decodes.
 
     Raises:
         InputError: it was there when planned and is gone.
-        RunError: the storage fails.
+        StorageError: the storage fails.
     """
     import tensorflow as tf
 
@@ -283,13 +283,11 @@ def diagnose(path: bytes, planned_size: int | None, pixels: PixelSpec) -> str | 
         with open(path, "rb") as file:
             content = file.read()
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        if planned_size is None:
-            return "missing"
-        raise InputError(f"{shown}: it was there when the run was planned and is gone") from error
+        raise InputError(f"{shown}: it is gone since the run was planned") from error
     except (PermissionError, IsADirectoryError):
         return "unreadable"
     except OSError as error:
-        raise RunError(f"{shown}: cannot be read: {error.strerror}") from error
+        raise StorageError(f"{shown}: cannot be read: {error.strerror}") from error
     if not content:
         return "empty file"
     try:

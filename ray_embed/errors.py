@@ -30,6 +30,31 @@ class RunError(RayEmbedError):
         return str(self.args[0])
 
 
+class StorageError(RunError):
+    """A file cannot be read or written: a full disk, no rights, a file system that fails."""
+
+
+class DamagedError(RunError):
+    """A part is not what was written; extracting its shard again mends it.
+
+    Args:
+        message: which part, and what is wrong.
+        number: the shard.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+        # What pickle calls the class with.
+        self.args = (message, number)
+        self.goes_on = False
+
+    def __str__(self) -> str:
+        return f"{self.args[0]}; `ray-embed run` with the same options extracts it again"
+
+
 def first_line(error: Exception) -> str:
     """Give the first line of another library's error, for a message of ours."""
     return str(error).strip().partition("\n")[0][:200]

@@ -14,7 +14,7 @@ from ray_embed.extractor import Job
 from ray_embed.plan import Shard, SplitPlan
 from ray_embed.prepare import Prepared
 from ray_embed.progress import Progress
-from ray_embed.schedule import Session
+from ray_embed.session import Session
 
 _Work = Iterator[tuple[Shard, Any]]
 
@@ -39,11 +39,11 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     rejected = sum(store.rejects_by_reason(prepared.folder, done).values())
     lengths: dict[int, int] = {}
     wanted = session.resources.actors
-    actors = session.extractors(wanted if shards is None else min(wanted, shards - done.count))
+    workers = session.workers(wanted if shards is None else min(wanted, shards - done.count))
     job = _job(config, prepared)
     with Progress(prepared.plan.records) as progress:
         work = _missing(prepared, done, lengths, progress)
-        for shard in schedule.extract_all(actors, job, work, config):
+        for shard in schedule.extract_all(workers, job, work, config):
             progress.advance(shard.rows + sum(shard.rejects.values()))
             rejected += sum(shard.rejects.values())
             _check_rejects(config, rejected, prepared.target.out)
@@ -95,10 +95,11 @@ def _listed(
 ) -> Generator[tuple[Shard, Any], None, int]:
     total = split.records or 0
     for local, position in enumerate(range(0, total, split.shard_size)):
+        records = min(split.shard_size, total - position)
         if number + local in done:
-            progress.skip(min(split.shard_size, total - position))
+            progress.skip(records)
         else:
-            yield Shard(number + local, split, local, index + position, position), None
+            yield Shard(number + local, split, local, index + position, position, records), None
     return total
 
 
@@ -117,7 +118,8 @@ def _walked(
         if number + local in done:
             progress.skip(walked.records)
         else:
-            yield Shard(number + local, split, local, index + position, position), walked.images
+            at = (local, index + position, position, walked.records)
+            yield Shard(number + local, split, *at), walked.images
         position += walked.records
     return position
 

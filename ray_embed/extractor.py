@@ -25,9 +25,10 @@ from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column
 from ray_embed.plan import Plan, Shard
 from ray_embed.sources import arrays
+from ray_embed.sources.folder import size_and_time
 
 Array = np.ndarray[Any, Any]
-_NOT_FINITE = "not finite"
+_NOT_FINITE, _MISSING = "not finite", "missing"
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,17 @@ class _Gathered:
         for batch in self.batches:
             found[batch.positions] = list(batch.pngs())
         return found
+
+    def spread(self, positions: Array, count: int) -> "_Gathered":
+        """Put what was gathered of some records of a shard where they are among all `count`."""
+        features = [np.zeros((count, values.shape[1]), np.float32) for values in self.features]
+        reasons: list[str | None] = [None] * count
+        for target, values in zip(features, self.features, strict=True):
+            target[positions] = values
+        for at, reason in zip(positions.tolist(), self.reasons, strict=True):
+            reasons[at] = reason
+        batches = [replace(batch, positions=positions[batch.positions]) for batch in self.batches]
+        return _Gathered(features, reasons, batches)
 
 
 @dataclass(frozen=True)
@@ -131,32 +143,47 @@ class Extractor:
 
         return build(spec, self._threads, kept)
 
-    def extract(self, job: bytes, shard: Shard, images: Any = None) -> ShardResult:
+    def ready(self, job: bytes) -> int:
+        """Get ready for a job, and encode a blank image; gives the number of images a batch."""
+        opened = self._open(job)
+        size = opened.encoder.spec.batch_size
+        opened.engine(np.zeros((size, *opened.encoder.image_shape), np.float32))
+        return size
+
+    def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> None:
+        """Do all that extracting the records `start` to `stop` of a shard takes; keep nothing."""
+        opened = self._open(job)
+        rows = plan.read_shard(Folder.at(opened.job.out), shard.split, shard.local)
+        self._gather(opened, shard, rows, images, np.arange(start, stop))
+
+    def extract(
+        self, job: bytes, shard: Shard, images: Any = None, rejected: dict[int, str] | None = None
+    ) -> ShardResult:
         """Extract one shard and commit its part.
 
         Args:
             job: the run it belongs to, a pickled Job.
             shard: which one.
             images: its images, for a streamed source.
+            rejected: the reasons of records, by position in the shard, that are not to be touched.
 
         Raises:
-            InputError: a planned file is gone.
-            RunError: the storage fails.
+            InputError: a planned file is gone, or has changed.
+            StorageError: the run folder cannot be read or written, or an image not read.
         """
         opened = self._open(job)
         folder = Folder.at(opened.job.out)
         rows = plan.read_shard(folder, shard.split, shard.local)
-        pixels = opened.job.pixels[shard.split.ordinal]
-        batches = self._batches(shard, rows, images, pixels, opened.encoder.spec.batch_size)
-        # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
-        first = next(batches, None)
-        gathered = _gathered(rows.num_rows, opened.encoder)
-        with self._computing:
-            encoding = opened.encode(itertools.chain([first] if first else [], batches), gathered)
-        # The other shard's batches queue up behind the last ones of this one.
-        for waited in encoding:
-            waited.result()
-        self._take_left_out(shard, rows, pixels, opened, gathered)
+        planned = rows["size"].to_pylist() if shard.split.kind == "files" else []
+        missing = {at: _MISSING for at, size in enumerate(planned) if size is None}
+        rejected = missing | (rejected or {})
+        chosen = np.array([at for at in range(rows.num_rows) if at not in rejected], np.int64)
+        gathered = self._gather(opened, shard, rows, images, chosen)
+        if rejected:
+            gathered = gathered.spread(chosen, rows.num_rows)
+            for at, reason in rejected.items():
+                gathered.reasons[at] = reason
+        _check_unchanged(shard, rows)
         records = plan.record_columns(opened.job.plan, shard, rows)
         part = _part(shard.number, opened.encoder, records, gathered)
         store.commit(folder, part, opened.job.fingerprint, rows.num_rows)
@@ -164,10 +191,10 @@ class Extractor:
         return ShardResult(shard.number, part.features.num_rows, dict(reasons), time.time())
 
     def reduce(self, out: str, limit: int) -> int:
-        """Merge the parts into the projector's files; see :func:`ray_embed.reducer.reduce`."""
-        from ray_embed.reducer import reduce
+        """Merge the parts into the projector's files; see :func:`ray_embed.reducer.merge`."""
+        from ray_embed.reducer import merge
 
-        return reduce(out, limit, self._threads)
+        return merge(out, limit, self._threads)
 
     def _open(self, given: bytes) -> "_Opened":
         with self._opening:
@@ -179,14 +206,38 @@ class Extractor:
                 self._opened = _Opened(given, job, encoder, engine, threads)
             return self._opened
 
+    def _gather(
+        self, opened: "_Opened", shard: Shard, rows: pa.Table, images: Any, chosen: Array
+    ) -> _Gathered:
+        """Encode the chosen records of a shard, by their positions among `rows`."""
+        pixels = opened.job.pixels[shard.split.ordinal]
+        if shard.split.kind == "array":
+            images = arrays.read_images(Path(shard.split.root), shard.position, rows.num_rows)
+        if len(chosen) < rows.num_rows:
+            rows = rows.take(pa.array(chosen))
+            if isinstance(images, list):
+                images = [images[at] for at in chosen]
+            elif images is not None:
+                images = images[chosen]
+        batches = self._batches(shard, rows, images, pixels, opened.encoder.spec.batch_size)
+        # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
+        first = next(batches, None)
+        gathered = _gathered(rows.num_rows, opened.encoder)
+        with self._computing:
+            encoding = opened.encode(itertools.chain([first] if first else [], batches), gathered)
+        # The other shard's batches queue up behind the last ones of this one.
+        for waited in encoding:
+            waited.result()
+        self._take_left_out(shard, rows, pixels, opened, gathered)
+        return gathered
+
     def _batches(
         self, shard: Shard, rows: pa.Table, images: Any, pixels: PixelSpec, size: int
     ) -> Iterator[Batch]:
+        if not rows.num_rows:
+            return iter(())
         if shard.split.kind == "files":
             return decode.file_batches(_paths(shard, rows), pixels, size, self._threads)
-        if shard.split.kind == "array":
-            root = Path(shard.split.root)
-            images = arrays.read_images(root, shard.position, rows.num_rows)
         _check_shapes(images, shard, pixels)
         return decode.array_batches(images, pixels, size, self._threads)
 
@@ -202,9 +253,9 @@ class Extractor:
         left_out = gathered.left_out()
         if left_out and shard.split.kind != "files":
             raise RunError(f"shard {shard.number}: images in memory were not all prepared")
-        paths, sizes = (_paths(shard, rows), rows["size"].to_pylist()) if left_out else ([], [])
+        paths = _paths(shard, rows) if left_out else []
         for at in left_out:
-            found = decode.diagnose(paths[at], sizes[at], pixels)
+            found = decode.diagnose(paths[at], pixels)
             if isinstance(found, str):
                 gathered.reasons[at] = found
             else:
@@ -255,6 +306,31 @@ def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
                 f"--source {shard.split.split}={shard.split.root}: image {shard.position + at} has "
                 f"the shape {image.shape}, the encoder takes {pixels.shape}; give --image-size to "
                 "have images resized, or the channels that the encoder takes"
+            )
+
+
+def _check_unchanged(shard: Shard, rows: pa.Table) -> None:
+    """Compare the files with what they were when planned.
+
+    Raises:
+        InputError: one has changed, or is gone.
+    """
+    if shard.split.kind == "stream":
+        return
+    if shard.split.kind == "array":
+        rows = rows.slice(0, 1)
+        paths = [os.fsencode(shard.split.root)]
+    else:
+        paths = _paths(shard, rows)
+    planned = zip(rows["size"].to_pylist(), rows["mtime"].to_pylist(), strict=True)
+    for path, before in zip(paths, planned, strict=True):
+        now = size_and_time(os.fsdecode(path))
+        if before != (None, None) and now != before:
+            name = path.decode("utf-8", "backslashreplace")
+            what = "is gone" if now == (None, None) else "has changed"
+            raise InputError(
+                f"{name}: it {what} since the run was planned; put back what was there (with its "
+                "time), or start anew with --overwrite"
             )
 
 

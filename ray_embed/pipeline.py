@@ -8,14 +8,22 @@ from pathlib import Path
 
 from ray_embed import store
 from ray_embed.config import RunConfig
-from ray_embed.errors import RunError
+from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import extract_missing
 from ray_embed.filesystem import Folder
-from ray_embed.prepare import begin, check_model, encoder_spec, open_target, prepare
+from ray_embed.mend import mend
+from ray_embed.prepare import (
+    Prepared,
+    begin,
+    check_model,
+    encoder_spec,
+    opened_target,
+    prepare,
+)
 from ray_embed.progress import say
 from ray_embed.reducer import unseen
 from ray_embed.results import Run, load
-from ray_embed.schedule import result, session
+from ray_embed.session import Session, session
 from ray_embed.sources import open_sources
 
 
@@ -74,25 +82,45 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
     began = time.monotonic()
     sources = open_sources(config)
     check_model(config)
-    target = open_target(config)
-    with session(config) as running, tempfile.TemporaryDirectory() as folder:
+    with (
+        opened_target(config) as target,
+        session(config) as running,
+        tempfile.TemporaryDirectory() as folder,
+    ):
         scratch = Folder.at(folder)
         prepared = prepare(config, sources, target, scratch, running)
         begin(config, prepared, scratch)
-        speed = extract_missing(config, prepared, running)
-        finished = load(target.out)
-        if finished.rows == 0:
-            raise RunError(
-                f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so there "
-                f"is nothing to show; see {target.out}/{store.REJECTS}",
-                goes_on=False,
-            )
-        if and_reduce:
-            say("merging the parts for the projector")
-            points = result(running.first.reduce.remote(target.uri, config.projector_limit))
-            for line in unseen(target.folder, points, config.projector_limit):
-                say(line)
+        finished, speed = _finish(config, prepared, running, and_reduce)
     return Outcome(finished, speed, time.monotonic() - began)
+
+
+def _finish(
+    config: RunConfig, prepared: Prepared, running: Session, and_reduce: bool
+) -> tuple[Run, float]:
+    """Extract what is missing, and merge it; what turns out damaged is extracted again."""
+    target = prepared.target
+    for last in (False, False, True):
+        try:
+            speed = extract_missing(config, prepared, running)
+            finished = load(target.out)
+            if finished.rows == 0:
+                raise RunError(
+                    f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so "
+                    f"there is nothing to show; see {target.out}/{store.REJECTS}",
+                    goes_on=False,
+                )
+            if and_reduce:
+                say("merging the parts for the projector")
+                points = running.reduce(target.uri, config.projector_limit)
+                for line in unseen(target.folder, points, config.projector_limit):
+                    say(line)
+            break
+        except DamagedError as error:
+            if last:
+                raise
+            about = store.read_run(target.folder) or {}
+            mend(target.folder, store.Expected.of(about, prepared.plan.schema()), error)
+    return finished, speed
 
 
 def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:

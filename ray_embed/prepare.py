@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What happens before the first shard: everything is checked, then the run folder is begun."""
 
+import contextlib
 import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from ray_embed import fingerprint, importing, plan, store
 from ray_embed._version import __version__
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.encoder import Encoder, EncoderSpec, keep
-from ray_embed.errors import InputError
+from ray_embed.errors import InputError, StorageError
 from ray_embed.filesystem import Folder, is_uri, shown
 from ray_embed.plan import Plan
 from ray_embed.progress import say
-from ray_embed.schedule import Session
+from ray_embed.session import Session
 from ray_embed.sources import Source, Streamed
 from ray_embed.walk import Walk
 
@@ -62,11 +63,14 @@ class Prepared:
         return fingerprint.digest(self.identity)
 
 
-def open_target(config: RunConfig) -> Target:
-    """Open the run folder; without `out` it is named after the model and its weights.
+@contextlib.contextmanager
+def opened_target(config: RunConfig) -> Iterator[Target]:
+    """Open the run folder, for this process alone.
+
+    Without `out` it is named after the model and its weights.
 
     Raises:
-        InputError: it cannot be written to, or holds something else.
+        InputError: it cannot be written to, holds something else, or another process writes to it.
     """
     out = config.out or default_out(config)
     if config.out is None:
@@ -75,13 +79,24 @@ def open_target(config: RunConfig) -> Target:
     if not folder.is_local:
         raise InputError(f"--out {shown(out)}: only local run folders can be written so far")
     path = Path(folder.path)
-    above = next(p for p in (path, *path.parents) if p.exists())
+    try:
+        above = next(p for p in (path, *path.parents) if p.exists())
+    except OSError as error:
+        raise InputError(f"--out {out}: {error.strerror}; give another folder") from error
     if not above.is_dir():
         raise InputError(f"--out {out}: {above} is a file; give a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: {above} may not be written to; give another folder")
     anew = config.overwrite and store.is_run(folder)
-    return Target(out, folder, None if anew else store.read_run(folder))
+    if not anew:
+        # Before anything is written to what may be something else.
+        store.read_run(folder)
+    with contextlib.ExitStack() as stack:
+        try:
+            stack.enter_context(folder.alone())
+        except StorageError as error:
+            raise InputError(f"--out {out}: {error}; give another folder") from error
+        yield Target(out, folder, None if anew else store.read_run(folder))
 
 
 def default_out(config: RunConfig) -> str:
@@ -237,8 +252,8 @@ def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
     differences = fingerprint.differences(before, prepared.identity)
     if not differences:
         return
-    if prepared.folder.exists(plan.PLAN):
-        kept = {split.split: split for split in plan.load(prepared.folder).splits}
+    if outline := kept_plan(prepared.folder):
+        kept = {split.split: split for split in outline.splits}
         for split in prepared.plan.splits:
             old = kept.get(split.split)
             if old and old.digest and split.digest and old.digest != split.digest:
@@ -259,21 +274,44 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     """
     folder = prepared.folder
     if prepared.target.goes_on:
+        _renew(prepared, scratch)
         return
-    if folder.exists(store.RUN):
-        if not config.overwrite and "identity" in (store.read_run(folder) or {}):
-            raise InputError(
-                f"--out {prepared.target.out}: another run has begun here meanwhile; wait for it, "
-                "or give another --out"
-            )
-        # To be overwritten, or left by a start that got no further than this.
-        folder.delete_all()
+    # To be overwritten, or left by a start that got no further than this.
+    folder.delete_all()
     # First of all a mark, so that the folder is known as ours whenever this stops.
     store.write_run(folder, {}, __version__)
     keep.keep(folder, prepared.encoder)
     plan.copy_records(prepared.plan, scratch, folder)
     plan.save(folder, prepared.plan)
     store.write_run(folder, _description(config, prepared), __version__)
+
+
+def kept_plan(folder: Folder) -> Plan | None:
+    """Read the plan that was made when the run was begun; None where it is damaged."""
+    try:
+        return plan.load(folder)
+    except InputError as error:
+        say(str(error))
+        return None
+
+
+def _renew(prepared: Prepared, scratch: Folder) -> None:
+    """Write what is damaged, or has another place now, of what a run goes on with.
+
+    Raises:
+        InputError: a file has changed since the run was begun.
+    """
+    folder, fresh = prepared.folder, prepared.plan
+    kept = kept_plan(folder)
+    plan.renew_records(fresh, kept or fresh, scratch, folder)
+    for split in kept.splits if kept else ():
+        if split.kind == "stream" and split.records is not None:
+            fresh = fresh.with_records(split.ordinal, split.records)
+    if fresh != kept:
+        plan.save(folder, fresh)
+    if not keep.is_sound(folder):
+        say(f"{folder.join('encoder')}: damaged; written again")
+        keep.keep(folder, prepared.encoder)
 
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:

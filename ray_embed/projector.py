@@ -5,6 +5,7 @@ The checkpoint follows TensorFlow's tensor bundle (``SaveV2`` slices, merged by 
 follows what TensorBoard's projector plugin reads, all by paths relative to the folder.
 """
 
+import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +72,9 @@ def write_checkpoint(folder: Path, variables: list[str], written: Iterable[str])
     tf.raw_ops.MergeV2Checkpoints(
         checkpoint_prefixes=[*written, objects], destination_prefix=str(folder / CHECKPOINT)
     )
+    # TensorFlow deletes what it has joined, and does not say where it could not.
+    if (folder / _SLICES).exists():
+        shutil.rmtree(folder / _SLICES)
     (folder / "checkpoint").write_text(
         f'model_checkpoint_path: "{CHECKPOINT}"\nall_model_checkpoint_paths: "{CHECKPOINT}"\n'
     )

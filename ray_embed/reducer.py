@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Merges the parts, in the order of the shards, into the projector's files."""
 
+import contextlib
 import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from ray_embed import metadata, plan, projector, sample, sprite, store
 from ray_embed.ahead import Mapped, mapping
-from ray_embed.errors import InputError, RunError
+from ray_embed.errors import InputError, RunError, StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.matrix import as_matrix
 
@@ -67,6 +67,18 @@ class _Merge:
 
 
 def reduce(out: str, limit: int | None = None, threads: int | None = None) -> int:
+    """Merge the parts of a finished extraction, as the only one who writes to the run folder.
+
+    Args, Returns and Raises: as :func:`merge`.
+    """
+    folder = Folder.at(out)
+    if not folder.exists(store.RUN):
+        raise _no_run(out)
+    with folder.alone():
+        return merge(out, limit, threads)
+
+
+def merge(out: str, limit: int | None = None, threads: int | None = None) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
     Args:
@@ -81,40 +93,62 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
 
     Raises:
         InputError: no run folder.
-        RunError: shards are missing, a part cannot be read, or no record was embedded.
+        DamagedError: a part is not what was written.
+        RunError: shards are missing, no record was embedded, or the storage fails.
     """
     folder = Folder.at(out)
     run = store.read_run(folder)
     if run is None or "fingerprint" not in run:
-        raise InputError(f"{out}: not a run folder; `ray-embed extract` writes one")
+        raise _no_run(out)
     limit = limit or int(run["config"]["projector_limit"])
     numbers = _all_parts(folder)
-    schema = store.read_part(folder, store.FEATURES, numbers[0]).schema
-    columns = store.feature_columns(schema)
-    width = sum(schema.field(name).type.list_size for name in columns)
-    survey = _survey(folder, numbers, width, run["fingerprint"], limit)
+    outline = plan.load(folder)
+    outputs = run["encoder"]["outputs"]
+    width = sum(output["dimension"] for output in outputs)
+    survey = _survey(folder, numbers, width, store.Expected.of(run, outline.schema()), limit)
     if survey.points == 0:
         raise RunError(
             f"{out}: every record was rejected, so there is nothing to show; see {out}/rejects",
             goes_on=False,
         )
-    records = [name for name in schema.names if name not in columns]
     base = Path(folder.join(TEMPORARY))
-    base.mkdir(parents=True, exist_ok=True)
-    for left in base.glob("projector-*"):
-        # By a merge that was killed.
-        shutil.rmtree(left, ignore_errors=True)
-    target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
+    with _writing(base):
+        base.mkdir(parents=True, exist_ok=True)
+        for left in base.glob("projector-*"):
+            # By a merge in an actor that was killed.
+            shutil.rmtree(left, ignore_errors=True)
+        target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
     shown = min(survey.points, limit)
-    merge = _Merge(folder, target, tuple(columns), tuple(records), survey.points, shown)
+    columns = tuple(output["column"] for output in outputs)
+    records = tuple(outline.schema().names)
+    merge = _Merge(folder, target, columns, records, survey.points, shown)
     try:
-        with mapping(threads) as mapped:
+        with _writing(target), mapping(threads) as mapped:
             _write(merge, survey, mapped)
-        target.chmod(0o755)
+            target.chmod(0o755)
         folder.move(f"{TEMPORARY}/{target.name}", PROJECTOR)
     finally:
         shutil.rmtree(target, ignore_errors=True)
     return survey.points
+
+
+@contextlib.contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Let errors of the storage be such, whoever finds them: TensorFlow has its own.
+
+    Raises:
+        StorageError: instead of them.
+    """
+    import tensorflow as tf
+
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise StorageError(f"{target}: cannot be written: {first_line(error)}") from error
+
+
+def _no_run(out: str) -> InputError:
+    return InputError(f"{out}: not a run folder; `ray-embed extract` writes one")
 
 
 def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:
@@ -154,7 +188,7 @@ def _all_parts(folder: Folder) -> list[int]:
 
 
 def _survey(
-    folder: Folder, numbers: list[int], width: int, fingerprint: str, limit: int
+    folder: Folder, numbers: list[int], width: int, expected: store.Expected, limit: int
 ) -> _Survey:
     """Read the footers, and count the strata if there may be more points than are shown."""
     planned = plan.load(folder).records
@@ -164,16 +198,12 @@ def _survey(
     tables: list[pa.Table] = []
     start = rows = weight = 0
     for number in numbers:
-        count, footer, table = store.survey(folder, number, ["split", "label"] if strata else [])
-        if footer.get("fingerprint") != fingerprint or footer.get("shard") != str(number):
-            raise InputError(
-                f"{folder.join(store.part_name(store.FEATURES, number))}: it is of another run or "
-                "shard; delete it and run `ray-embed extract` again"
-            )
+        about, table = store.survey(folder, number, ["split", "label"] if strata else [])
+        store.check_about(folder, number, about, expected)
         tables += [] if table is None else [table]
         waiting.append(number)
-        rows += count
-        weight += int(footer["planned"]) * width * 4
+        rows += about.rows
+        weight += about.planned * width * 4
         if weight >= _GROUP_BYTES or number == numbers[-1]:
             groups.append(_Group(len(groups), tuple(waiting), start))
             if strata:
@@ -189,7 +219,7 @@ def _write(merge: _Merge, survey: _Survey, mapped: Mapped) -> None:
     drawn: list[sample.Rows] = []
     files = [METADATA, SAMPLE] if sampled else [METADATA]
     prefixes: list[str] = []
-    with ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
         writers = [
             metadata.Writer(
                 stack.enter_context(open(merge.target / name, "wb")),

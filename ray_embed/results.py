@@ -37,8 +37,17 @@ class Run:
 
     @cached_property
     def rows(self) -> int:
-        """The number of embedded records."""
-        return int(self._dataset.count_rows())
+        """The number of embedded records.
+
+        Raises:
+            DamagedError: a part is not what was written.
+            StorageError: a part cannot be read.
+        """
+        try:
+            return int(self._dataset.count_rows())
+        except (OSError, pa.ArrowException):
+            # One after the other, for a word on which of them it is.
+            return sum(store.about(self._folder, n).rows for n in store.part_numbers(self._folder))
 
     @cached_property
     def rejects(self) -> int:

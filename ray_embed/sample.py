@@ -78,6 +78,8 @@ class Draw:
 
     def of(self, table: pa.Table) -> Rows:
         """Give the positions drawn in the next table, in order."""
+        if not table.num_rows:
+            return np.zeros(0, np.int64)
         strata, rows = _strata(table, self._by_label)
         by_stratum = np.argsort(rows, kind="stable")
         ends = np.cumsum(np.bincount(rows, minlength=len(strata)))
@@ -87,7 +89,7 @@ class Draw:
             first, last = np.searchsorted(drawn, (passed, passed + len(own)))
             found.append(own[drawn[first:last] - passed])
             self._passed[stratum] += len(own)
-        return np.sort(np.concatenate([*found, np.zeros(0, np.int64)]))
+        return np.sort(np.concatenate(found))
 
 
 def _strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:

@@ -1,296 +1,175 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ray: where the actors run, and who does which shard."""
+"""Who does which shard, and what becomes of those whose actor dies.
 
-import contextlib
-import functools
-import logging
-import os
+A shard whose actor dies is tried again, by any actor. One that has cost its tries is put off until
+all others are done; then its records are tried alone, see :mod:`ray_embed.narrow`.
+"""
+
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from ray_embed import narrow
 from ray_embed.config import RunConfig
-from ray_embed.encoder import Encoder, EncoderSpec, apart
-from ray_embed.errors import InputError, RayEmbedError, RunError
-from ray_embed.extractor import Extractor, ShardResult
-from ray_embed.filesystem import shown
+from ray_embed.errors import RunError, StorageError
+from ray_embed.extractor import ShardResult
 from ray_embed.plan import Shard
+from ray_embed.session import SHARDS_AN_ACTOR, ActorDiedError, Worker, result
 
-# One shard computes while the other one decodes.
-_SHARDS_AN_ACTOR = 2
-_THREADS = 4
-_CPU_BATCH, _GPU_BATCH = 16, 128
 _POLL_SECONDS = 1.0
-# Ray's own word for a Ray that is started here.
-_LOCAL = "local"
+# So many shards, and none that was done, are no accident.
+_ALL_FAILING = 3
+
+Item = tuple[Shard, Any]
 
 
 @dataclass(frozen=True)
-class Resources:
-    """How many actors there are, and what each of them gets."""
+class _Call:
+    """A call under way: `item` is None where it waits for the actor to get ready."""
 
-    actors: int
-    cpus: int
-    gpus: float
-
-    @property
-    def batch_size(self) -> int:
-        """The usual number of images a batch: what a core's cache holds, or what fills a GPU."""
-        return _GPU_BATCH if self.gpus else _CPU_BATCH
-
-
-class Session:
-    """A Ray that is connected, and the actors that were started in it.
-
-    Args:
-        config: what is asked of it.
-        resources: how many extractors there may be, and what each gets.
-        build: builds the encoder beside the actors; None to have the first extractor build it.
-    """
-
-    def __init__(
-        self, config: RunConfig, resources: Resources, build: apart.Build | None = None
-    ) -> None:
-        self.resources = resources
-        self._build = build
-        self.folder = str(Path.cwd())
-        self._retries = config.max_attempts - 1
-        self._started: list[Any] = []
-        # Importing TensorFlow takes seconds, so this starts at once.
-        self._extractors = [self._extractor()]
-
-    @property
-    def first(self) -> Any:
-        """The extractor that is there from the beginning."""
-        return self._extractors[0]
-
-    def start_building(
-        self, spec: EncoderSpec, kept: apart.Weights | None
-    ) -> Callable[[], Encoder]:
-        """Start building the encoder; gives a function that waits for it.
-
-        With a GPU an actor must build it, as the engine is chosen by what it gives there.
-        """
-        if self._build is not None and not self.resources.gpus:
-            return self._build(spec, kept)
-        return functools.partial(result, self.first.build.remote(spec, kept))
-
-    def extractors(self, count: int) -> list[Any]:
-        """Give `count` extractors, or one; those that are not there yet are started."""
-        while len(self._extractors) < count:
-            self._extractors.append(self._extractor())
-        return self._extractors[: max(1, count)]
-
-    def start(self, actor: type[Any], *arguments: Any, **options: Any) -> Any:
-        """Start an actor that ends with the session; the call returns at once."""
-        handle = ray.remote(actor).options(**options).remote(*arguments)
-        self._started.append(handle)
-        return handle
-
-    def close(self) -> None:
-        """End the actors."""
-        for handle in self._started:
-            ray.kill(handle)
-
-    def _extractor(self) -> Any:
-        # Ray starts it anew where it dies, and repeats its calls: extracting a shard again gives
-        # the same part.
-        return self.start(
-            Extractor,
-            self.resources.cpus,
-            self.folder,
-            num_cpus=self.resources.cpus,
-            num_gpus=self.resources.gpus,
-            max_concurrency=_SHARDS_AN_ACTOR,
-            max_restarts=-1,
-            max_task_retries=self._retries,
-        )
-
-
-@contextlib.contextmanager
-def session(config: RunConfig) -> Iterator[Session]:
-    """Connect to Ray, or start one here; leave it as it was found.
-
-    Raises:
-        InputError: the cluster cannot be reached.
-    """
-    if ray.is_initialized():
-        running = Session(config, _resources(config, _nodes(), ours=False))
-        try:
-            yield running
-        finally:
-            running.close()
-        return
-    ours = _address(config) == _LOCAL
-    with contextlib.ExitStack() as stack:
-        build = None
-        if ours and isinstance(config.model, str):
-            threads = _threads(config, os.cpu_count() or 1)
-            build = stack.enter_context(apart.builder(threads, str(Path.cwd())))
-        nodes = _connect(config)
-        stack.callback(ray.shutdown)
-        yield Session(config, _resources(config, nodes, ours), build)
-
-
-def _connect(config: RunConfig) -> list[dict[str, float]]:
-    """Connect to Ray, or start one here; gives what each node has.
-
-    A Ray of our own pretends to have the cores for as many actors as were asked for.
-    """
-    address = _address(config)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    cores = os.cpu_count() or 1
-    if address == _LOCAL:
-        asked = (config.actors or 1) * _threads(config, cores)
-        options |= {
-            "num_cpus": max(cores, asked),
-            "include_dashboard": False,
-            # Workers that nobody has asked for would take the cores while the first actor starts.
-            "_system_config": {"prestart_worker_first_driver": False},
-        }
-    try:
-        ray.init(address, **options)
-    except (ConnectionError, ValueError, RayError) as error:
-        raise InputError(
-            f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
-            "and does it want a token (RAY_AUTH_MODE=token)?"
-        ) from error
-    if address == _LOCAL:
-        return [{**node, "CPU": cores} for node in _nodes()]
-    return _nodes()
-
-
-def _address(config: RunConfig) -> str:
-    return config.address or os.environ.get("RAY_ADDRESS") or _LOCAL
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _threads(config: RunConfig, cores: int) -> int:
-    return config.cpus_per_actor or min(_THREADS, cores)
-
-
-def _resources(config: RunConfig, nodes: list[dict[str, float]], ours: bool) -> Resources:
-    """Give what was asked, else one actor a GPU, else a fixed function of the nodes' cores.
-
-    The threads of an actor never depend on the number of actors, so that the features do not.
-
-    Raises:
-        InputError: no node has what one actor asks for.
-    """
-    share = config.gpus_per_actor
-    with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
-    if share != 0 and with_gpus:
-        share = share or 1.0
-        slots = [_slots(node["GPU"], share) for node in with_gpus]
-        each = [
-            int(node.get("CPU", 0)) // max(count, 1)
-            for node, count in zip(with_gpus, slots, strict=True)
-        ]
-        cpus = config.cpus_per_actor or max(1, min(each))
-        fitting = sum(slots)
-    else:
-        cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
-        cpus = _threads(config, min(cores))
-        fitting = 0 if share else sum(count // cpus for count in cores)
-        share = share or 0.0
-    if ours and not share:
-        # A Ray of our own was given the cores for what was asked.
-        fitting = max(fitting, config.actors or 1)
-    if fitting == 0:
-        has = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
-        raise InputError(
-            f"an actor asks for {cpus} CPU and {share:g} GPU, which no node has ({has}); ask for "
-            "less with --cpus-per-actor or --gpus-per-actor"
-        )
-    return Resources(min(config.actors or fitting, fitting), cpus, share)
-
-
-def _slots(gpus: float, share: float) -> int:
-    """How many actors a node's GPUs hold: a part of a GPU lies within one."""
-    return int(gpus) * int(1 / share) if share <= 1 else int(gpus // share)
-
-
-def result(reference: Any) -> Any:
-    """Wait for a remote call; our own errors arrive as themselves.
-
-    Raises:
-        RayEmbedError: the call raised one.
-        RunError: it failed otherwise.
-    """
-    try:
-        return ray.get(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, RayEmbedError):
-            raise error.cause from error
-        raise RunError(f"an error in an actor:\n{error}") from error
-    except RayError as error:
-        raise RunError(f"an actor cannot work: {error}") from error
+    worker: Worker
+    actor: Any
+    item: Item | None
 
 
 def extract_all(
-    actors: list[Any], job: bytes, work: Iterator[tuple[Shard, Any]], config: RunConfig
+    workers: list[Worker], job: bytes, work: Iterator[Item], config: RunConfig
 ) -> Iterator[ShardResult]:
     """Give the shards to the actors as they get free; yields results in order of completion.
 
     Args:
-        actors: the extractors.
+        workers: the extractors.
         job: what all shards have in common, a pickled Job.
         work: shards, each with a reference to its images where they are streamed.
         config: the limits.
 
     Raises:
-        RayEmbedError: as :meth:`Extractor.extract` raises, or an actor died too often.
+        RayEmbedError: as :meth:`Extractor.extract` raises; actors cannot start; the first shards
+            have all failed.
     """
-    free = deque(actor for _ in range(_SHARDS_AN_ACTOR) for actor in actors)
-    calls: dict[Any, tuple[Any, Shard]] = {}
-    under_way = Counter[Any]()
-    progress = dict.fromkeys(actors, time.monotonic())
-    looked = time.monotonic()
+    board = _Board(workers, job, config)
     while True:
-        while free and (item := next(work, None)):
-            actor = free.popleft()
-            if not under_way[actor]:
-                progress[actor] = time.monotonic()
-            under_way[actor] += 1
-            calls[actor.extract.remote(job, *item)] = (actor, item[0])
-        if not calls:
-            return
-        done, _ = ray.wait(list(calls), timeout=_POLL_SECONDS)
+        board.give_out(work)
+        if not board.calls:
+            break
+        done, _ = ray.wait(list(board.calls), timeout=_POLL_SECONDS)
         for reference in done:
-            actor, shard = calls.pop(reference)
-            under_way[actor] -= 1
-            progress[actor] = time.monotonic()
-            free.append(actor)
-            try:
-                yield result(reference)
-            except RunError as error:
-                if isinstance(error.__cause__, RayActorError):
-                    raise RunError(
-                        f"shard {shard.number}: the actor died {config.max_attempts} times while "
-                        f"working on it: {error.__cause__}"
-                    ) from error
-                raise
-        if time.monotonic() - looked >= _POLL_SECONDS:
-            looked = time.monotonic()
-            _kill_hanging(calls, progress, config.shard_timeout)
+            if found := board.take(reference):
+                yield found
+        board.kill_hanging()
+    yield from narrow.each_alone(workers, job, board.given_up, config)
 
 
-def _kill_hanging(
-    calls: dict[Any, tuple[Any, Shard]], progress: dict[Any, float], timeout: float | None
-) -> None:
-    """Kill actors that have finished nothing for too long; Ray starts them and their calls anew."""
-    if timeout is None:
-        return
-    for actor in {actor for actor, _ in calls.values()}:
-        if time.monotonic() - progress[actor] > timeout:
-            ray.kill(actor, no_restart=False)
-            progress[actor] = time.monotonic()
+class _Board:
+    """What is under way, and what has to be done again."""
+
+    def __init__(self, workers: list[Worker], job: bytes, config: RunConfig) -> None:
+        self._job, self._config = job, config
+        self.calls: dict[Any, _Call] = {}
+        self.given_up: list[Item] = []
+        self._again: deque[Item] = deque()
+        self._tries = Counter[int]()
+        self._free: deque[Worker] = deque()
+        self._under_way = Counter[Worker]()
+        self._progress: dict[Worker, float] = {}
+        self._failed_starts = 0
+        self._any_done = False
+        self._looked = time.monotonic()
+        for worker in workers:
+            self._get_ready(worker)
+
+    def give_out(self, work: Iterator[Item]) -> None:
+        """Give shards to whoever is free."""
+        while self._free and (item := self._again.popleft() if self._again else next(work, None)):
+            worker = self._free.popleft()
+            if not self._under_way[worker]:
+                self._progress[worker] = time.monotonic()
+            self._under_way[worker] += 1
+            reference = worker.actor.extract.remote(self._job, *item)
+            self.calls[reference] = _Call(worker, worker.actor, item)
+
+    def take(self, reference: Any) -> ShardResult | None:
+        """Take the result of a call that has ended; None where it gave no shard."""
+        call = self.calls.pop(reference)
+        try:
+            found: ShardResult | None = result(reference)
+        except ActorDiedError as error:
+            self._died(call, error)
+            return None
+        except StorageError as error:
+            self._ended(call)
+            self._try_again(call.item, error)
+            # What is full or does not answer may mend itself; the others go on meanwhile.
+            time.sleep(_POLL_SECONDS)
+            return None
+        if call.item is None:
+            self._failed_starts = 0
+            self._free.extend([call.worker] * SHARDS_AN_ACTOR)
+            return None
+        self._ended(call)
+        self._any_done = True
+        return found
+
+    def kill_hanging(self) -> None:
+        """Kill actors that have finished nothing for too long; their calls end with that."""
+        now, timeout = time.monotonic(), self._config.shard_timeout
+        if timeout is None or now - self._looked < _POLL_SECONDS:
+            return
+        self._looked = now
+        working = {
+            call.worker
+            for call in self.calls.values()
+            if call.item and call.actor is call.worker.actor
+        }
+        for worker in working:
+            if now - self._progress[worker] > timeout:
+                ray.kill(worker.actor)
+                self._progress[worker] = now
+
+    def _get_ready(self, worker: Worker) -> None:
+        self.calls[worker.actor.ready.remote(self._job)] = _Call(worker, worker.actor, None)
+
+    def _ended(self, call: _Call) -> None:
+        self._under_way[call.worker] -= 1
+        self._progress[call.worker] = time.monotonic()
+        if call.actor is call.worker.actor:
+            self._free.append(call.worker)
+
+    def _died(self, call: _Call, error: ActorDiedError) -> None:
+        worker = call.worker
+        if call.item is None and not error.preempted:
+            self._failed_starts += 1
+            if self._failed_starts >= self._config.max_attempts:
+                raise RunError(f"actors die before they are ready: {error}") from error
+        if worker.actor is call.actor:
+            # The first of its calls that says so.
+            self._free = deque(other for other in self._free if other is not worker)
+            worker.renew(call.actor)
+            self._get_ready(worker)
+        if call.item is not None:
+            self._under_way[worker] -= 1
+            self._try_again(call.item, error)
+
+    def _try_again(self, item: Item | None, error: ActorDiedError | StorageError) -> None:
+        if item is None:
+            raise error
+        shard = item[0].number
+        if isinstance(error, ActorDiedError) and error.preempted:
+            self._again.append(item)
+            return
+        self._tries[shard] += 1
+        if self._tries[shard] < self._config.max_attempts:
+            self._again.append(item)
+            return
+        if isinstance(error, StorageError):
+            raise error
+        self.given_up.append(item)
+        if not self._any_done and len(self.given_up) >= _ALL_FAILING:
+            raise RunError(
+                f"the first {len(self.given_up)} shards have each cost {self._config.max_attempts} "
+                f"actors, and none was done; the last one: {error}"
+            ) from error

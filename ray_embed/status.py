@@ -76,7 +76,7 @@ def status(run: str, *, verify: bool = False) -> Status:
         problems.append(str(error))
     for number in numbers:
         try:
-            rows += store.footer(folder, number)[0]
+            rows += store.about(folder, number).rows
         except RunError as error:
             problems.append(str(error))
     if verify:
@@ -118,17 +118,17 @@ def _problems_of(
     folder: Folder, fingerprint: str, number: int, outline: plan.Plan
 ) -> Iterator[str]:
     name = store.part_name(store.FEATURES, number)
-    _, footer = store.footer(folder, number)
+    about = store.about(folder, number)
     table = store.read_part(folder, store.FEATURES, number)
     kinds = [store.FEATURES, store.THUMBNAILS]
     rejected = pa.table({"index": pa.array([], pa.int64())})
     if folder.exists(store.part_name(store.REJECTS, number)):
         kinds.append(store.REJECTS)
         rejected = store.read_part(folder, store.REJECTS, number)
-    if footer.get("fingerprint") != fingerprint or footer.get("shard") != str(number):
+    if (about.fingerprint, about.shard) != (fingerprint, number):
         yield f"{name}: belongs to another run or shard"
-    if footer.get("rejected") != str(rejected.num_rows):
-        yield f"{name}: its rejects are not the {footer.get('rejected')} there were"
+    if about.rejected != rejected.num_rows:
+        yield f"{name}: its rejects are not the {about.rejected} there were"
     shard = _shard_of(folder, outline, number)
     if shard is None and outline.shards is not None:
         yield f"{name}: no such shard was planned"
@@ -174,7 +174,10 @@ def _shard_of(folder: Folder, outline: plan.Plan, number: int) -> plan.Shard | N
         )
         if there:
             position = local * split.shard_size
-            return plan.Shard(number, split, local, index + position, position)
+            # Of a stream that has not ended, the last shard may have fewer.
+            left = split.shard_size if split.records is None else split.records - position
+            records = min(split.shard_size, left)
+            return plan.Shard(number, split, local, index + position, position, records)
         if split.shards is None or split.records is None:
             return None
         first += split.shards

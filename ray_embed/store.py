@@ -5,6 +5,8 @@ A shard is done if and only if its features part is there; nothing else records 
 """
 
 import contextlib
+import errno
+import hashlib
 import json
 import re
 from collections import Counter
@@ -16,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.errors import InputError, RunError
+from ray_embed.errors import DamagedError, InputError, StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.matrix import as_column, as_matrix
 
@@ -84,7 +86,7 @@ def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int
         done: its shards that are done, where they are known already.
 
     Raises:
-        RunError: a part cannot be read.
+        DamagedError: a part is not what was written.
     """
     done = done or Done(folder)
     reasons: Counter[str] = Counter()
@@ -158,6 +160,12 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
             f"{folder.join(RUN)}: written by another version of ray_embed; give another --out, or "
             "--overwrite to start anew"
         )
+    content = {name: value for name, value in run.items() if name != "ray_embed"}
+    if run["ray_embed"].get("checksum") != _checksum(content):
+        raise InputError(
+            f"{folder.join(RUN)}: it is not what was written: damaged, or edited; restore it, or "
+            "--overwrite to start anew"
+        )
     return run
 
 
@@ -179,16 +187,16 @@ def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
     """Write ``run.json``, marked as ours.
 
     Raises:
-        InputError: nothing can be written there.
+        StorageError: nothing can be written there.
     """
-    marked = {"ray_embed": {"version": version, "format": _FORMAT}, **content}
-    try:
-        folder.write(RUN, json.dumps(marked, indent=1, ensure_ascii=False).encode())
-    except OSError as error:
-        raise InputError(
-            f"--out {folder.path}: cannot be written: {error.strerror or error}; give a folder you "
-            "may write to"
-        ) from error
+    about = {"version": version, "format": _FORMAT, "checksum": _checksum(content)}
+    marked = {"ray_embed": about, **content}
+    folder.write(RUN, json.dumps(marked, indent=1, ensure_ascii=False).encode())
+
+
+def _checksum(content: dict[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @contextlib.contextmanager
@@ -199,49 +207,126 @@ def _opened(folder: Folder, kind: str, number: int) -> Iterator[pq.ParquetFile]:
         with folder.filesystem.open_input_file(name) as stream:
             yield pq.ParquetFile(stream, page_checksum_verification=True)
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise RunError(
-            f"{name}: cannot be read: {error}; if it is damaged, delete "
-            f"{folder.join(part_name(FEATURES, number))} and run `ray-embed extract` again"
-        ) from error
+        if getattr(error, "errno", None) not in (None, errno.ENOENT):
+            raise StorageError(f"{name}: cannot be read: {error}") from error
+        raise DamagedError(f"{name}: damaged: {first_line(error)}", number) from error
 
 
-def footer(folder: Folder, number: int) -> tuple[int, dict[str, str]]:
-    """Read the number of rows and our key-values of a features part.
+@dataclass(frozen=True)
+class About:
+    """What a features part says of itself; its numbers are -1 where it says none."""
+
+    rows: int
+    fingerprint: str | None
+    shard: int
+    planned: int
+    rejected: int
+    columns: tuple[tuple[str, pa.DataType], ...]
+
+
+def about(folder: Folder, number: int) -> About:
+    """Read what a features part says of itself.
 
     Raises:
-        RunError: it cannot be read.
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
     """
     with _opened(folder, FEATURES, number) as part:
-        return _footer(part)
+        return _about(part)
 
 
-def _footer(part: pq.ParquetFile) -> tuple[int, dict[str, str]]:
+def _about(part: pq.ParquetFile) -> About:
     metadata = part.metadata
     ours = {
-        key.decode().removeprefix("ray_embed."): value.decode()
+        key.decode("utf-8", "replace").removeprefix("ray_embed."): value.decode("utf-8", "replace")
         for key, value in (metadata.metadata or {}).items()
         if key.startswith(b"ray_embed.")
     }
-    return metadata.num_rows, ours
+
+    def number(name: str) -> int:
+        text = ours.get(name, "")
+        return int(text) if text.isascii() and text.isdigit() else -1
+
+    columns = tuple((field.name, field.type) for field in part.schema_arrow)
+    return About(
+        metadata.num_rows,
+        ours.get("fingerprint"),
+        number("shard"),
+        number("planned"),
+        number("rejected"),
+        columns,
+    )
 
 
-def survey(
-    folder: Folder, number: int, columns: list[str]
-) -> tuple[int, dict[str, str], pa.Table | None]:
-    """Read what `footer` does, and some columns if any are named, opening the part once.
+def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.Table | None]:
+    """Read what `about` does, and some columns if any are named, opening the part once.
 
     Raises:
-        RunError: it cannot be read.
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
     """
     with _opened(folder, FEATURES, number) as part:
-        return *_footer(part), _columns(part, columns) if columns else None
+        return _about(part), _columns(part, columns) if columns else None
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What all features parts of a run have in common: the fingerprint, and names and types."""
+
+    fingerprint: str
+    columns: tuple[tuple[str, pa.DataType], ...]
+
+    @classmethod
+    def of(cls, run: dict[str, Any], records: pa.Schema) -> "Expected":
+        """Make it of a run's description and the columns before the features."""
+        features = [
+            (output["column"], pa.list_(pa.float32(), output["dimension"]))
+            for output in run["encoder"]["outputs"]
+        ]
+        columns = (*((field.name, field.type) for field in records), *features)
+        return cls(run["fingerprint"], columns)
+
+
+def check(folder: Folder, number: int, expected: Expected) -> None:
+    """Read all parts of a shard.
+
+    Raises:
+        DamagedError: one of them is not what was written, or of another shard or run.
+    """
+    with _opened(folder, FEATURES, number) as part:
+        about = _about(part)
+        part.read()
+    check_about(folder, number, about, expected)
+    for kind in (THUMBNAILS, REJECTS) if about.rejected else (THUMBNAILS,):
+        read_part(folder, kind, number)
+
+
+def check_about(folder: Folder, number: int, about: "About", expected: Expected) -> None:
+    """Compare what a features part says of itself with what it must be.
+
+    No checksum covers that, so a flipped bit could rename a column.
+
+    Raises:
+        DamagedError: the part is of another shard or run, or its rejects are not all there.
+    """
+    name = folder.join(part_name(FEATURES, number))
+    if (about.fingerprint, about.shard) != (expected.fingerprint, number):
+        raise DamagedError(f"{name}: it is of another run or shard", number)
+    if about.planned != about.rows + about.rejected or about.columns != expected.columns:
+        raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
+    if about.rejected:
+        with _opened(folder, REJECTS, number) as part:
+            if part.metadata.num_rows != about.rejected:
+                name = folder.join(part_name(REJECTS, number))
+                raise DamagedError(f"{name}: its rows are not those rejected", number)
 
 
 def read_part(folder: Folder, kind: str, number: int, columns: list[str] | None = None) -> pa.Table:
     """Read one part, or some columns of it.
 
     Raises:
-        RunError: it cannot be read.
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
     """
     with _opened(folder, kind, number) as part:
         return _columns(part, columns)
@@ -260,7 +345,8 @@ def is_as_written(folder: Folder, kind: str, number: int) -> bool:
     Only the version of pyarrow that wrote it can say that; of others' parts it is taken as given.
 
     Raises:
-        RunError: it cannot be read.
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
     """
     with _opened(folder, kind, number) as part:
         content, writer = part.read(), part.metadata.created_by

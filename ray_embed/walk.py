@@ -14,7 +14,7 @@ from ray_embed.errors import InputError
 from ray_embed.extractor import start_tensorflow
 from ray_embed.filesystem import Folder
 from ray_embed.plan import SplitPlan
-from ray_embed.schedule import Session, result
+from ray_embed.session import Session, result
 from ray_embed.sources import Streamed
 from ray_embed.sources.stream import StreamInfo, StreamReader
 
@@ -42,6 +42,7 @@ class Reader:
             start_tensorflow(None, folder)
         self._source, self._limit = source, limit
         self._length_before: int | None = None
+        self._begun = False
 
     @cached_property
     def _reader(self) -> StreamReader:
@@ -68,6 +69,10 @@ class Reader:
         """
         folder = Folder.at(out)
         start = local * split.shard_size
+        if local == 0 and self._begun:
+            # Walked once more, for what turned out damaged.
+            del self._reader
+        self._begun = True
         shard = self._reader.next_shard(split.shard_size)
         if local == 0:
             self._length_before = plan.load(folder).splits[split.ordinal].records

@@ -4,7 +4,7 @@
 import contextlib
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -47,7 +47,6 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
             the same images differ.
     """
     import keras
-    import tensorflow as tf
 
     if spec.model is not None and keras.config.backend() != "tensorflow":
         raise InputError(
@@ -56,13 +55,19 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     loaded = loading.load(spec)
     shape = image_shape(loaded, spec)
     probe = _noise(min(_PROBE, spec.batch_size), shape, spec)
-    _first_call(loaded, spec, probe)
+    prepared = _preprocessed(spec, probe)
+    if not getattr(loaded.model, "inputs", None):
+        # The first call of a subclassed model makes its variables, and its layers are called for
+        # that too; those of a functional one are there.
+        with _explained(spec, prepared):
+            loaded.call(prepared)
     loading.give_weights(loaded, spec)
     if kept is not None:
         loading.set_weights(loaded, kept)
-    outputs = _outputs(loaded, spec, probe)
+    with _explained(spec, prepared):
+        values = layer_values(loaded, spec, prepared)
+    outputs, plain = _outputs(spec, values)
     encode = function_of(loaded, spec, outputs)
-    plain = [np.asarray(value) for value in encode(tf.constant(probe))]
     _check_deterministic(loaded, spec, encode, plain, probe)
     weights = loading.get_weights(loaded)
     draft = Encoder(
@@ -79,8 +84,10 @@ def layer_shapes(spec: EncoderSpec) -> dict[str, tuple[int | None, ...]]:
     """
     loaded = loading.load(spec)
     images = _noise(2, image_shape(loaded, spec), spec)
-    _first_call(loaded, spec, images)
-    _, recorded = run_recorded(loaded, preprocessing(spec)(images))
+    prepared = _preprocessed(spec, images)
+    with _explained(spec, prepared):
+        loaded.call(prepared)
+        _, recorded = run_recorded(loaded, prepared)
     return {
         path: (None, *value.shape[1:].as_list()) for path, value in selectable(recorded).items()
     }
@@ -117,37 +124,46 @@ def _noise(count: int, shape: tuple[int, int, int], spec: EncoderSpec) -> Array:
     return images * np.float32(255) if spec.preprocess is not None else images
 
 
-def _first_call(loaded: Loaded, spec: EncoderSpec, images: Array) -> None:
-    """Call the model once, which makes the variables of a subclassed model."""
-    prepare = preprocessing(spec)
+def _preprocessed(spec: EncoderSpec, images: Array) -> Any:
     try:
-        prepared = prepare(images)
+        return preprocessing(spec)(images)
+    except RayEmbedError:
+        raise
     except Exception as error:
         raise InputError(
             f"--preprocess {spec.preprocess}: it fails on a float32 batch {images.shape}: "
             f"{type(error).__name__}: {error}"
         ) from error
+
+
+@contextlib.contextmanager
+def _explained(spec: EncoderSpec, images: Any) -> Iterator[None]:
+    """Let an error of the model's call name the model and the images.
+
+    Raises:
+        InputError: instead of it.
+    """
     try:
-        loaded.call(prepared)
+        yield
     except RayEmbedError:
         raise
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise InputError(
-            f"--model {spec.model_name}: it fails on a batch of images {tuple(prepared.shape)}: "
+            f"--model {spec.model_name}: it fails on a batch of images {tuple(images.shape)}: "
             f"{' '.join(lines)[:800]}\ncheck --image-size, --submodel and --model-kwargs"
         ) from error
 
 
-def _outputs(loaded: Loaded, spec: EncoderSpec, probe: Array) -> tuple[Output, ...]:
-    values = layer_values(loaded, spec, preprocessing(spec)(probe))
-    outputs = []
+def _outputs(spec: EncoderSpec, values: dict[str, Any]) -> tuple[tuple[Output, ...], list[Array]]:
+    """Give what is known of each layer asked for, and its pooled values."""
+    outputs, pooled = [], []
     for name, value in values.items():
         how = pooling.resolve(spec.pool, name, (None, *value.shape[1:].as_list()))
-        dimension = int(pooling.pool(value, how).shape[-1])
+        pooled.append(np.asarray(pooling.pool(value, how)))
         column = "feature" if len(values) == 1 else f"feature_{name.replace('/', '.')}"
-        outputs.append(Output(name, column, how, dimension))
-    return tuple(outputs)
+        outputs.append(Output(name, column, how, int(pooled[-1].shape[-1])))
+    return tuple(outputs), pooled
 
 
 def _check_deterministic(

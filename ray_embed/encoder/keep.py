@@ -5,6 +5,7 @@
 was run (variables folded in), ``encoder/encoder.json`` what it is and where its ends are.
 """
 
+import hashlib
 import io
 import json
 from dataclasses import asdict, replace
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed.encoder import GRAPH_ENGINES, Encoder
-from ray_embed.errors import RunError
+from ray_embed.errors import InputError, StorageError
 from ray_embed.filesystem import Folder
 
 _WEIGHTS, _GRAPH, _ABOUT = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
@@ -30,10 +31,49 @@ def keep(folder: Folder, encoder: Encoder) -> None:
     }
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **arrays)
-    folder.write(_WEIGHTS, sink.getvalue())
+    contents = {_WEIGHTS: sink.getvalue()}
     if encoder.graph is not None:
-        folder.write(_GRAPH, encoder.graph)
-    folder.write(_ABOUT, json.dumps(about(encoder), indent=1, default=str).encode())
+        contents[_GRAPH] = encoder.graph
+    for name, content in contents.items():
+        folder.write(name, content)
+    files = {name: _digest(content) for name, content in contents.items()}
+    described = about(encoder) | {"files": files}
+    folder.write(_ABOUT, json.dumps(described, indent=1, default=str).encode())
+
+
+def is_sound(folder: Folder) -> bool:
+    """Whether all is there, and as it was written."""
+    try:
+        files = json.loads(folder.read(_ABOUT))["files"]
+        return all(_digest(folder.read(name)) == digest for name, digest in files.items())
+    except (StorageError, ValueError, TypeError, KeyError, AttributeError):
+        return False
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _read(folder: Folder, name: str) -> bytes:
+    """Read a file that was kept.
+
+    Raises:
+        InputError: it is gone, or not what was written.
+    """
+    damaged = InputError(
+        f"{folder.join(name)}: it is gone, or damaged, and the run cannot go on without it; put "
+        "back what was there, or start anew with --overwrite"
+    )
+    if not folder.exists(name) or not folder.exists(_ABOUT):
+        raise damaged
+    try:
+        files = json.loads(folder.read(_ABOUT))["files"]
+        content = folder.read(name)
+        if files[name] == _digest(content):
+            return content
+    except (ValueError, TypeError, KeyError) as error:
+        raise damaged from error
+    raise damaged
 
 
 def about(encoder: Encoder) -> dict[str, Any]:
@@ -55,7 +95,7 @@ def kept_weights(folder: Folder) -> tuple[Array, ...] | None:
     """Read the weights that an earlier start kept; None where there are none."""
     if not folder.exists(_ABOUT):
         return None
-    with np.load(io.BytesIO(folder.read(_WEIGHTS)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(_read(folder, _WEIGHTS)), allow_pickle=False) as arrays:
         return tuple(arrays[name] for name in sorted(arrays.files))
 
 
@@ -68,22 +108,15 @@ def with_contents(folder: Folder, encoder: Encoder) -> Encoder:
     """Give the encoder with what its engine needs of what is kept: the graph, or the weights.
 
     Raises:
-        RunError: it is not there any more.
+        InputError: it is gone, or damaged.
     """
-    needed = (_ABOUT, _GRAPH if encoder.engine in GRAPH_ENGINES else _WEIGHTS)
-    for name in needed:
-        if not folder.exists(name):
-            raise RunError(
-                f"{folder.join(name)}: it is gone, and the run cannot go on without it: start anew "
-                "with --overwrite",
-                goes_on=False,
-            )
     if encoder.engine not in GRAPH_ENGINES:
         return replace(encoder, weights=kept_weights(folder) or ())
+    graph = _read(folder, _GRAPH)
     kept = json.loads(folder.read(_ABOUT))
     return replace(
         encoder,
-        graph=folder.read(_GRAPH),
+        graph=graph,
         input_name=kept["input_name"],
         output_names=tuple(kept["output_names"]),
     )

@@ -13,6 +13,7 @@ from ray_embed.plan.records import (
     first_difference,
     read_shard,
     record_columns,
+    renew_records,
     write_streamed,
 )
 
@@ -27,6 +28,7 @@ __all__ = [
     "make_plan",
     "read_shard",
     "record_columns",
+    "renew_records",
     "save",
     "write_streamed",
 ]

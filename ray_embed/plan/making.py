@@ -104,7 +104,9 @@ def _write_listed(
                     writer.close()
                 path = target.join(split.file_of(number))
                 target.filesystem.create_dir(path.rpartition("/")[0], recursive=True)
-                writer = pq.ParquetWriter(path, table.schema, filesystem=target.filesystem)
+                writer = pq.ParquetWriter(
+                    path, table.schema, filesystem=target.filesystem, write_page_checksum=True
+                )
             assert writer is not None  # noqa: S101 - the first shard opens a file
             writer.write_table(table, row_group_size=size)
             digest.update(table.drop_columns(["path", "mtime"]))

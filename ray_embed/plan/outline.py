@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field, replace
 import pyarrow as pa
 
 from ray_embed import labels
+from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 
 PLAN = "plan/plan.json"
@@ -81,7 +82,8 @@ class Shard:
     """Consecutive records of one split.
 
     `number` counts over all splits and names the part, `local` within the split; `index` is the
-    position of the first record among all records, `position` within its split.
+    position of the first record among all records, `position` within its split; `records` is how
+    many there are.
     """
 
     number: int
@@ -89,6 +91,7 @@ class Shard:
     local: int
     index: int
     position: int
+    records: int
 
 
 def _total(counts: Iterable[int | None]) -> int | None:
@@ -102,16 +105,26 @@ def save(folder: Folder, plan: Plan) -> None:
 
 
 def load(folder: Folder) -> Plan:
-    """Read the outline of the plan of a run folder."""
-    data = json.loads(folder.read(PLAN))
-    splits = [
-        SplitPlan(
-            **split
-            | {
-                "extras": tuple(split["extras"]),
-                "image_shape": tuple(split["image_shape"]) if split["image_shape"] else None,
-            }
-        )
-        for split in data["splits"]
-    ]
-    return Plan(tuple(splits), data["label_type"], tuple(data["extras"]))
+    """Read the outline of the plan of a run folder.
+
+    Raises:
+        InputError: it is missing, or not what was written.
+    """
+    mend = "`ray-embed run` with the same options mends it"
+    if not folder.exists(PLAN):
+        raise InputError(f"{folder.join(PLAN)}: it is gone; {mend}")
+    try:
+        data = json.loads(folder.read(PLAN))
+        splits = [
+            SplitPlan(
+                **split
+                | {
+                    "extras": tuple(split["extras"]),
+                    "image_shape": tuple(split["image_shape"]) if split["image_shape"] else None,
+                }
+            )
+            for split in data["splits"]
+        ]
+        return Plan(tuple(splits), data["label_type"], tuple(data["extras"]))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder.join(PLAN)}: damaged; {mend}") from error

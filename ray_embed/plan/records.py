@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """The planned records in a folder: a Parquet row group a shard, written, read and compared."""
 
+import itertools
 import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_embed import labels
+from ray_embed.errors import InputError, StorageError, first_line
 from ray_embed.filesystem import Folder
 from ray_embed.plan.outline import Plan, Shard, SplitPlan
 
@@ -20,12 +24,12 @@ def write_streamed(folder: Folder, split: SplitPlan, local: int, rows: pa.Table)
         None where all is the same.
     """
     name = split.file_of(local)
-    if not folder.exists(name):
+    kept = _read_if_sound(folder, name)
+    if kept is None:
         sink = pa.BufferOutputStream()
-        pq.write_table(rows, sink)
+        pq.write_table(rows, sink, write_page_checksum=True)
         folder.write(name, sink.getvalue().to_pybytes())
         return None
-    kept = pq.read_table(folder.join(name), filesystem=folder.filesystem)
     if kept.equals(rows):
         return None
     pairs = zip(kept.to_pylist(), rows.to_pylist(), strict=False)
@@ -45,19 +49,87 @@ def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 
 def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
-    """Read the plan rows of the shard number `local` of a split."""
-    with folder.filesystem.open_input_file(folder.join(split.file_of(local))) as stream:
-        return pq.ParquetFile(stream).read_row_group(local % split.shards_a_file)
+    """Read the plan rows of the shard number `local` of a split.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    name = folder.join(split.file_of(local))
+    try:
+        with folder.filesystem.open_input_file(name) as stream:
+            part = pq.ParquetFile(stream, page_checksum_verification=True)
+            return part.read_row_group(local % split.shards_a_file)
+    except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+        raise StorageError(f"{name}: cannot be read: {first_line(error)}") from error
 
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
     """Copy the planned records of all listed splits to another folder; both are local."""
+    for name in _files(plan, source):
+        _copy(source, target, name)
+
+
+def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> None:
+    """Compare the records planned anew with those kept, and replace what is kept of them.
+
+    Both hold the same records. What is kept may be damaged, and the files may lie elsewhere now.
+
+    Args:
+        fresh: the plan made now.
+        kept: the plan of the run folder.
+        source: where the records planned now are.
+        target: the run folder.
+
+    Raises:
+        InputError: a file that lies where it did has another time than it had.
+    """
+    roots = {split.ordinal: split.root for split in kept.splits}
+    for split in fresh.splits:
+        moved = roots.get(split.ordinal) != split.root
+        for name in _files(replace(fresh, splits=(split,)), source):
+            if target.exists(name) and target.read(name) == source.read(name):
+                continue
+            before = _read_if_sound(target, name)
+            if before is not None and not moved:
+                now = pq.read_table(source.join(name), filesystem=source.filesystem)
+                _refuse_changed(split, before, now)
+            _copy(source, target, name)
+
+
+def _files(plan: Plan, source: Folder) -> Iterator[str]:
     for split in plan.splits:
         number = 0
         while source.exists(name := split.file_of(number)):
-            with target.staged(name) as temporary:
-                shutil.copyfile(source.join(name), temporary)
+            yield name
             number += split.shards_a_file
+
+
+def _copy(source: Folder, target: Folder, name: str) -> None:
+    with target.staged(name) as temporary:
+        shutil.copyfile(source.join(name), temporary)
+
+
+def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
+    """Read a plan file; None where it is not there, or not what was written."""
+    if not folder.exists(name):
+        return None
+    try:
+        return pq.read_table(
+            folder.join(name), filesystem=folder.filesystem, page_checksum_verification=True
+        )
+    except (OSError, ValueError, pa.ArrowException):
+        return None
+
+
+def _refuse_changed(split: SplitPlan, before: pa.Table, now: pa.Table) -> None:
+    for was, found in zip(before.to_pylist(), now.to_pylist(), strict=False):
+        # As text, in which NaN is the same as NaN.
+        if repr(was) != repr(found):
+            raise InputError(
+                f"--source {split.split}={split.root}: {found['key']!r} has changed since the run "
+                "was planned; put back what was there (with its time), or start anew with "
+                "--overwrite"
+            )
 
 
 def record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
@@ -80,20 +152,18 @@ def first_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: SplitP
     images = [(split.image_shape, split.image_dtype) for split in (before, now)]
     if images[0] != images[1]:
         return f"its images were {images[0]} and are now {images[1]}"
-    for local in range(max(before.shards or 0, now.shards or 0)):
-        rows = [
-            read_shard(folder, split, local) if local < (split.shards or 0) else None
-            for folder, split in ((kept, before), (fresh, now))
-        ]
-        old, new = ([] if table is None else table.to_pylist() for table in rows)
-        for was, found in zip(old, new, strict=False):
-            changed = [name for name in _changed(was, found) if name not in ("mtime", "path")]
-            if was["key"] != found["key"]:
-                return f"{was['key']!r} was planned where there is now {found['key']!r}"
-            if changed:
-                name = changed[0]
+    pairs = itertools.zip_longest(_rows(kept, before), _rows(fresh, now))
+    for was, found in pairs:
+        if was is None or found is None:
+            return f"{(was or found)['key']!r} {'has been added' if was is None else 'is gone'}"
+        if was["key"] != found["key"]:
+            return f"{was['key']!r} was planned where there is now {found['key']!r}"
+        for name in _changed(was, found):
+            if name not in ("mtime", "path"):
                 return f"{was['key']!r}: {name} was {was[name]!r} and is now {found.get(name)!r}"
-        if len(old) != len(new):
-            longer, word = (old, "is gone") if len(old) > len(new) else (new, "has been added")
-            return f"{longer[min(len(old), len(new))]['key']!r} {word}"
     return "the order of its records"
+
+
+def _rows(folder: Folder, split: SplitPlan) -> Iterator[dict[str, Any]]:
+    for local in range(split.shards or 0):
+        yield from read_shard(folder, split, local).to_pylist()

@@ -2,6 +2,7 @@
 """A folder tree of images: the label is the first folder under the root."""
 
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -116,5 +117,8 @@ def size_and_time(path: str | Path) -> tuple[int | None, int | None]:
     try:
         status = os.stat(path)
     except (OSError, ValueError):
+        return None, None
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        # A pipe or a device would be read for ever.
         return None, None
     return status.st_size, status.st_mtime_ns

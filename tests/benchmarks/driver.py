@@ -54,6 +54,9 @@ class EnoughError(Exception):
 class Idle:
     """An extractor that does nothing."""
 
+    def ready(self, job: Any) -> int:
+        return 16
+
     def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
         from ray_embed.extractor import ShardResult
 
@@ -66,17 +69,15 @@ class Pool:
     def __init__(self, count: int) -> None:
         import ray
 
-        from ray_embed.schedule import Resources
+        from ray_embed.session import Resources, Worker
 
         self.resources = Resources(count, 1, 0.0)
-        remote = ray.remote(Idle).options(
-            num_cpus=0, max_concurrency=2, max_restarts=-1, max_task_retries=2
-        )
-        self._actors = [remote.remote() for _ in range(count)]
-        ray.get([actor.__ray_ready__.remote() for actor in self._actors])
+        remote = ray.remote(Idle).options(num_cpus=0, max_concurrency=2)
+        self._workers = [Worker(remote.remote) for _ in range(count)]
+        ray.get([worker.actor.__ray_ready__.remote() for worker in self._workers])
 
-    def extractors(self, count: int) -> list[Any]:
-        return self._actors[:count]
+    def workers(self, count: int) -> list[Any]:
+        return self._workers[:count]
 
 
 def resident() -> float:

@@ -87,9 +87,17 @@ def test_what_is_kept_of_the_encoder_is_gone(project: Path, ray_embed_process: C
     arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:encoder")
     assert ray_embed_process("extract", *arguments, "--shard-size", 2).code == 0
     (project / "run" / "features" / "part-00000001.parquet").unlink()
-    (project / "run" / "encoder" / "graph.pb").unlink()
+    graph = project / "run" / "encoder" / "graph.pb"
+    content = graph.read_bytes()
+    graph.unlink()
     result = ray_embed_process("extract", *arguments, "--shard-size", 2)
-    assert result.code == 1
-    assert "run/encoder/graph.pb: it is gone" in result.err
+    assert result.code == 0
+    assert "run/encoder: damaged; written again" in result.err
+    assert graph.read_bytes() == content
+    # Without its weights nobody can build the same one again.
+    (project / "run" / "encoder" / "weights.npz").unlink()
+    result = ray_embed_process("extract", *arguments, "--shard-size", 2)
+    assert result.code == 2
+    assert "run/encoder/weights.npz: it is gone" in result.err
     assert "--overwrite" in result.err
     assert "Traceback" not in result.err

@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ray_embed import extractor, importing
 from ray_embed.encoder.engines import candidates, has_openvino
-from ray_embed.schedule import Resources
+from ray_embed.session import Resources
 
 
 def test_the_order_on_a_cpu():

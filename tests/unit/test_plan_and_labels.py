@@ -74,7 +74,9 @@ def columns(outline: Plan, folder: Folder) -> pa.Table:
         for local in range(split.shards):
             position = local * split.shard_size
             rows = plan.read_shard(folder, split, local)
-            shard = Shard(number + local, split, local, index + position, position)
+            shard = Shard(
+                number + local, split, local, index + position, position, split.shard_size
+            )
             tables.append(plan.record_columns(outline, shard, rows))
         number, index = number + split.shards, index + split.records
     return pa.concat_tables(tables)

@@ -13,7 +13,7 @@ from ray_embed.config import make_config
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.plan import make_plan
-from ray_embed.schedule import Resources, _resources
+from ray_embed.session import Resources, _resources
 from ray_embed.sources import open_sources
 
 

@@ -16,7 +16,7 @@ import time
 WHERE = os.environ.get("RAY_EMBED_TIMELINE")
 IMPORTS = ("ray", "tensorflow", "keras", "tf_keras", "openvino", "pyarrow", "sklearn")
 CALLS = {
-    "ray_embed.schedule": ("_connect", "Session.__init__"),
+    "ray_embed.session": ("_connect", "Session.__init__"),
     "ray_embed.encoder.apart": ("_ask",),
     "ray_embed.plan": ("make_plan",),
     "ray_embed.prepare": ("prepare", "begin"),
@@ -26,7 +26,7 @@ CALLS = {
     "ray_embed.encoder.loading": ("load", "give_weights"),
     "ray_embed.encoder.engines": ("open_engine",),
     "ray_embed.store": ("commit",),
-    "ray_embed.reducer": ("reduce",),
+    "ray_embed.reducer": ("merge",),
     "ray_embed.projector": ("write_checkpoint",),
     "ray_embed.sprite": ("write_sprite",),
     "ray_embed.results": ("load",),

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts that are not what was written: found, named, and given up to be extracted again."""
+
+from ray_embed import store
+from ray_embed.errors import DamagedError
+from ray_embed.filesystem import Folder
+from ray_embed.progress import say
+
+
+def mend(folder: Folder, expected: store.Expected, found: DamagedError) -> None:
+    """Look at all parts since one was found damaged, and delete those that are.
+
+    Args:
+        folder: the run folder.
+        expected: what the features parts of its run have in common.
+        found: the part that was found first.
+    """
+    damaged = {found.number: found}
+    for number in store.part_numbers(folder):
+        try:
+            store.check(folder, number, expected)
+        except DamagedError as error:
+            damaged.setdefault(number, error)
+    for number, damage in damaged.items():
+        say(f"{damage.args[0]}; shard {number} is extracted again")
+        folder.delete(store.part_name(store.FEATURES, number))

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What was changed beneath a run: noticed, named, and mended where it can be."""
+
+import json
+import os
+import shutil
+from types import SimpleNamespace
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_folder
+from samples import config, contents, copy, part_files, save_encoder
+
+import ray_embed as package
+from ray_embed import plan, store
+from ray_embed.errors import DamagedError, InputError
+from ray_embed.filesystem import Folder
+from ray_embed.store import part_name
+
+KINDS = ("features", "rejects", "thumbnails", "projector", "plan", "encoder")
+
+
+@pytest.fixture(scope="module")
+def whole(ray_session, tmp_path_factory):
+    """A finished run of ten shards of four, with rejects in the shards 1 and 4."""
+    root = tmp_path_factory.mktemp("whole")
+    source = make_folder(root / "valid", {"a": 18, "b": 22})
+    for at in (5, 16):
+        (source / "a" / f"{at:04d}.png").write_bytes(b"no picture")
+    model = save_encoder(root / "encoder.keras")
+    package.run(config({"valid": source}, model, root / "run"))
+    return SimpleNamespace(root=root, source=source, model=model, run=root / "run")
+
+
+def again(whole, run, **changes):
+    given = {"sources": {"valid": whole.source}, "model": whole.model, "out": run} | changes
+    return package.run(config(**given))
+
+
+def files(run):
+    return {
+        name: content
+        for name, content in contents(run).items()
+        if name.split("/")[0] in KINDS and "tfevents" not in name
+    }
+
+
+def flip(path, at):
+    content = bytearray(path.read_bytes())
+    content[at if at >= 0 else len(content) + at] ^= 0x10
+    path.write_bytes(content)
+
+
+def where_features_are(path):
+    values = pq.read_table(path)["feature"].combine_chunks().flatten().to_numpy()
+    return path.read_bytes().index(values.tobytes()) + 5
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def test_damaged_parts_are_named_and_extracted_again(whole, tmp_path, capsys):
+    run = copy(whole.run, tmp_path / "run")
+    other = tmp_path / "other"
+    again(whole, other, model=save_encoder(tmp_path / "encoder.keras", seed=2))
+    name = [run / part_name("features", number) for number in range(10)]
+    cut(name[0])
+    (run / part_name("rejects", 1)).unlink()
+    # In the middle of the features: only the checksum of its page tells.
+    flip(name[2], where_features_are(name[2]))
+    name[3].unlink()
+    cut(run / part_name("rejects", 4))
+    shutil.copy(other / part_name("features", 5), name[5])
+    shutil.copy(name[7], name[6])
+    (run / part_name("thumbnails", 8)).unlink()
+    flip(run / part_name("thumbnails", 9), 500)
+    assert files(run) != files(whole.run)
+    capsys.readouterr()
+    again(whole, run)
+    said = capsys.readouterr().err
+    for number in (0, 2, 5, 6):
+        assert f"{name[number]}: " in said
+    for kind, number in (("rejects", 1), ("rejects", 4), ("thumbnails", 8), ("thumbnails", 9)):
+        assert f"{run / part_name(kind, number)}: " in said
+    assert files(run) == files(whole.run)
+
+
+def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
+    run = copy(whole.run, tmp_path / "run")
+    folder = Folder.at(str(run))
+    expected = store.Expected.of(store.read_run(folder), plan.load(folder).schema())
+    path = run / part_name("features", 4)
+    right, table = path.read_bytes(), store.read_part(folder, "features", 4)
+    noticed = 0
+    for at in range(len(right)):
+        content = bytearray(right)
+        content[at] ^= 1 << at % 8
+        path.write_bytes(content)
+        try:
+            store.check(folder, 4, expected)
+        except DamagedError:
+            noticed += 1
+        else:
+            assert store.read_part(folder, "features", 4).equals(table)
+    assert noticed > len(right) // 2
+
+
+def test_a_damaged_part_never_reaches_the_projector(whole, tmp_path, ray_embed):
+    run = copy(whole.run, tmp_path / "run")
+    before = files(run)
+    flip(run / part_name("features", 2), where_features_are(run / part_name("features", 2)))
+    reduced = ray_embed("reduce", run)
+    assert reduced.code == 2
+    assert str(run / part_name("features", 2)) in reduced.err
+    assert "`ray-embed run` with the same options" in reduced.err
+    assert {n: c for n, c in files(run).items() if n.startswith("projector")} == {
+        n: c for n, c in before.items() if n.startswith("projector")
+    }
+    verified = ray_embed("status", run, "--verify")
+    assert verified.code == 1
+    assert "NOT sound" in verified.out
+
+
+@pytest.mark.parametrize("harm", ["deleted", "damaged"])
+def test_plan_and_encoder_are_written_again(whole, tmp_path, capsys, harm):
+    run = copy(whole.run, tmp_path / "run")
+    kept = [
+        run / "plan" / "plan.json",
+        next((run / "plan" / "00-valid").iterdir()),
+        run / "encoder" / "graph.pb",
+        run / "encoder" / "encoder.json",
+    ]
+    for path in kept:
+        if harm == "deleted":
+            path.unlink()
+        else:
+            flip(path, path.stat().st_size // 2)
+    for number in (0, 9):
+        (run / part_name("features", number)).unlink()
+    again(whole, run)
+    assert files(run) == files(whole.run)
+
+
+@pytest.mark.parametrize("change", ["an option", "a fingerprint", "nothing but a digit", "gone"])
+def test_an_edited_or_missing_description_is_refused(whole, tmp_path, change):
+    run = copy(whole.run, tmp_path / "run")
+    about = json.loads((run / "run.json").read_text())
+    if change == "an option":
+        about["config"]["projector_limit"] = 7
+    if change == "a fingerprint":
+        about["fingerprint"] = "0" * 64
+    if change == "nothing but a digit":
+        about["identity"]["batch size"] += 1
+    (run / "run.json").write_text(json.dumps(about))
+    if change == "gone":
+        (run / "run.json").unlink()
+    before = contents(run)
+    with pytest.raises(InputError, match=r"run\.json"):
+        again(whole, run)
+    assert contents(run) == before
+
+
+def moved(whole, tmp_path):
+    source = tmp_path / "valid"
+    shutil.copytree(whole.source, source)
+    run = tmp_path / "run"
+    again(whole, run, sources={"valid": source})
+    (run / part_name("features", 9)).unlink()
+    return source, run
+
+
+@pytest.mark.parametrize("change", ["added", "removed", "other content", "other time"])
+def test_a_source_that_has_changed_is_refused_by_its_first_file(whole, tmp_path, change):
+    source, run = moved(whole, tmp_path)
+    path = source / "a" / "0003.png"
+    if change == "added":
+        shutil.copy(path, source / "a" / "0002a.png")
+        path = source / "a" / "0002a.png"
+    if change == "removed":
+        path.unlink()
+    if change == "other content":
+        path.write_bytes(path.read_bytes() + b"x")
+    if change == "other time":
+        os.utime(path, ns=(0, 1_000_000_000))
+    with pytest.raises(InputError, match=path.relative_to(source).as_posix()):
+        again(whole, run, sources={"valid": source})
+
+
+def test_sources_may_be_moved(whole, tmp_path):
+    source, run = moved(whole, tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    source.rename(elsewhere)
+    # Other times too, as a copy has.
+    for path in elsewhere.rglob("*.png"):
+        os.utime(path, ns=(0, 1_000_000_000))
+    again(whole, run, sources={"valid": elsewhere})
+    assert len(part_files(run)) == 10
+    rows = pq.read_table(run / "features")["key"].to_pylist()
+    assert rows == sorted(rows)
+
+
+def test_a_pipe_is_no_file(whole, tmp_path):
+    source = make_folder(tmp_path / "valid", {"a": 5})
+    os.mkfifo(source / "a" / "pipe.png")
+    found = again(whole, tmp_path / "run", sources={"valid": source})
+    assert (found.rows, found.rejects_by_reason) == (5, {"missing": 1})

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Two commands on one run folder: the second one waits a little, then is refused."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from conftest import make_folder
+from samples import save_encoder
+
+from ray_embed import reducer
+from ray_embed.errors import InputError
+from ray_embed.filesystem import Folder
+
+HOLD = """
+import sys, time
+from ray_embed.filesystem import Folder
+with Folder.at(sys.argv[1]).alone():
+    print("held", flush=True)
+    time.sleep(float(sys.argv[2]))
+"""
+
+
+def holding(path, seconds):
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path), str(seconds)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_second_is_refused_before_anything_is_written(tmp_path, ray_embed):
+    source = make_folder(tmp_path / "valid", {"a": 3})
+    model = save_encoder(tmp_path / "encoder.keras")
+    holder = holding(tmp_path / "run", 100)
+    try:
+        refused = ray_embed("run", "--source", source, "--model", model, "--out", "run")
+        assert refused.code == 2
+        assert f"process {holder.pid}" in refused.err
+        assert [path.name for path in (tmp_path / "run").rglob("*")] == [".tmp", "lock"]
+    finally:
+        holder.kill()
+        holder.wait()
+    # Killed, it holds nothing any more.
+    assert ray_embed("run", "--source", source, "--model", model, "--out", "run").code == 0
+    holder = holding(tmp_path / "run", 100)
+    try:
+        with pytest.raises(InputError, match="another ray-embed is writing"):
+            reducer.reduce(str(tmp_path / "run"))
+    finally:
+        holder.send_signal(signal.SIGKILL)
+        holder.wait()
+
+
+def test_it_waits_for_one_that_is_ending(tmp_path):
+    holder = holding(tmp_path / "run", 1)
+    began = time.monotonic()
+    with Folder.at(str(tmp_path / "run")).alone():
+        assert time.monotonic() - began < 5
+    assert holder.wait() == 0
+    # Nothing was written, so nothing stays.
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_was_left_unfinished_is_cleared_away(tmp_path):
+    temporary = tmp_path / "run" / ".tmp"
+    (temporary / "projector-x").mkdir(parents=True)
+    (temporary / "projector-x" / "file").write_bytes(b"x")
+    (temporary / "part-00000000.parquet.0123").write_bytes(b"x")
+    (tmp_path / "run" / "features").mkdir()
+    with Folder.at(str(tmp_path / "run")).alone():
+        assert [path.name for path in temporary.iterdir()] == ["lock"]
