@@ -57,6 +57,13 @@ def each_alone(
         threads.shutdown(cancel_futures=True)
 
 
+def once(
+    worker: Worker, job: bytes, item: tuple[Shard, Any], config: RunConfig
+) -> ShardResult | None:
+    """Extract a shard in an actor that has nothing else to do; None where that ends it."""
+    return _Alone(worker, job, item, config, threading.Event()).once()
+
+
 class _Alone:
     """One shard, and the actor that has nothing else to do."""
 
@@ -92,6 +99,12 @@ class _Alone:
             f"shard {self._shard.number}: it {reason} {self._attempts} times with no other shard "
             "beside it, although each of its records alone does not; is there too little memory?"
         )
+
+    def once(self) -> ShardResult | None:
+        """Extract all records in one go; None where that ends the actor."""
+        self._get_ready()
+        found: ShardResult | None = self._call("extract", self._images)[0]
+        return found
 
     def _judge(self, at: int) -> None:
         """Reject the record at this position if it, and nothing else, ends the actor."""

@@ -55,7 +55,9 @@ def extract_all(
     while True:
         board.give_out(work)
         if not board.calls:
-            break
+            if not board.all_fail:
+                break
+            yield board.one_alone()
         done, _ = ray.wait(list(board.calls), timeout=_POLL_SECONDS)
         for reference in done:
             if found := board.take(reference):
@@ -78,19 +80,46 @@ class _Board:
         self._progress: dict[Worker, float] = {}
         self._failed_starts = 0
         self._any_done = False
+        self._last: ActorDiedError | None = None
         self._looked = time.monotonic()
         for worker in workers:
             self._get_ready(worker)
 
     def give_out(self, work: Iterator[Item]) -> None:
-        """Give shards to whoever is free."""
-        while self._free and (item := self._again.popleft() if self._again else next(work, None)):
+        """Give shards to whoever is free; none while all have failed."""
+        while (
+            not self.all_fail
+            and self._free
+            and (item := self._again.popleft() if self._again else next(work, None))
+        ):
             worker = self._free.popleft()
             if not self._under_way[worker]:
                 self._progress[worker] = time.monotonic()
             self._under_way[worker] += 1
             reference = worker.actor.extract.remote(self._job, *item)
             self.calls[reference] = _Call(worker, worker.actor, item)
+
+    @property
+    def all_fail(self) -> bool:
+        """Whether the first shards have each cost their tries, and none was done."""
+        return not self._any_done and len(self.given_up) >= _ALL_FAILING
+
+    def one_alone(self) -> ShardResult:
+        """Extract one of the shards given up, whose actors may have died of those beside them.
+
+        Raises:
+            RunError: each of them ends its actor alone too, so it is not for them.
+        """
+        for item in self.given_up:
+            found = narrow.once(self._free[0], self._job, item, self._config)
+            if found is not None:
+                self.given_up.remove(item)
+                self._any_done = True
+                return found
+        raise RunError(
+            f"the first {len(self.given_up)} shards have each cost {self._config.max_attempts} "
+            f"actors, and one more alone, and none was done; the last one: {self._last}"
+        ) from self._last
 
     def take(self, reference: Any) -> ShardResult | None:
         """Take the result of a call that has ended; None where it gave no shard."""
@@ -168,8 +197,4 @@ class _Board:
         if isinstance(error, StorageError):
             raise error
         self.given_up.append(item)
-        if not self._any_done and len(self.given_up) >= _ALL_FAILING:
-            raise RunError(
-                f"the first {len(self.given_up)} shards have each cost {self._config.max_attempts} "
-                f"actors, and none was done; the last one: {error}"
-            ) from error
+        self._last = error

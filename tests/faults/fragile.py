@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """An encoder that pictures of one colour crash or hang, where FRAGILE=1 is set."""
 
+import ctypes
 import os
-import signal
 import time
 
 import keras
@@ -15,7 +15,7 @@ class Fragile(keras.Model):
         pixels = np.asarray(images)
         if os.environ.get("FRAGILE") == "1":
             if is_there(pixels, (1, 0, 1)):
-                os.kill(os.getpid(), signal.SIGSEGV)
+                ctypes.string_at(0)  # read where nothing is
             if is_there(pixels, (0, 1, 1)):
                 time.sleep(100_000)
         return tf.constant(np.sort(pixels, axis=1)[:, ::5])

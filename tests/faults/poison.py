@@ -51,7 +51,8 @@ def make_inputs(work: Path, records: int, each: int, seed: int) -> dict[str, str
 
 def run(work: Path, out: str, obeys: bool, *options: str) -> tuple[int, str]:
     words = ["extract", "--source", "valid", "--model", "fragile:encoder", "--out", out]
-    words += ["--engine", "tensorflow", "--actors", "2", "--cpus-per-actor", "1", *options]
+    words += ["--image-size", "16,16", "--engine", "tensorflow", *options]
+    words += ["--actors", "2", "--cpus-per-actor", "1"]
     done = subprocess.run(
         [sys.executable, "-m", "ray_embed", *words],
         cwd=work,

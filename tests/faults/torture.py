@@ -117,7 +117,8 @@ def kill(kind: str, process: subprocess.Popen[bytes], choose: random.Random) -> 
 
 def wait_for_all(everyone: list[psutil.Process]) -> int:
     """Wait until what was started is gone; how many stayed."""
-    _, alive = psutil.wait_procs(everyone, 20)
+    # Those of a Ray that was killed while it was starting look for it only now and then.
+    _, alive = psutil.wait_procs(everyone, 60)
     for one in alive:
         with_name = " ".join(one.cmdline()[:2]) if one.is_running() else "?"
         print(f"left behind: {with_name}", flush=True)
@@ -174,8 +175,7 @@ def torture(work: Path, calm: Path, kills: int, seed: int) -> tuple[Counter[str]
         everyone: set[psutil.Process] = set()
         killed_itself = False
         while process.poll() is None and dealt.total() < kills:
-            # Most of the moments lie in the seconds in which it starts, extracts and merges.
-            end = time.monotonic() + choose.uniform(0, 9)
+            end = time.monotonic() + choose.uniform(0, 25)
             while time.monotonic() < end and process.poll() is None:
                 time.sleep(0.02)
                 try:
