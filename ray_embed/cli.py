@@ -267,8 +267,9 @@ def _stay_on_this_machine(address: str | None) -> None:
 
     It does so on systems for which it knows no clusters; else it listens on all addresses.
     """
-    ours = (address or os.environ.get("RAY_ADDRESS") or "local") == "local"
-    if ours and "ray" not in sys.modules:
+    from ray_embed.config import LOCAL, ray_address
+
+    if ray_address(address) == LOCAL and "ray" not in sys.modules:
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 

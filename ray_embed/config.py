@@ -2,6 +2,7 @@
 """The options of a run: one model that the command line, a YAML file and Python all fill in."""
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
@@ -22,6 +23,10 @@ Precision = Literal["float32", "bfloat16"]
 _SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _LISTINGS = (".csv", ".tsv", ".npz")
+
+
+# Ray's own word for a Ray that is started here.
+LOCAL = "local"
 
 
 class RunConfig(pydantic.BaseModel):
@@ -143,6 +148,11 @@ class RunConfig(pydantic.BaseModel):
 def is_callable_reference(text: str) -> bool:
     """Whether `text` has the form ``module:callable`` and is not a file of that name."""
     return bool(_CALLABLE.fullmatch(text)) and not Path(text).exists()
+
+
+def ray_address(asked: str | None) -> str:
+    """Give the Ray to work in, for the option `--address`; LOCAL for one that is started here."""
+    return asked or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def split_and_uri(text: str) -> tuple[str, str]:

@@ -45,11 +45,10 @@ class DamagedError(RunError):
     exit_code = 2
 
     def __init__(self, message: str, number: int) -> None:
-        super().__init__(message)
+        super().__init__(message, goes_on=False)
         self.number = number
         # What pickle calls the class with.
         self.args = (message, number)
-        self.goes_on = False
 
     def __str__(self) -> str:
         return f"{self.args[0]}; `ray-embed run` with the same options extracts it again"

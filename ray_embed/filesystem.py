@@ -144,12 +144,6 @@ class Folder:
             elif info.type != pafs.FileType.NotFound:
                 self.filesystem.delete_file(self.join(name))
 
-    def delete_all(self) -> None:
-        """Delete everything in the folder but what holds it; `run.json` last of all."""
-        names = [name for name in self.names() if name != TEMPORARY]
-        for name in sorted(names, key="run.json".__eq__):
-            self.delete(name)
-
     def move(self, source: str, target: str) -> None:
         """Rename `source`, replacing the file or folder `target`."""
         # Deleting a folder takes a while, in which it would be seen half: it is renamed first.

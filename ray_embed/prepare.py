@@ -277,7 +277,7 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
         _renew(prepared, scratch)
         return
     # To be overwritten, or left by a start that got no further than this.
-    folder.delete_all()
+    store.clear(folder)
     # First of all a mark, so that the folder is known as ours whenever this stops.
     store.write_run(folder, {}, __version__)
     keep.keep(folder, prepared.encoder)

@@ -101,11 +101,12 @@ def merge(out: str, limit: int | None = None, threads: int | None = None) -> int
     if run is None or "fingerprint" not in run:
         raise _no_run(out)
     limit = limit or int(run["config"]["projector_limit"])
-    numbers = _all_parts(folder)
     outline = plan.load(folder)
+    numbers = _all_parts(folder, outline.shards)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)
-    survey = _survey(folder, numbers, width, store.Expected.of(run, outline.schema()), limit)
+    expected = store.Expected.of(run, outline.schema())
+    survey = _survey(folder, numbers, width, expected, outline.records, limit)
     if survey.points == 0:
         raise RunError(
             f"{out}: every record was rejected, so there is nothing to show; see {out}/rejects",
@@ -175,8 +176,7 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
             )
 
 
-def _all_parts(folder: Folder) -> list[int]:
-    shards = plan.load(folder).shards
+def _all_parts(folder: Folder, shards: int | None) -> list[int]:
     numbers = list(store.part_numbers(folder))
     if shards is None or numbers != list(range(shards)):
         done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
@@ -188,10 +188,14 @@ def _all_parts(folder: Folder) -> list[int]:
 
 
 def _survey(
-    folder: Folder, numbers: list[int], width: int, expected: store.Expected, limit: int
+    folder: Folder,
+    numbers: list[int],
+    width: int,
+    expected: store.Expected,
+    planned: int | None,
+    limit: int,
 ) -> _Survey:
     """Read the footers, and count the strata if there may be more points than are shown."""
-    planned = plan.load(folder).records
     strata = None if planned is not None and planned <= limit else sample.Strata(limit)
     groups: list[_Group] = []
     waiting: list[int] = []

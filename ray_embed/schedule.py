@@ -58,6 +58,7 @@ def extract_all(
             if not board.all_fail:
                 break
             yield board.one_alone()
+            continue
         done, _ = ray.wait(list(board.calls), timeout=_POLL_SECONDS)
         for reference in done:
             if found := board.take(reference):

@@ -19,7 +19,7 @@ from ray.exceptions import (
     WorkerCrashedError,
 )
 
-from ray_embed.config import RunConfig
+from ray_embed.config import LOCAL, RunConfig, ray_address
 from ray_embed.encoder import Encoder, EncoderSpec, apart
 from ray_embed.errors import InputError, RayEmbedError, RunError
 from ray_embed.extractor import Extractor
@@ -29,8 +29,6 @@ from ray_embed.filesystem import shown
 SHARDS_AN_ACTOR = 2
 _THREADS = 4
 _CPU_BATCH, _GPU_BATCH = 16, 128
-# Ray's own word for a Ray that is started here.
-_LOCAL = "local"
 
 
 class ActorDiedError(RunError):
@@ -113,7 +111,7 @@ class Session:
         return self._start_call("build", spec, kept)
 
     def reduce(self, out: str, limit: int) -> int:
-        """Have the parts merged; see :func:`ray_embed.reducer.reduce`."""
+        """Have the parts merged; see :func:`ray_embed.reducer.merge`."""
         points: int = self._start_call("reduce", out, limit)()
         return points
 
@@ -179,7 +177,7 @@ def session(config: RunConfig) -> Iterator[Session]:
         finally:
             running.close()
         return
-    ours = _address(config) == _LOCAL
+    ours = ray_address(config.address) == LOCAL
     with contextlib.ExitStack() as stack:
         build = None
         if ours and isinstance(config.model, str):
@@ -195,10 +193,10 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
 
     A Ray of our own pretends to have the cores for as many actors as were asked for.
     """
-    address = _address(config)
+    address = ray_address(config.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     cores = os.cpu_count() or 1
-    if address == _LOCAL:
+    if address == LOCAL:
         asked = (config.actors or 1) * _threads(config, cores)
         options |= {
             "num_cpus": max(cores, asked),
@@ -213,13 +211,9 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
             f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
             "and does it want a token (RAY_AUTH_MODE=token)?"
         ) from error
-    if address == _LOCAL:
+    if address == LOCAL:
         return [{**node, "CPU": cores} for node in _nodes()]
     return _nodes()
-
-
-def _address(config: RunConfig) -> str:
-    return config.address or os.environ.get("RAY_ADDRESS") or _LOCAL
 
 
 def _nodes() -> list[dict[str, float]]:

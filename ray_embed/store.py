@@ -169,6 +169,13 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
     return run
 
 
+def clear(folder: Folder) -> None:
+    """Delete what a run folder holds, what marks it as one last of all."""
+    names = [name for name in folder.names() if name != TEMPORARY]
+    for name in sorted(names, key=RUN.__eq__):
+        folder.delete(name)
+
+
 def is_run(folder: Folder) -> bool:
     """Whether the folder is one of ours, of whatever version: only then it is ever deleted."""
     return folder.exists(RUN) and _marked(folder) is not None

@@ -11,6 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from conftest import picture
 
+# The folders of a run that anybody reads.
+RESULTS = ("features", "rejects", "thumbnails", "projector")
+
 # What a label may hold that a line-based format has trouble with.
 AWKWARD = (
     "plain",
@@ -114,6 +117,15 @@ def contents(folder: Path) -> dict[str, bytes]:
         str(path.relative_to(folder)): path.read_bytes()
         for path in sorted(folder.rglob("*"))
         if path.is_file()
+    }
+
+
+def results_of(run: Path, kinds: tuple[str, ...] = RESULTS) -> dict[str, bytes]:
+    """Read all files that are the same, byte for byte, however a run went."""
+    return {
+        name: content
+        for name, content in contents(run).items()
+        if name.split("/")[0] in kinds and "tfevents" not in name
     }
 
 

@@ -4,7 +4,6 @@
 import itertools
 import shutil
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -65,8 +64,9 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
     """Copy the planned records of all listed splits to another folder; both are local."""
-    for name in _files(plan, source):
-        _copy(source, target, name)
+    for split in plan.splits:
+        for name in _files(split, source):
+            _copy(source, target, name)
 
 
 def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> None:
@@ -86,7 +86,7 @@ def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> No
     roots = {split.ordinal: split.root for split in kept.splits}
     for split in fresh.splits:
         moved = roots.get(split.ordinal) != split.root
-        for name in _files(replace(fresh, splits=(split,)), source):
+        for name in _files(split, source):
             if target.exists(name) and target.read(name) == source.read(name):
                 continue
             before = _read_if_sound(target, name)
@@ -96,12 +96,11 @@ def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> No
             _copy(source, target, name)
 
 
-def _files(plan: Plan, source: Folder) -> Iterator[str]:
-    for split in plan.splits:
-        number = 0
-        while source.exists(name := split.file_of(number)):
-            yield name
-            number += split.shards_a_file
+def _files(split: SplitPlan, source: Folder) -> Iterator[str]:
+    number = 0
+    while source.exists(name := split.file_of(number)):
+        yield name
+        number += split.shards_a_file
 
 
 def _copy(source: Folder, target: Folder, name: str) -> None:

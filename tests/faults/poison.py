@@ -24,12 +24,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import make_folder
-from samples import part_files
+from samples import table_of
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {"crashes the process": (255, 0, 255), "hangs": (0, 255, 255)}
@@ -61,12 +60,6 @@ def run(work: Path, out: str, obeys: bool, *options: str) -> tuple[int, str]:
         text=True,
     )
     return done.returncode, done.stderr
-
-
-def table_of(run: Path, kind: str) -> pa.Table:
-    return pa.concat_tables(
-        [pq.read_table(part).replace_schema_metadata() for part in part_files(run, kind)]
-    )
 
 
 def differences(work: Path, reasons: dict[str, str]) -> list[str]:

@@ -34,7 +34,6 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
-COMPARED = ("features", "rejects", "thumbnails", "projector")
 
 
 def preload(folder: Path) -> None:
@@ -133,18 +132,10 @@ def whole(config: Any, session: Any) -> None:
         pipeline._finish(config, prepared, session, True)
 
 
-def files_of(run: Path) -> dict[str, bytes]:
-    from samples import contents
-
-    return {
-        name: content
-        for name, content in contents(run).items()
-        if name.split("/")[0] in COMPARED and "tfevents" not in name
-    }
-
-
 def tried(number: int, config: Any, session: Any, calm: dict[str, bytes], library: Any) -> str:
     """Let one operation fail; gives what came of it, which begins with WRONG where it is."""
+    from samples import results_of
+
     from ray_embed.errors import RayEmbedError
 
     run = Path(config.out)
@@ -159,7 +150,7 @@ def tried(number: int, config: Any, session: Any, calm: dict[str, bytes], librar
         outcome = f"WRONG: {traceback.format_exc()}"
     library.failing_disarm()
     what = library.failing_failed().decode() or "(not reached)"
-    for name, content in files_of(run).items() if run.exists() else ():
+    for name, content in results_of(run).items() if run.exists() else ():
         if content != calm.get(name):
             outcome = f"WRONG: {name} is not what it must be, after {outcome}"
     try:
@@ -167,7 +158,7 @@ def tried(number: int, config: Any, session: Any, calm: dict[str, bytes], librar
     except Exception:
         outcome = f"WRONG: it does not go on, after {outcome}: {traceback.format_exc()}"
     else:
-        if files_of(run) != calm:
+        if results_of(run) != calm:
             outcome = f"WRONG: other files in the end, after {outcome}"
         if (run / ".tmp").exists():
             outcome = f"WRONG: .tmp stays, after {outcome}"
@@ -183,7 +174,7 @@ def main() -> int:
         folder = Path(temporary)
         if "failing.so" not in os.environ.get("LD_PRELOAD", ""):
             preload(folder)
-        from samples import config, save_encoder, write_listing
+        from samples import config, results_of, save_encoder, write_listing
 
         stand_in()
         library = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -199,7 +190,7 @@ def main() -> int:
         whole(run, session)
         operations = library.failing_count()
         library.failing_disarm()
-        calm = files_of(folder / "run")
+        calm = results_of(folder / "run")
         print(f"{operations} operations on {len(calm)} files and more", flush=True)
         outcomes: Counter[str] = Counter()
         wrong = 0

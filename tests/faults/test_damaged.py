@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pyarrow.parquet as pq
 import pytest
 from conftest import make_folder
-from samples import config, contents, copy, part_files, save_encoder
+from samples import RESULTS, config, contents, copy, part_files, results_of, save_encoder
 
 import ray_embed as package
 from ray_embed import plan, store
@@ -17,7 +17,7 @@ from ray_embed.errors import DamagedError, InputError
 from ray_embed.filesystem import Folder
 from ray_embed.store import part_name
 
-KINDS = ("features", "rejects", "thumbnails", "projector", "plan", "encoder")
+KINDS = (*RESULTS, "plan", "encoder")
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +38,7 @@ def again(whole, run, **changes):
 
 
 def files(run):
-    return {
-        name: content
-        for name, content in contents(run).items()
-        if name.split("/")[0] in KINDS and "tfevents" not in name
-    }
+    return results_of(run, KINDS)
 
 
 def flip(path, at):

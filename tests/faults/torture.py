@@ -30,12 +30,11 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from conftest import make_folder
-from samples import contents, part_files
+from samples import part_files, results_of
 
 SHARD, BATCH = 8, 4
 # How often each is chosen: a raylet or the whole of Ray costs the driver a quarter of a minute.
 KINDS = {"actor": 50, "driver": 20, "guard": 10, "builder": 5, "raylet": 8, "gcs": 2, "all": 5}
-COMPARED = ("features", "rejects", "thumbnails", "projector")
 
 
 def save_encoder(path: Path) -> None:
@@ -139,14 +138,7 @@ def compared(calm: Path, run: Path) -> dict[str, int]:
     """Count what was lost, doubled, moved, and the files whose bytes differ."""
     expected, found = rows_of(calm), rows_of(run)
     keys = dict(expected)
-    files = [
-        {
-            name: content
-            for name, content in contents(folder).items()
-            if name.split("/")[0] in COMPARED and "tfevents" not in name
-        }
-        for folder in (calm, run)
-    ]
+    files = [results_of(folder) for folder in (calm, run)]
     return {
         "records": len(expected),
         "lost": len({index for index, _ in expected} - {index for index, _ in found}),

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import Command, Result, make_folder, picture
+from samples import results_of
 
 import ray_embed as package
 from ray_embed import InputError, RunConfig
@@ -44,16 +45,6 @@ def options(model: Path, *more: Any, actors: int = 1) -> tuple[Any, ...]:
         "--model", model, "--engine", "tensorflow", "--cpus-per-actor", 1, "--actors", actors,
         "--batch-size", 3, "--shard-size", SHARD, *more,
     )  # fmt: skip
-
-
-def contents(run: Path | str) -> dict[str, bytes]:
-    """All files of the folders that are the same, byte for byte, however a run went."""
-    found = {}
-    for folder in ("features", "rejects", "thumbnails", "projector"):
-        for file in sorted((Path(run) / folder).glob("*")):
-            if "tfevents" not in file.name:
-                found[f"{folder}/{file.name}"] = file.read_bytes()
-    return found
 
 
 def times(run: Path | str) -> dict[str, int]:
@@ -130,7 +121,7 @@ def test_exactly_once_whatever_the_number_of_actors_and_however_often_it_stops(
             np.testing.assert_allclose(row["feature"], by_key[row["key"]], rtol=1e-5, atol=1e-6)
     assert len({tuple(feature) for feature in by_key.values()}) == len(by_key)
     # Seven parts, one of them without a row; rejects only where a shard has some.
-    whole = contents("one")
+    whole = results_of(Path("one"))
     counts = [pq.read_metadata(file).num_rows for file in sorted(Path("one/features").iterdir())]
     assert counts == [2, 4, 0, 4, 1, 2, 3]
     assert [name for name in whole if name.startswith("rejects")] == [
@@ -140,14 +131,14 @@ def test_exactly_once_whatever_the_number_of_actors_and_however_often_it_stops(
 
     # Two actors write the same bytes.
     finished(ray_embed, sources, model, "--out", "two", actors=2)
-    assert contents("two") == whole
+    assert results_of(Path("two")) == whole
 
     # Run again it does nothing; where parts are gone, only those, and what a killed try left.
     before = times("one")
     result = finished(ray_embed, sources, model, "--out", "one")
     assert "25 records" in result.out
     assert times("one") == before
-    assert contents("one") == whole
+    assert results_of(Path("one")) == whole
     for number in (0, 2, 6):
         Path(f"one/features/part-{number:08d}.parquet").unlink()
     Path("one/rejects/part-00000000.parquet").unlink()
@@ -155,7 +146,7 @@ def test_exactly_once_whatever_the_number_of_actors_and_however_often_it_stops(
     shutil.copy("one/rejects/part-00000002.parquet", "one/rejects/part-00000006.parquet")
     shutil.rmtree("one/projector")
     finished(ray_embed, sources, model, "--out", "one", actors=2)
-    assert contents("one") == whole
+    assert results_of(Path("one")) == whole
     for name, time in before.items():
         assert (times("one")[name] == time) == (int(name[5:13]) not in (0, 2, 6))
 
@@ -167,7 +158,7 @@ def test_another_configuration_or_another_source_is_refused_and_overwrite_starts
     given = ("--source", "valid", "--out", "r")
     result = ray_embed("extract", *given, *options(model))
     assert result.code == 0, result.err
-    before = contents("r")
+    before = results_of(Path("r"))
 
     result = ray_embed("extract", *given, *options(model, "--pool", "gmp", "--scale", "none"))
     assert result.code == 2
@@ -181,7 +172,7 @@ def test_another_configuration_or_another_source_is_refused_and_overwrite_starts
     assert result.code == 2
     for token in ("a/0001-more.png", "--overwrite"):
         assert token in result.err
-    assert contents("r") == before
+    assert results_of(Path("r")) == before
 
     (tmp_path / "r" / "stray.txt").write_text("left over")
     result = ray_embed("extract", *given, *options(model, "--pool", "gmp", "--overwrite"))
