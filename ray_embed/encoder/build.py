@@ -30,7 +30,8 @@ Array = np.ndarray[Any, Any]
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
 # bfloat16 keeps 8 bits of each number, and errors add up over the layers.
 _BFLOAT16 = 5e-2
-_PROBE = 4
+# A layer that flips each image or not gives the same twice for one batch in 2 ** _PROBE.
+_PROBE = 8
 
 
 def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = None) -> Encoder:
