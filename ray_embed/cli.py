@@ -241,7 +241,6 @@ def layers(**options: Any) -> None:
 @click.option("--out", default="runs/demo", show_default=True, help="Run folder.")
 def demo(out: str) -> None:
     """Train a small auto-encoder on digits, embed them, and say how to look."""
-    _stay_on_this_machine(None)
     from ray_embed.demo import demo as show
 
     show(out, click.echo)
@@ -252,7 +251,6 @@ def _execute(options: dict[str, Any], *, and_reduce: bool) -> None:
 
     file = options.pop("config")
     config = make_config({**(load_yaml(file) if file else {}), **_given(options)})
-    _stay_on_this_machine(config.address)
     # Ray is imported with this, so only when the options are right.
     from ray_embed.pipeline import execute
 
@@ -260,17 +258,6 @@ def _execute(options: dict[str, Any], *, and_reduce: bool) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         outcome = execute(config, and_reduce=and_reduce)
     click.echo(outcome.summary())
-
-
-def _stay_on_this_machine(address: str | None) -> None:
-    """Let a Ray that is started here listen on the loopback address only.
-
-    It does so on systems for which it knows no clusters; else it listens on all addresses.
-    """
-    from ray_embed.config import LOCAL, ray_address
-
-    if ray_address(address) == LOCAL and "ray" not in sys.modules:
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

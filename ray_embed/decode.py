@@ -21,6 +21,9 @@ Array = np.ndarray[Any, Any]
 _HEADER = 32
 _UNKNOWN, _JPEG, _PNG, _GIF, _BMP, _OTHER_BMP = range(6)
 _AHEAD = 4
+# A JPEG may scan its pixels any number of times. Usual are about ten; so many pixels times scans
+# take ten seconds or so. A scan has at least so many bytes.
+_MOST_SCANNED, _SCAN_BYTES = 10**11, 10
 
 
 @dataclass(frozen=True)
@@ -114,10 +117,11 @@ def _file_decoder(pixels: PixelSpec) -> Any:
 
     def decode(position: Any, path: Any) -> Any:
         content = tf.io.read_file(path)
-        kind, count = _header(content)
+        kind, count, scanned = _header(content)
         known = tf.not_equal(kind, _UNKNOWN) & tf.not_equal(kind, _OTHER_BMP)
+        fits = (count <= pixels.max_pixels) & (scanned <= _MOST_SCANNED)
         # Decoding nothing fails.
-        image = _decoded(tf.where(known & (count <= pixels.max_pixels), content, b""))
+        image = _decoded(tf.where(known & fits, content, b""))
         return position, *_prepared(image, image, pixels)
 
     return decode
@@ -207,16 +211,26 @@ def _display(image: Any) -> Any:
     return tf.where((low >= 0.0) & (high <= 1.0), image * 255.0, shown)
 
 
-def _header(content: Any) -> tuple[Any, Any]:
-    """Read an image file's kind and its number of pixels from its first bytes."""
+def _header(content: Any) -> tuple[Any, Any, Any]:
+    """Read an image file's kind, its pixels, and those that are scanned, each as often as it is.
+
+    The last number may be smaller where it is small enough.
+    """
     import tensorflow as tf
 
-    def jpeg() -> tuple[Any, Any]:
+    def jpeg() -> tuple[Any, Any, Any]:
         height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(content, tf.int64))
-        return _constant(_JPEG), height * width
+        count = height * width
+        most = count * tf.cast(tf.strings.length(content), tf.int64) // _SCAN_BYTES
+        looked_at = tf.where(most > _MOST_SCANNED, content, b"")
+        scans = tf.size(tf.strings.split(looked_at, b"\xff\xda"), tf.int64) - 1
+        return _constant(_JPEG), count, count * scans
+
+    def other() -> tuple[Any, Any, Any]:
+        return *_other_header(content), _constant(0)
 
     is_jpeg = tf.equal(tf.strings.substr(content, 0, 3), b"\xff\xd8\xff")
-    return tf.cond(is_jpeg, jpeg, lambda: _other_header(content))  # type: ignore[no-any-return]
+    return tf.cond(is_jpeg, jpeg, other)  # type: ignore[no-any-return]
 
 
 def _other_header(content: Any) -> tuple[Any, Any]:
@@ -291,7 +305,7 @@ def diagnose(path: bytes, pixels: PixelSpec) -> str | Batch:
     if not content:
         return "empty file"
     try:
-        kind, count = (int(value) for value in _header(tf.constant(content)))
+        kind, count, scanned = (int(value) for value in _header(tf.constant(content)))
     except tf.errors.OpError:
         return "corrupt image"
     if kind == _UNKNOWN:
@@ -300,6 +314,8 @@ def diagnose(path: bytes, pixels: PixelSpec) -> str | Batch:
         return "unsupported image"
     if count > pixels.max_pixels:
         return "too many pixels"
+    if scanned > _MOST_SCANNED:
+        return "too many scans"
     try:
         image = _decoded(tf.constant(content))
         prepared = [value.numpy()[None] for value in _prepared(image, image, pixels)]

@@ -102,11 +102,11 @@ class Folder:
                 content: bytes = stream.read()
             return content
 
-    def write(self, name: str, content: bytes) -> None:
+    def write(self, name: str, content: bytes, *, durable: bool = False) -> None:
         """Write the file `name` so that it is seen whole or not at all, replacing what was there.
 
         Object stores show an object only once it is complete; elsewhere the bytes go to a
-        temporary file first, which is then renamed.
+        temporary file first, which is then renamed. A `durable` file outlasts a loss of power.
         """
         if not self.is_local:
             # Leaving the block by an exception would publish half the object: one write, no more.
@@ -118,6 +118,9 @@ class Folder:
             return
         with self.staged(name) as temporary, open(temporary, "wb") as file:
             file.write(content)
+            if durable:
+                file.flush()
+                os.fsync(file.fileno())
 
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[str]:

@@ -6,6 +6,7 @@ without an exception. And Ray has its own ideas of signals. So `run` and `extrac
 of the process that the user started.
 """
 
+import contextlib
 import os
 import signal
 import sys
@@ -22,7 +23,8 @@ def guarded(work: Callable[[], NoReturn], abandoned: Callable[[str], int]) -> No
     """Run `work` in a child, and end as it ends.
 
     The first SIGINT or SIGTERM interrupts the child, the second one kills it. Where this process is
-    killed, the child is too.
+    killed, the child is too. What the child has started ends with it, in whatever way it does: some
+    of Ray's processes would look for theirs only after a while.
 
     Args:
         work: ends with SystemExit, once it has said what there was to say.
@@ -48,6 +50,10 @@ def guarded(work: Callable[[], NoReturn], abandoned: Callable[[str], int]) -> No
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)
+    # Until it is waited for, its number is that of its group and of no other.
+    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.read(said[0], 1) == _SAID:
         sys.exit(os.waitstatus_to_exitcode(status))
@@ -65,7 +71,7 @@ def _be_child(work: Callable[[], NoReturn], alive: int, said: int) -> NoReturn:
 
     def wait_for_the_end() -> None:
         os.read(alive, 1)
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait_for_the_end, daemon=True).start()
     code = 1

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import (
     NodeDiedError,
     OutOfMemoryError,
@@ -21,7 +22,7 @@ from ray.exceptions import (
 
 from ray_embed.config import LOCAL, RunConfig, ray_address
 from ray_embed.encoder import Encoder, EncoderSpec, apart
-from ray_embed.errors import InputError, RayEmbedError, RunError
+from ray_embed.errors import InputError, RayEmbedError, RunError, first_line
 from ray_embed.extractor import Extractor
 from ray_embed.filesystem import shown
 
@@ -195,15 +196,10 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
     """
     address = ray_address(config.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    cores = os.cpu_count() or 1
     if address == LOCAL:
-        asked = (config.actors or 1) * _threads(config, cores)
-        options |= {
-            "num_cpus": max(cores, asked),
-            "include_dashboard": False,
-            # Workers that nobody has asked for would take the cores while the first actor starts.
-            "_system_config": {"prestart_worker_first_driver": False},
-        }
+        cores = os.cpu_count() or 1
+        _start(max(cores, (config.actors or 1) * _threads(config, cores)), options)
+        return [{**node, "CPU": cores} for node in _nodes()]
     try:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RayError) as error:
@@ -211,9 +207,34 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
             f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
             "and does it want a token (RAY_AUTH_MODE=token)?"
         ) from error
-    if address == LOCAL:
-        return [{**node, "CPU": cores} for node in _nodes()]
     return _nodes()
+
+
+def _start(cpus: int, options: dict[str, Any]) -> None:
+    """Start a Ray that listens on the loopback address only.
+
+    It does so by itself on systems for which it knows no clusters; else it listens on all
+    addresses, whichever it is asked for.
+
+    Raises:
+        RunError: it does not start.
+    """
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        ray.init(
+            LOCAL,
+            num_cpus=cpus,
+            include_dashboard=False,
+            # Workers that nobody has asked for would take the cores while the first actor starts.
+            _system_config={"prestart_worker_first_driver": False},
+            **options,
+        )
+    except Exception as error:
+        # It has no class of its own for these.
+        raise RunError(f"Ray does not start on this machine: {first_line(error)}") from error
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -1,15 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Lets each single operation on the run folder fail once, one after the other.
+"""Lets each single operation on the run folder fail, one after the other.
 
     python tests/faults/storage.py              every operation
     python tests/faults/storage.py --every 10   each tenth
 
 A small run (rejects, thumbnails, the projector's files) is made once undisturbed, which counts the
 system calls on files below the run folder: opening, reading, writing, renaming, listing, looking at
-them. Then, for each of them, the same run is made anew with that call failing. It must succeed all
-the same, or end with one of our errors, everything that lies under its final name being right; and
-the same run again must complete it. Files in the end are, byte for byte, those of the undisturbed
-run.
+them. Then, for each of them, the same run is made anew with that call failing; and three times more
+with the disk full from that call on, read-only from then on, and without a free file handle. It
+must succeed all the same, or end with one of our errors, everything that lies under its final name
+being right; and the same run again, with nothing failing, must complete it. Files in the end are,
+byte for byte, those of the undisturbed run.
 
 It is one process, without Ray, whose actors and calls are stood in for by plain ones. The failing
 library beside this file is compiled with the system's C compiler and preloaded.
@@ -33,6 +34,8 @@ from types import SimpleNamespace
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+# As the library numbers them.
+MODES = ("once", "full", "read-only", "handles")
 sys.path.insert(0, str(HERE.parent))
 
 
@@ -132,15 +135,17 @@ def whole(config: Any, session: Any) -> None:
         pipeline._finish(config, prepared, session, True)
 
 
-def tried(number: int, config: Any, session: Any, calm: dict[str, bytes], library: Any) -> str:
-    """Let one operation fail; gives what came of it, which begins with WRONG where it is."""
+def tried(
+    number: int, mode: int, config: Any, session: Any, calm: dict[str, bytes], library: Any
+) -> str:
+    """Let operations fail; gives what came of it, which begins with WRONG where it is."""
     from samples import results_of
 
     from ray_embed.errors import RayEmbedError
 
     run = Path(config.out)
     shutil.rmtree(run, ignore_errors=True)
-    library.failing_arm(str(run).encode(), number)
+    library.failing_arm(str(run).encode(), number, mode)
     outcome = "done all the same"
     try:
         whole(config, session)
@@ -180,13 +185,13 @@ def main() -> int:
         library = ctypes.CDLL(os.environ["LD_PRELOAD"])
         library.failing_failed.restype = ctypes.c_char_p
         library.failing_count.restype = ctypes.c_long
-        library.failing_arm.argtypes = [ctypes.c_char_p, ctypes.c_long]
+        library.failing_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
         # First of all, for TensorFlow's threads can be set only before its first use.
         session = PlainSession()
         listing = write_listing(folder / "data", list("aabbabab"), {5})
         model = save_encoder(folder / "encoder.keras")
         run = config({"valid": listing}, model, folder / "run")
-        library.failing_arm(str(folder / "run").encode(), 0)
+        library.failing_arm(str(folder / "run").encode(), 0, 0)
         whole(run, session)
         operations = library.failing_count()
         library.failing_disarm()
@@ -194,19 +199,20 @@ def main() -> int:
         print(f"{operations} operations on {len(calm)} files and more", flush=True)
         outcomes: Counter[str] = Counter()
         wrong = 0
-        for number in range(1, operations + 1, given.every):
-            said = tried(number, run, session, calm, library)
-            is_wrong = ": WRONG" in said
-            wrong += is_wrong
-            what, _, outcome = said.partition(": ")
-            outcomes[f"{what.split()[0]}: {outcome.split(':')[0]}"] += 1
-            if is_wrong or given.all:
-                print(f"{number:4} {said}", flush=True)
-    print("\nwhat failed: what came of it: how often")
+        for mode, name in enumerate(MODES):
+            for number in range(1, operations + 1, given.every):
+                said = tried(number, mode, run, session, calm, library)
+                is_wrong = ": WRONG" in said
+                wrong += is_wrong
+                what, _, outcome = said.partition(": ")
+                outcomes[f"{name:9}  {what.split()[0]}: {outcome.split(':')[0]}"] += 1
+                if is_wrong or given.all:
+                    print(f"{name} {number:4} {said}", flush=True)
+    print("\nhow, and what failed first: what came of it: how often")
     for outcome, count in sorted(outcomes.items()):
         print(f"{count:5}  {outcome}")
     print(
-        f"{outcomes.total()} operations were made to fail: "
+        f"{outcomes.total()} times operations were made to fail, in four ways: "
         + (f"{wrong} WRONG" if wrong else "none left anything wrong, and all went on to the end")
     )
     return int(bool(wrong))

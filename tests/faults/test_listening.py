@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import psutil
+import pytest
 from conftest import make_folder
 from samples import save_encoder
 
@@ -31,12 +32,23 @@ def is_loopback(address):
     return (getattr(parsed, "ipv4_mapped", None) or parsed).is_loopback
 
 
-def test_nothing_listens_on_an_address_that_others_reach(tmp_path):
+PYTHON = """
+import sys, ray, ray_embed
+source, model = sys.argv[1:]
+ray_embed.run(ray_embed.RunConfig(sources={"valid": source}, model=model, out="run"))
+"""
+FROM = {"command line": ["-m", "ray_embed"], "Python": ["-c", PYTHON]}
+
+
+@pytest.mark.parametrize("start", FROM.values(), ids=FROM)
+def test_nothing_listens_on_an_address_that_others_reach(tmp_path, start):
     source = make_folder(tmp_path / "valid", {"a": 5})
     model = save_encoder(tmp_path / "encoder.keras")
-    words = ["run", "--source", source, "--model", model, "--out", "run"]
+    words = [source, model]
+    if "ray_embed" in start:
+        words = ["run", "--source", source, "--model", model, "--out", "run"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "ray_embed", *map(str, words)],
+        [sys.executable, *start, *map(str, words)],
         cwd=tmp_path,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -45,7 +57,7 @@ def test_nothing_listens_on_an_address_that_others_reach(tmp_path):
     while process.poll() is None:
         found |= listening(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.communicate(timeout=0.2)
+            process.communicate(timeout=0.5)
     assert process.returncode == 0
     assert {name for name, _ in found} >= {"raylet", "gcs_server"}
     assert not {(name, address) for name, address in found if not is_loopback(address)}

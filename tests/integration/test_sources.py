@@ -2,6 +2,8 @@
 """Folders, listings and arrays, from the files on disk to the rows and the pixels of a run."""
 
 import os
+import struct
+import time
 import tracemalloc
 import zipfile
 from collections import Counter
@@ -483,6 +485,32 @@ def forms(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
             main()
     assert not exited.value.code, (base / "said").read_text()
     return base
+
+
+def with_scans(content: bytes, scans: int, side: int) -> bytes:
+    """Let a progressive JPEG have more scans, and more pixels."""
+    frame = content.index(b"\xff\xc2")
+    size = struct.pack(">HH", side, side)
+    content = content[: frame + 5] + size + content[frame + 9 :]
+    last, end = content.rindex(b"\xff\xda"), content.rindex(b"\xff\xd9")
+    return content[:last] + content[last:end] * scans + content[end:]
+
+
+def test_scans_that_would_take_minutes_are_rejected(tmp_path, ray_embed):
+    pass_through(tmp_path / "m.keras", 3)
+    (tmp_path / "tree").mkdir()
+    picture(1).save(tmp_path / "plain.jpg", progressive=True)
+    usual = (tmp_path / "plain.jpg").read_bytes()
+    (tmp_path / "tree" / "few.jpg").write_bytes(with_scans(usual, 200, 300))
+    (tmp_path / "tree" / "many.jpg").write_bytes(with_scans(usual, 2000, 12000))
+    (tmp_path / "tree" / "usual.jpg").write_bytes(usual)
+    began = time.monotonic()
+    result = ray_embed("extract", "--source", "tree", "--model", "m.keras", "--out", "run")
+    assert result.code == 0, result.err
+    assert [(row["key"], row["reason"]) for row in rejects(tmp_path / "run")] == [
+        ("many.jpg", "too many scans")
+    ]
+    assert time.monotonic() - began < 30
 
 
 def rejects(run: Path) -> list[dict[str, Any]]:
