@@ -333,7 +333,13 @@ def _say_how_to_go_on() -> None:
 
 
 def _command() -> str:
-    """Give the command that goes on: the same one, but never to start anew."""
-    given = [argument for argument in sys.argv[1:] if argument != "--overwrite"]
+    """Give the command that goes on: the same one, but never to start anew, nor with a password."""
+    from ray_embed.filesystem import without_credentials
+
+    given = [
+        without_credentials(argument, "***@")
+        for argument in sys.argv[1:]
+        if argument != "--overwrite"
+    ]
     command = shlex.join(["ray-embed", *given])
     return f"{command} (with no overwrite in the file)" if "--config" in command else command

@@ -27,6 +27,7 @@ LOCK = f"{TEMPORARY}/lock"
 # What was killed a moment ago takes so long to be gone.
 _LOCK_SECONDS = 5.0
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s\"]*@")
 
 
 def is_uri(text: str) -> bool:
@@ -42,6 +43,11 @@ def shown(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
 
 
+def without_credentials(text: str, instead: str = "") -> str:
+    """Give a text, another library's error say, without users and passwords of URIs in it."""
+    return _CREDENTIALS.sub(instead, text)
+
+
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """Give the file system and the path in it that `uri` (or a local path) names.
 
@@ -53,7 +59,8 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
-        raise InputError(f"{shown(uri)}: not a location that can be opened: {error}") from error
+        said = without_credentials(str(error))
+        raise InputError(f"{shown(uri)}: not a location that can be opened: {said}") from None
     return filesystem, path
 
 
@@ -200,7 +207,7 @@ def _named(path: str, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = error.strerror or str(error)
+        what = without_credentials(error.strerror or str(error))
         raise StorageError(f"{shown(path)}: cannot be {doing}: {what}") from error
 
 

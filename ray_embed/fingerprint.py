@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_embed.config import RunConfig
 from ray_embed.encoder import Encoder
+from ray_embed.filesystem import without_credentials
 from ray_embed.plan import Plan, SplitPlan
 
 Identity = dict[str, Any]
@@ -72,8 +73,9 @@ def name_of(value: Any) -> str | None:
 
 
 def plain(content: Identity) -> Identity:
-    """Give an identity as it comes back from JSON, for comparing."""
-    return json.loads(json.dumps(content, default=str))  # type: ignore[no-any-return]
+    """Give an identity as it is kept and compared: as JSON, without passwords in URIs."""
+    text = without_credentials(json.dumps(content, default=str))
+    return json.loads(text)  # type: ignore[no-any-return]
 
 
 def digest(content: Identity) -> str:

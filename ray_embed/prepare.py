@@ -114,14 +114,18 @@ def check_model(config: RunConfig) -> None:
     Raises:
         InputError: it is not.
     """
-    if isinstance(config.model, str) and not is_callable_reference(config.model):
-        if is_uri(config.model):
-            raise InputError(f"--model {shown(config.model)}: only local paths can be read so far")
-        if not Path(config.model).exists():
-            raise InputError(
-                f"--model {config.model}: no such file; give a .keras or .h5 file, a SavedModel "
-                "folder, or module:callable"
-            )
+    for option, path in (("--model", config.model), ("--weights", config.weights)):
+        if isinstance(path, str) and is_uri(path):
+            raise InputError(f"{option} {shown(path)}: only local paths can be read so far")
+    if (
+        isinstance(config.model, str)
+        and not is_callable_reference(config.model)
+        and not Path(config.model).exists()
+    ):
+        raise InputError(
+            f"--model {config.model}: no such file; give a .keras or .h5 file, a SavedModel "
+            "folder, or module:callable"
+        )
 
 
 def prepare(

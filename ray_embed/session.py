@@ -24,7 +24,7 @@ from ray_embed.config import LOCAL, RunConfig, ray_address
 from ray_embed.encoder import Encoder, EncoderSpec, apart
 from ray_embed.errors import InputError, RayEmbedError, RunError, first_line
 from ray_embed.extractor import Extractor
-from ray_embed.filesystem import shown
+from ray_embed.filesystem import shown, without_credentials
 
 # One shard computes while the other one decodes.
 SHARDS_AN_ACTOR = 2
@@ -204,8 +204,9 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RayError) as error:
         raise InputError(
-            f"--address {shown(address)}: no Ray cluster answers there ({error}); is it running, "
-            "and does it want a token (RAY_AUTH_MODE=token)?"
+            f"--address {shown(address)}: no Ray cluster answers there "
+            f"({without_credentials(str(error))}); is it running, and does it want a token "
+            "(RAY_AUTH_MODE=token)?"
         ) from error
     return _nodes()
 
