@@ -21,23 +21,26 @@ def tool(name, *arguments, timeout=1500):
     return done
 
 
-@pytest.mark.slow
+TORTURED = "nothing lost, doubled or moved, all bytes equal"
+SHORT = [("torture", ["--kills", 4, "--records", 160], TORTURED)]
+LONG = [
+    ("torture", ["--kills", 12, "--records", 400], TORTURED),
+    (
+        "poison",
+        ["--records", 120, "--each", 1, "--shard-size", 32, "--attempts", 2],
+        "exactly those are rejected",
+    ),
+    ("storage", ["--every", 9], "none left anything wrong"),
+    ("hostile", ["--files", 1500], "all of these are rows"),
+]
+
+
 @pytest.mark.timeout(1600)
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        (
-            "torture",
-            ["--kills", 12, "--records", 400],
-            "nothing lost, doubled or moved, all bytes equal",
-        ),
-        (
-            "poison",
-            ["--records", 120, "--each", 1, "--shard-size", 32, "--attempts", 2],
-            "exactly those are rejected",
-        ),
-        ("storage", ["--every", 9], "none left anything wrong"),
-        ("hostile", ["--files", 1500], "all of these are rows"),
+        *(pytest.param(*one, id=f"short {one[0]}") for one in SHORT),
+        *(pytest.param(*one, id=one[0], marks=pytest.mark.slow) for one in LONG),
     ],
 )
 def test_tool(name, arguments, said):

@@ -26,6 +26,7 @@ REASONS = {
     "unsupported image",
     "corrupt image",
     "too many pixels",
+    "too many scans",
     "not finite",
 }
 
@@ -149,6 +150,25 @@ def test_exactly_once_whatever_the_number_of_actors_and_however_often_it_stops(
     assert results_of(Path("one")) == whole
     for name, time in before.items():
         assert (times("one")[name] == time) == (int(name[5:13]) not in (0, 2, 6))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["tensorflow", "auto"])
+def test_any_shard_size_and_number_of_actors_gives_the_same_features(
+    ray_embed, sources, model, tmp_path, engine
+):
+    found = []
+    for size, actors in ((SHARD, 1), (1, 2), (7, 3), (512, 1)):
+        out = f"{size}-shards"
+        finished(
+            ray_embed, sources, model, "--out", out, "--shard-size", size, "--engine", engine,
+            actors=actors,
+        )  # fmt: skip
+        found.append(rows(out, "features"))
+    values = [np.array(table["feature"].to_pylist()) for table in found]
+    for table, features in zip(found, values, strict=True):
+        assert table.drop_columns("feature").equals(found[0].drop_columns("feature"))
+        assert np.abs(features - values[0]).max() <= 1e-6 * np.abs(values[0]).max()
 
 
 def test_another_configuration_or_another_source_is_refused_and_overwrite_starts_anew(
