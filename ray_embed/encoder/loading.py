@@ -11,7 +11,7 @@ import numpy as np
 
 from ray_embed import importing
 from ray_embed.config import is_callable_reference
-from ray_embed.encoder import EncoderSpec, lambdas
+from ray_embed.encoder import EncoderSpec, lambdas, saved_graph
 from ray_embed.encoder.keras_objects import finish_normalization, keras_family
 from ray_embed.errors import InputError
 
@@ -146,6 +146,7 @@ def _from_file(path: Path) -> Any:
         if configs is None:
             raise InputError(f"--model {path}: a folder without saved_model.pb is no SavedModel")
         lambdas.refuse_lambdas(path, configs)
+        saved_graph.refuse_reaching(path)
         return _load_keras_2(path)
     match path.suffix.lower():
         case ".keras":
@@ -246,6 +247,7 @@ def _image_shape(
 def _signature(path: Path, spec: EncoderSpec) -> Loaded:
     import tensorflow as tf
 
+    saved_graph.refuse_reaching(path)
     try:
         loaded = tf.saved_model.load(str(path))
     except Exception as error:
