@@ -223,8 +223,8 @@ def _header(content: Any) -> tuple[Any, Any, Any]:
         count = height * width
         most = count * tf.cast(tf.strings.length(content), tf.int64) // _SCAN_BYTES
         looked_at = tf.where(most > _MOST_SCANNED, content, b"")
-        scans = tf.size(tf.strings.split(looked_at, b"\xff\xda"), tf.int64) - 1
-        return _constant(_JPEG), count, count * scans
+        pieces = tf.raw_ops.StringSplitV2(input=looked_at[None], sep=b"\xff\xda").values
+        return _constant(_JPEG), count, count * tf.size(pieces, tf.int64)
 
     def other() -> tuple[Any, Any, Any]:
         return *_other_header(content), _constant(0)
