@@ -54,6 +54,7 @@ def test_what_is_printed_while_building_goes_nowhere(project: Path, ray_embed_pr
     assert features.shape == (5, 5)
 
 
+@pytest.mark.slow
 def test_random_weights_stay_the_same_when_going_on(project: Path, ray_embed_process: Command):
     arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:random")
     assert ray_embed_process("extract", *arguments, "--shard-size", 2).code == 0
@@ -83,6 +84,7 @@ def test_a_model_that_fails(project: Path, ray_embed_process: Command):
     assert not (project / "run").exists()
 
 
+@pytest.mark.slow
 def test_what_is_kept_of_the_encoder_is_gone(project: Path, ray_embed_process: Command):
     arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:encoder")
     assert ray_embed_process("extract", *arguments, "--shard-size", 2).code == 0

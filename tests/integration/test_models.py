@@ -331,6 +331,7 @@ def test_all_forms_of_weights(tmp_path: Path, images: np.ndarray, form: str, lib
 # --- one encoder for all -------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_in_every_actor(ray_embed: Command, tmp_path: Path):
     shutil.copy(PROJECT / "my_encoders.py", tmp_path)
     make_folder(tmp_path / "valid", {"a": 1})

@@ -486,6 +486,7 @@ def make(count, shape, folder):
 """
 
 
+@pytest.mark.slow
 def test_a_callable_that_breaks_is_gone_on_with_once_it_is_mended(
     ray_embed: Command, model, tmp_path
 ):
