@@ -41,9 +41,10 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     wanted = session.resources.actors
     workers = session.workers(wanted if shards is None else min(wanted, shards - done.count))
     job = _job(config, prepared)
+    before: list[schedule.Item] = []
     with Progress(prepared.plan.records) as progress:
-        work = _missing(prepared, done, lengths, progress)
-        for shard in schedule.extract_all(workers, job, work, config):
+        work = _missing(prepared, done, lengths, progress, before)
+        for shard in schedule.extract_all(workers, job, work, config, before, done.count > 0):
             progress.advance(shard.rows + sum(shard.rejects.values()))
             rejected += sum(shard.rejects.values())
             _check_rejects(config, rejected, prepared.target.out)
@@ -75,15 +76,22 @@ def _pixels(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
 
 
 def _missing(
-    prepared: Prepared, done: store.Done, lengths: dict[int, int], progress: Progress
+    prepared: Prepared,
+    done: store.Done,
+    lengths: dict[int, int],
+    progress: Progress,
+    before: list[schedule.Item],
 ) -> _Work:
-    """Yield the shards that are not done, in order; fills in the lengths of streams."""
+    """Yield the shards that are not done, in order.
+
+    Fills in the lengths of streams, and some of the shards that are done.
+    """
     number = index = 0
     for split in prepared.plan.splits:
         if split.kind == "stream":
             work = _walked(prepared, split, number, index, done, progress)
         else:
-            work = _listed(split, number, index, done, progress)
+            work = _listed(split, number, index, done, progress, before)
         records = yield from work
         lengths[split.ordinal] = records
         number += -(-records // split.shard_size)
@@ -91,15 +99,23 @@ def _missing(
 
 
 def _listed(
-    split: SplitPlan, number: int, index: int, done: store.Done, progress: Progress
+    split: SplitPlan,
+    number: int,
+    index: int,
+    done: store.Done,
+    progress: Progress,
+    before: list[schedule.Item],
 ) -> Generator[tuple[Shard, Any], None, int]:
     total = split.records or 0
     for local, position in enumerate(range(0, total, split.shard_size)):
         records = min(split.shard_size, total - position)
-        if number + local in done:
-            progress.skip(records)
-        else:
-            yield Shard(number + local, split, local, index + position, position, records), None
+        shard = Shard(number + local, split, local, index + position, position, records)
+        if shard.number not in done:
+            yield shard, None
+            continue
+        progress.skip(records)
+        if len(before) < schedule.KNOWN:
+            before.append((shard, None))
     return total
 
 

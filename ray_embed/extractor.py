@@ -150,11 +150,17 @@ class Extractor:
         opened.engine(np.zeros((size, *opened.encoder.image_shape), np.float32))
         return size
 
-    def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> None:
-        """Do all that extracting the records `start` to `stop` of a shard takes; keep nothing."""
+    def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> int:
+        """Do all that extracting the records `start` to `stop` of a shard takes; keep nothing.
+
+        Returns:
+            How many of them are none to be rejected.
+        """
         opened = self._open(job)
         rows = plan.read_shard(Folder.at(opened.job.out), shard.split, shard.local)
-        self._gather(opened, shard, rows, images, np.arange(start, stop))
+        missing = _missing(shard, rows)
+        chosen = np.array([at for at in range(start, stop) if at not in missing], np.int64)
+        return self._gather(opened, shard, rows, images, chosen).reasons.count(None)
 
     def extract(
         self, job: bytes, shard: Shard, images: Any = None, rejected: dict[int, str] | None = None
@@ -174,9 +180,7 @@ class Extractor:
         opened = self._open(job)
         folder = Folder.at(opened.job.out)
         rows = plan.read_shard(folder, shard.split, shard.local)
-        planned = rows["size"].to_pylist() if shard.split.kind == "files" else []
-        missing = {at: _MISSING for at, size in enumerate(planned) if size is None}
-        rejected = missing | (rejected or {})
+        rejected = _missing(shard, rows) | (rejected or {})
         chosen = np.array([at for at in range(rows.num_rows) if at not in rejected], np.int64)
         gathered = self._gather(opened, shard, rows, images, chosen)
         if rejected:
@@ -296,6 +300,12 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
 def _gathered(count: int, encoder: Encoder) -> _Gathered:
     features = [np.zeros((count, output.dimension), np.float32) for output in encoder.outputs]
     return _Gathered(features, [None] * count, [])
+
+
+def _missing(shard: Shard, rows: pa.Table) -> dict[int, str]:
+    """Give the reasons of records that were not there when planned, by their positions."""
+    planned = rows["size"].to_pylist() if shard.split.kind == "files" else []
+    return {at: _MISSING for at, size in enumerate(planned) if size is None}
 
 
 def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -25,11 +26,24 @@ _POLL_SECONDS = 0.5
 # So many records, and none that passes, are no accident.
 _ALL_FAILING = 3
 
+Item = tuple[Shard, Any]
+
 
 def each_alone(
-    workers: list[Worker], job: bytes, items: list[tuple[Shard, Any]], config: RunConfig
+    workers: list[Worker],
+    job: bytes,
+    items: list[Item],
+    config: RunConfig,
+    others: list[Item],
 ) -> Iterator[ShardResult]:
     """Extract shards without the records that end an actor; each worker does one at a time.
+
+    Args:
+        workers: the extractors.
+        job: what all shards have in common, a pickled Job.
+        items: the shards, each with a reference to its images where they are streamed.
+        config: the limits.
+        others: shards that were done, for records that pass where a shard has none.
 
     Raises:
         RayEmbedError: as :meth:`Extractor.extract` raises; a shard ends its actor although no
@@ -42,10 +56,10 @@ def each_alone(
         free.put(worker)
     stop = threading.Event()
 
-    def done(item: tuple[Shard, Any]) -> ShardResult:
+    def done(item: Item) -> ShardResult:
         worker = free.get()
         try:
-            return _Alone(worker, job, item, config, stop).extract()
+            return _Alone(worker, job, item, config, stop).extract(others)
         finally:
             free.put(worker)
 
@@ -57,11 +71,17 @@ def each_alone(
         threads.shutdown(cancel_futures=True)
 
 
-def once(
-    worker: Worker, job: bytes, item: tuple[Shard, Any], config: RunConfig
-) -> ShardResult | None:
+def once(worker: Worker, job: bytes, item: Item, config: RunConfig) -> ShardResult | None:
     """Extract a shard in an actor that has nothing else to do; None where that ends it."""
     return _Alone(worker, job, item, config, threading.Event()).once()
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """Some records of a shard, by their positions in it."""
+
+    item: Item
+    positions: range
 
 
 class _Alone:
@@ -71,28 +91,38 @@ class _Alone:
         self,
         worker: Worker,
         job: bytes,
-        item: tuple[Shard, Any],
+        item: Item,
         config: RunConfig,
         stop: threading.Event,
     ) -> None:
         self._worker, self._job, self._stop = worker, job, stop
+        self._item = item
         self._shard, self._images = item
         self._attempts, self._timeout = config.max_attempts, config.shard_timeout
-        self._good: range | None = None
+        self._good: _Batch | None = None
         self._rejected: dict[int, str] = {}
 
-    def extract(self) -> ShardResult:
+    def extract(self, others: list[Item]) -> ShardResult:
         """Find the records to reject, and extract the others."""
         size = self._get_ready()
+        suspects: list[int] = []
         for start in range(0, self._shard.records, size):
             batch = range(start, min(start + size, self._shard.records))
-            if self._tried(batch):
+            if self._tried(_Batch(self._item, batch)):
                 for at in batch:
-                    self._judge(at)
+                    # Until one passes, it may be for anything: those are tried again then.
+                    if self._judge(at) and self._good is None:
+                        suspects.append(at)
+                        self._check_passing(len(suspects))
+        if suspects and self._good is None:
+            self._find_good(others, size)
+        for at in suspects:
+            del self._rejected[at]
+            self._judge(at)
         reason = None
         for _ in range(self._attempts):
             self._get_ready()
-            found, reason = self._call("extract", self._images, self._rejected)
+            found, reason = self._call("extract", *self._item, self._rejected)
             if reason is None:
                 return found  # type: ignore[no-any-return]
         raise RunError(
@@ -103,30 +133,53 @@ class _Alone:
     def once(self) -> ShardResult | None:
         """Extract all records in one go; None where that ends the actor."""
         self._get_ready()
-        found: ShardResult | None = self._call("extract", self._images)[0]
+        found: ShardResult | None = self._call("extract", *self._item)[0]
         return found
 
-    def _judge(self, at: int) -> None:
-        """Reject the record at this position if it, and nothing else, ends the actor."""
+    def _judge(self, at: int) -> bool:
+        """Reject the record at this position if it ends the actor each time; whether it does."""
         reason = None
         for _ in range(self._attempts):
             self._get_ready()
-            reason = self._tried(range(at, at + 1))
+            reason = self._tried(_Batch(self._item, range(at, at + 1)))
             if reason is None:
-                return
+                return False
         assert reason is not None  # noqa: S101 - there is at least one attempt
         self._rejected[at] = reason
-        if self._good is None and len(self._rejected) >= _ALL_FAILING:
+        return True
+
+    def _check_passing(self, failed: int) -> None:
+        if failed >= _ALL_FAILING:
+            reasons = " or ".join(sorted(set(self._rejected.values())))
             raise RunError(
-                f"shard {self._shard.number}: each of its first records {reason} when it is tried "
+                f"shard {self._shard.number}: each of its first records {reasons} when it is tried "
                 "alone, so it is not for the records"
             )
 
-    def _tried(self, positions: range) -> str | None:
+    def _find_good(self, others: list[Item], size: int) -> None:
+        """Find records of other shards that pass, as none of this one does."""
+        for item in others:
+            if item[1] is None and item[0].split.kind == "stream":
+                # Its images are gone.
+                continue
+            self._get_ready()
+            self._tried(_Batch(item, range(min(size, item[0].records))))
+            if self._good is not None:
+                return
+        if self._shard.split.kind == "stream":
+            # That a blank image passes has to do; nothing of the storage is read for these.
+            return
+        raise RunError(
+            f"shard {self._shard.number}: none of its records can be extracted, and no other is "
+            "known that can, so it may not be for the records"
+        )
+
+    def _tried(self, batch: _Batch) -> str | None:
         """Try some records, without keeping anything; gives the reason where they end the actor."""
-        _, reason = self._call("attempt", self._images, positions.start, positions.stop)
-        if reason is None:
-            self._good = range(positions.start, positions.start + 1)
+        positions = batch.positions
+        encoded, reason = self._call("attempt", *batch.item, positions.start, positions.stop)
+        if encoded:
+            self._good = batch
         return reason
 
     def _get_ready(self) -> int:
@@ -148,9 +201,9 @@ class _Alone:
         raise RunError(f"actors die before they are ready: {died}") from died
 
     def _call(self, method: str, *arguments: Any) -> tuple[Any, str | None]:
-        """Call the actor for this shard; gives the result, or how the actor ended."""
+        """Call the actor for a shard; gives the result, or how the actor ended."""
         actor = self._worker.actor
-        reference = getattr(actor, method).remote(self._job, self._shard, *arguments)
+        reference = getattr(actor, method).remote(self._job, *arguments)
         if self._awaited(reference, self._timeout) is None:
             self._worker.renew(actor)
             return None, HANGS

@@ -24,6 +24,9 @@ _POLL_SECONDS = 1.0
 # So many shards, and none that was done, are no accident.
 _ALL_FAILING = 3
 
+# So many shards that were done are remembered, of which one will have a record that passes.
+KNOWN = 3
+
 Item = tuple[Shard, Any]
 
 
@@ -37,7 +40,12 @@ class _Call:
 
 
 def extract_all(
-    workers: list[Worker], job: bytes, work: Iterator[Item], config: RunConfig
+    workers: list[Worker],
+    job: bytes,
+    work: Iterator[Item],
+    config: RunConfig,
+    done_before: list[Item] | None = None,
+    begun: bool = False,
 ) -> Iterator[ShardResult]:
     """Give the shards to the actors as they get free; yields results in order of completion.
 
@@ -46,12 +54,16 @@ def extract_all(
         job: what all shards have in common, a pickled Job.
         work: shards, each with a reference to its images where they are streamed.
         config: the limits.
+        done_before: some shards that earlier runs have done, with what `work` says of them; `work`
+            may add to it.
+        begun: whether earlier runs have done any.
 
     Raises:
         RayEmbedError: as :meth:`Extractor.extract` raises; actors cannot start; the first shards
             have all failed.
     """
-    board = _Board(workers, job, config)
+    known = [] if done_before is None else done_before
+    board = _Board(workers, job, config, known, begun)
     while True:
         board.give_out(work)
         if not board.calls:
@@ -64,14 +76,23 @@ def extract_all(
             if found := board.take(reference):
                 yield found
         board.kill_hanging()
-    yield from narrow.each_alone(workers, job, board.given_up, config)
+    yield from narrow.each_alone(workers, job, board.given_up, config, known)
 
 
 class _Board:
     """What is under way, and what has to be done again."""
 
-    def __init__(self, workers: list[Worker], job: bytes, config: RunConfig) -> None:
+    def __init__(
+        self,
+        workers: list[Worker],
+        job: bytes,
+        config: RunConfig,
+        known: list[Item],
+        any_done: bool,
+    ) -> None:
         self._job, self._config = job, config
+        self._known = known
+        self._any_done = any_done
         self.calls: dict[Any, _Call] = {}
         self.given_up: list[Item] = []
         self._again: deque[Item] = deque()
@@ -80,7 +101,6 @@ class _Board:
         self._under_way = Counter[Worker]()
         self._progress: dict[Worker, float] = {}
         self._failed_starts = 0
-        self._any_done = False
         self._last: ActorDiedError | None = None
         self._looked = time.monotonic()
         for worker in workers:
@@ -115,7 +135,7 @@ class _Board:
             found = narrow.once(self._free[0], self._job, item, self._config)
             if found is not None:
                 self.given_up.remove(item)
-                self._any_done = True
+                self._note_done(item, found)
                 return found
         raise RunError(
             f"the first {len(self.given_up)} shards have each cost {self._config.max_attempts} "
@@ -141,8 +161,14 @@ class _Board:
             self._free.extend([call.worker] * SHARDS_AN_ACTOR)
             return None
         self._ended(call)
-        self._any_done = True
+        if found:
+            self._note_done(call.item, found)
         return found
+
+    def _note_done(self, item: Item, found: ShardResult) -> None:
+        self._any_done = True
+        if found.rows and len(self._known) < KNOWN:
+            self._known.append(item)
 
     def kill_hanging(self) -> None:
         """Kill actors that have finished nothing for too long; their calls end with that."""

@@ -38,12 +38,20 @@ def make_inputs(work: Path, records: int, each: int, seed: int) -> dict[str, str
     """Write pictures; gives the reason by the key of each that must be rejected."""
     root = make_folder(work / "valid", {"a": records // 2, "b": records - records // 2})
     names = sorted(root.rglob("*.png"))
-    chosen = random.Random(seed).sample(names, each * len(COLOURS))
+    # The first one has none before it that passes; beside it lie two that are none.
+    chosen = [names[0], *random.Random(seed).sample(names[3:], each * len(COLOURS) - 1)]
     reasons = {}
     for at, name in enumerate(chosen):
         reason, colour = list(COLOURS.items())[at % len(COLOURS)]
         Image.fromarray(np.full((16, 16, 3), colour, np.uint8)).save(name)
         reasons[str(name.relative_to(root))] = reason
+    names[1].unlink()
+    names[1].symlink_to(root / "nowhere.png")
+    names[2].write_bytes(b"no picture")
+    reasons |= {
+        str(names[1].relative_to(root)): "missing",
+        str(names[2].relative_to(root)): "not an image",
+    }
     shutil.copy(HERE / "fragile.py", work)
     return reasons
 

@@ -34,16 +34,27 @@ class Stub:
         return 2
 
     def attempt(self, job, shard, images, start, stop):
-        _, what, number = job.decode().split("\n")
-        if what == "poison" and shard.number == int(number) and start <= 2 < stop:
+        folder, what, number = job.decode().split("\n")
+        if what == "all have poison" and start <= 2 < stop:
             os._exit(1)
+        if shard.number == int(number):
+            healed = Path(folder) / "healed"
+            if what == "poison" and start <= 2 < stop:
+                os._exit(1)
+            if what == "lone poison":
+                os._exit(1)
+            if what == "heals" and start == 1:
+                healed.touch()
+            if what == "heals" and not healed.exists():
+                os._exit(1)
+        return stop - start
 
     def extract(self, job, shard, images=None, rejected=None):
         folder, what, number = job.decode().split("\n")
         tried = Path(folder) / f"{shard.number}-{os.getpid()}-{time.monotonic_ns()}"
         tried.touch()
         times = len(list(tried.parent.glob(f"{shard.number}-*")))
-        if what == "all die":
+        if what == "all die" or (what == "all have poison" and not rejected):
             os._exit(1)
         if shard.number == int(number):
             if what == "hang" and times == 1:
@@ -52,12 +63,15 @@ class Stub:
                 raise InputError("a planned file is gone")
             if what == "full" or (what == "full once" and times == 1):
                 raise StorageError("run: cannot be written: No space left on device")
-            if what == "die" or (what == "poison" and not rejected):
+            if what == "die" or (what in ("poison", "lone poison") and not rejected):
+                os._exit(1)
+            if what == "heals" and not (Path(folder) / "healed").exists():
                 os._exit(1)
             if what == "die twice" and times <= 2:
                 os._exit(1)
         reasons = list((rejected or {}).values())
-        return ShardResult(shard.number, 4 - len(reasons), dict.fromkeys(reasons, 1), time.time())
+        rows = shard.records - len(reasons)
+        return ShardResult(shard.number, rows, dict.fromkeys(reasons, 1), time.time())
 
 
 def workers_of(count, start=""):
@@ -132,6 +146,32 @@ def test_a_record_that_ends_actors_is_set_aside(workers, tmp_path):
     assert [result.number for result in found] == list(range(20))
     assert [result.rows for result in found] == [4, 4, 4, 3, *[4] * 16]
     assert found[3].rejects == {"crashes the process": 1}
+
+
+def test_going_on_with_nothing_but_poisoned_shards(workers, tmp_path):
+    given = job(tmp_path, "all have poison")
+    found = schedule.extract_all(workers, given, shards(4), config(), begun=True)
+    assert [(result.rows, result.rejects) for result in found] == [
+        (3, {"crashes the process": 1})
+    ] * 4
+
+
+def test_a_record_that_is_tried_before_any_passes_is_tried_again(workers, tmp_path):
+    found = extracted(workers, job(tmp_path, "heals", 3), 8)
+    assert [result.rows for result in found] == [4] * 8
+    assert not any(result.rejects for result in found)
+
+
+def test_a_lone_record_is_compared_with_those_of_other_shards(workers, tmp_path):
+    lone = [(Shard(9, SPLIT, 9, 36, 36, 1), None)]
+    work = [*shards(4), *lone]
+    given = job(tmp_path, "lone poison", 9)
+    found = list(schedule.extract_all(workers, given, iter(work), config()))
+    assert [result.rejects for result in found if result.number == 9] == [
+        {"crashes the process": 1}
+    ]
+    with pytest.raises(RunError, match="shard 9: none of its records can be extracted"):
+        list(schedule.extract_all(workers, given, iter(lone), config()))
 
 
 def test_a_shard_that_ends_actors_without_a_record_that_does_is_named(workers, tmp_path):
