@@ -22,5 +22,9 @@ def mend(folder: Folder, expected: store.Expected, found: DamagedError) -> None:
         except DamagedError as error:
             damaged.setdefault(number, error)
     for number, damage in damaged.items():
-        say(f"{damage.args[0]}; shard {number} is extracted again")
-        folder.delete(store.part_name(store.FEATURES, number))
+        unplanned = expected.shards is not None and number >= expected.shards
+        done = "it is deleted" if unplanned else f"shard {number} is extracted again"
+        say(f"{damage.args[0]}; {done}")
+        # Without its features nothing of a shard counts.
+        for kind in (store.FEATURES, store.REJECTS, store.THUMBNAILS):
+            folder.delete(store.part_name(kind, number))

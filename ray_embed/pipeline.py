@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_embed import store
+from ray_embed import plan, store
 from ray_embed.config import RunConfig
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import extract_missing
@@ -102,6 +102,9 @@ def _finish(
     for last in (False, False, True):
         try:
             speed = extract_missing(config, prepared, running)
+            if not and_reduce:
+                # Merging does so too.
+                store.check_footers(target.folder, _expected(prepared))
             finished = load(target.out)
             if finished.rows == 0:
                 raise RunError(
@@ -118,9 +121,14 @@ def _finish(
         except DamagedError as error:
             if last:
                 raise
-            about = store.read_run(target.folder) or {}
-            mend(target.folder, store.Expected.of(about, prepared.plan.schema()), error)
+            mend(target.folder, _expected(prepared), error)
     return finished, speed
+
+
+def _expected(prepared: Prepared) -> store.Expected:
+    outline = plan.load(prepared.folder)
+    run = store.read_run(prepared.folder) or {}
+    return store.Expected.of(run, outline.schema(), outline.shards)
 
 
 def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:

@@ -60,6 +60,7 @@ class _Merge:
 
     folder: Folder
     target: Path
+    fingerprint: str
     columns: tuple[str, ...]
     records: tuple[str, ...]
     points: int
@@ -102,10 +103,10 @@ def merge(out: str, limit: int | None = None, threads: int | None = None) -> int
         raise _no_run(out)
     limit = limit or int(run["config"]["projector_limit"])
     outline = plan.load(folder)
-    numbers = _all_parts(folder, outline.shards)
+    expected = store.Expected.of(run, outline.schema(), outline.shards)
+    numbers = _all_parts(folder, expected)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)
-    expected = store.Expected.of(run, outline.schema())
     survey = _survey(folder, numbers, width, expected, outline.records, limit)
     if survey.points == 0:
         raise RunError(
@@ -122,7 +123,7 @@ def merge(out: str, limit: int | None = None, threads: int | None = None) -> int
     shown = min(survey.points, limit)
     columns = tuple(output["column"] for output in outputs)
     records = tuple(outline.schema().names)
-    merge = _Merge(folder, target, columns, records, survey.points, shown)
+    merge = _Merge(folder, target, expected.fingerprint, columns, records, survey.points, shown)
     try:
         with _writing(target), mapping(threads) as mapped:
             _write(merge, survey, mapped)
@@ -176,8 +177,11 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
             )
 
 
-def _all_parts(folder: Folder, shards: int | None) -> list[int]:
+def _all_parts(folder: Folder, expected: store.Expected) -> list[int]:
     numbers = list(store.part_numbers(folder))
+    shards = expected.shards
+    if shards is not None and numbers and numbers[-1] >= shards:
+        store.check_footers(folder, expected)
     if shards is None or numbers != list(range(shards)):
         done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
         raise RunError(
@@ -314,7 +318,9 @@ def _thumbnails(
     numbers = [number for group in groups for number in group.parts]
 
     def pictures(at: int) -> list[bytes]:
-        pngs = store.read_part(merge.folder, store.THUMBNAILS, numbers[at], ["png"])["png"]
+        number = numbers[at]
+        part = store.read_part(merge.folder, store.THUMBNAILS, number, ["png"], merge.fingerprint)
+        pngs = part["png"]
         content: list[bytes] = (pngs.take(pa.array(drawn[at])) if drawn else pngs).to_pylist()
         return content
 

@@ -99,23 +99,22 @@ def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int
 
 def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
     """Write the parts of one shard, its features last; what a killed try left is replaced."""
-    _write(folder, part_name(THUMBNAILS, part.number), part.thumbnails)
-    rejects = part_name(REJECTS, part.number)
-    if part.rejects.num_rows:
-        _write(folder, rejects, part.rejects)
-    else:
-        folder.delete(rejects)
     footer = {
         "ray_embed.fingerprint": fingerprint,
         "ray_embed.shard": str(part.number),
         "ray_embed.planned": str(planned),
         "ray_embed.rejected": str(part.rejects.num_rows),
     }
-    _write(folder, part_name(FEATURES, part.number), part.features.replace_schema_metadata(footer))
-
-
-def _write(folder: Folder, name: str, table: pa.Table) -> None:
-    folder.write(name, _encoded(table))
+    for kind, table in (
+        (THUMBNAILS, part.thumbnails),
+        (REJECTS, part.rejects),
+        (FEATURES, part.features),
+    ):
+        name = part_name(kind, part.number)
+        if kind == REJECTS and not table.num_rows:
+            folder.delete(name)
+        else:
+            folder.write(name, _encoded(table.replace_schema_metadata(footer)))
 
 
 def _encoded(table: pa.Table) -> bytes:
@@ -279,20 +278,24 @@ def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.T
 
 @dataclass(frozen=True)
 class Expected:
-    """What all features parts of a run have in common: the fingerprint, and names and types."""
+    """What all features parts of a run have in common: the fingerprint, and names and types.
+
+    `shards` is how many there may be, None where that is not known yet.
+    """
 
     fingerprint: str
     columns: tuple[tuple[str, pa.DataType], ...]
+    shards: int | None
 
     @classmethod
-    def of(cls, run: dict[str, Any], records: pa.Schema) -> "Expected":
-        """Make it of a run's description and the columns before the features."""
+    def of(cls, run: dict[str, Any], records: pa.Schema, shards: int | None) -> "Expected":
+        """Make it of a run's description, the columns before the features, and the plan's end."""
         features = [
             (output["column"], pa.list_(pa.float32(), output["dimension"]))
             for output in run["encoder"]["outputs"]
         ]
         columns = (*((field.name, field.type) for field in records), *features)
-        return cls(run["fingerprint"], columns)
+        return cls(run["fingerprint"], columns, shards)
 
 
 def check(folder: Folder, number: int, expected: Expected) -> None:
@@ -303,10 +306,14 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
     """
     with _opened(folder, FEATURES, number) as part:
         about = _about(part)
-        part.read()
+        found = part.read()
     check_about(folder, number, about, expected)
-    for kind in (THUMBNAILS, REJECTS) if about.rejected else (THUMBNAILS,):
-        read_part(folder, kind, number)
+    pictured = read_part(folder, THUMBNAILS, number, ["index"], expected.fingerprint)
+    if pictured["index"].to_pylist() != found["index"].to_pylist():
+        name = folder.join(part_name(THUMBNAILS, number))
+        raise DamagedError(f"{name}: it is of other records", number)
+    if about.rejected:
+        read_part(folder, REJECTS, number)
 
 
 def check_about(folder: Folder, number: int, about: "About", expected: Expected) -> None:
@@ -315,28 +322,55 @@ def check_about(folder: Folder, number: int, about: "About", expected: Expected)
     No checksum covers that, so a flipped bit could rename a column.
 
     Raises:
-        DamagedError: the part is of another shard or run, or its rejects are not all there.
+        DamagedError: the part is of another shard or run, or of none, or its rejects are not all
+            there.
     """
     name = folder.join(part_name(FEATURES, number))
-    if (about.fingerprint, about.shard) != (expected.fingerprint, number):
-        raise DamagedError(f"{name}: it is of another run or shard", number)
+    if expected.shards is not None and number >= expected.shards:
+        raise DamagedError(f"{name}: no such shard was planned", number)
+    _check_owner(name, about, number, expected.fingerprint)
     if about.planned != about.rows + about.rejected or about.columns != expected.columns:
         raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
     if about.rejected:
+        name = folder.join(part_name(REJECTS, number))
         with _opened(folder, REJECTS, number) as part:
+            _check_owner(name, _about(part), number, expected.fingerprint)
             if part.metadata.num_rows != about.rejected:
-                name = folder.join(part_name(REJECTS, number))
                 raise DamagedError(f"{name}: its rows are not those rejected", number)
 
 
-def read_part(folder: Folder, kind: str, number: int, columns: list[str] | None = None) -> pa.Table:
-    """Read one part, or some columns of it.
+def check_footers(folder: Folder, expected: Expected) -> None:
+    """Compare what all features parts say of themselves with what they must be.
 
     Raises:
-        DamagedError: it is not what was written.
+        DamagedError: as :func:`check_about` raises.
+    """
+    for number in part_numbers(folder):
+        check_about(folder, number, about(folder, number), expected)
+
+
+def _check_owner(name: str, about: "About", number: int, fingerprint: str) -> None:
+    if (about.fingerprint, about.shard) != (fingerprint, number):
+        raise DamagedError(f"{name}: it is of another run or shard", number)
+
+
+def read_part(
+    folder: Folder,
+    kind: str,
+    number: int,
+    columns: list[str] | None = None,
+    fingerprint: str | None = None,
+) -> pa.Table:
+    """Read one part, or some columns of it; where a fingerprint is given, only one of its run.
+
+    Raises:
+        DamagedError: it is not what was written, or of another run or shard.
         StorageError: it cannot be read.
     """
     with _opened(folder, kind, number) as part:
+        if fingerprint is not None:
+            name = folder.join(part_name(kind, number))
+            _check_owner(name, _about(part), number, fingerprint)
         return _columns(part, columns)
 
 

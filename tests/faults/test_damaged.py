@@ -82,10 +82,32 @@ def test_damaged_parts_are_named_and_extracted_again(whole, tmp_path, capsys):
     assert files(run) == files(whole.run)
 
 
+@pytest.mark.parametrize("and_reduce", [True, False])
+def test_parts_of_others_are_deleted_or_extracted_again(whole, tmp_path, capsys, and_reduce):
+    run = copy(whole.run, tmp_path / "run")
+    other = tmp_path / "other"
+    again(whole, other, model=save_encoder(tmp_path / "encoder.keras", seed=2))
+    # Ten shards were planned.
+    for number in (10, 12):
+        shutil.copy(run / part_name("features", 1), run / part_name("features", number))
+    shutil.copy(other / part_name("features", 3), run / part_name("features", 3))
+    shutil.copy(run / part_name("thumbnails", 7), run / part_name("thumbnails", 6))
+    shutil.copy(other / part_name("thumbnails", 8), run / part_name("thumbnails", 8))
+    shutil.copy(other / part_name("rejects", 1), run / part_name("rejects", 1))
+    capsys.readouterr()
+    given = config({"valid": whole.source}, whole.model, run)
+    (package.run if and_reduce else package.extract)(given)
+    said = capsys.readouterr().err
+    for kind, number in (("features", 3), ("features", 10), ("features", 12), ("rejects", 1)):
+        assert f"{run / part_name(kind, number)}: " in said
+    assert files(run) == files(whole.run)
+
+
 def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
     run = copy(whole.run, tmp_path / "run")
     folder = Folder.at(str(run))
-    expected = store.Expected.of(store.read_run(folder), plan.load(folder).schema())
+    outline = plan.load(folder)
+    expected = store.Expected.of(store.read_run(folder), outline.schema(), outline.shards)
     path = run / part_name("features", 4)
     right, table = path.read_bytes(), store.read_part(folder, "features", 4)
     noticed = 0
