@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shlex
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn, TypeVar
@@ -17,7 +18,7 @@ from ray_embed.errors import RayEmbedError, RunError
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _INTERRUPTED = 130
-_GUARDED = ("run", "extract", "demo")
+_GUARDED = ("run", "extract", "reduce", "demo")
 
 
 class _Grouped(click.Command):
@@ -313,7 +314,10 @@ def _main() -> NoReturn:
 def _interrupts_said() -> Iterator[None]:
     try:
         yield
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort, SystemExit) as error:
+        # Ray turns SIGTERM into an exit by its number.
+        if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
+            raise
         click.echo(f"interrupted; finished shards are kept; go on with: {_command()}", err=True)
         sys.exit(_INTERRUPTED)
 

@@ -27,7 +27,7 @@ LOCK = f"{TEMPORARY}/lock"
 # What was killed a moment ago takes so long to be gone.
 _LOCK_SECONDS = 5.0
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_CREDENTIALS = re.compile(r"(?<=://)[^/@\s\"]*@")
+_CREDENTIALS = re.compile(r"(?<=://)[^/\s\"]*@")
 
 
 def is_uri(text: str) -> bool:
@@ -52,16 +52,31 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """Give the file system and the path in it that `uri` (or a local path) names.
 
     Raises:
-        InputError: pyarrow knows no such file system.
+        InputError: pyarrow knows no such file system, or the path is no text.
     """
     if not is_uri(uri):
-        return pafs.LocalFileSystem(), str(Path(uri).absolute())
+        path = str(Path(uri).absolute())
+        check_text(path)
+        return pafs.LocalFileSystem(), path
     try:
         filesystem, path = pafs.FileSystem.from_uri(uri)
     except (ValueError, OSError) as error:
         said = without_credentials(str(error))
         raise InputError(f"{shown(uri)}: not a location that can be opened: {said}") from None
     return filesystem, path
+
+
+def check_text(path: str) -> None:
+    """Refuse a path that is not UTF-8, as Arrow's files are named by text.
+
+    Raises:
+        InputError: it is not.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        name = os.fsencode(path).decode("utf-8", "backslashreplace")
+        raise InputError(f"{name}: its name is not UTF-8; rename it, or link to it") from None
 
 
 @dataclass(frozen=True)
@@ -183,12 +198,11 @@ class Folder:
             held, made = _hold(lock)
         try:
             with _named(str(lock.parent), "listed"):
-                for left in lock.parent.iterdir():
-                    if left != lock:
-                        _clear(left)
+                _clear_beside(lock)
             yield
         finally:
             with contextlib.suppress(OSError):
+                _clear_beside(lock)
                 lock.unlink()
                 lock.parent.rmdir()
                 # Only where nothing came of it.
@@ -244,9 +258,13 @@ def _hold(lock: Path) -> tuple[int, list[Path]]:
             raise
 
 
-def _clear(left: Path) -> None:
-    if left.is_dir() and not left.is_symlink():
-        shutil.rmtree(left, ignore_errors=True)
-    else:
-        with contextlib.suppress(OSError):
-            left.unlink()
+def _clear_beside(lock: Path) -> None:
+    """Delete what processes that were killed have left unfinished."""
+    for left in lock.parent.iterdir():
+        if left == lock:
+            continue
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                left.unlink()

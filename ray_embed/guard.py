@@ -46,7 +46,9 @@ def guarded(work: Callable[[], NoReturn], abandoned: Callable[[str], int]) -> No
     def interrupted(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += 1
-        os.kill(child, signal.SIGINT if interrupts == 1 else signal.SIGKILL)
+        # It may have ended by itself.
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGINT if interrupts == 1 else signal.SIGKILL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupted)

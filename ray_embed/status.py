@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_embed import plan, store
+from ray_embed.encoder import keep
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
@@ -108,6 +109,8 @@ def _problems(
             yield str(error)
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             yield f"{name}: cannot be compared with the plan: {error}"
+    if not keep.is_sound(folder):
+        yield f"{folder.join('encoder')}: it is gone, or damaged; running again writes it anew"
     if outline.shards is not None and numbers != list(range(outline.shards)):
         missing = sorted(set(range(outline.shards)) - set(numbers))
         if missing:
@@ -144,6 +147,7 @@ def _problems_of(
         if not np.isfinite(as_matrix(table[column])).all():
             yield f"{name}: {column} holds numbers that are not finite"
     for kind in kinds:
+        store.read_part(folder, kind, number, [], fingerprint)
         if not store.is_as_written(folder, kind, number):
             yield f"{store.part_name(kind, number)}: its bytes are not those that were written"
 

@@ -198,7 +198,7 @@ def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
     about = {"version": version, "format": _FORMAT, "checksum": _checksum(content)}
     marked = {"ray_embed": about, **content}
     # All else can be made again from it.
-    folder.write(RUN, json.dumps(marked, indent=1, ensure_ascii=False).encode(), durable=True)
+    folder.write(RUN, json.dumps(marked, indent=1).encode(), durable=True)
 
 
 def _checksum(content: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed import fingerprint
 from ray_embed.encoder import GRAPH_ENGINES, Encoder
 from ray_embed.errors import InputError, StorageError
 from ray_embed.filesystem import Folder
@@ -37,21 +38,34 @@ def keep(folder: Folder, encoder: Encoder) -> None:
     for name, content in contents.items():
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
-    described = about(encoder) | {"files": files}
-    folder.write(_ABOUT, json.dumps(described, indent=1, default=str).encode())
+    described = fingerprint.plain(about(encoder) | {"files": files})
+    described["checksum"] = fingerprint.digest(described)
+    folder.write(_ABOUT, json.dumps(described, indent=1).encode())
 
 
 def is_sound(folder: Folder) -> bool:
     """Whether all is there, and as it was written."""
     try:
-        files = json.loads(folder.read(_ABOUT))["files"]
-        return all(_digest(folder.read(name)) == digest for name, digest in files.items())
-    except (StorageError, ValueError, TypeError, KeyError, AttributeError):
+        for name in _described(folder)["files"]:
+            _read(folder, name)
+    except (StorageError, InputError):
         return False
+    return True
 
 
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
+def _described(folder: Folder) -> dict[str, Any]:
+    """Read what was written of the encoder.
+
+    Raises:
+        InputError: it is gone, or not what was written.
+    """
+    try:
+        content: dict[str, Any] = json.loads(folder.read(_ABOUT)) if folder.exists(_ABOUT) else {}
+        if content.pop("checksum", None) == fingerprint.digest(content):
+            return content
+    except (ValueError, TypeError, AttributeError) as error:
+        raise _damaged(folder, _ABOUT) from error
+    raise _damaged(folder, _ABOUT)
 
 
 def _read(folder: Folder, name: str) -> bytes:
@@ -60,20 +74,22 @@ def _read(folder: Folder, name: str) -> bytes:
     Raises:
         InputError: it is gone, or not what was written.
     """
-    damaged = InputError(
+    digest = _described(folder)["files"].get(name)
+    content = folder.read(name) if folder.exists(name) else None
+    if content is None or _digest(content) != digest:
+        raise _damaged(folder, name)
+    return content
+
+
+def _damaged(folder: Folder, name: str) -> InputError:
+    return InputError(
         f"{folder.join(name)}: it is gone, or damaged, and the run cannot go on without it; put "
         "back what was there, or start anew with --overwrite"
     )
-    if not folder.exists(name) or not folder.exists(_ABOUT):
-        raise damaged
-    try:
-        files = json.loads(folder.read(_ABOUT))["files"]
-        content = folder.read(name)
-        if files[name] == _digest(content):
-            return content
-    except (ValueError, TypeError, KeyError) as error:
-        raise damaged from error
-    raise damaged
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def about(encoder: Encoder) -> dict[str, Any]:
@@ -113,7 +129,7 @@ def with_contents(folder: Folder, encoder: Encoder) -> Encoder:
     if encoder.engine not in GRAPH_ENGINES:
         return replace(encoder, weights=kept_weights(folder) or ())
     graph = _read(folder, _GRAPH)
-    kept = json.loads(folder.read(_ABOUT))
+    kept = _described(folder)
     return replace(
         encoder,
         graph=graph,

@@ -11,6 +11,7 @@ import pyarrow.csv
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError
+from ray_embed.filesystem import check_text
 from ray_embed.keys import key_of
 from ray_embed.labels import OWN_COLUMNS
 from ray_embed.sources import Listed
@@ -23,9 +24,10 @@ def open_listing(split: str, path: Path, config: RunConfig) -> Listed:
     """Open a listing; relative paths in it start at its folder, labels are text unless asked.
 
     Raises:
-        InputError: it cannot be parsed, has no path or label column, has no rows, or an extra
-            column is named as one of ours.
+        InputError: its name is no text, it cannot be parsed, has no path or label column, has no
+            rows, or an extra column is named as one of ours.
     """
+    check_text(str(path))
     header = _header(path)
     for option, column in (
         ("--path-column", config.path_column),

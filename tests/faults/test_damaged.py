@@ -160,6 +160,22 @@ def test_plan_and_encoder_are_written_again(whole, tmp_path, capsys, harm):
     assert files(run) == files(whole.run)
 
 
+def test_an_edited_description_of_the_encoder_is_written_again(whole, tmp_path, ray_embed):
+    run = copy(whole.run, tmp_path / "run")
+    path = run / "encoder" / "encoder.json"
+    before = path.read_bytes()
+    kept = json.loads(before)
+    kept["output_names"] = [f"{name}x" for name in kept["output_names"]]
+    path.write_text(json.dumps(kept))
+    (run / part_name("features", 9)).unlink()
+    verified = ray_embed("status", run, "--verify")
+    assert verified.code == 1
+    assert f"{run}/encoder: it is gone, or damaged" in verified.out
+    again(whole, run)
+    assert path.read_bytes() == before
+    assert files(run) == files(whole.run)
+
+
 @pytest.mark.parametrize("change", ["an option", "a fingerprint", "nothing but a digit", "gone"])
 def test_an_edited_or_missing_description_is_refused(whole, tmp_path, change):
     run = copy(whole.run, tmp_path / "run")

@@ -23,6 +23,7 @@ SECRET = "hunter2secret"  # not one
         f"s3://key:{SECRET}@bucket/run?endpoint_override=127.0.0.1:1",
         f"s3://key:{SECRET}@no bucket/run",
         f"s3://{SECRET}@bucket/run",
+        f"s3://key:{SECRET}@{SECRET}@bucket/run",
         f"nosuch://me:{SECRET}@host/run",
         f"nosuch://me:{SECRET}@host:x/run",
     ],
