@@ -14,11 +14,12 @@ from ray_embed.errors import InputError
 
 _REACHING = re.compile(
     r"(Read|Write)File|MatchingFiles|FileSystem\w+|(Save|Restore)(Slices?)?|DistributedSave"
-    r"|LoadAndRemapMatrix|GenerateVocabRemapping|\w*(Dataset|Reader|PyFunc)\w*"
+    r"|LoadAndRemapMatrix|GenerateVocabRemapping|\w*(Dataset|Reader|PyFunc)\w*|ImmutableConst"
+    r"|InitializeTableFromTextFile\w*|FixedUnigramCandidateSampler|RecordInput|\w+codeProto\w*"
     r"|\w*Summary\w*Writer|Write\w*Summary|Debug\w+|Abort"
 )
-# Each SavedModel has them, for being saved again.
-_SAVING = {"SaveV2", "MergeV2Checkpoints"}
+# Each SavedModel has them, for being loaded, and saved again.
+_SAVING, _RESTORING = {"SaveV2", "MergeV2Checkpoints"}, {"RestoreV2"}
 
 
 def refuse_reaching(path: Path) -> None:
@@ -39,7 +40,7 @@ def refuse_reaching(path: Path) -> None:
     except (OSError, DecodeError) as error:
         raise InputError(f"--model {path}: saved_model.pb cannot be read: {error}") from error
     for graph in saved.meta_graphs:
-        if found := _reaching(graph) or _saving_elsewhere(graph):
+        if found := _reaching(graph) or _elsewhere(graph):
             raise InputError(
                 f"--model {path}: it holds the operation {found}, which reaches beyond the model "
                 "(files, Python, or the network) and is not run; export the encoder without it, or "
@@ -58,27 +59,52 @@ def _reaching(graph: Any) -> str | None:
     return None
 
 
-def _saving_elsewhere(graph: Any) -> str | None:
-    """Name an operation that saves other than when the model is saved, which never happens here."""
-    functions = {f.signature.name: f.node_def for f in graph.graph_def.library.function}
-    saving = _callers(functions)
-    if saving & set(graph.object_graph_def.concrete_functions):
+def _elsewhere(graph: Any) -> str | None:
+    """Name an operation on checkpoints that is not only there for the model's own."""
+    saver = graph.saver_def
+    save, restore = _name(saver.save_tensor_name), _name(saver.restore_op_name)
+    asked = _asked_for(graph)
+    if _used_beside(graph, _SAVING, save, asked | {restore}):
         return "SaveV2"
-    nodes = {node.name: node for node in graph.graph_def.node}
-    writing = {name for name, node in nodes.items() if _uses(node) & (_SAVING | saving)}
-    depending = _closure(writing, _consumers(nodes.values()))
-    save = _name(graph.saver_def.save_tensor_name)
-    allowed = _closure({save}, {name: list(_inputs(node)) for name, node in nodes.items()})
-    if depending - allowed or depending & _named_elsewhere(graph):
-        return "SaveV2"
+    if _used_beside(graph, _RESTORING, restore, asked | {save}):
+        return "RestoreV2"
     return None
 
 
-def _callers(functions: dict[str, Any]) -> set[str]:
-    """Name the functions that save, themselves or by others that they call."""
+def _used_beside(graph: Any, operations: set[str], purpose: str, asked: set[str]) -> bool:
+    """Whether operations are used for something else than the node `purpose`.
+
+    Args:
+        graph: the meta graph.
+        operations: their names.
+        purpose: the node that may depend on them.
+        asked: nodes that may not.
+    """
+    functions = {f.signature.name: f.node_def for f in graph.graph_def.library.function}
+    using = _callers(functions, operations)
+    if using & _callable(graph.object_graph_def):
+        return True
+    nodes = {node.name: node for node in graph.graph_def.node}
+    start = {name for name, node in nodes.items() if _uses(node) & (operations | using)}
+    depending = _closure(start, _consumers(nodes.values()))
+    allowed = _closure({purpose}, {name: list(_inputs(node)) for name, node in nodes.items()})
+    return bool(depending - allowed or depending & asked)
+
+
+def _callable(objects: Any) -> set[str]:
+    """Name the functions that loading takes from the library, to be called by it or by others."""
+    names = set(objects.concrete_functions)
+    for node in objects.nodes:
+        names.add(node.bare_concrete_function.concrete_function_name)
+        names.update(node.function.concrete_functions)
+    return names
+
+
+def _callers(functions: dict[str, Any], operations: set[str]) -> set[str]:
+    """Name the functions that use operations, themselves or by others that they call."""
     used = {name: set().union(*map(_uses, nodes)) for name, nodes in functions.items()}
     found: set[str] = set()
-    while more := {name for name, uses in used.items() if uses & (_SAVING | found)} - found:
+    while more := {name for name, uses in used.items() if uses & (operations | found)} - found:
         found |= more
     return found
 
@@ -115,7 +141,7 @@ def _closure(start: set[str], following: dict[str, list[str]]) -> set[str]:
     return found
 
 
-def _named_elsewhere(graph: Any) -> set[str]:
+def _asked_for(graph: Any) -> set[str]:
     """Name the nodes that loading or calling asks for."""
     names = {
         tensor.name
@@ -123,5 +149,4 @@ def _named_elsewhere(graph: Any) -> set[str]:
         for tensor in (*signature.inputs.values(), *signature.outputs.values())
     }
     names |= {name for kept in graph.collection_def.values() for name in kept.node_list.value}
-    names.add(graph.saver_def.restore_op_name)
     return set(map(_name, names))

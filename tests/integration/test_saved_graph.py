@@ -66,6 +66,22 @@ def reading(target):
     return lambda: tf.io.read_file(__file__)
 
 
+def mapping(target):
+    return lambda: tf.raw_ops.ImmutableConst(
+        dtype=tf.uint8, shape=[4], memory_region_name=str(Path(__file__))
+    )
+
+
+def restoring(target):
+    def restored():
+        saving(target)()
+        return tf.raw_ops.RestoreV2(
+            prefix=target, tensor_names=["x"], shape_and_slices=[""], dtypes=[tf.float32]
+        )[0]
+
+    return restored
+
+
 def python(target):
     return lambda: tf.py_function(lambda: Path(target).write_text("x") * 0.0, [], tf.float32)
 
@@ -92,7 +108,7 @@ def spec(path):
     return EncoderSpec(str(path), str(path.parent))
 
 
-WAYS = [writing, branching, printing, saving, reading, python, dataset, summary]
+WAYS = [writing, branching, printing, saving, reading, mapping, restoring, python, dataset, summary]
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -112,8 +128,10 @@ def test_operation_that_reaches_beyond_the_model(tmp_path, way, where):
     assert not list(tmp_path.glob("written*"))
 
 
-def test_saving_that_is_called_is_no_excuse(tmp_path):
-    """The function that each SavedModel has for being saved again, called by another one."""
+@pytest.mark.parametrize("way", ["call", "object", "method"])
+@pytest.mark.parametrize("what", ["SaveV2", "RestoreV2"])
+def test_function_for_being_saved_or_loaded_is_used_for_that_alone(tmp_path, way, what):
+    """Each SavedModel has one for each; here it is called by another, or by loading."""
     module = Encoder(tf.no_op)
     tf.saved_model.save(module, str(tmp_path), signatures=module.__call__)
     file = tmp_path / "saved_model.pb"
@@ -122,12 +140,22 @@ def test_saving_that_is_called_is_no_excuse(tmp_path):
     saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
     saved_graph.refuse_reaching(tmp_path)
     graph = saved.meta_graphs[0]
-    called = next(f for f in graph.graph_def.library.function if "save" in f.signature.name)
-    caller = next(f for f in graph.graph_def.library.function if "wrapper" in f.signature.name)
-    node = caller.node_def.add(name="besides", op="StatefulPartitionedCall")
-    node.attr["f"].func.name = called.signature.name
+    called = next(
+        f.signature.name
+        for f in graph.graph_def.library.function
+        if what in {node.op for node in f.node_def}
+    )
+    if way == "call":
+        caller = next(f for f in graph.graph_def.library.function if "wrapper" in f.signature.name)
+        node = caller.node_def.add(name="besides", op="StatefulPartitionedCall")
+        node.attr["f"].func.name = called
+    elif way == "object":
+        added = graph.object_graph_def.nodes.add()
+        added.bare_concrete_function.concrete_function_name = called
+    else:
+        graph.object_graph_def.nodes.add().function.concrete_functions.append(called)
     file.write_bytes(saved.SerializeToString())
-    with pytest.raises(InputError, match="SaveV2"):
+    with pytest.raises(InputError, match=what):
         saved_graph.refuse_reaching(tmp_path)
 
 

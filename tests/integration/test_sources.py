@@ -513,6 +513,28 @@ def test_scans_that_would_take_minutes_are_rejected(tmp_path, ray_embed):
     assert time.monotonic() - began < 30
 
 
+def gif(frames: int, side: int, screen: int = 1) -> bytes:
+    """A GIF whose frames are larger than its screen; they are cut off."""
+    frame = b"\x2c" + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\x02\x02\x44\x51\x00"
+    head = b"GIF89a" + struct.pack("<HHBBB", screen, screen, 0x80, 0, 0) + bytes(6)
+    return head + b"\x21\xfe\x03abc\x00" + frame * frames + b"\x3b"
+
+
+def test_frames_larger_than_the_screen_are_counted(tmp_path, ray_embed):
+    pass_through(tmp_path / "m.keras", 3)
+    (tmp_path / "tree").mkdir()
+    frames = [picture(seed).quantize(32) for seed in range(6)]
+    frames[0].save(tmp_path / "tree" / "fine.gif", save_all=True, append_images=frames[1:])
+    (tmp_path / "tree" / "large.gif").write_bytes(gif(1, 60_000))
+    (tmp_path / "tree" / "many.gif").write_bytes(gif(100, 13_000))
+    result = ray_embed("extract", "--source", "tree", "--model", "m.keras", "--out", "run")
+    assert result.code == 0, result.err
+    assert [(row["key"], row["reason"]) for row in rejects(tmp_path / "run")] == [
+        ("large.gif", "too many pixels"),
+        ("many.gif", "too many pixels"),
+    ]
+
+
 def rejects(run: Path) -> list[dict[str, Any]]:
     """All rejects, in order."""
     parts = sorted((run / "rejects").glob("part-*.parquet"))
