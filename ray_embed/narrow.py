@@ -19,7 +19,7 @@ from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
 from ray_embed.extractor import ShardResult
 from ray_embed.plan import Shard
-from ray_embed.session import ActorDiedError, Worker, result
+from ray_embed.session import ActorDiedError, Worker, check_node, result
 
 CRASHES, HANGS = "crashes the process", "hangs"
 _POLL_SECONDS = 0.5
@@ -221,5 +221,6 @@ class _Alone:
                 return reference
             if self._stop.is_set():
                 raise RunError("stopped")
+            check_node()
             if timeout is not None and time.monotonic() - began > timeout:
                 return None

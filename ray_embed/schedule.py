@@ -18,7 +18,7 @@ from ray_embed.config import RunConfig
 from ray_embed.errors import RunError, StorageError
 from ray_embed.extractor import ShardResult
 from ray_embed.plan import Shard
-from ray_embed.session import SHARDS_AN_ACTOR, ActorDiedError, Worker, result
+from ray_embed.session import SHARDS_AN_ACTOR, ActorDiedError, Worker, check_node, result
 
 _POLL_SECONDS = 1.0
 # So many shards, and none that was done, are no accident.
@@ -72,6 +72,8 @@ def extract_all(
             yield board.one_alone()
             continue
         done, _ = ray.wait(list(board.calls), timeout=_POLL_SECONDS)
+        if not done:
+            check_node()
         for reference in done:
             if found := board.take(reference):
                 yield found

@@ -30,6 +30,7 @@ from ray_embed.filesystem import shown, without_credentials
 SHARDS_AN_ACTOR = 2
 _THREADS = 4
 _CPU_BATCH, _GPU_BATCH = 16, 128
+_LOOK_SECONDS = 5.0
 
 
 class ActorDiedError(RunError):
@@ -287,15 +288,30 @@ def _slots(gpus: float, share: float) -> int:
     return int(gpus) * int(1 / share) if share <= 1 else int(gpus // share)
 
 
+def check_node() -> None:
+    """Look whether Ray's process on this machine is there, to be called while waiting.
+
+    Calls of actors that are still to be started would else wait for it for ever.
+
+    Raises:
+        RunError: it is gone.
+    """
+    ours = ray.get_runtime_context().get_node_id()
+    if not any(node["Alive"] and node["NodeID"] == ours for node in ray.nodes()):
+        raise RunError("Ray's process on this machine (raylet) is gone: killed, or out of memory")
+
+
 def result(reference: Any) -> Any:
     """Wait for a remote call; our own errors arrive as themselves.
 
     Raises:
         RayEmbedError: the call raised one.
         ActorDiedError: the process ended, for whatever reason.
-        RunError: it failed otherwise.
+        RunError: it failed otherwise, or Ray has gone.
     """
     try:
+        while not ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
+            check_node()
         return ray.get(reference)
     except RayTaskError as error:
         if isinstance(error.cause, RayEmbedError):
