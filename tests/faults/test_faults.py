@@ -22,7 +22,6 @@ def tool(name, *arguments, timeout=1500):
 
 
 TORTURED = "nothing lost, doubled or moved, all bytes equal"
-SHORT = [("torture", ["--kills", 4, "--records", 160], TORTURED)]
 LONG = [
     ("torture", ["--kills", 12, "--records", 400], TORTURED),
     (
@@ -39,7 +38,6 @@ LONG = [
 @pytest.mark.parametrize(
     ("name", "arguments", "said"),
     [
-        *(pytest.param(*one, id=f"short {one[0]}") for one in SHORT),
         *(pytest.param(*one, id=one[0], marks=pytest.mark.slow) for one in LONG),
     ],
 )

@@ -1,15 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ray's own process on the machine is killed while actors are still to be started."""
 
+import contextlib
 import subprocess
 import sys
 import time
 
 import psutil
+import pytest
 from conftest import make_folder
 from samples import save_encoder
 
 
+@pytest.mark.slow
 def test_raylet_is_killed_before_an_actor_is_there(tmp_path):
     make_folder(tmp_path / "valid", {"a": 30})
     save_encoder(tmp_path / "encoder.keras")
@@ -21,13 +24,13 @@ def test_raylet_is_killed_before_an_actor_is_there(tmp_path):
         text=True,
     )
     end = time.monotonic() + 60
-    raylets = []
-    while not raylets and time.monotonic() < end:
+    names = {}
+    while not any("Extractor" in name for name in names) and time.monotonic() < end:
         time.sleep(0.05)
-        everyone = psutil.Process(process.pid).children(recursive=True)
-        raylets = [one for one in everyone if one.name() == "raylet"]
-    time.sleep(1)
-    raylets[0].kill()
+        with contextlib.suppress(psutil.Error):
+            everyone = psutil.Process(process.pid).children(recursive=True)
+            names = {" ".join(one.cmdline()): one for one in everyone}
+    next(one for name, one in names.items() if "raylet/raylet" in name).kill()
     try:
         _, said = process.communicate(timeout=120)
     finally:
