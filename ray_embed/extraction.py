@@ -3,20 +3,19 @@
 
 import pickle
 from collections.abc import Generator, Iterator
-from typing import Any
 
 from ray_embed import plan, schedule, store
 from ray_embed.config import RunConfig
 from ray_embed.decode import PixelSpec
 from ray_embed.encoder import Encoder, keep
 from ray_embed.errors import RunError
-from ray_embed.extractor import Job
+from ray_embed.extractor import Item, Job
 from ray_embed.plan import Shard, SplitPlan
 from ray_embed.prepare import Prepared
 from ray_embed.progress import Progress
 from ray_embed.session import Session
 
-_Work = Iterator[tuple[Shard, Any]]
+_Work = Iterator[Item]
 
 
 def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> float:
@@ -41,7 +40,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     wanted = session.resources.actors
     workers = session.workers(wanted if shards is None else min(wanted, shards - done.count))
     job = _job(config, prepared)
-    before: list[schedule.Item] = []
+    before: list[Item] = []
     with Progress(prepared.plan.records) as progress:
         work = _missing(prepared, done, lengths, progress, before)
         for shard in schedule.extract_all(workers, job, work, config, before, done.count > 0):
@@ -80,7 +79,7 @@ def _missing(
     done: store.Done,
     lengths: dict[int, int],
     progress: Progress,
-    before: list[schedule.Item],
+    before: list[Item],
 ) -> _Work:
     """Yield the shards that are not done, in order.
 
@@ -104,8 +103,8 @@ def _listed(
     index: int,
     done: store.Done,
     progress: Progress,
-    before: list[schedule.Item],
-) -> Generator[tuple[Shard, Any], None, int]:
+    before: list[Item],
+) -> Generator[Item, None, int]:
     total = split.records or 0
     for local, position in enumerate(range(0, total, split.shard_size)):
         records = min(split.shard_size, total - position)
@@ -126,7 +125,7 @@ def _walked(
     index: int,
     done: store.Done,
     progress: Progress,
-) -> Generator[tuple[Shard, Any], None, int]:
+) -> Generator[Item, None, int]:
     position = 0
     walk = prepared.walks[split.split]
     shards = walk.shards(prepared.target.uri, split, lambda local: number + local in done)

@@ -28,6 +28,9 @@ from ray_embed.sources import arrays
 from ray_embed.sources.folder import size_and_time
 
 Array = np.ndarray[Any, Any]
+# A shard, and a reference to its images where they are streamed.
+Item = tuple[Shard, Any]
+
 _NOT_FINITE, _MISSING = "not finite", "missing"
 
 

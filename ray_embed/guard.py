@@ -2,8 +2,8 @@
 """A process that looks after the one that works: so that there is always a last word.
 
 Where Ray loses the process that schedules work on this machine, it ends the program at once,
-without an exception. And Ray has its own ideas of signals. So `run` and `extract` work in a child
-of the process that the user started.
+without an exception. And Ray has its own ideas of signals. So commands that work long do it in a
+child of the process that the user started.
 """
 
 import contextlib

@@ -17,16 +17,13 @@ import ray
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
-from ray_embed.extractor import ShardResult
-from ray_embed.plan import Shard
+from ray_embed.extractor import Item, ShardResult
 from ray_embed.session import ActorDiedError, Worker, check_node, result
 
 CRASHES, HANGS = "crashes the process", "hangs"
 _POLL_SECONDS = 0.5
 # So many records, and none that passes, are no accident.
 _ALL_FAILING = 3
-
-Item = tuple[Shard, Any]
 
 
 def each_alone(
@@ -97,7 +94,7 @@ class _Alone:
     ) -> None:
         self._worker, self._job, self._stop = worker, job, stop
         self._item = item
-        self._shard, self._images = item
+        self._shard = item[0]
         self._attempts, self._timeout = config.max_attempts, config.shard_timeout
         self._good: _Batch | None = None
         self._rejected: dict[int, str] = {}

@@ -126,9 +126,8 @@ def _finish(
 
 
 def _expected(prepared: Prepared) -> store.Expected:
-    outline = plan.load(prepared.folder)
     run = store.read_run(prepared.folder) or {}
-    return store.Expected.of(run, outline.schema(), outline.shards)
+    return store.Expected.of(run, plan.load(prepared.folder))
 
 
 def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:

@@ -103,7 +103,7 @@ def merge(out: str, limit: int | None = None, threads: int | None = None) -> int
         raise _no_run(out)
     limit = limit or int(run["config"]["projector_limit"])
     outline = plan.load(folder)
-    expected = store.Expected.of(run, outline.schema(), outline.shards)
+    expected = store.Expected.of(run, outline)
     numbers = _all_parts(folder, expected)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)

@@ -16,8 +16,7 @@ import ray
 from ray_embed import narrow
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError, StorageError
-from ray_embed.extractor import ShardResult
-from ray_embed.plan import Shard
+from ray_embed.extractor import Item, ShardResult
 from ray_embed.session import SHARDS_AN_ACTOR, ActorDiedError, Worker, check_node, result
 
 _POLL_SECONDS = 1.0
@@ -26,8 +25,6 @@ _ALL_FAILING = 3
 
 # So many shards that were done are remembered, of which one will have a record that passes.
 KNOWN = 3
-
-Item = tuple[Shard, Any]
 
 
 @dataclass(frozen=True)

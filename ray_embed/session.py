@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 from ray.exceptions import (
+    GetTimeoutError,
     NodeDiedError,
     OutOfMemoryError,
     RayActorError,
@@ -310,9 +311,7 @@ def result(reference: Any) -> Any:
         RunError: it failed otherwise, or Ray has gone.
     """
     try:
-        while not ray.wait([reference], timeout=_LOOK_SECONDS)[0]:
-            check_node()
-        return ray.get(reference)
+        return _awaited(reference)
     except RayTaskError as error:
         if isinstance(error.cause, RayEmbedError):
             raise error.cause from error
@@ -325,3 +324,14 @@ def result(reference: Any) -> Any:
         raise ActorDiedError(str(error)) from error
     except RayError as error:
         raise RunError(f"Ray cannot go on: {error}") from error
+
+
+def _awaited(reference: Any) -> Any:
+    while True:
+        try:
+            return ray.get(reference, timeout=_LOOK_SECONDS)
+        except GetTimeoutError as error:
+            if isinstance(error, RayTaskError):
+                # The call itself has raised it.
+                raise
+            check_node()

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 from ray_embed.errors import DamagedError, InputError, StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.matrix import as_column, as_matrix
+from ray_embed.plan import Plan
 
 RUN = "run.json"
 FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
@@ -160,7 +161,7 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
             "--overwrite to start anew"
         )
     content = {name: value for name, value in run.items() if name != "ray_embed"}
-    if run["ray_embed"].get("checksum") != _checksum(content):
+    if run["ray_embed"].get("checksum") != checksum(content):
         raise InputError(
             f"{folder.join(RUN)}: it is not what was written: damaged, or edited; restore it, or "
             "--overwrite to start anew"
@@ -195,13 +196,14 @@ def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
     Raises:
         StorageError: nothing can be written there.
     """
-    about = {"version": version, "format": _FORMAT, "checksum": _checksum(content)}
+    about = {"version": version, "format": _FORMAT, "checksum": checksum(content)}
     marked = {"ray_embed": about, **content}
     # All else can be made again from it.
     folder.write(RUN, json.dumps(marked, indent=1).encode(), durable=True)
 
 
-def _checksum(content: dict[str, Any]) -> str:
+def checksum(content: dict[str, Any]) -> str:
+    """Give the checksum of plain data, as it is in a JSON file that is edited by nobody."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
@@ -288,14 +290,14 @@ class Expected:
     shards: int | None
 
     @classmethod
-    def of(cls, run: dict[str, Any], records: pa.Schema, shards: int | None) -> "Expected":
-        """Make it of a run's description, the columns before the features, and the plan's end."""
+    def of(cls, run: dict[str, Any], plan: Plan) -> "Expected":
+        """Make it of a run's description and its plan."""
         features = [
             (output["column"], pa.list_(pa.float32(), output["dimension"]))
             for output in run["encoder"]["outputs"]
         ]
-        columns = (*((field.name, field.type) for field in records), *features)
-        return cls(run["fingerprint"], columns, shards)
+        columns = (*((field.name, field.type) for field in plan.schema()), *features)
+        return cls(run["fingerprint"], columns, plan.shards)
 
 
 def check(folder: Folder, number: int, expected: Expected) -> None:

@@ -106,8 +106,7 @@ def test_parts_of_others_are_deleted_or_extracted_again(whole, tmp_path, capsys,
 def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
     run = copy(whole.run, tmp_path / "run")
     folder = Folder.at(str(run))
-    outline = plan.load(folder)
-    expected = store.Expected.of(store.read_run(folder), outline.schema(), outline.shards)
+    expected = store.Expected.of(store.read_run(folder), plan.load(folder))
     path = run / part_name("features", 4)
     right, table = path.read_bytes(), store.read_part(folder, "features", 4)
     noticed = 0

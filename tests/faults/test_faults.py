@@ -21,9 +21,12 @@ def tool(name, *arguments, timeout=1500):
     return done
 
 
-TORTURED = "nothing lost, doubled or moved, all bytes equal"
-LONG = [
-    ("torture", ["--kills", 12, "--records", 400], TORTURED),
+TOOLS = [
+    (
+        "torture",
+        ["--kills", 12, "--records", 400],
+        "nothing lost, doubled or moved, all bytes equal",
+    ),
     (
         "poison",
         ["--records", 120, "--each", 1, "--shard-size", 32, "--attempts", 2],
@@ -34,13 +37,9 @@ LONG = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1600)
-@pytest.mark.parametrize(
-    ("name", "arguments", "said"),
-    [
-        *(pytest.param(*one, id=one[0], marks=pytest.mark.slow) for one in LONG),
-    ],
-)
+@pytest.mark.parametrize(("name", "arguments", "said"), TOOLS, ids=[name for name, _, _ in TOOLS])
 def test_tool(name, arguments, said):
     done = tool(name, *arguments)
     if name == "storage" and done.returncode == 77:
