@@ -33,8 +33,8 @@ from conftest import make_folder
 from samples import part_files, results_of
 
 SHARD, BATCH = 8, 4
-# How often each is chosen: a raylet or the whole of Ray costs the driver a quarter of a minute.
-KINDS = {"actor": 50, "driver": 20, "guard": 10, "builder": 5, "raylet": 8, "gcs": 2, "all": 5}
+# How often each is chosen: losing Ray costs the driver a quarter to a whole minute.
+KINDS = {"actor": 50, "driver": 20, "guard": 10, "builder": 5, "raylet": 20, "gcs": 5, "all": 5}
 
 
 def save_encoder(path: Path) -> None:
