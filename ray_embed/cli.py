@@ -338,7 +338,7 @@ def _say_how_to_go_on() -> None:
 
 def _command() -> str:
     """Give the command that goes on: the same one, but never to start anew, nor with a password."""
-    from ray_embed.filesystem import without_credentials
+    from ray_embed.uri import without_credentials
 
     given = [
         without_credentials(argument, "***@")

@@ -7,13 +7,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pydantic
 import yaml
 from pydantic import Field, PositiveInt
 
 from ray_embed.errors import InputError
-from ray_embed.filesystem import is_uri
+from ray_embed.uri import is_uri
 
 Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
 Scale = Literal["unit", "symmetric", "none"]
@@ -163,7 +164,8 @@ def split_and_uri(text: str) -> tuple[str, str]:
     if is_callable_reference(text):
         base = text.rpartition(":")[2]
     else:
-        base = PurePosixPath(text.rstrip("/")).name or Path(text).resolve().name
+        path = urlsplit(text).path if is_uri(text) else text
+        base = PurePosixPath(path.rstrip("/")).name or Path(text).resolve().name
         base = base.removesuffix(next((end for end in _LISTINGS if base.endswith(end)), ""))
     return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data", text
 

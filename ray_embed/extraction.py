@@ -58,7 +58,9 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
 def _job(config: RunConfig, prepared: Prepared) -> bytes:
     encoder = keep.without_contents(prepared.encoder)
     pixels = tuple(_pixels(config, split, encoder) for split in prepared.plan.splits)
-    job = Job(prepared.target.uri, prepared.plan, prepared.fingerprint, pixels, encoder)
+    job = Job(
+        prepared.target.uri, prepared.plan, prepared.fingerprint, pixels, prepared.roots, encoder
+    )
     # Ray would take it apart anew for each shard, which takes longer than all else done for one.
     return pickle.dumps(job)
 

@@ -7,7 +7,7 @@ import pickle
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,16 +16,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_embed import decode, importing, plan, store
+from ray_embed import importing, plan, store
 from ray_embed.decode import Batch, PixelSpec
 from ray_embed.encoder import Encoder, EncoderSpec, keep
 from ray_embed.encoder.engines import Engine, open_engine
-from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
+from ray_embed.inputs import Inputs, check_unchanged, open_inputs
 from ray_embed.matrix import as_column
 from ray_embed.plan import Plan, Shard
-from ray_embed.sources import arrays
-from ray_embed.sources.folder import size_and_time
 
 Array = np.ndarray[Any, Any]
 # A shard, and a reference to its images where they are streamed.
@@ -38,14 +36,15 @@ _NOT_FINITE, _MISSING = "not finite", "missing"
 class Job:
     """What all shards of a run have in common.
 
-    `pixels` is by the ordinal of the split. `encoder` is without what the run folder keeps of it,
-    which each actor reads once.
+    `pixels` and `roots`, where the sources are, are by the ordinal of the split. `encoder` is
+    without what the run folder keeps of it, which each actor reads once.
     """
 
     out: str
     plan: Plan
     fingerprint: str
     pixels: tuple[PixelSpec, ...]
+    roots: tuple[str, ...]
     encoder: Encoder
 
 
@@ -190,7 +189,7 @@ class Extractor:
             gathered = gathered.spread(chosen, rows.num_rows)
             for at, reason in rejected.items():
                 gathered.reasons[at] = reason
-        _check_unchanged(shard, rows)
+        check_unchanged(shard, opened.job.roots[shard.split.ordinal], rows)
         records = plan.record_columns(opened.job.plan, shard, rows)
         part = _part(shard.number, opened.encoder, records, gathered)
         store.commit(folder, part, opened.job.fingerprint, rows.num_rows)
@@ -217,61 +216,36 @@ class Extractor:
         self, opened: "_Opened", shard: Shard, rows: pa.Table, images: Any, chosen: Array
     ) -> _Gathered:
         """Encode the chosen records of a shard, by their positions among `rows`."""
-        pixels = opened.job.pixels[shard.split.ordinal]
-        if shard.split.kind == "array":
-            images = arrays.read_images(Path(shard.split.root), shard.position, rows.num_rows)
-        if len(chosen) < rows.num_rows:
-            rows = rows.take(pa.array(chosen))
-            if isinstance(images, list):
-                images = [images[at] for at in chosen]
-            elif images is not None:
-                images = images[chosen]
-        batches = self._batches(shard, rows, images, pixels, opened.encoder.spec.batch_size)
+        ordinal = shard.split.ordinal
+        pixels, root = opened.job.pixels[ordinal], opened.job.roots[ordinal]
+        inputs = open_inputs(shard, root, rows, images, chosen, pixels)
+        batches = inputs.batches(pixels, opened.encoder.spec.batch_size, self._threads)
         # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
         first = next(batches, None)
-        gathered = _gathered(rows.num_rows, opened.encoder)
+        gathered = _gathered(len(inputs), opened.encoder)
         with self._computing:
             encoding = opened.encode(itertools.chain([first] if first else [], batches), gathered)
         # The other shard's batches queue up behind the last ones of this one.
         for waited in encoding:
             waited.result()
-        self._take_left_out(shard, rows, pixels, opened, gathered)
+        inputs.check()
+        _take_left_out(inputs, pixels, opened, gathered)
         return gathered
 
-    def _batches(
-        self, shard: Shard, rows: pa.Table, images: Any, pixels: PixelSpec, size: int
-    ) -> Iterator[Batch]:
-        if not rows.num_rows:
-            return iter(())
-        if shard.split.kind == "files":
-            return decode.file_batches(_paths(shard, rows), pixels, size, self._threads)
-        _check_shapes(images, shard, pixels)
-        return decode.array_batches(images, pixels, size, self._threads)
 
-    def _take_left_out(
-        self,
-        shard: Shard,
-        rows: pa.Table,
-        pixels: PixelSpec,
-        opened: "_Opened",
-        gathered: _Gathered,
-    ) -> None:
-        """Encode what was left out after all, or say why not."""
-        left_out = gathered.left_out()
-        if left_out and shard.split.kind != "files":
-            raise RunError(f"shard {shard.number}: images in memory were not all prepared")
-        paths = _paths(shard, rows) if left_out else []
-        for at in left_out:
-            found = decode.diagnose(paths[at], pixels)
-            if isinstance(found, str):
-                gathered.reasons[at] = found
-            else:
-                opened.threads.submit(
-                    opened.take, replace(found, positions=np.array([at])), gathered
-                ).result()
-        finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in gathered.features])
-        for at in np.flatnonzero(~finite).tolist():
-            gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
+def _take_left_out(inputs: Inputs, pixels: PixelSpec, opened: _Opened, gathered: _Gathered) -> None:
+    """Encode what was left out after all, or say why not."""
+    for at in gathered.left_out():
+        found = inputs.diagnose(at, pixels)
+        if isinstance(found, str):
+            gathered.reasons[at] = found
+        else:
+            opened.threads.submit(
+                opened.take, replace(found, positions=np.array([at])), gathered
+            ).result()
+    finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in gathered.features])
+    for at in np.flatnonzero(~finite).tolist():
+        gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
 
 
 def start_tensorflow(threads: int | None, folder: str) -> None:
@@ -309,47 +283,6 @@ def _missing(shard: Shard, rows: pa.Table) -> dict[int, str]:
     """Give the reasons of records that were not there when planned, by their positions."""
     planned = rows["size"].to_pylist() if shard.split.kind == "files" else []
     return {at: _MISSING for at, size in enumerate(planned) if size is None}
-
-
-def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
-    for at, image in enumerate(images):
-        wanted = image.shape[-1:] if pixels.resize else image.shape
-        if wanted != pixels.shape[-len(wanted) :]:
-            raise InputError(
-                f"--source {shard.split.split}={shard.split.root}: image {shard.position + at} has "
-                f"the shape {image.shape}, the encoder takes {pixels.shape}; give --image-size to "
-                "have images resized, or the channels that the encoder takes"
-            )
-
-
-def _check_unchanged(shard: Shard, rows: pa.Table) -> None:
-    """Compare the files with what they were when planned.
-
-    Raises:
-        InputError: one has changed, or is gone.
-    """
-    if shard.split.kind == "stream":
-        return
-    if shard.split.kind == "array":
-        rows = rows.slice(0, 1)
-        paths = [os.fsencode(shard.split.root)]
-    else:
-        paths = _paths(shard, rows)
-    planned = zip(rows["size"].to_pylist(), rows["mtime"].to_pylist(), strict=True)
-    for path, before in zip(paths, planned, strict=True):
-        now = size_and_time(os.fsdecode(path))
-        if before != (None, None) and now != before:
-            name = path.decode("utf-8", "backslashreplace")
-            what = "is gone" if now == (None, None) else "has changed"
-            raise InputError(
-                f"{name}: it {what} since the run was planned; put back what was there (with its "
-                "time), or start anew with --overwrite"
-            )
-
-
-def _paths(shard: Shard, rows: pa.Table) -> list[bytes]:
-    root = os.fsencode(shard.split.root)
-    return [os.path.join(root, path) for path in rows["path"].to_pylist()]
 
 
 def _part(number: int, encoder: Encoder, records: pa.Table, gathered: _Gathered) -> store.Part:

@@ -5,65 +5,61 @@ Every write of a run folder goes through :class:`Folder`: a file appears whole o
 """
 
 import contextlib
-import fcntl
+import functools
 import os
 import posixpath
-import re
 import shutil
-import socket
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import urlsplit, urlunsplit
+from typing import TypeVar
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
+import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ray_embed.errors import InputError, StorageError
+from ray_embed.errors import InputError
+from ray_embed.retrying import explained, named, persistent
+from ray_embed.uri import is_uri, shown, with_query
+
+Result = TypeVar("Result")
 
 TEMPORARY = ".tmp"
-LOCK = f"{TEMPORARY}/lock"
-# What was killed a moment ago takes so long to be gone.
-_LOCK_SECONDS = 5.0
-_URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s\"]*@")
-
-
-def is_uri(text: str) -> bool:
-    """Whether `text` names a scheme (``s3://…``), not a path."""
-    return bool(_URI.match(text))
-
-
-def shown(uri: str) -> str:
-    """Give the URI as it may be printed and stored: without user, password and query."""
-    if not is_uri(uri):
-        return uri
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
-
-
-def without_credentials(text: str, instead: str = "") -> str:
-    """Give a text, another library's error say, without users and passwords of URIs in it."""
-    return _CREDENTIALS.sub(instead, text)
+# Of these an object is seen once it is complete, and not before.
+_OBJECT_STORES = ("s3", "gcs", "abfs")
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """Give the file system and the path in it that `uri` (or a local path) names.
 
     Raises:
-        InputError: pyarrow knows no such file system, or the path is no text.
+        InputError: pyarrow knows no such file system, it does not answer, or the path is no text.
     """
     if not is_uri(uri):
         path = str(Path(uri).absolute())
         check_text(path)
         return pafs.LocalFileSystem(), path
     try:
-        filesystem, path = pafs.FileSystem.from_uri(uri)
-    except (ValueError, OSError) as error:
-        said = without_credentials(str(error))
-        raise InputError(f"{shown(uri)}: not a location that can be opened: {said}") from None
-    return filesystem, path
+        parts = urlsplit(quote(uri, safe="%/:?=&@+~!$'()*,;[]"))
+        filesystem, base = _opened(urlunsplit(parts._replace(path="")))
+    except OSError as error:
+        raise InputError(f"{shown(uri)}: cannot be opened: {explained(error)}") from error
+    except (ValueError, ImportError) as error:
+        raise InputError(f"{shown(uri)}: not a location that can be opened: {error}") from None
+    return filesystem, posixpath.join(base, unquote(parts.path).lstrip("/")).rstrip("/")
+
+
+@functools.lru_cache(maxsize=64)
+def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Open what holds a URI's paths: for S3 that asks where the bucket is."""
+    if uri.startswith("file:"):
+        return pafs.LocalFileSystem(), "/"
+    if uri.startswith("s3:"):
+        # A small object is written by one request, and not by three.
+        uri = with_query(uri, allow_delayed_open="true")
+    opened: tuple[pafs.FileSystem, str] = persistent(lambda: pafs.FileSystem.from_uri(uri))
+    return opened
 
 
 def check_text(path: str) -> None:
@@ -100,43 +96,64 @@ class Folder:
         """Give the path of `name` for this folder's file system."""
         return posixpath.join(self.path, name)
 
+    def info(self, name: str = "") -> pafs.FileInfo:
+        """Look at the file or folder `name`, which need not be there."""
+        path = self.join(name) if name else self.path
+        with named(path, "looked at"):
+            return self._persistently(lambda: self.filesystem.get_file_info(path))
+
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder `name`."""
-        with _named(self.join(name), "looked at"):
-            info = self.filesystem.get_file_info(self.join(name))
-            return bool(info.type != pafs.FileType.NotFound)
+        return bool(self.info(name).type != pafs.FileType.NotFound)
 
     def names(self, name: str = "") -> Iterator[str]:
         """Give what is directly in the folder `name`, in any order; nothing where there is none."""
-        with _named(self.join(name), "listed"):
-            if self.is_local:
-                # A name at a time, where pyarrow lists all at once and looks at each file.
-                with contextlib.suppress(FileNotFoundError), os.scandir(self.join(name)) as entries:
-                    yield from (entry.name for entry in entries)
-                return
-            selector = pafs.FileSelector(self.join(name), allow_not_found=True)
-            yield from (info.base_name for info in self.filesystem.get_file_info(selector))
+        if not self.is_local:
+            yield from (info.base_name for info in self.infos(name))
+            return
+        with (
+            named(self.join(name), "listed"),
+            contextlib.suppress(FileNotFoundError),
+            # A name at a time, where pyarrow lists all at once and looks at each file.
+            os.scandir(self.join(name)) as entries,
+        ):
+            yield from (entry.name for entry in entries)
+
+    def infos(self, name: str = "", *, recursive: bool = False) -> list[pafs.FileInfo]:
+        """Look at what is (directly) in the folder `name`; nothing where there is none."""
+        selector = pafs.FileSelector(
+            self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
+        )
+        with named(selector.base_dir, "listed"):
+            return self._persistently(lambda: self.filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         """Read the whole file `name`."""
-        with _named(self.join(name), "read"):
-            with self.filesystem.open_input_file(self.join(name)) as stream:
-                content: bytes = stream.read()
+        with named(self.join(name), "read"):
+            content: bytes = self.read_with(name, lambda stream: stream.read())
             return content
 
-    def write(self, name: str, content: bytes, *, durable: bool = False) -> None:
+    def read_with(self, name: str, read: Callable[[pa.NativeFile], Result]) -> Result:
+        """Open the file `name`, and give what `read` makes of it; it may be called again.
+
+        Raises:
+            OSError: it cannot be opened or read.
+        """
+
+        def attempt() -> Result:
+            with self.filesystem.open_input_file(self.join(name)) as stream:
+                return read(stream)
+
+        return self._persistently(attempt)
+
+    def write(self, name: str, content: bytes | pa.Buffer, *, durable: bool = False) -> None:
         """Write the file `name` so that it is seen whole or not at all, replacing what was there.
 
         Object stores show an object only once it is complete; elsewhere the bytes go to a
         temporary file first, which is then renamed. A `durable` file outlasts a loss of power.
         """
         if not self.is_local:
-            # Leaving the block by an exception would publish half the object: one write, no more.
-            with (
-                _named(self.join(name), "written"),
-                self.filesystem.open_output_stream(self.join(name)) as stream,
-            ):
-                stream.write(content)
+            self._write_away(name, content)
             return
         with self.staged(name) as temporary, open(temporary, "wb") as file:
             file.write(content)
@@ -144,12 +161,41 @@ class Folder:
                 file.flush()
                 os.fsync(file.fileno())
 
+    def put(self, source: Path, name: str) -> None:
+        """Write a copy of a local file, of any size, as `name`, as :meth:`write` does."""
+        if self.is_local:
+            with self.staged(name) as temporary:
+                shutil.copyfile(source, temporary)
+            return
+        with named(str(source), "read"):
+            empty = source.stat().st_size == 0
+            mapped = None if empty else pa.memory_map(str(source))
+        self._write_away(name, b"" if mapped is None else mapped.read_buffer())
+
+    def _write_away(self, name: str, content: bytes | pa.Buffer) -> None:
+        path = self.join(name)
+        whole = self.filesystem.type_name in _OBJECT_STORES
+        first = path if whole else self.join(f"{TEMPORARY}/{uuid.uuid4().hex}")
+
+        def attempt() -> None:
+            if not whole:
+                for file in (first, path):
+                    self.filesystem.create_dir(posixpath.dirname(file), recursive=True)
+            # Leaving the block by an exception would publish half the object: one write, no more.
+            with self.filesystem.open_output_stream(first) as stream:
+                stream.write(content)
+            if not whole:
+                self.filesystem.move(first, path)
+
+        with named(path, "written"):
+            self._persistently(attempt)
+
     @contextlib.contextmanager
     def staged(self, name: str) -> Iterator[str]:
-        """Give a temporary local path; on leaving without an error it becomes `name`."""
+        """Give a temporary path in a local folder; left without an error it becomes `name`."""
         temporary = Path(self.join(TEMPORARY)) / f"{posixpath.basename(name)}.{uuid.uuid4().hex}"
         final = Path(self.join(name))
-        with _named(str(final), "written"):
+        with named(str(final), "written"):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield str(temporary)
@@ -162,109 +208,27 @@ class Folder:
 
     def delete(self, name: str) -> None:
         """Delete the file or folder `name` where there is one."""
-        with _named(self.join(name), "deleted"):
+
+        def attempt() -> None:
             info = self.filesystem.get_file_info(self.join(name))
             if info.type == pafs.FileType.Directory:
                 self.filesystem.delete_dir(self.join(name))
             elif info.type != pafs.FileType.NotFound:
                 self.filesystem.delete_file(self.join(name))
 
+        with named(self.join(name), "deleted"):
+            self._persistently(attempt)
+
     def move(self, source: str, target: str) -> None:
-        """Rename `source`, replacing the file or folder `target`."""
+        """Rename `source` in a local folder, replacing the file or folder `target`."""
         # Deleting a folder takes a while, in which it would be seen half: it is renamed first.
         aside = f"{TEMPORARY}/{posixpath.basename(target)}.{uuid.uuid4().hex}"
-        with _named(self.join(target), "written"):
+        with named(self.join(target), "written"):
             if self.exists(target):
                 self.filesystem.move(self.join(target), self.join(aside))
             self.filesystem.move(self.join(source), self.join(target))
         self.delete(aside)
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Be the only one that writes to the folder; what others left unfinished is cleared away.
-
-        The operating system gives the folder free with the end of the process, however it ends.
-        Leaves nothing where nothing else was written.
-
-        Raises:
-            InputError: another process writes to it.
-            StorageError: nothing can be written to it.
-        """
-        if not self.is_local:
-            yield
-            return
-        lock = Path(self.join(LOCK))
-        with _named(self.path, "written"):
-            held, made = _hold(lock)
-        try:
-            with _named(str(lock.parent), "listed"):
-                _clear_beside(lock)
-            yield
-        finally:
-            with contextlib.suppress(OSError):
-                _clear_beside(lock)
-                lock.unlink()
-                lock.parent.rmdir()
-                # Only where nothing came of it.
-                for path in made:
-                    path.rmdir()
-            os.close(held)
-
-
-@contextlib.contextmanager
-def _named(path: str, doing: str) -> Iterator[None]:
-    """Let an error of the storage say which file it was about, and what was tried.
-
-    Raises:
-        StorageError: instead of OSError.
-    """
-    try:
-        yield
-    except OSError as error:
-        what = without_credentials(error.strerror or str(error))
-        raise StorageError(f"{shown(path)}: cannot be {doing}: {what}") from error
-
-
-def _hold(lock: Path) -> tuple[int, list[Path]]:
-    """Lock a file for this process; gives its descriptor, and the folders made for it.
-
-    Raises:
-        InputError: another process holds it.
-    """
-    end = time.monotonic() + _LOCK_SECONDS
-    while True:
-        made = [path for path in lock.parents[1:] if not path.exists()]
-        lock.parent.mkdir(parents=True, exist_ok=True)
-        held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it before may have deleted it.
-            if lock.exists() and os.path.samestat(os.fstat(held), lock.stat()):
-                os.ftruncate(held, 0)
-                os.write(held, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
-                return held, made
-            os.close(held)
-        except BlockingIOError as error:
-            holder = os.read(held, 200).decode("utf-8", "replace").strip()
-            os.close(held)
-            if time.monotonic() > end:
-                raise InputError(
-                    f"{lock.parents[1]}: another ray-embed is writing to it ({holder}); wait for "
-                    "it, stop it, or give another --out"
-                ) from error
-            time.sleep(0.1)
-        except BaseException:
-            os.close(held)
-            raise
-
-
-def _clear_beside(lock: Path) -> None:
-    """Delete what processes that were killed have left unfinished."""
-    for left in lock.parent.iterdir():
-        if left == lock:
-            continue
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                left.unlink()
+    def _persistently(self, operation: Callable[[], Result]) -> Result:
+        # What a local disk refuses it refuses again.
+        return operation() if self.is_local else persistent(operation)

@@ -8,8 +8,8 @@ from typing import Any
 
 from ray_embed.config import RunConfig
 from ray_embed.encoder import Encoder
-from ray_embed.filesystem import without_credentials
 from ray_embed.plan import Plan, SplitPlan
+from ray_embed.uri import shown, without_credentials
 
 Identity = dict[str, Any]
 
@@ -67,7 +67,7 @@ def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
 def name_of(value: Any) -> str | None:
     """Name a callable or object as the run folder records it; text is its own name."""
     if value is None or isinstance(value, str):
-        return value
+        return value and shown(value)
     name = getattr(value, "__qualname__", None)
     return f"{value.__module__}:{name}" if name else type(value).__name__
 

@@ -21,10 +21,12 @@ from ray_embed.prepare import (
     prepare,
 )
 from ray_embed.progress import say
+from ray_embed.projector import CONFIG
 from ray_embed.reducer import unseen
 from ray_embed.results import Run, load
 from ray_embed.session import Session, session
 from ray_embed.sources import open_sources
+from ray_embed.uri import shown, without_credentials
 
 
 @dataclass(frozen=True)
@@ -39,18 +41,19 @@ class Outcome:
         """Say in a few lines what was done and where it is."""
         rejects = self.run.rejects
         reasons = list(self.run.rejects_by_reason.items())[:3]
-        shown = ", ".join(f"{count} {reason}" for reason, count in reasons)
+        listed = ", ".join(f"{count} {reason}" for reason, count in reasons)
         lines = [
             f"{self.run.rows + rejects} records: {self.run.rows} embedded, {rejects} rejected"
-            + (f" ({shown})" if rejects else ""),
+            + (f" ({listed})" if rejects else ""),
             f"{self.seconds:.0f} s in all"
             + (f", {self.speed:.0f} img/s while extracting" if self.speed else ""),
-            f"features  {self.run.features_path}",
+            f"features  {shown(self.run.features_path)}",
         ]
-        if Folder.at(self.run.projector_path).exists("projector_config.pbtxt"):
-            lines.append(f"look      ray-embed view {self.run.path}")
+        path = without_credentials(self.run.path, "***@")
+        if Folder.at(self.run.projector_path).exists(CONFIG):
+            lines.append(f"look      ray-embed view {path}")
         else:
-            lines.append(f"next      ray-embed reduce {self.run.path}")
+            lines.append(f"next      ray-embed reduce {path}")
         return "\n".join(lines)
 
 
@@ -105,7 +108,7 @@ def _finish(
             if not and_reduce:
                 # Merging does so too.
                 store.check_footers(target.folder, _expected(prepared))
-            finished = load(target.out)
+            finished = load(target.given)
             if finished.rows == 0:
                 raise RunError(
                     f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so "

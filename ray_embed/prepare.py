@@ -12,14 +12,17 @@ from typing import Any
 
 from ray_embed import fingerprint, importing, plan, store
 from ray_embed._version import __version__
+from ray_embed.alone import alone
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.encoder import Encoder, EncoderSpec, keep
 from ray_embed.errors import InputError, StorageError
-from ray_embed.filesystem import Folder, is_uri, shown
+from ray_embed.filesystem import Folder
 from ray_embed.plan import Plan
 from ray_embed.progress import say
+from ray_embed.scratch import look_for
 from ray_embed.session import Session
 from ray_embed.sources import Source, Streamed
+from ray_embed.uri import base_name, is_uri, shown
 from ray_embed.walk import Walk
 
 
@@ -27,14 +30,19 @@ from ray_embed.walk import Walk
 class Target:
     """The run folder, and what ``run.json`` said before; None for a new run."""
 
-    out: str
+    given: str
     folder: Folder
     before: dict[str, Any] | None
 
     @property
+    def out(self) -> str:
+        """The run folder as it may be shown."""
+        return shown(self.given)
+
+    @property
     def uri(self) -> str:
         """Where the run folder is, for other processes."""
-        return self.out if is_uri(self.out) else self.folder.path
+        return self.given if is_uri(self.given) else self.folder.path
 
     @property
     def goes_on(self) -> bool:
@@ -44,13 +52,14 @@ class Target:
 
 @dataclass(frozen=True)
 class Prepared:
-    """All that is known, and checked, before anything is written."""
+    """All that is known, and checked, before anything is written; `roots` are where sources are."""
 
     target: Target
     plan: Plan
     encoder: Encoder
     identity: fingerprint.Identity
     walks: dict[str, Walk]
+    roots: tuple[str, ...]
 
     @property
     def folder(self) -> Folder:
@@ -75,10 +84,34 @@ def opened_target(config: RunConfig) -> Iterator[Target]:
     out = config.out or default_out(config)
     if config.out is None:
         say(f"run folder: {out}")
-    folder = Folder.at(out)
-    if not folder.is_local:
-        raise InputError(f"--out {shown(out)}: only local run folders can be written so far")
-    path = Path(folder.path)
+    try:
+        folder = Folder.at(out)
+    except InputError as error:
+        raise InputError(f"--out {error}") from error
+    if folder.is_local:
+        _check_path(out, Path(folder.path))
+    given, out = out, shown(out)
+    try:
+        anew = config.overwrite and store.is_run(folder)
+        if not anew:
+            # Before anything is written to what may be something else.
+            store.read_run(folder)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(alone(folder))
+            before = None if anew else store.read_run(folder)
+            entered = stack.pop_all()
+    except StorageError as error:
+        raise InputError(f"--out {out}: {error}; give another folder") from error
+    with entered:
+        yield Target(given, folder, before)
+
+
+def _check_path(out: str, path: Path) -> None:
+    """Look whether a local run folder can be one.
+
+    Raises:
+        InputError: it cannot.
+    """
     try:
         above = next(p for p in (path, *path.parents) if p.exists())
     except OSError as error:
@@ -87,38 +120,35 @@ def opened_target(config: RunConfig) -> Iterator[Target]:
         raise InputError(f"--out {out}: {above} is a file; give a folder")
     if not os.access(above, os.W_OK | os.X_OK):
         raise InputError(f"--out {out}: {above} may not be written to; give another folder")
-    anew = config.overwrite and store.is_run(folder)
-    if not anew:
-        # Before anything is written to what may be something else.
-        store.read_run(folder)
-    with contextlib.ExitStack() as stack:
-        try:
-            stack.enter_context(folder.alone())
-        except StorageError as error:
-            raise InputError(f"--out {out}: {error}; give another folder") from error
-        yield Target(out, folder, None if anew else store.read_run(folder))
 
 
 def default_out(config: RunConfig) -> str:
     """Name the run folder after the model and its weights: ``runs/<model>-<weights>``."""
     model = config.model if isinstance(config.model, str) else fingerprint.name_of(config.model)
-    names = [str(model).rpartition(":")[2] if ":" in str(model) else Path(str(model)).stem]
+    names = [Path(_last_name(str(model))).stem]
     if config.weights:
-        names.append(Path(config.weights.rstrip("/")).name.partition(".")[0])
+        names.append(_last_name(config.weights).partition(".")[0])
     return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in names)
 
 
+def _last_name(given: str) -> str:
+    if is_uri(given):
+        return base_name(given)
+    return given.rpartition(":")[2] if ":" in given else Path(given).name
+
+
 def check_model(config: RunConfig) -> None:
-    """Look whether the model's file is there, which takes no time.
+    """Look whether the model's file is there, which takes next to no time.
 
     Raises:
         InputError: it is not.
     """
     for option, path in (("--model", config.model), ("--weights", config.weights)):
         if isinstance(path, str) and is_uri(path):
-            raise InputError(f"{option} {shown(path)}: only local paths can be read so far")
+            look_for(path, option)
     if (
         isinstance(config.model, str)
+        and not is_uri(config.model)
         and not is_callable_reference(config.model)
         and not Path(config.model).exists()
     ):
@@ -169,7 +199,8 @@ def prepare(
         say(line)
     _check_shapes(config, planned, encoder)
     identity = fingerprint.identity(config, planned, encoder, session.resources.cpus)
-    prepared = Prepared(target, planned, encoder, fingerprint.plain(identity), walks)
+    roots = tuple(getattr(source, "location", "") for source in sources)
+    prepared = Prepared(target, planned, encoder, fingerprint.plain(identity), walks, roots)
     if target.goes_on:
         _refuse_another(prepared, scratch)
     return prepared
@@ -190,15 +221,14 @@ def encoder_spec(
     """Give what is asked of the encoder; `shape` is that of an array source's images."""
     model = config.model
     if isinstance(model, str) and not is_callable_reference(model):
-        # An actor works in another folder.
-        model = str(Path(model).absolute())
+        model = _from_anywhere(model)
     return EncoderSpec(
         model,
         str(Path.cwd()),
         config.model_kwargs,
         config.imports,
         config.submodel,
-        None if config.weights is None else str(Path(config.weights).absolute()),
+        None if config.weights is None else _from_anywhere(config.weights),
         config.layers,
         config.pool,
         config.image_size,
@@ -208,6 +238,11 @@ def encoder_spec(
         config.precision,
         batch_size,
     )
+
+
+def _from_anywhere(path: str) -> str:
+    # An actor works in another folder.
+    return path if is_uri(path) else str(Path(path).absolute())
 
 
 def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Callable[[], Encoder]:

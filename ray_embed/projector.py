@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ray_embed.matrix import Matrix
 
-CHECKPOINT = "embedding.ckpt-1"
+CHECKPOINT, CONFIG = "embedding.ckpt-1", "projector_config.pbtxt"
 _SLICES = ".slices"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"

@@ -15,9 +15,12 @@ import pyarrow as pa
 
 from ray_embed import metadata, plan, projector, sample, sprite, store
 from ray_embed.ahead import Mapped, mapping
+from ray_embed.alone import alone
 from ray_embed.errors import InputError, RunError, StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.matrix import as_matrix
+from ray_embed.scratch import check_space
+from ray_embed.uri import shown
 
 PROJECTOR = "projector"
 METADATA, SAMPLE = "metadata.tsv", "sample.tsv"
@@ -75,7 +78,7 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
     folder = Folder.at(out)
     if not folder.exists(store.RUN):
         raise _no_run(out)
-    with folder.alone():
+    with alone(folder):
         return merge(out, limit, threads)
 
 
@@ -109,29 +112,65 @@ def merge(out: str, limit: int | None = None, threads: int | None = None) -> int
     width = sum(output["dimension"] for output in outputs)
     survey = _survey(folder, numbers, width, expected, outline.records, limit)
     if survey.points == 0:
+        name = shown(out)
         raise RunError(
-            f"{out}: every record was rejected, so there is nothing to show; see {out}/rejects",
+            f"{name}: every record was rejected, so there is nothing to show; see {name}/rejects",
             goes_on=False,
         )
-    base = Path(folder.join(TEMPORARY))
-    with _writing(base):
-        base.mkdir(parents=True, exist_ok=True)
-        for left in base.glob("projector-*"):
-            # By a merge in an actor that was killed.
-            shutil.rmtree(left, ignore_errors=True)
-        target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
-    shown = min(survey.points, limit)
+    count = min(survey.points, limit)
     columns = tuple(output["column"] for output in outputs)
     records = tuple(outline.schema().names)
-    merge = _Merge(folder, target, expected.fingerprint, columns, records, survey.points, shown)
-    try:
+    with _target(folder, survey.points * width * 4) as target:
+        merge = _Merge(folder, target, expected.fingerprint, columns, records, survey.points, count)
         with _writing(target), mapping(threads) as mapped:
             _write(merge, survey, mapped)
             target.chmod(0o755)
-        folder.move(f"{TEMPORARY}/{target.name}", PROJECTOR)
+        if folder.is_local:
+            folder.move(f"{TEMPORARY}/{target.name}", PROJECTOR)
+        else:
+            _publish(folder, target)
+    return survey.points
+
+
+@contextlib.contextmanager
+def _target(folder: Folder, size: int) -> Iterator[Path]:
+    """Give a new local folder for the projector's files, which is gone afterwards.
+
+    It lies in the run folder, to be renamed; or in the machine's scratch, to be put away.
+
+    Raises:
+        RunError: there is no room for `size` bytes.
+        StorageError: it cannot be made.
+    """
+    base = Path(folder.join(TEMPORARY)) if folder.is_local else Path(tempfile.gettempdir())
+    with _writing(base):
+        base.mkdir(parents=True, exist_ok=True)
+        if folder.is_local:
+            for left in base.glob("projector-*"):
+                # By a merge in an actor that was killed.
+                shutil.rmtree(left, ignore_errors=True)
+        check_space(base, size, "the projector's files")
+        target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
+    try:
+        yield target
     finally:
         shutil.rmtree(target, ignore_errors=True)
-    return survey.points
+
+
+def _publish(folder: Folder, target: Path) -> None:
+    """Put the projector's files into a run folder on an object store.
+
+    TensorBoard sees nothing without the configuration, which goes first and comes last.
+    """
+    folder.delete(f"{PROJECTOR}/{projector.CONFIG}")
+    files = {path.name: path for path in target.iterdir()}
+    for info in folder.infos(PROJECTOR):
+        if info.base_name not in files:
+            folder.delete(f"{PROJECTOR}/{info.base_name}")
+    config = files.pop(projector.CONFIG)
+    for name, path in sorted(files.items()):
+        folder.put(path, f"{PROJECTOR}/{name}")
+    folder.put(config, f"{PROJECTOR}/{projector.CONFIG}")
 
 
 @contextlib.contextmanager
@@ -150,7 +189,7 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 def _no_run(out: str) -> InputError:
-    return InputError(f"{out}: not a run folder; `ray-embed extract` writes one")
+    return InputError(f"{shown(out)}: not a run folder; `ray-embed extract` writes one")
 
 
 def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:
@@ -248,7 +287,7 @@ def _write(merge: _Merge, survey: _Survey, mapped: Mapped) -> None:
     if side:
         pngs = _thumbnails(merge, survey.groups, drawn, mapped)
         sprite.write_sprite(merge.target / "sprite.png", merge.shown, pngs, mapped)
-    projector.write_config(merge.target / "projector_config.pbtxt", shown, files[-1], side)
+    projector.write_config(merge.target / projector.CONFIG, shown, files[-1], side)
     projector.write_event_file(merge.target)
 
 

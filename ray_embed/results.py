@@ -14,6 +14,7 @@ from ray_embed import store
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
+from ray_embed.uri import child, shown
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Run:
     @property
     def features_path(self) -> str:
         """The folder of the Parquet parts with keys, labels and features."""
-        return f"{self.path.rstrip('/')}/{store.FEATURES}"
+        return child(self.path, store.FEATURES)
 
     @property
     def projector_path(self) -> str:
         """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
-        return f"{self.path.rstrip('/')}/projector"
+        return child(self.path, "projector")
 
     @cached_property
     def rows(self) -> int:
@@ -160,7 +161,9 @@ class Run:
     def _dataset(self) -> Any:
         names = [store.part_name(store.FEATURES, n) for n in store.part_numbers(self._folder)]
         if not names:
-            raise InputError(f"{self.path}: no part is done yet; `ray-embed run` goes on with it")
+            raise InputError(
+                f"{shown(self.path)}: no part is done yet; `ray-embed run` goes on with it"
+            )
         paths = [self._folder.join(name) for name in names]
         return pyarrow.dataset.dataset(paths, filesystem=self._folder.filesystem, format="parquet")
 
@@ -170,7 +173,7 @@ class Run:
             return str(next(iter(columns.values())))
         if layer not in columns:
             given = "several layers, so name one" if layer is None else f"no layer {layer!r}"
-            raise InputError(f"{self.path}: {given}; it holds {', '.join(columns)}")
+            raise InputError(f"{shown(self.path)}: {given}; it holds {', '.join(columns)}")
         return str(columns[layer])
 
 
@@ -185,5 +188,6 @@ def load(run: str) -> Run:
     """
     about = store.read_run(Folder.at(str(run)))
     if about is None or "fingerprint" not in about:
-        raise InputError(f"{run}: not a run folder; `ray-embed run --out {run}` writes one")
+        name = shown(str(run))
+        raise InputError(f"{name}: not a run folder; `ray-embed run --out {name}` writes one")
     return Run(str(run))

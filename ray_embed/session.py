@@ -25,7 +25,7 @@ from ray_embed.config import LOCAL, RunConfig, ray_address
 from ray_embed.encoder import Encoder, EncoderSpec, apart
 from ray_embed.errors import InputError, RayEmbedError, RunError, first_line
 from ray_embed.extractor import Extractor
-from ray_embed.filesystem import shown, without_credentials
+from ray_embed.uri import shown, without_credentials
 
 # One shard computes while the other one decodes.
 SHARDS_AN_ACTOR = 2

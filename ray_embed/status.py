@@ -14,6 +14,8 @@ from ray_embed.encoder import keep
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
+from ray_embed.projector import CONFIG
+from ray_embed.uri import shown
 
 
 @dataclass(frozen=True)
@@ -63,9 +65,11 @@ def status(run: str, *, verify: bool = False) -> Status:
     folder = Folder.at(run)
     about = store.read_run(folder)
     if about is None:
-        raise InputError(f"{run}: no such run folder")
+        raise InputError(f"{shown(run)}: no such run folder")
     if "fingerprint" not in about:
-        raise InputError(f"{run}: its run stopped before it was planned; run the command again")
+        raise InputError(
+            f"{shown(run)}: its run stopped before it was planned; run the command again"
+        )
     outline = plan.load(folder)
     numbers = list(store.part_numbers(folder))
     problems: list[str] = []
@@ -83,7 +87,7 @@ def status(run: str, *, verify: bool = False) -> Status:
     if verify:
         problems = list(_problems(folder, about["fingerprint"], numbers, outline))
     return Status(
-        run,
+        shown(run),
         about["fingerprint"],
         len(numbers),
         outline.shards,
@@ -91,7 +95,7 @@ def status(run: str, *, verify: bool = False) -> Status:
         rows,
         sum(reasons.values()),
         reasons,
-        folder.exists("projector/projector_config.pbtxt"),
+        folder.exists(f"projector/{CONFIG}"),
         tuple(problems),
         verify,
     )

@@ -4,15 +4,13 @@
 A shard is done if and only if its features part is there; nothing else records progress.
 """
 
-import contextlib
-import errno
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +20,9 @@ from ray_embed.errors import DamagedError, InputError, StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.matrix import as_column, as_matrix
 from ray_embed.plan import Plan
+from ray_embed.retrying import explained, of_storage
+
+Result = TypeVar("Result")
 
 RUN = "run.json"
 FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
@@ -208,17 +209,25 @@ def checksum(content: dict[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-@contextlib.contextmanager
-def _opened(folder: Folder, kind: str, number: int) -> Iterator[pq.ParquetFile]:
-    """Open a part; reading it fails where its pages do not have their checksums."""
-    name = folder.join(part_name(kind, number))
+def _with_part(
+    folder: Folder, kind: str, number: int, read: Callable[[pq.ParquetFile], Result]
+) -> Result:
+    """Open a part, and give what is read of it; that fails where pages lack their checksums.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
+    """
+    name = part_name(kind, number)
+    path = folder.join(name)
+    # Where each request takes long, what is read together is asked for together.
+    options = {"page_checksum_verification": True, "pre_buffer": not folder.is_local}
     try:
-        with folder.filesystem.open_input_file(name) as stream:
-            yield pq.ParquetFile(stream, page_checksum_verification=True)
+        return folder.read_with(name, lambda stream: read(pq.ParquetFile(stream, **options)))
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        if getattr(error, "errno", None) not in (None, errno.ENOENT):
-            raise StorageError(f"{name}: cannot be read: {error}") from error
-        raise DamagedError(f"{name}: damaged: {first_line(error)}", number) from error
+        if isinstance(error, OSError) and of_storage(error):
+            raise StorageError(f"{path}: cannot be read: {explained(error)}") from error
+        raise DamagedError(f"{path}: damaged: {first_line(error)}", number) from error
 
 
 @dataclass(frozen=True)
@@ -240,8 +249,7 @@ def about(folder: Folder, number: int) -> About:
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    with _opened(folder, FEATURES, number) as part:
-        return _about(part)
+    return _with_part(folder, FEATURES, number, _about)
 
 
 def _about(part: pq.ParquetFile) -> About:
@@ -274,8 +282,12 @@ def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.T
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    with _opened(folder, FEATURES, number) as part:
-        return _about(part), _columns(part, columns) if columns else None
+    return _with_part(
+        folder,
+        FEATURES,
+        number,
+        lambda part: (_about(part), _columns(part, columns) if columns else None),
+    )
 
 
 @dataclass(frozen=True)
@@ -306,9 +318,7 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
     Raises:
         DamagedError: one of them is not what was written, or of another shard or run.
     """
-    with _opened(folder, FEATURES, number) as part:
-        about = _about(part)
-        found = part.read()
+    about, found = _with_part(folder, FEATURES, number, lambda part: (_about(part), part.read()))
     check_about(folder, number, about, expected)
     pictured = read_part(folder, THUMBNAILS, number, ["index"], expected.fingerprint)
     if pictured["index"].to_pylist() != found["index"].to_pylist():
@@ -335,10 +345,10 @@ def check_about(folder: Folder, number: int, about: "About", expected: Expected)
         raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
     if about.rejected:
         name = folder.join(part_name(REJECTS, number))
-        with _opened(folder, REJECTS, number) as part:
-            _check_owner(name, _about(part), number, expected.fingerprint)
-            if part.metadata.num_rows != about.rejected:
-                raise DamagedError(f"{name}: its rows are not those rejected", number)
+        rejects = _with_part(folder, REJECTS, number, _about)
+        _check_owner(name, rejects, number, expected.fingerprint)
+        if rejects.rows != about.rejected:
+            raise DamagedError(f"{name}: its rows are not those rejected", number)
 
 
 def check_footers(folder: Folder, expected: Expected) -> None:
@@ -369,11 +379,14 @@ def read_part(
         DamagedError: it is not what was written, or of another run or shard.
         StorageError: it cannot be read.
     """
-    with _opened(folder, kind, number) as part:
+
+    def read(part: pq.ParquetFile) -> pa.Table:
         if fingerprint is not None:
             name = folder.join(part_name(kind, number))
             _check_owner(name, _about(part), number, fingerprint)
         return _columns(part, columns)
+
+    return _with_part(folder, kind, number, read)
 
 
 def _columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
@@ -392,8 +405,9 @@ def is_as_written(folder: Folder, kind: str, number: int) -> bool:
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    with _opened(folder, kind, number) as part:
-        content, writer = part.read(), part.metadata.created_by
+    content, writer = _with_part(
+        folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
+    )
     for column in feature_columns(content.schema):
         # Parquet has its own name for the items of a list, which reading keeps.
         values = as_column(as_matrix(content[column]))

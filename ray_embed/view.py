@@ -5,33 +5,42 @@ import contextlib
 import getpass
 import os
 import socket
+import tempfile
 import time
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NoReturn
 
 from ray_embed.errors import InputError, RunError
-from ray_embed.filesystem import is_uri, shown
+from ray_embed.filesystem import Folder
+from ray_embed.projector import CONFIG
 from ray_embed.results import load
+from ray_embed.scratch import fetched
+from ray_embed.uri import shown
 
 
-def projector_folder(run: str) -> Path:
-    """Give the projector folder of a run.
+@contextlib.contextmanager
+def projector_folder(run: str) -> Iterator[Path]:
+    """Give the projector folder of a run; a local copy of one on an object store.
 
     Raises:
         InputError: no run, or it was not reduced yet.
+        RunError: there is no room for the copy, or the storage fails.
     """
-    if is_uri(run):
-        raise InputError(f"{shown(run)}: only local run folders can be viewed so far")
-    folder = Path(load(run).projector_path).absolute()
-    if not (folder / "projector_config.pbtxt").exists():
-        raise InputError(f"{run}: nothing to view yet; `ray-embed reduce {run}` makes it")
-    return folder
+    uri = load(run).projector_path
+    folder = Folder.at(uri)
+    if not folder.exists(CONFIG):
+        name = shown(run)
+        raise InputError(f"{name}: nothing to view yet; `ray-embed reduce {name}` makes it")
+    if folder.is_local:
+        yield Path(folder.path)
+        return
+    with tempfile.TemporaryDirectory(prefix="ray_embed-") as scratch:
+        yield fetched(uri, Path(scratch), "view")
 
 
-def view(
-    run: str, host: str, port: int | None, say: Callable[[str], None], wait: bool = True
-) -> None:
+def view(run: str, host: str, port: int | None, say: Callable[[str], None]) -> NoReturn:
     """Serve a run's projector with TensorBoard until interrupted.
 
     Args:
@@ -39,12 +48,25 @@ def view(
         host: the address to listen on.
         port: the port; None for the first free one from 6006 on.
         say: takes the lines for the user.
-        wait: whether to stay until interrupted.
 
     Raises:
         InputError: no such run, or the port is taken.
+        RunError: TensorBoard does not start, or the run cannot be fetched.
     """
-    folder = projector_folder(run)
+    with projector_folder(run) as folder:
+        url = _serve(folder, host, port).rstrip("/")
+        say(f"{url}/#projector")
+        if "SSH_CONNECTION" in os.environ:
+            used = url.rpartition(":")[2]
+            say(
+                "from your own machine: "
+                f"ssh -L {used}:localhost:{used} {getpass.getuser()}@{socket.gethostname()}"
+            )
+        while True:
+            time.sleep(3600)
+
+
+def _serve(folder: Path, host: str, port: int | None) -> str:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     from tensorboard import default, program
 
@@ -52,7 +74,7 @@ def view(
     arguments = ["tensorboard", "--logdir", str(folder), "--host", host]
     server.configure(argv=arguments + ([] if port is None else ["--port", str(port)]))
     try:
-        url = server.launch()
+        url: str = server.launch()
     except program.TensorBoardPortInUseError as error:
         raise InputError(f"--port {port}: it is in use; choose another one") from error
     except program.TensorBoardServerException as error:
@@ -60,12 +82,4 @@ def view(
     # The plugin finds out whether it is active when first asked, and says no until it has.
     with contextlib.suppress(OSError):
         urllib.request.urlopen(f"{url.rstrip('/')}/data/plugins_listing").read()  # noqa: S310
-    say(f"{url.rstrip('/')}/#projector")
-    if "SSH_CONNECTION" in os.environ:
-        used = url.rstrip("/").rpartition(":")[2]
-        say(
-            "from your own machine: "
-            f"ssh -L {used}:localhost:{used} {getpass.getuser()}@{socket.gethostname()}"
-        )
-    while wait:
-        time.sleep(3600)
+    return url

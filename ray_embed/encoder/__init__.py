@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.uri import shown
+
 # Those that run the graph with its variables folded to constants.
 GRAPH_ENGINES = ("openvino", "xla", "folded")
 
@@ -40,7 +42,7 @@ class EncoderSpec:
     def model_name(self) -> str:
         """Name the model as the run folder records it."""
         if isinstance(self.model, str):
-            return self.model
+            return shown(self.model)
         return getattr(self.model, "__qualname__", None) or str(
             getattr(self.model, "name", type(self.model).__name__)
         )

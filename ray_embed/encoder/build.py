@@ -12,6 +12,7 @@ import numpy as np
 
 from ray_embed import pooling
 from ray_embed.encoder import GRAPH_ENGINES, Encoder, EncoderSpec, Output, engines, loading
+from ray_embed.encoder.at_hand import at_hand
 from ray_embed.encoder.graph import (
     Features,
     fold,
@@ -53,16 +54,17 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
         raise InputError(
             f"Keras is set to the backend {keras.config.backend()!r}; set KERAS_BACKEND=tensorflow"
         )
-    loaded = loading.load(spec)
-    shape = image_shape(loaded, spec)
-    probe = _noise(min(_PROBE, spec.batch_size), shape, spec)
-    prepared = _preprocessed(spec, probe)
-    if not getattr(loaded.model, "inputs", None):
-        # The first call of a subclassed model makes its variables, and its layers are called for
-        # that too; those of a functional one are there.
-        with _explained(spec, prepared):
-            loaded.call(prepared)
-    loading.give_weights(loaded, spec)
+    with at_hand(spec) as here:
+        loaded = loading.load(here)
+        shape = image_shape(loaded, spec)
+        probe = _noise(min(_PROBE, spec.batch_size), shape, spec)
+        prepared = _preprocessed(spec, probe)
+        if not getattr(loaded.model, "inputs", None):
+            # The first call of a subclassed model makes its variables, and its layers are called
+            # for that too; those of a functional one are there.
+            with _explained(spec, prepared):
+                loaded.call(prepared)
+        loading.give_weights(loaded, here)
     if kept is not None:
         loading.set_weights(loaded, kept)
     with _explained(spec, prepared):
@@ -83,7 +85,8 @@ def layer_shapes(spec: EncoderSpec) -> dict[str, tuple[int | None, ...]]:
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    loaded = loading.load(spec)
+    with at_hand(spec) as here:
+        loaded = loading.load(here)
     images = _noise(2, image_shape(loaded, spec), spec)
     prepared = _preprocessed(spec, images)
     with _explained(spec, prepared):

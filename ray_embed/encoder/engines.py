@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed.encoder import Encoder, loading
+from ray_embed.encoder.at_hand import at_hand
 from ray_embed.encoder.graph import function_of
 
 Array = np.ndarray[Any, Any]
@@ -125,7 +126,8 @@ def _openvino(encoder: Encoder, threads: int) -> Engine:
 def _keras(encoder: Encoder) -> Engine:
     import tensorflow as tf
 
-    loaded = loading.load(encoder.spec)
+    with at_hand(encoder.spec) as here:
+        loaded = loading.load(here)
     encode = function_of(loaded, encoder.spec, encoder.outputs)
     encode(tf.zeros((1, *encoder.image_shape)))
     loading.set_weights(loaded, encoder.weights)

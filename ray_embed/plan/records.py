@@ -2,8 +2,8 @@
 """The planned records in a folder: a Parquet row group a shard, written, read and compared."""
 
 import itertools
-import shutil
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -13,6 +13,7 @@ from ray_embed import labels
 from ray_embed.errors import InputError, StorageError, first_line
 from ray_embed.filesystem import Folder
 from ray_embed.plan.outline import Plan, Shard, SplitPlan
+from ray_embed.retrying import of_storage
 
 
 def write_streamed(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) -> int | None:
@@ -53,20 +54,23 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
     Raises:
         StorageError: they cannot be read.
     """
-    name = folder.join(split.file_of(local))
+    name = split.file_of(local)
+
+    def read(stream: pa.NativeFile) -> pa.Table:
+        part = pq.ParquetFile(stream, page_checksum_verification=True)
+        return part.read_row_group(local % split.shards_a_file)
+
     try:
-        with folder.filesystem.open_input_file(name) as stream:
-            part = pq.ParquetFile(stream, page_checksum_verification=True)
-            return part.read_row_group(local % split.shards_a_file)
+        return folder.read_with(name, read)
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        raise StorageError(f"{name}: cannot be read: {first_line(error)}") from error
+        raise StorageError(f"{folder.join(name)}: cannot be read: {first_line(error)}") from error
 
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
-    """Copy the planned records of all listed splits to another folder; both are local."""
+    """Copy the planned records of all listed splits from a local folder to another one."""
     for split in plan.splits:
         for name in _files(split, source):
-            _copy(source, target, name)
+            target.put(Path(source.join(name)), name)
 
 
 def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> None:
@@ -93,7 +97,7 @@ def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> No
             if before is not None and not moved:
                 now = pq.read_table(source.join(name), filesystem=source.filesystem)
                 _refuse_changed(split, before, now)
-            _copy(source, target, name)
+            target.put(Path(source.join(name)), name)
 
 
 def _files(split: SplitPlan, source: Folder) -> Iterator[str]:
@@ -103,20 +107,17 @@ def _files(split: SplitPlan, source: Folder) -> Iterator[str]:
         number += split.shards_a_file
 
 
-def _copy(source: Folder, target: Folder, name: str) -> None:
-    with target.staged(name) as temporary:
-        shutil.copyfile(source.join(name), temporary)
-
-
 def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
     """Read a plan file; None where it is not there, or not what was written."""
     if not folder.exists(name):
         return None
     try:
-        return pq.read_table(
-            folder.join(name), filesystem=folder.filesystem, page_checksum_verification=True
+        return folder.read_with(
+            name, lambda stream: pq.read_table(stream, page_checksum_verification=True)
         )
-    except (OSError, ValueError, pa.ArrowException):
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if of_storage(error) and not folder.is_local:
+            raise StorageError(f"{folder.join(name)}: cannot be read: {error}") from error
         return None
 
 

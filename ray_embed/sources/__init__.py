@@ -8,14 +8,17 @@ dataset or a sequence, is known only by walking it (:class:`Streamed`).
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import pyarrow as pa
+from pyarrow import fs as pafs
 
 from ray_embed.config import RunConfig, is_callable_reference
-from ray_embed.errors import InputError
-from ray_embed.filesystem import is_uri, shown
+from ray_embed.errors import InputError, StorageError
+from ray_embed.filesystem import Folder
+from ray_embed.uri import is_uri, shown
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Listed:
     `records` yields Arrow batches with the columns `key`, `label`, the extras, `path` (binary,
     relative to `root`; null for arrays), `size` (bytes of its file; null where there is none) and
     `mtime` (ns), in the order of the records; it counts in its argument what it passes over.
-    `content` is a checksum of images that all lie in one file.
+    `content` is a checksum of images that all lie in one file; `location` is `root` as it opens,
+    with what may not be shown of it.
     """
 
     split: str
@@ -37,6 +41,7 @@ class Listed:
     image_shape: tuple[int, int, int] | None = None
     image_dtype: str = "uint8"
     content: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True)
@@ -75,26 +80,42 @@ def open_sources(config: RunConfig) -> list[Source]:
 
 
 def _open(split: str, uri: Any, config: RunConfig) -> Source:
-    from ray_embed.sources import arrays, folder, listing
+    from ray_embed.sources import arrays, folder, listing, objects
 
     if not isinstance(uri, str) or is_callable_reference(uri):
         return Streamed(split, uri, config.source_kwargs.get(split, {}))
-    if is_uri(uri):
-        raise InputError(f"--source {shown(uri)}: only local paths can be read as a source so far")
-    path = Path(uri).absolute()
-    if not path.exists():
+    kind, uri = _looked_at(uri)
+    if kind is pafs.FileType.NotFound:
         raise InputError(
-            f"--source {uri}: no such file or folder; give a folder of images, a .csv, .tsv or "
-            ".npz file, or module:callable"
+            f"--source {shown(uri)}: no such file or folder; give a folder of images, a .csv, .tsv "
+            "or .npz file, or module:callable"
         )
-    if path.is_dir():
-        return folder.open_folder(split, path)
-    match path.suffix.lower():
+    if kind is pafs.FileType.Directory:
+        return objects.open_objects(split, uri) if is_uri(uri) else folder.open_folder(split, uri)
+    match PurePosixPath(urlsplit(uri).path if is_uri(uri) else uri).suffix.lower():
         case ".csv" | ".tsv":
-            return listing.open_listing(split, path, config)
+            return listing.open_listing(split, uri, config)
         case ".npz":
-            return arrays.open_arrays(split, path)
+            return arrays.open_arrays(split, uri)
     raise InputError(
-        f"--source {uri}: not a source; give a folder of images, a .csv, .tsv or .npz file, or "
-        "module:callable"
+        f"--source {shown(uri)}: not a source; give a folder of images, a .csv, .tsv or .npz file, "
+        "or module:callable"
     )
+
+
+def _looked_at(uri: str) -> tuple[pafs.FileType, str]:
+    """Say what a URI names; one of a local file is given as its path.
+
+    Raises:
+        InputError: where it is does not answer, or refuses to.
+    """
+    if not is_uri(uri):
+        path = Path(uri).absolute()
+        if not path.exists():
+            return pafs.FileType.NotFound, uri
+        return pafs.FileType.Directory if path.is_dir() else pafs.FileType.File, str(path)
+    try:
+        folder = Folder.at(uri)
+        return folder.info().type, folder.path if folder.is_local else uri
+    except (StorageError, InputError) as error:
+        raise InputError(f"--source {error}") from error

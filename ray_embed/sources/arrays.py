@@ -2,38 +2,45 @@
 """An ``.npz`` file with the arrays `images` (NHWC or NHW) and `labels`.
 
 The images are read a range of rows at a time, straight from the archive's member, so that a file
-larger than memory can be a source.
+larger than memory can be a source, wherever it is.
 """
 
 import contextlib
 import functools
+import math
+import os
 import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_embed.errors import InputError
+from ray_embed.errors import InputError, StorageError
+from ray_embed.files import File, SizeAndTime, find, look_at, open_file
 from ray_embed.labels import label_type_of
+from ray_embed.retrying import explained, persistent
+from ray_embed.scratch import check_space
 from ray_embed.sources import Listed
-from ray_embed.sources.folder import size_and_time
+from ray_embed.uri import shown
 
 _BATCH = 65_536
 
 
-def open_arrays(split: str, path: Path) -> Listed:
-    """Open an ``.npz`` file as a source; a record's key is its position.
+def open_arrays(split: str, root: str | Path) -> Listed:
+    """Open an ``.npz`` file, a path or URI, as a source; a record's key is its position.
 
     Raises:
         InputError: not an ``.npz``, an array is missing, of another type or rank, or their
             lengths differ.
     """
-    shape, dtype = array_header(path, "images")
+    file, path = find(str(root)), shown(str(root))
+    shape, dtype = array_header(file, "images")
     if dtype != np.uint8 and dtype.kind != "f":
         raise InputError(f"{path}: images are {dtype}; uint8 or float is needed")
     if len(shape) not in (3, 4):
@@ -43,29 +50,31 @@ def open_arrays(split: str, path: Path) -> Listed:
     count, height, width = shape[:3]
     if count == 0:
         raise InputError(f"{path}: no images in it")
-    label_shape, _ = array_header(path, "labels")
+    label_shape, _ = array_header(file, "labels")
     if label_shape not in ((count,), (count, 1)):
         raise InputError(
             f"{path}: labels have the shape {label_shape}; one label for each of the "
             f"{count} images is needed"
         )
-    labels = np.load(path, allow_pickle=False)["labels"].reshape(-1)
-    arrow = label_array(labels, str(path))
+    with open_file(file) as stream:
+        labels = np.load(stream, allow_pickle=False)["labels"].reshape(-1)
+    arrow = label_array(labels, path)
     return Listed(
         split,
-        str(path),
+        path,
         "array",
         label_type_of(arrow.type, f"{path}: labels"),
-        lambda skipped: _records(path, arrow),
+        lambda skipped: _records(file, arrow),
         image_shape=(height, width, shape[3] if len(shape) == 4 else 1),
         image_dtype="uint8" if dtype == np.uint8 else "float",
-        content=_checksum(path),
+        content=_checksum(file),
+        location=str(root),
     )
 
 
-def _checksum(path: Path) -> str:
+def _checksum(file: File) -> str:
     """Give the checksum of the images that the archive itself keeps."""
-    with zipfile.ZipFile(path) as archive:
+    with open_file(file) as stream, zipfile.ZipFile(stream) as archive:
         return f"{archive.getinfo('images.npy').CRC:08x}"
 
 
@@ -89,9 +98,9 @@ def label_array(labels: np.ndarray[Any, Any], where: str) -> pa.Array:
         raise InputError(f"{where}: a label does not fit into 64 bits: {error}") from error
 
 
-def _records(path: Path, labels: pa.Array) -> Iterator[pa.RecordBatch]:
+def _records(file: File, labels: pa.Array) -> Iterator[pa.RecordBatch]:
     count = len(labels)
-    size, mtime = size_and_time(path)
+    [(size, mtime)] = look_at([file])
     for start in range(0, count, _BATCH):
         rows = min(_BATCH, count - start)
         yield pa.record_batch(
@@ -105,25 +114,25 @@ def _records(path: Path, labels: pa.Array) -> Iterator[pa.RecordBatch]:
         )
 
 
-def array_header(path: Path, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def array_header(file: File, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Read the shape and type of one array of an ``.npz``, without its data.
 
     Raises:
         InputError: not an ``.npz``, no such array, or an array of Python objects.
     """
-    with _member(path, name) as (_, shape, dtype):
+    with _member(file, name) as (_, shape, dtype):
         return shape, dtype
 
 
 @contextlib.contextmanager
-def _member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
+def _member(file: File, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype[Any]]]:
     """Open one array of an ``.npz``: gives (stream at its data, shape, dtype)."""
     with contextlib.ExitStack() as stack:
         try:
-            archive = stack.enter_context(zipfile.ZipFile(path))
+            archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(file))))
             if f"{name}.npy" not in archive.namelist():
                 names = ", ".join(entry.removesuffix(".npy") for entry in archive.namelist())
-                raise InputError(f"{path}: no array {name!r} in it; it has {names}")
+                raise InputError(f"{file}: no array {name!r} in it; it has {names}")
             stream = stack.enter_context(archive.open(f"{name}.npy"))
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_2_0
@@ -131,36 +140,76 @@ def _member(path: Path, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...],
                 read = np.lib.format.read_array_header_1_0
             shape, fortran, dtype = read(stream)
         except (OSError, ValueError, zipfile.BadZipFile) as error:
-            raise InputError(f"{path}: not an .npz file: {error}") from error
+            raise InputError(f"{file}: not an .npz file: {error}") from error
         if dtype.hasobject:
-            raise InputError(f"{path}: {name} holds Python objects, which are not safe to load")
+            raise InputError(f"{file}: {name} holds Python objects, which are not safe to load")
         if fortran and len(shape) > 1:
-            raise InputError(f"{path}: {name} is in Fortran order; save np.ascontiguousarray of it")
+            raise InputError(f"{file}: {name} is in Fortran order; save np.ascontiguousarray of it")
         yield stream, shape, dtype
 
 
-def read_images(path: Path, start: int, count: int) -> np.ndarray[Any, Any]:
-    """Read the images `start` to `start + count` as (n, H, W, C), uint8 or float32."""
-    images = np.array(_mapped(path, path.stat().st_mtime_ns)[start : start + count])
+def read_images(root: str | Path, start: int, count: int) -> np.ndarray[Any, Any]:
+    """Read the images `start` to `start + count` as (n, H, W, C), uint8 or float32.
+
+    Raises:
+        InputError: the file is no longer what it was.
+        StorageError: it cannot be read.
+    """
+    file = find(str(root))
+    [looked_at] = look_at([file])
+    try:
+        place = _place(file, looked_at)
+        count = max(0, min(count, place.shape[0] - start))
+        size = place.dtype.itemsize * math.prod(place.shape[1:])
+
+        def read(stream: IO[bytes]) -> bytes:
+            stream.seek(place.offset + start * size)
+            return stream.read(count * size)
+
+        if place.copy is not None:
+            # Shards are read side by side, and a file has one position.
+            content = os.pread(place.copy.fileno(), count * size, start * size)
+        elif file.filesystem is None:
+            with open_file(file) as stream:
+                content = read(stream)
+        else:
+            content = persistent(lambda: _read_away(file, read))
+    except OSError as error:
+        raise StorageError(f"{file}: cannot be read: {explained(error)}") from error
+    images = np.frombuffer(content, place.dtype).reshape(count, *place.shape[1:])
     if images.ndim == 3:
         images = images[..., None]
     return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
+def _read_away(file: File, read: Callable[[IO[bytes]], bytes]) -> bytes:
+    with open_file(file) as stream:
+        return read(stream)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the images lie: from `offset` on in the file, or in a copy of a compressed one."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    offset: int
+    copy: IO[bytes] | None
+
+
 @functools.lru_cache(maxsize=8)
-def _mapped(path: Path, _changed: int) -> np.ndarray[Any, Any]:
-    """Map the images into memory: where they lie in the file, or from a copy if compressed."""
-    with _member(path, "images") as (stream, shape, dtype):
-        with zipfile.ZipFile(path) as archive:
+def _place(file: File, _looked_at: SizeAndTime) -> _Place:
+    with _member(file, "images") as (stream, shape, dtype):
+        with open_file(file) as plain, zipfile.ZipFile(plain) as archive:
             member = archive.getinfo("images.npy")
-        if member.compress_type == zipfile.ZIP_STORED:
-            with open(path, "rb") as file:
+            if member.compress_type == zipfile.ZIP_STORED:
                 # The local header has 30 bytes; the last four are the lengths of what follows.
-                file.seek(member.header_offset)
-                name, extra = struct.unpack("<HH", file.read(30)[26:])
-            offset = member.header_offset + 30 + name + extra + stream.tell()
-            return np.memmap(path, dtype, "r", offset, shape)
-        with tempfile.TemporaryFile() as copy:
-            shutil.copyfileobj(stream, copy)
-            copy.flush()
-            return np.memmap(copy, dtype, "r", 0, shape)
+                plain.seek(member.header_offset)
+                name, extra = struct.unpack("<HH", plain.read(30)[26:])
+                offset = member.header_offset + 30 + name + extra + stream.tell()
+                return _Place(shape, dtype, offset, None)
+        copy = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the process reads it
+        check_space(Path(tempfile.gettempdir()), member.file_size, f"{file} unpacked")
+        shutil.copyfileobj(stream, copy)
+        copy.flush()
+        return _Place(shape, dtype, 0, copy)

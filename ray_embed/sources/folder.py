@@ -2,7 +2,6 @@
 """A folder tree of images: the label is the first folder under the root."""
 
 import os
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -11,16 +10,17 @@ from pathlib import Path
 import pyarrow as pa
 
 from ray_embed.errors import InputError
+from ray_embed.files import SizeAndTime, size_and_time
 from ray_embed.keys import key_of
 from ray_embed.sources import Listed
 from ray_embed.sources.sorting import sort_names
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-_BATCH = 4096
+BATCH = 4096
 _NAMES_HELD = 100_000
 
 
-def open_folder(split: str, root: Path) -> Listed:
+def open_folder(split: str, root: str | Path) -> Listed:
     """Open a folder tree as a source of image files, sorted by relative path in code-point order.
 
     Raises:
@@ -28,35 +28,55 @@ def open_folder(split: str, root: Path) -> Listed:
     """
     # Any image will do, so that a large folder is neither listed to its end nor sorted for it.
     if next(_walk(str(root), Counter(), iter), None) is None:
-        raise InputError(
-            f"--source {root}: no image in this folder; the endings {' '.join(ENDINGS)} count"
-        )
+        raise no_image(str(root))
     return Listed(
         split,
         str(root),
         "files",
         pa.string(),
         lambda skipped: _records(str(root), skipped),
+        location=str(root),
     )
 
 
 def _records(root: str, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
     within = os.path.join(root, "")
     files = _walk(root, skipped, lambda names: sort_names(names, _NAMES_HELD))
-    while paths := list(islice(files, _BATCH)):
-        sizes, times = zip(*(size_and_time(within + path) for path in paths), strict=True)
-        folders = (path.partition("/") for path in paths)
-        yield pa.record_batch(
-            {
-                "key": pa.array([key_of(path) for path in paths], pa.string()),
-                "label": pa.array(
-                    [key_of(first) if slash else None for first, slash, _ in folders], pa.string()
-                ),
-                "path": pa.array([os.fsencode(path) for path in paths], pa.binary()),
-                "size": pa.array(sizes, pa.int64()),
-                "mtime": pa.array(times, pa.int64()),
-            }
-        )
+    while paths := list(islice(files, BATCH)):
+        yield as_records(paths, [size_and_time(within + path) for path in paths])
+
+
+def as_records(paths: list[str], looked_at: list[SizeAndTime]) -> pa.RecordBatch:
+    """Make records of image files by their relative paths: the first folder is the label."""
+    folders = (path.partition("/") for path in paths)
+    sizes, times = zip(*looked_at, strict=True)
+    return pa.record_batch(
+        {
+            "key": pa.array([key_of(path) for path in paths], pa.string()),
+            "label": pa.array(
+                [key_of(first) if slash else None for first, slash, _ in folders], pa.string()
+            ),
+            "path": pa.array([os.fsencode(path) for path in paths], pa.binary()),
+            "size": pa.array(sizes, pa.int64()),
+            "mtime": pa.array(times, pa.int64()),
+        }
+    )
+
+
+def passed_over(name: str) -> str | None:
+    """Say as what a file or folder, with a "/" at its end, is passed over; None where it is not."""
+    if name.startswith("."):
+        return "hidden"
+    if name.endswith("/") or name.lower().endswith(ENDINGS):
+        return None
+    return "other endings"
+
+
+def no_image(root: str) -> InputError:
+    """Make the error for a folder without images."""
+    return InputError(
+        f"--source {root}: no image in this folder; the endings {' '.join(ENDINGS)} count"
+    )
 
 
 def _walk(
@@ -81,12 +101,10 @@ def _walk(
         skipped["links to a folder above"] += 1
         return
     for name in order(_names(root, here)):
-        if name.startswith("."):
-            skipped["hidden"] += 1
+        if what := passed_over(name):
+            skipped[what] += 1
         elif name.endswith("/"):
             yield from _walk(root, skipped, order, inside + name, above | {identity})
-        elif not name.lower().endswith(ENDINGS):
-            skipped["other endings"] += 1
         else:
             yield inside + name
 
@@ -110,15 +128,3 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:
         return False
-
-
-def size_and_time(path: str | Path) -> tuple[int | None, int | None]:
-    """Give the size in bytes and the modification time in ns; both None where there is no file."""
-    try:
-        status = os.stat(path)
-    except (OSError, ValueError):
-        return None, None
-    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
-        # A pipe or a device would be read for ever.
-        return None, None
-    return status.st_size, status.st_mtime_ns

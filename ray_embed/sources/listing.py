@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """A CSV or TSV listing: a path and a label a row, any other columns become metadata."""
 
-import os
+import contextlib
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
@@ -11,24 +12,29 @@ import pyarrow.csv
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError
-from ray_embed.filesystem import check_text
+from ray_embed.files import find, look_at
+from ray_embed.filesystem import locate
 from ray_embed.keys import key_of
 from ray_embed.labels import OWN_COLUMNS
+from ray_embed.retrying import explained
 from ray_embed.sources import Listed
-from ray_embed.sources.folder import size_and_time
+from ray_embed.uri import is_uri, parent, shown
 
 _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 
-def open_listing(split: str, path: Path, config: RunConfig) -> Listed:
+def open_listing(split: str, uri: str, config: RunConfig) -> Listed:
     """Open a listing; relative paths in it start at its folder, labels are text unless asked.
+
+    A path in it may also be a URI, or begin with ``/``: then it is a local one.
 
     Raises:
         InputError: its name is no text, it cannot be parsed, has no path or label column, has no
             rows, or an extra column is named as one of ours.
     """
-    check_text(str(path))
-    header = _header(path)
+    listing = _Listing(uri)
+    path = listing.name
+    header = _header(listing)
     for option, column in (
         ("--path-column", config.path_column),
         ("--label-column", config.label_column),
@@ -39,14 +45,15 @@ def open_listing(split: str, path: Path, config: RunConfig) -> Listed:
                 f"name the right one with {option}"
             )
     extras = [name for name in header if name not in (config.path_column, config.label_column)]
-    reject_own_names(extras, str(path))
+    reject_own_names(extras, path)
     listed = Listed(
         split,
-        str(path.parent),
+        shown(listing.folder),
         "files",
         _LABEL_TYPES[config.label_type],
-        lambda skipped: _records(path, header, extras, config),
+        lambda skipped: _records(listing, header, extras, config),
         pa.schema([(name, pa.string()) for name in extras]),
+        location=listing.folder,
     )
     if next(listed.records(Counter()), None) is None:
         raise InputError(f"{path}: no rows; a listing has a row for each image")
@@ -66,52 +73,72 @@ def reject_own_names(extras: list[str], where: str) -> None:
             )
 
 
-def _header(path: Path) -> list[str]:
-    with _parsed(path, {}) as reader:
+@dataclass(frozen=True)
+class _Listing:
+    """A listing, by a local path or a URI."""
+
+    uri: str
+
+    @property
+    def name(self) -> str:
+        return shown(self.uri)
+
+    @property
+    def folder(self) -> str:
+        """What the relative paths in it start at."""
+        return parent(self.uri) if is_uri(self.uri) else str(Path(self.uri).parent)
+
+
+def _header(listing: _Listing) -> list[str]:
+    with _parsed(listing, {}) as reader:
         names: list[str] = reader.schema.names
     doubles = [name for name, count in Counter(names).items() if count > 1]
     if doubles:
-        raise InputError(f"{path}: two columns are named {doubles[0]!r}; rename one")
+        raise InputError(f"{listing.name}: two columns are named {doubles[0]!r}; rename one")
     return names
 
 
-def _parsed(path: Path, types: dict[str, pa.DataType]) -> pyarrow.csv.CSVStreamingReader:
+@contextlib.contextmanager
+def _parsed(
+    listing: _Listing, types: dict[str, pa.DataType]
+) -> Iterator[pyarrow.csv.CSVStreamingReader]:
+    filesystem, path = locate(listing.uri)
     try:
-        return pyarrow.csv.open_csv(
-            path,
-            parse_options=pyarrow.csv.ParseOptions(
-                delimiter="\t" if path.suffix.lower() == ".tsv" else ",", newlines_in_values=True
-            ),
-            convert_options=pyarrow.csv.ConvertOptions(
-                column_types=types, strings_can_be_null=False
-            ),
-        )
+        with (
+            filesystem.open_input_stream(path, compression=None) as stream,
+            pyarrow.csv.open_csv(
+                stream,
+                parse_options=pyarrow.csv.ParseOptions(
+                    delimiter="\t" if path.lower().endswith(".tsv") else ",",
+                    newlines_in_values=True,
+                ),
+                convert_options=pyarrow.csv.ConvertOptions(
+                    column_types=types, strings_can_be_null=False
+                ),
+            ) as reader,
+        ):
+            yield reader
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path}: cannot be read as a listing: {error}") from error
+        why = explained(error) if isinstance(error, OSError) else error
+        raise InputError(f"{listing.name}: cannot be read as a listing: {why}") from error
 
 
 def _records(
-    path: Path, header: list[str], extras: list[str], config: RunConfig
+    listing: _Listing, header: list[str], extras: list[str], config: RunConfig
 ) -> Iterator[pa.RecordBatch]:
     row = 0
     # A file's name may be any bytes.
     types = {name: pa.string() for name in header} | {config.path_column: pa.binary()}
-    with _parsed(path, types) as reader:
-        while True:
-            try:
-                batch = reader.read_next_batch()
-            except StopIteration:
-                return
-            except pa.ArrowInvalid as error:
-                raise InputError(f"{path}: cannot be read as a listing: {error}") from error
+    with _parsed(listing, types) as reader:
+        for batch in reader:
             if batch.num_rows:
                 paths = batch[config.path_column].to_pylist()
-                _reject_empty(paths, row, path)
-                stats = [size_and_time(path.parent / os.fsdecode(name)) for name in paths]
+                _reject_empty(paths, row, listing.name)
+                stats = look_at([find(listing.folder, name) for name in paths])
                 yield pa.record_batch(
                     {
                         "key": pa.array([key_of(name) for name in paths], pa.string()),
-                        "label": _labels(batch[config.label_column], row, path, config),
+                        "label": _labels(batch[config.label_column], row, listing.name, config),
                         **{name: batch[name] for name in extras},
                         "path": batch[config.path_column],
                         "size": pa.array([size for size, _ in stats], pa.int64()),
@@ -121,7 +148,7 @@ def _records(
             row += batch.num_rows
 
 
-def _reject_empty(paths: list[bytes], row: int, listing: Path) -> None:
+def _reject_empty(paths: list[bytes], row: int, listing: str) -> None:
     if b"" in paths:
         raise InputError(
             f"{listing}: row {row + paths.index(b'') + 1} has no path; give one, or drop the row"
@@ -135,7 +162,7 @@ def _int64(text: str) -> int:
     return value
 
 
-def _labels(labels: pa.Array, row: int, path: Path, config: RunConfig) -> pa.Array:
+def _labels(labels: pa.Array, row: int, path: str, config: RunConfig) -> pa.Array:
     if config.label_type == "text":
         return labels
     parse = _int64 if config.label_type == "int" else float

@@ -306,7 +306,7 @@ def slowest(root: Path) -> tuple[float, str]:
     for path in sorted(root.rglob("*")):
         if path.is_file():
             began = time.perf_counter()
-            decode.diagnose(os.fsencode(path), pixels)
+            decode.diagnose(Path(path).read_bytes(), pixels)
             found = max(found, (time.perf_counter() - began, str(path.relative_to(root))))
     return found
 

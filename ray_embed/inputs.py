@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The images of a shard, from wherever they are, as batches."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_embed import decode, files
+from ray_embed.decode import Batch, PixelSpec
+from ray_embed.errors import InputError, RunError
+from ray_embed.files import Contents, File, SizeAndTime
+from ray_embed.plan import Shard
+from ray_embed.sources import arrays
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The images of some records of a shard: in memory, or in files.
+
+    `planned` is what each file was when the run was planned; `contents` are read ahead where there
+    are any on an object store.
+    """
+
+    images: Any = None
+    files: Sequence[File] = ()
+    planned: Sequence[SizeAndTime] = ()
+    contents: Contents | None = field(default=None, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.files) if self.images is None else len(self.images)
+
+    def batches(self, pixels: PixelSpec, size: int, threads: int) -> Iterator[Batch]:
+        """Give the images as the encoder takes them; what cannot be decoded is left out."""
+        if not len(self):
+            return iter(())
+        if self.images is not None:
+            return decode.array_batches(self.images, pixels, size, threads)
+        if self.contents is not None:
+            return decode.content_batches(self.contents, pixels, size, threads)
+        return decode.file_batches([file.path for file in self.files], pixels, size, threads)
+
+    def check(self) -> None:
+        """Raise what has ended the batches.
+
+        Raises:
+            InputError: a file is gone, or has changed.
+            StorageError: a file cannot be read.
+        """
+        if self.contents is not None:
+            self.contents.check()
+
+    def diagnose(self, at: int, pixels: PixelSpec) -> str | Batch:
+        """Say why a record was left out, as one of the fixed reasons; or give it after all.
+
+        Raises:
+            InputError: its file was there when planned and is gone.
+            StorageError: the storage fails.
+        """
+        if self.images is not None:
+            raise RunError("images in memory were not all prepared")
+        file = self.files[at]
+        if file.filesystem is None:
+            content = files.read_local(file.path)
+        else:
+            content = files.read(file, self.planned[at])
+        return content if isinstance(content, str) else decode.diagnose(content, pixels)
+
+
+def open_inputs(
+    shard: Shard, root: str, rows: pa.Table, images: Any, chosen: Array, pixels: PixelSpec
+) -> Inputs:
+    """Open the images of the chosen records of a shard.
+
+    Args:
+        shard: which one.
+        root: where its source is.
+        rows: its planned rows.
+        images: its images, for a streamed source.
+        chosen: the positions among `rows`.
+        pixels: what the encoder takes.
+
+    Raises:
+        InputError: images in memory do not fit the encoder.
+    """
+    if shard.split.kind == "files":
+        if len(chosen) < rows.num_rows:
+            rows = rows.take(pa.array(chosen))
+        some, planned = find_files(root, rows), _planned(rows)
+        away = any(file.filesystem is not None for file in some)
+        return Inputs(None, some, planned, Contents(some, planned) if away else None)
+    if shard.split.kind == "array":
+        images = arrays.read_images(root, shard.position, rows.num_rows)
+    if len(chosen) < rows.num_rows:
+        images = [images[at] for at in chosen] if isinstance(images, list) else images[chosen]
+    _check_shapes(images, shard, pixels)
+    return Inputs(images)
+
+
+def find_files(root: str, rows: pa.Table) -> list[File]:
+    """Give the files that planned rows name."""
+    return [files.find(root, path) for path in rows["path"].to_pylist()]
+
+
+def check_unchanged(shard: Shard, root: str, rows: pa.Table) -> None:
+    """Compare a shard's files with what they were when planned; objects were when they were read.
+
+    Raises:
+        InputError: one has changed, or is gone.
+        StorageError: one cannot be looked at.
+    """
+    if shard.split.kind == "stream" or not rows.num_rows:
+        return
+    if shard.split.kind == "array":
+        files.check_unchanged([files.find(root)], _planned(rows)[:1])
+        return
+    pairs = zip(find_files(root, rows), _planned(rows), strict=True)
+    here = [(file, planned) for file, planned in pairs if file.filesystem is None]
+    files.check_unchanged([file for file, _ in here], [planned for _, planned in here])
+
+
+def _planned(rows: pa.Table) -> list[SizeAndTime]:
+    return list(zip(rows["size"].to_pylist(), rows["mtime"].to_pylist(), strict=True))
+
+
+def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
+    for at, image in enumerate(images):
+        wanted = image.shape[-1:] if pixels.resize else image.shape
+        if wanted != pixels.shape[-len(wanted) :]:
+            raise InputError(
+                f"--source {shard.split.split}={shard.split.root}: image {shard.position + at} has "
+                f"the shape {image.shape}, the encoder takes {pixels.shape}; give --image-size to "
+                "have images resized, or the channels that the encoder takes"
+            )
