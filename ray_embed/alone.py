@@ -48,7 +48,7 @@ def alone(folder: Folder) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
     lock = Path(folder.join(LOCK))
-    with named(folder.path, "written"):
+    with named(folder.shown(), "written"):
         held, made = _hold(lock)
     try:
         with named(str(lock.parent), "listed"):
@@ -157,12 +157,12 @@ def _take(folder: Folder, ours: str) -> None:
                 others[name] = renewed
                 if seen.get(name, renewed) != renewed:
                     folder.delete(ours)
-                    raise _taken(folder.path, holder)
+                    raise _taken(folder.shown(), holder)
         if not others:
             return
         folder.delete(ours)
         if not seen:
-            say(f"{folder.path}: another ray-embed wrote to it just now; waiting to see")
+            say(f"{folder.shown()}: another ray-embed wrote to it just now; waiting to see")
         seen = others
         # Two that start at once both step back: not to the same moment.
         time.sleep(random.uniform(1, 3))  # noqa: S311 - no secret

@@ -14,7 +14,7 @@ from typing import IO, Any
 from pyarrow import fs as pafs
 
 from ray_embed.errors import InputError, StorageError
-from ray_embed.filesystem import locate
+from ray_embed.filesystem import locate, shown_path
 from ray_embed.keys import key_of
 from ray_embed.retrying import explained, persistent
 from ray_embed.uri import is_uri
@@ -34,7 +34,8 @@ class File:
     filesystem: pafs.FileSystem | None = None
 
     def __str__(self) -> str:
-        return key_of(self.path)
+        name = key_of(self.path)
+        return name if self.filesystem is None else shown_path(self.filesystem, name)
 
 
 def find(root: str, path: bytes = b"") -> File:

@@ -28,6 +28,7 @@ Result = TypeVar("Result")
 TEMPORARY = ".tmp"
 # Of these an object is seen once it is complete, and not before.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
+_SCHEMES = {"s3": "s3://", "gcs": "gs://", "abfs": "abfs://", "hdfs": "hdfs://"}
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
@@ -60,6 +61,12 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
         uri = with_query(uri, allow_delayed_open="true")
     opened: tuple[pafs.FileSystem, str] = persistent(lambda: pafs.FileSystem.from_uri(uri))
     return opened
+
+
+def shown_path(filesystem: pafs.FileSystem, path: str) -> str:
+    """Give a path on a file system as messages name it: as a URI where it is not local."""
+    scheme = _SCHEMES.get(filesystem.type_name, "")
+    return f"{scheme}{path}"
 
 
 def check_text(path: str) -> None:
@@ -96,10 +103,14 @@ class Folder:
         """Give the path of `name` for this folder's file system."""
         return posixpath.join(self.path, name)
 
+    def shown(self, name: str = "") -> str:
+        """Give the path or URI of `name` (or of the folder) as messages name it."""
+        return shown_path(self.filesystem, self.join(name) if name else self.path)
+
     def info(self, name: str = "") -> pafs.FileInfo:
         """Look at the file or folder `name`, which need not be there."""
         path = self.join(name) if name else self.path
-        with named(path, "looked at"):
+        with named(self.shown(name), "looked at"):
             return self._persistently(lambda: self.filesystem.get_file_info(path))
 
     def exists(self, name: str = "") -> bool:
@@ -112,7 +123,7 @@ class Folder:
             yield from (info.base_name for info in self.infos(name))
             return
         with (
-            named(self.join(name), "listed"),
+            named(self.shown(name), "listed"),
             contextlib.suppress(FileNotFoundError),
             # A name at a time, where pyarrow lists all at once and looks at each file.
             os.scandir(self.join(name)) as entries,
@@ -124,12 +135,12 @@ class Folder:
         selector = pafs.FileSelector(
             self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
         )
-        with named(selector.base_dir, "listed"):
+        with named(self.shown(name), "listed"):
             return self._persistently(lambda: self.filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         """Read the whole file `name`."""
-        with named(self.join(name), "read"):
+        with named(self.shown(name), "read"):
             content: bytes = self.read_with(name, lambda stream: stream.read())
             return content
 
@@ -187,7 +198,7 @@ class Folder:
             if not whole:
                 self.filesystem.move(first, path)
 
-        with named(path, "written"):
+        with named(self.shown(name), "written"):
             self._persistently(attempt)
 
     @contextlib.contextmanager
@@ -216,7 +227,7 @@ class Folder:
             elif info.type != pafs.FileType.NotFound:
                 self.filesystem.delete_file(self.join(name))
 
-        with named(self.join(name), "deleted"):
+        with named(self.shown(name), "deleted"):
             self._persistently(attempt)
 
     def move(self, source: str, target: str) -> None:

@@ -349,7 +349,7 @@ def _renew(prepared: Prepared, scratch: Folder) -> None:
     if fresh != kept:
         plan.save(folder, fresh)
     if not keep.is_sound(folder):
-        say(f"{folder.join('encoder')}: damaged; written again")
+        say(f"{folder.shown('encoder')}: damaged; written again")
         keep.keep(folder, prepared.encoder)
 
 

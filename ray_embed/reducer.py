@@ -224,8 +224,8 @@ def _all_parts(folder: Folder, expected: store.Expected) -> list[int]:
     if shards is None or numbers != list(range(shards)):
         done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
         raise RunError(
-            f"{folder.path}: only {done} of {'?' if shards is None else shards} shards are done; "
-            "run `ray-embed extract` (or `run`) again with the same options to do the rest"
+            f"{folder.shown()}: only {done} of {'?' if shards is None else shards} shards are "
+            "done; run `ray-embed extract` (or `run`) again with the same options to do the rest"
         )
     return numbers
 

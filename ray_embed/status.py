@@ -114,7 +114,7 @@ def _problems(
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             yield f"{name}: cannot be compared with the plan: {error}"
     if not keep.is_sound(folder):
-        yield f"{folder.join('encoder')}: it is gone, or damaged; running again writes it anew"
+        yield f"{folder.shown('encoder')}: it is gone, or damaged; running again writes it anew"
     if outline.shards is not None and numbers != list(range(outline.shards)):
         missing = sorted(set(range(outline.shards)) - set(numbers))
         if missing:

@@ -146,25 +146,25 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
     if not folder.exists(RUN):
         if any(name != TEMPORARY for name in folder.names()):
             raise InputError(
-                f"{folder.path}: it holds something that is no run folder (no {RUN}); "
+                f"{folder.shown()}: it holds something that is no run folder (no {RUN}); "
                 "give another --out"
             )
         return None
     run = _marked(folder)
     if run is None:
         raise InputError(
-            f"{folder.join(RUN)}: it is no description of a run: of another program, or edited; "
+            f"{folder.shown(RUN)}: it is no description of a run: of another program, or edited; "
             "give another --out"
         )
     if run["ray_embed"].get("format") != _FORMAT:
         raise InputError(
-            f"{folder.join(RUN)}: written by another version of ray_embed; give another --out, or "
+            f"{folder.shown(RUN)}: written by another version of ray_embed; give another --out, or "
             "--overwrite to start anew"
         )
     content = {name: value for name, value in run.items() if name != "ray_embed"}
     if run["ray_embed"].get("checksum") != checksum(content):
         raise InputError(
-            f"{folder.join(RUN)}: it is not what was written: damaged, or edited; restore it, or "
+            f"{folder.shown(RUN)}: it is not what was written: damaged, or edited; restore it, or "
             "--overwrite to start anew"
         )
     return run
@@ -219,7 +219,7 @@ def _with_part(
         StorageError: it cannot be read.
     """
     name = part_name(kind, number)
-    path = folder.join(name)
+    path = folder.shown(name)
     # Where each request takes long, what is read together is asked for together.
     options = {"page_checksum_verification": True, "pre_buffer": not folder.is_local}
     try:
@@ -322,7 +322,7 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
     check_about(folder, number, about, expected)
     pictured = read_part(folder, THUMBNAILS, number, ["index"], expected.fingerprint)
     if pictured["index"].to_pylist() != found["index"].to_pylist():
-        name = folder.join(part_name(THUMBNAILS, number))
+        name = folder.shown(part_name(THUMBNAILS, number))
         raise DamagedError(f"{name}: it is of other records", number)
     if about.rejected:
         read_part(folder, REJECTS, number)
@@ -337,14 +337,14 @@ def check_about(folder: Folder, number: int, about: "About", expected: Expected)
         DamagedError: the part is of another shard or run, or of none, or its rejects are not all
             there.
     """
-    name = folder.join(part_name(FEATURES, number))
+    name = folder.shown(part_name(FEATURES, number))
     if expected.shards is not None and number >= expected.shards:
         raise DamagedError(f"{name}: no such shard was planned", number)
     _check_owner(name, about, number, expected.fingerprint)
     if about.planned != about.rows + about.rejected or about.columns != expected.columns:
         raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
     if about.rejected:
-        name = folder.join(part_name(REJECTS, number))
+        name = folder.shown(part_name(REJECTS, number))
         rejects = _with_part(folder, REJECTS, number, _about)
         _check_owner(name, rejects, number, expected.fingerprint)
         if rejects.rows != about.rejected:
@@ -382,7 +382,7 @@ def read_part(
 
     def read(part: pq.ParquetFile) -> pa.Table:
         if fingerprint is not None:
-            name = folder.join(part_name(kind, number))
+            name = folder.shown(part_name(kind, number))
             _check_owner(name, _about(part), number, fingerprint)
         return _columns(part, columns)
 

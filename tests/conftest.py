@@ -17,6 +17,7 @@ os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ.pop("RAY_ADDRESS", None)
 
 import numpy as np
+import object_store
 import pytest
 from PIL import Image
 
@@ -87,6 +88,31 @@ def ray_embed_process(tmp_path: Path) -> Command:
         return Result(done.returncode, done.stdout, done.stderr)
 
     return call
+
+
+@pytest.fixture(scope="session")
+def store_address() -> Iterator[str]:
+    """Run an object store."""
+    with object_store.server() as address:
+        yield address
+
+
+@pytest.fixture
+def store(store_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.Faults]:
+    """Set the environment for an object store whose faults can be set."""
+    faults = object_store.Faults()
+    with object_store.proxy(store_address, faults) as proxied:
+        for name, value in object_store.environment(proxied).items():
+            monkeypatch.setenv(name, value)
+        yield faults
+
+
+@pytest.fixture
+def bucket(store: object_store.Faults, request: pytest.FixtureRequest) -> str:
+    """Give the URI of a bucket of the test's own."""
+    name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:60].strip("-")
+    object_store.make_bucket(name)
+    return f"s3://{name}"
 
 
 def picture(seed: int, size: tuple[int, int] = (20, 24)) -> Image.Image:

@@ -83,7 +83,7 @@ def _read(folder: Folder, name: str) -> bytes:
 
 def _damaged(folder: Folder, name: str) -> InputError:
     return InputError(
-        f"{folder.join(name)}: it is gone, or damaged, and the run cannot go on without it; put "
+        f"{folder.shown(name)}: it is gone, or damaged, and the run cannot go on without it; put "
         "back what was there, or start anew with --overwrite"
     )
 

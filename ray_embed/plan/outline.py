@@ -112,7 +112,7 @@ def load(folder: Folder) -> Plan:
     """
     mend = "`ray-embed run` with the same options mends it"
     if not folder.exists(PLAN):
-        raise InputError(f"{folder.join(PLAN)}: it is gone; {mend}")
+        raise InputError(f"{folder.shown(PLAN)}: it is gone; {mend}")
     try:
         data = json.loads(folder.read(PLAN))
         splits = [
@@ -127,4 +127,4 @@ def load(folder: Folder) -> Plan:
         ]
         return Plan(tuple(splits), data["label_type"], tuple(data["extras"]))
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder.join(PLAN)}: damaged; {mend}") from error
+        raise InputError(f"{folder.shown(PLAN)}: damaged; {mend}") from error

@@ -63,7 +63,7 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
     try:
         return folder.read_with(name, read)
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        raise StorageError(f"{folder.join(name)}: cannot be read: {first_line(error)}") from error
+        raise StorageError(f"{folder.shown(name)}: cannot be read: {first_line(error)}") from error
 
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
@@ -117,7 +117,7 @@ def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
         )
     except (OSError, ValueError, pa.ArrowException) as error:
         if of_storage(error) and not folder.is_local:
-            raise StorageError(f"{folder.join(name)}: cannot be read: {error}") from error
+            raise StorageError(f"{folder.shown(name)}: cannot be read: {error}") from error
         return None
 
 

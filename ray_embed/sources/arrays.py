@@ -158,7 +158,7 @@ def read_images(root: str | Path, start: int, count: int) -> np.ndarray[Any, Any
     file = find(str(root))
     [looked_at] = look_at([file])
     try:
-        place = _place(file, looked_at)
+        place = _place(str(root), looked_at)
         count = max(0, min(count, place.shape[0] - start))
         size = place.dtype.itemsize * math.prod(place.shape[1:])
 
@@ -198,7 +198,8 @@ class _Place:
 
 
 @functools.lru_cache(maxsize=8)
-def _place(file: File, _looked_at: SizeAndTime) -> _Place:
+def _place(root: str, _looked_at: SizeAndTime) -> _Place:
+    file = find(root)
     with _member(file, "images") as (stream, shape, dtype):
         with open_file(file) as plain, zipfile.ZipFile(plain) as archive:
             member = archive.getinfo("images.npy")
