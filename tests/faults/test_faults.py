@@ -37,6 +37,12 @@ TOOLS = [
 ]
 
 
+def test_a_few_kills():
+    done = tool("torture", "--kills", 4, "--records", 160, timeout=580)
+    assert done.returncode == 0
+    assert TOOLS[0][2] in done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1600)
 @pytest.mark.parametrize(("name", "arguments", "said"), TOOLS, ids=[name for name, _, _ in TOOLS])
