@@ -25,16 +25,17 @@ class Mapped(Protocol):
 
 
 @contextlib.contextmanager
-def mapping(threads: int | None = None) -> Iterator[Mapped]:
+def mapping(threads: int | None = None, most: int = _MOST) -> Iterator[Mapped]:
     """Give a `map` that works ahead on threads; one may be fed with the results of another.
 
     Each is at most `threads` items ahead of what has been taken from it. Leaving with an error
     drops what has not begun.
 
     Args:
-        threads: how many, 8 at most; None for the machine's processors.
+        threads: how many; None for the machine's processors.
+        most: how many at most, as each has items in memory.
     """
-    count = min(threads or os.cpu_count() or 1, _MOST)
+    count = min(threads or os.cpu_count() or 1, most)
     pool = ThreadPoolExecutor(count)
 
     def mapped(function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:

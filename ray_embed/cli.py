@@ -209,7 +209,12 @@ def view(run: str, host: str, port: int | None) -> None:
     """Open TensorBoard on a run."""
     from ray_embed.view import view as serve
 
-    serve(run, host, port, click.echo)
+    try:
+        serve(run, host, port, click.echo)
+    except KeyboardInterrupt:
+        # TensorBoard's threads go on while Python ends, and may abort it.
+        sys.stdout.flush()
+        os._exit(_INTERRUPTED)
 
 
 @cli.command()

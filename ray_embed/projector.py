@@ -5,15 +5,16 @@ The checkpoint follows TensorFlow's tensor bundle (``SaveV2`` slices, merged by 
 follows what TensorBoard's projector plugin reads, all by paths relative to the folder.
 """
 
-import shutil
-from collections.abc import Iterable, Sequence
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ray_embed.matrix import Matrix
 
 CHECKPOINT, CONFIG = "embedding.ckpt-1", "projector_config.pbtxt"
-_SLICES = ".slices"
+# A checkpoint's data, where it is one file.
+_ONLY = ".data-00000-of-00001"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 
@@ -38,15 +39,27 @@ class Slice:
     values: Matrix
 
 
-def write_slices(folder: Path, number: int, slices: Sequence[Slice]) -> str:
-    """Write some slices into a file of their own, and give the name to join it by.
+def sampled(variable: str) -> str:
+    """Give the name of the variable that holds a sample of another one's rows."""
+    return "sample" + variable.removeprefix("embedding")
 
-    The same slices in the same order give the same bytes; several threads may write at once.
+
+def data_file(number: int, count: int) -> str:
+    """Name the data file `number` of a checkpoint of `count` of them."""
+    return f"{CHECKPOINT}.data-{number:05d}-of-{count:05d}"
+
+
+def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
+    """Write some slices into a file in a folder of their own.
+
+    The same slices in the same order give the same bytes.
+
+    Returns:
+        their index, to join them by, and the file.
     """
     import tensorflow as tf
 
-    (folder / _SLICES).mkdir(exist_ok=True)
-    prefix = f"{folder / _SLICES}/{number:08d}"
+    prefix = f"{folder}/slices"
     shapes = [(part.total, part.values.shape[1], part.start, len(part.values)) for part in slices]
     # Arrays are handed over as they are: `tf.constant` would copy them.
     tf.raw_ops.SaveV2(
@@ -55,26 +68,39 @@ def write_slices(folder: Path, number: int, slices: Sequence[Slice]) -> str:
         shape_and_slices=[f"{n} {d} {start},{rows}:0,{d}" for n, d, start, rows in shapes],
         tensors=[part.values for part in slices],
     )
-    return prefix
+    return Path(f"{prefix}.index").read_bytes(), Path(f"{prefix}{_ONLY}")
 
 
-def write_checkpoint(folder: Path, variables: list[str], written: Iterable[str]) -> None:
-    """Join what `write_slices` wrote, in this order, without copying."""
+def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes]) -> None:
+    """Write what makes a checkpoint of data files that are there, or will be, in this order.
+
+    TensorFlow joins indexes while it renames the data files, without looking into them: so empty
+    ones stand for those that may be on another machine by now.
+    """
     import tensorflow as tf
 
-    objects = f"{folder / _SLICES}/objects"
-    tf.raw_ops.SaveV2(
-        prefix=objects,
-        tensor_names=[_OBJECT_GRAPH, tensor_name("save_counter")],
-        shape_and_slices=["", ""],
-        tensors=[tf.constant(_object_graph(variables)), tf.constant(1, tf.int64)],
-    )
-    tf.raw_ops.MergeV2Checkpoints(
-        checkpoint_prefixes=[*written, objects], destination_prefix=str(folder / CHECKPOINT)
-    )
-    # TensorFlow deletes what it has joined, and does not say where it could not.
-    if (folder / _SLICES).exists():
-        shutil.rmtree(folder / _SLICES)
+    with tempfile.TemporaryDirectory(prefix=".slices-", dir=folder) as scratch:
+        prefixes = [f"{scratch}/{number:08d}" for number in range(len(indexes))]
+        for prefix, index in zip(prefixes, indexes, strict=True):
+            Path(f"{prefix}.index").write_bytes(index)
+            Path(f"{prefix}{_ONLY}").touch()
+        objects = f"{scratch}/objects"
+        tf.raw_ops.SaveV2(
+            prefix=objects,
+            tensor_names=[_OBJECT_GRAPH, tensor_name("save_counter")],
+            shape_and_slices=["", ""],
+            tensors=[tf.constant(_object_graph(variables)), tf.constant(1, tf.int64)],
+        )
+        joined = Path(scratch) / "joined" / CHECKPOINT
+        joined.parent.mkdir()
+        tf.raw_ops.MergeV2Checkpoints(
+            checkpoint_prefixes=[*prefixes, objects],
+            destination_prefix=str(joined),
+            delete_old_dirs=False,
+        )
+        last = data_file(len(indexes), len(indexes) + 1)
+        for name in (last, f"{CHECKPOINT}.index"):
+            (joined.parent / name).replace(folder / name)
     (folder / "checkpoint").write_text(
         f'model_checkpoint_path: "{CHECKPOINT}"\nall_model_checkpoint_paths: "{CHECKPOINT}"\n'
     )

@@ -5,12 +5,11 @@ import contextlib
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
 
 from ray_embed import metadata, plan, projector, sample, sprite, store
@@ -18,56 +17,31 @@ from ray_embed.ahead import Mapped, mapping
 from ray_embed.alone import alone
 from ray_embed.errors import InputError, RunError, StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
-from ray_embed.matrix import as_matrix
+from ray_embed.merging import Group, Merge, Merged, Piece, merge_piece
 from ray_embed.scratch import check_space
 from ray_embed.uri import shown
 
 PROJECTOR = "projector"
 METADATA, SAMPLE = "metadata.tsv", "sample.tsv"
+_STRATUM = ("split", "label")
+# A line of the metadata, about.
+_LINE_BYTES = 128
 # Boundaries of files follow from the plan, so that the bytes do: whole parts, about this much. Each
 # thread has a few groups in memory.
 _GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class _Group:
-    """Consecutive parts that become one file of slices, and the rows before them."""
-
-    number: int
-    parts: tuple[int, ...]
-    start: int
-
-
-@dataclass(frozen=True)
-class _Read:
-    """A group's parts, and the rows drawn of each; `first` is the number drawn before them."""
-
-    group: _Group
-    tables: list[pa.Table]
-    drawn: list[sample.Rows]
-    first: int
-
-
-@dataclass(frozen=True)
 class _Survey:
     """What has to be known of all parts before the first of them is written."""
 
-    groups: tuple[_Group, ...]
+    groups: tuple[Group, ...]
     points: int
     strata: Counter[sample.Stratum] | None
 
 
-@dataclass(frozen=True)
-class _Merge:
-    """One merge: from which parts, into which folder, and how much is shown."""
-
-    folder: Folder
-    target: Path
-    fingerprint: str
-    columns: tuple[str, ...]
-    records: tuple[str, ...]
-    points: int
-    shown: int
+# What does pieces elsewhere, giving what came of them in order.
+Elsewhere = Callable[[Merge, Iterable[Piece]], Iterator[Merged]]
 
 
 def reduce(out: str, limit: int | None = None, threads: int | None = None) -> int:
@@ -82,7 +56,12 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
         return merge(out, limit, threads)
 
 
-def merge(out: str, limit: int | None = None, threads: int | None = None) -> int:
+def merge(
+    out: str,
+    limit: int | None = None,
+    threads: int | None = None,
+    elsewhere: Elsewhere | None = None,
+) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
     Args:
@@ -91,6 +70,7 @@ def merge(out: str, limit: int | None = None, threads: int | None = None) -> int
             with. Where there are more, a sample is written beside all of them.
         threads: how many to work on, 8 at most; None for the machine's processors. The files are
             the same with any number.
+        elsewhere: does the pieces on other machines; None to do them here.
 
     Returns:
         The number of points.
@@ -120,26 +100,39 @@ def merge(out: str, limit: int | None = None, threads: int | None = None) -> int
     count = min(survey.points, limit)
     columns = tuple(output["column"] for output in outputs)
     records = tuple(outline.schema().names)
-    with _target(folder, survey.points * width * 4) as target:
-        merge = _Merge(folder, target, expected.fingerprint, columns, records, survey.points, count)
+    with _target(folder, survey.points, width * 4) as target:
+        merge = Merge(
+            out,
+            f"{TEMPORARY}/{target.name}" if folder.is_local else PROJECTOR,
+            expected.fingerprint,
+            columns,
+            records,
+            survey.points,
+            count,
+            sum(group.rows > 0 for group in survey.groups) + 1,
+        )
+        if not folder.is_local:
+            # TensorBoard sees nothing without it: it goes first and comes last.
+            folder.delete(f"{PROJECTOR}/{projector.CONFIG}")
         with _writing(target), mapping(threads) as mapped:
-            _write(merge, survey, mapped)
+            _write(merge, target, survey, mapped, elsewhere)
             target.chmod(0o755)
         if folder.is_local:
             folder.move(f"{TEMPORARY}/{target.name}", PROJECTOR)
         else:
-            _publish(folder, target)
+            _publish(merge, target)
     return survey.points
 
 
 @contextlib.contextmanager
-def _target(folder: Folder, size: int) -> Iterator[Path]:
+def _target(folder: Folder, points: int, row: int) -> Iterator[Path]:
     """Give a new local folder for the projector's files, which is gone afterwards.
 
-    It lies in the run folder, to be renamed; or in the machine's scratch, to be put away.
+    It lies in the run folder, to be renamed; or in the machine's scratch, for all but the data
+    files, which go away one by one.
 
     Raises:
-        RunError: there is no room for `size` bytes.
+        RunError: there is no room for `points` of `row` bytes each, and their metadata.
         StorageError: it cannot be made.
     """
     base = Path(folder.join(TEMPORARY)) if folder.is_local else Path(tempfile.gettempdir())
@@ -149,7 +142,8 @@ def _target(folder: Folder, size: int) -> Iterator[Path]:
             for left in base.glob("projector-*"):
                 # By a merge in an actor that was killed.
                 shutil.rmtree(left, ignore_errors=True)
-        check_space(base, size, "the projector's files")
+        waiting = points * row if folder.is_local else min(points * row, 32 * _GROUP_BYTES)
+        check_space(base, waiting + points * _LINE_BYTES, "the projector's files")
         target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
     try:
         yield target
@@ -157,15 +151,13 @@ def _target(folder: Folder, size: int) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
 
 
-def _publish(folder: Folder, target: Path) -> None:
-    """Put the projector's files into a run folder on an object store.
-
-    TensorBoard sees nothing without the configuration, which goes first and comes last.
-    """
-    folder.delete(f"{PROJECTOR}/{projector.CONFIG}")
+def _publish(merge: Merge, target: Path) -> None:
+    """Put the projector's files, whose data is there, into a run folder on an object store."""
+    folder = merge.folder
     files = {path.name: path for path in target.iterdir()}
+    data = {projector.data_file(number, merge.files) for number in range(merge.files)}
     for info in folder.infos(PROJECTOR):
-        if info.base_name not in files:
+        if info.base_name not in files and info.base_name not in data:
             folder.delete(f"{PROJECTOR}/{info.base_name}")
     config = files.pop(projector.CONFIG)
     for name, path in sorted(files.items()):
@@ -240,118 +232,86 @@ def _survey(
 ) -> _Survey:
     """Read the footers, and count the strata if there may be more points than are shown."""
     strata = None if planned is not None and planned <= limit else sample.Strata(limit)
-    groups: list[_Group] = []
+    columns = list(_STRATUM) if strata else []
+    groups: list[Group] = []
     waiting: list[int] = []
-    tables: list[pa.Table] = []
-    start = rows = weight = 0
-    for number in numbers:
-        about, table = store.survey(folder, number, ["split", "label"] if strata else [])
+    start = rows = weight = files = 0
+    surveyed = store.each(folder, partial(store.survey, folder, columns=columns), numbers)
+    for number, (about, table) in zip(numbers, surveyed, strict=True):
         store.check_about(folder, number, about, expected)
-        tables += [] if table is None else [table]
+        if strata and table is not None:
+            strata.add(table)
         waiting.append(number)
         rows += about.rows
         weight += about.planned * width * 4
         if weight >= _GROUP_BYTES or number == numbers[-1]:
-            groups.append(_Group(len(groups), tuple(waiting), start))
-            if strata:
-                strata.add(pa.concat_tables(tables))
-            waiting, tables, start, weight = [], [], rows, 0
+            # One without rows has no file, as one without slices is an error.
+            groups.append(Group(files, tuple(waiting), start, rows - start))
+            files += rows > start
+            waiting, start, weight = [], rows, 0
     return _Survey(tuple(groups), rows, strata.counts if strata and rows > limit else None)
 
 
-def _write(merge: _Merge, survey: _Survey, mapped: Mapped) -> None:
+def _write(
+    merge: Merge, target: Path, survey: _Survey, mapped: Mapped, elsewhere: Elsewhere | None
+) -> None:
     everything = [projector.variable_of(column) for column in merge.columns]
     sampled = survey.strata is not None
-    shown = [_sampled(name) for name in everything] if sampled else everything
+    shown = [projector.sampled(name) for name in everything] if sampled else everything
     drawn: list[sample.Rows] = []
     files = [METADATA, SAMPLE] if sampled else [METADATA]
-    prefixes: list[str] = []
+    indexes: list[bytes] = []
     with contextlib.ExitStack() as stack:
         writers = [
             metadata.Writer(
-                stack.enter_context(open(merge.target / name, "wb")),
+                stack.enter_context(open(target / name, "wb")),
                 metadata.columns_of(merge.records),
             )
             for name in files
         ]
-        reads = _drawn(mapped(partial(_read, merge), survey.groups), survey, merge.shown, drawn)
-        for prefix, texts in mapped(partial(_merged, merge), reads):
-            prefixes += prefix
-            for writer, text in zip(writers, texts, strict=True):
+        pieces = _pieces(merge, survey, drawn)
+        done = (
+            elsewhere(merge, pieces) if elsewhere else mapped(partial(merge_piece, merge), pieces)
+        )
+        for merged in done:
+            indexes += [] if merged.index is None else [merged.index]
+            for writer, text in zip(writers, merged.texts, strict=True):
                 writer.add(text)
         for writer in writers:
             writer.end()
     variables = list(dict.fromkeys([*everything, *shown]))
-    projector.write_checkpoint(merge.target, variables, prefixes)
+    projector.write_checkpoint(target, variables, indexes)
     side = sprite.sprite_cell(merge.shown)
     if side:
         pngs = _thumbnails(merge, survey.groups, drawn, mapped)
-        sprite.write_sprite(merge.target / "sprite.png", merge.shown, pngs, mapped)
-    projector.write_config(merge.target / projector.CONFIG, shown, files[-1], side)
-    projector.write_event_file(merge.target)
+        sprite.write_sprite(target / "sprite.png", merge.shown, pngs, mapped)
+    projector.write_config(target / projector.CONFIG, shown, files[-1], side)
+    projector.write_event_file(target)
 
 
-def _read(merge: _Merge, group: _Group) -> tuple[_Group, list[pa.Table]]:
-    tables = [store.read_part(merge.folder, store.FEATURES, number) for number in group.parts]
-    return group, tables
-
-
-def _drawn(
-    reads: Iterator[tuple[_Group, list[pa.Table]]],
-    survey: _Survey,
-    limit: int,
-    drawn: list[sample.Rows],
-) -> Iterator[_Read]:
+def _pieces(merge: Merge, survey: _Survey, drawn: list[sample.Rows]) -> Iterator[Piece]:
     """Draw the sample, group after group; what is drawn of each part is put into `drawn` too."""
-    draw = None if survey.strata is None else sample.Draw(survey.strata, limit)
+    if survey.strata is None:
+        yield from map(Piece, survey.groups)
+        return
+    draw = sample.Draw(survey.strata, merge.shown)
+    numbers = [number for group in survey.groups for number in group.parts]
+    read = partial(_strata_of, merge)
+    tables = store.each(merge.folder, read, numbers)
     first = 0
-    for group, tables in reads:
-        rows = _by_part(draw, tables) if draw else []
+    for group in survey.groups:
+        rows = tuple(draw.of(next(tables)) for _ in group.parts)
         drawn += rows
-        yield _Read(group, tables, rows, first)
+        yield Piece(group, rows, first)
         first += sum(map(len, rows))
 
 
-def _by_part(draw: sample.Draw, tables: list[pa.Table]) -> list[sample.Rows]:
-    """Draw from a group at once; give the positions in each of its parts."""
-    rows = draw.of(pa.concat_tables([table.select(["split", "label"]) for table in tables]))
-    starts = np.cumsum([0, *map(len, tables)])[:-1]
-    parts = np.split(rows, np.searchsorted(rows, starts[1:]))
-    return [part - start for part, start in zip(parts, starts, strict=True)]
-
-
-def _merged(merge: _Merge, read: _Read) -> tuple[list[str], list[bytes]]:
-    """Write a group's slices; give where they are, and the lines of the metadata files."""
-    slices = list(_slices(merge, read))
-    # A file without slices is an error.
-    prefixes = [projector.write_slices(merge.target, read.group.number, slices)] if slices else []
-    records = pa.concat_tables([table.select(merge.records) for table in read.tables])
-    texts = [metadata.lines(records)]
-    if read.drawn:
-        starts = np.cumsum([0, *map(len, read.tables)])[:-1]
-        rows = [at + start for at, start in zip(read.drawn, starts, strict=True)]
-        texts.append(metadata.lines(records.take(pa.array(np.concatenate(rows)))))
-    return prefixes, texts
-
-
-def _slices(merge: _Merge, read: _Read) -> Iterator[projector.Slice]:
-    """Give a slice a part of each variable, and one a group of its sample."""
-    for column in merge.columns:
-        name = projector.variable_of(column)
-        parts = [as_matrix(table[column]) for table in read.tables]
-        start = read.group.start
-        for part in parts:
-            if len(part):
-                yield projector.Slice(name, start, merge.points, part)
-            start += len(part)
-        if any(map(len, read.drawn)):
-            values = [part[at] for part, at in zip(parts, read.drawn, strict=True)]
-            rows = np.concatenate(values)
-            yield projector.Slice(_sampled(name), read.first, merge.shown, rows)
+def _strata_of(merge: Merge, number: int) -> pa.Table:
+    return store.read_part(merge.folder, store.FEATURES, number, list(_STRATUM))
 
 
 def _thumbnails(
-    merge: _Merge, groups: tuple[_Group, ...], drawn: list[sample.Rows], mapped: Mapped
+    merge: Merge, groups: tuple[Group, ...], drawn: list[sample.Rows], mapped: Mapped
 ) -> Iterator[bytes]:
     """Give the picture of each point shown."""
     numbers = [number for group in groups for number in group.parts]
@@ -365,7 +325,3 @@ def _thumbnails(
 
     for content in mapped(pictures, range(len(numbers))):
         yield from content
-
-
-def _sampled(variable: str) -> str:
-    return "sample" + variable.removeprefix("embedding")

@@ -3,6 +3,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -79,11 +80,11 @@ def status(run: str, *, verify: bool = False) -> Status:
         reasons = store.rejects_by_reason(folder)
     except RunError as error:
         problems.append(str(error))
-    for number in numbers:
-        try:
-            rows += store.about(folder, number).rows
-        except RunError as error:
-            problems.append(str(error))
+    for found in store.each(folder, partial(_rows_of, folder), numbers):
+        if isinstance(found, int):
+            rows += found
+        else:
+            problems.append(found)
     if verify:
         problems = list(_problems(folder, about["fingerprint"], numbers, outline))
     return Status(
@@ -101,18 +102,30 @@ def status(run: str, *, verify: bool = False) -> Status:
     )
 
 
+def _rows_of(folder: Folder, number: int) -> int | str:
+    """Give the rows of a part, or say what is wrong with it."""
+    try:
+        return store.about(folder, number).rows
+    except RunError as error:
+        return str(error)
+
+
 def _problems(
     folder: Folder, fingerprint: str, numbers: list[int], outline: plan.Plan
 ) -> Iterator[str]:
     """Read every part; yield what is wrong, in a sentence that names the part."""
-    for number in numbers:
+
+    def of_one(number: int) -> list[str]:
         name = store.part_name(store.FEATURES, number)
         try:
-            yield from _problems_of(folder, fingerprint, number, outline)
+            return list(_problems_of(folder, fingerprint, number, outline))
         except RunError as error:
-            yield str(error)
+            return [str(error)]
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            yield f"{name}: cannot be compared with the plan: {error}"
+            return [f"{name}: cannot be compared with the plan: {error}"]
+
+    for problems in store.each(folder, of_one, numbers):
+        yield from problems
     if not keep.is_sound(folder):
         yield f"{folder.shown('encoder')}: it is gone, or damaged; running again writes it anew"
     if outline.shards is not None and numbers != list(range(outline.shards)):

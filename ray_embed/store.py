@@ -8,14 +8,16 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_embed.ahead import mapping
 from ray_embed.errors import DamagedError, InputError, StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.matrix import as_column, as_matrix
@@ -30,6 +32,8 @@ _PART = re.compile(r"part-(\d{8,18})\.parquet")
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 # Written first of all, so that a folder is known as ours whenever the writing stops.
 _FORMAT = 1
+# Footers and the like, which are small, of parts on an object store.
+_AT_ONCE = 32
 
 REJECT_SCHEMA = pa.schema(
     [("index", pa.int64()), ("key", pa.string()), ("split", pa.string()), ("reason", pa.string())]
@@ -80,6 +84,15 @@ class Done:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
 
+def each(folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Result]:
+    """Give what `read` makes of each part, in order: many at a time where requests take long."""
+    if folder.is_local:
+        yield from map(read, numbers)
+        return
+    with mapping(_AT_ONCE, _AT_ONCE) as mapped:
+        yield from mapped(read, numbers)
+
+
 def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int]:
     """Count the rejects of the shards that are done, the commonest reason first.
 
@@ -92,10 +105,11 @@ def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int
     """
     done = done or Done(folder)
     reasons: Counter[str] = Counter()
-    for number in part_numbers(folder, REJECTS):
-        # A killed try may have left rejects without features: its shard is done again.
-        if number in done:
-            reasons.update(read_part(folder, REJECTS, number, ["reason"])["reason"].to_pylist())
+    # A killed try may have left rejects without features: its shard is done again.
+    numbers = (number for number in part_numbers(folder, REJECTS) if number in done)
+    read = partial(read_part, folder, REJECTS, columns=["reason"])
+    for rejects in each(folder, read, numbers):
+        reasons.update(rejects["reason"].to_pylist())
     return dict(reasons.most_common())
 
 
@@ -357,8 +371,12 @@ def check_footers(folder: Folder, expected: Expected) -> None:
     Raises:
         DamagedError: as :func:`check_about` raises.
     """
-    for number in part_numbers(folder):
+
+    def check_footer(number: int) -> None:
         check_about(folder, number, about(folder, number), expected)
+
+    for _ in each(folder, check_footer, part_numbers(folder)):
+        pass
 
 
 def _check_owner(name: str, about: "About", number: int, fingerprint: str) -> None:
