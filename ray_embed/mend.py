@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parts that are not what was written: found, named, and given up to be extracted again."""
 
-from ray_embed import store
+from ray_embed import soundness, store
 from ray_embed.errors import DamagedError
 from ray_embed.filesystem import Folder
 from ray_embed.progress import say
 
 
-def mend(folder: Folder, expected: store.Expected, found: DamagedError) -> None:
+def mend(folder: Folder, expected: soundness.Expected, found: DamagedError) -> None:
     """Look at all parts since one was found damaged, and delete those that are.
 
     Args:
@@ -18,7 +18,7 @@ def mend(folder: Folder, expected: store.Expected, found: DamagedError) -> None:
     damaged = {found.number: found}
     for number in store.part_numbers(folder):
         try:
-            store.check(folder, number, expected)
+            soundness.check(folder, number, expected)
         except DamagedError as error:
             damaged.setdefault(number, error)
     for number, damage in damaged.items():

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_embed import plan, store
+from ray_embed import description, plan, soundness, store
 from ray_embed.config import RunConfig
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import extract_missing
@@ -107,7 +107,7 @@ def _finish(
             speed = extract_missing(config, prepared, running)
             if not and_reduce:
                 # Merging does so too.
-                store.check_footers(target.folder, _expected(prepared))
+                soundness.check_footers(target.folder, _expected(prepared))
             finished = load(target.given)
             if finished.rows == 0:
                 raise RunError(
@@ -128,9 +128,9 @@ def _finish(
     return finished, speed
 
 
-def _expected(prepared: Prepared) -> store.Expected:
-    run = store.read_run(prepared.folder) or {}
-    return store.Expected.of(run, plan.load(prepared.folder))
+def _expected(prepared: Prepared) -> soundness.Expected:
+    run = description.read_run(prepared.folder) or {}
+    return soundness.Expected.of(run, plan.load(prepared.folder))
 
 
 def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:

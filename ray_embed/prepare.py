@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_embed import fingerprint, importing, plan, store
+from ray_embed import description, fingerprint, importing, plan
 from ray_embed._version import __version__
 from ray_embed.alone import alone
 from ray_embed.config import RunConfig, is_callable_reference
@@ -92,13 +92,13 @@ def opened_target(config: RunConfig) -> Iterator[Target]:
         _check_path(out, Path(folder.path))
     given, out = out, shown(out)
     try:
-        anew = config.overwrite and store.is_run(folder)
+        anew = config.overwrite and description.is_run(folder)
         if not anew:
             # Before anything is written to what may be something else.
-            store.read_run(folder)
+            description.read_run(folder)
         with contextlib.ExitStack() as stack:
             stack.enter_context(alone(folder))
-            before = None if anew else store.read_run(folder)
+            before = None if anew else description.read_run(folder)
             entered = stack.pop_all()
     except StorageError as error:
         raise InputError(f"--out {out}: {error}; give another folder") from error
@@ -316,13 +316,13 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
         _renew(prepared, scratch)
         return
     # To be overwritten, or left by a start that got no further than this.
-    store.clear(folder)
+    description.clear(folder)
     # First of all a mark, so that the folder is known as ours whenever this stops.
-    store.write_run(folder, {}, __version__)
+    description.write_run(folder, {}, __version__)
     keep.keep(folder, prepared.encoder)
     plan.copy_records(prepared.plan, scratch, folder)
     plan.save(folder, prepared.plan)
-    store.write_run(folder, _description(config, prepared), __version__)
+    description.write_run(folder, _description(config, prepared), __version__)
 
 
 def kept_plan(folder: Folder) -> Plan | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ray_embed import metadata, plan, projector, sample, sprite, store
+from ray_embed import description, metadata, plan, projector, sample, soundness, sprite, store
 from ray_embed.ahead import Mapped, mapping
 from ray_embed.alone import alone
 from ray_embed.errors import InputError, RunError, StorageError, first_line
@@ -50,7 +50,7 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
     Args, Returns and Raises: as :func:`merge`.
     """
     folder = Folder.at(out)
-    if not folder.exists(store.RUN):
+    if not folder.exists(description.RUN):
         raise _no_run(out)
     with alone(folder):
         return merge(out, limit, threads)
@@ -81,12 +81,12 @@ def merge(
         RunError: shards are missing, no record was embedded, or the storage fails.
     """
     folder = Folder.at(out)
-    run = store.read_run(folder)
+    run = description.read_run(folder)
     if run is None or "fingerprint" not in run:
         raise _no_run(out)
     limit = limit or int(run["config"]["projector_limit"])
     outline = plan.load(folder)
-    expected = store.Expected.of(run, outline)
+    expected = soundness.Expected.of(run, outline)
     numbers = _all_parts(folder, expected)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)
@@ -192,7 +192,7 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
         points: the number of its points.
         limit: as `reduce` was given it.
     """
-    run = store.read_run(folder) or {}
+    run = description.read_run(folder) or {}
     limit = limit or int(run["config"]["projector_limit"])
     if points > limit:
         yield (
@@ -208,11 +208,11 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
             )
 
 
-def _all_parts(folder: Folder, expected: store.Expected) -> list[int]:
+def _all_parts(folder: Folder, expected: soundness.Expected) -> list[int]:
     numbers = list(store.part_numbers(folder))
     shards = expected.shards
     if shards is not None and numbers and numbers[-1] >= shards:
-        store.check_footers(folder, expected)
+        soundness.check_footers(folder, expected)
     if shards is None or numbers != list(range(shards)):
         done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
         raise RunError(
@@ -226,7 +226,7 @@ def _survey(
     folder: Folder,
     numbers: list[int],
     width: int,
-    expected: store.Expected,
+    expected: soundness.Expected,
     planned: int | None,
     limit: int,
 ) -> _Survey:
@@ -238,7 +238,7 @@ def _survey(
     start = rows = weight = files = 0
     surveyed = store.each(folder, partial(store.survey, folder, columns=columns), numbers)
     for number, (about, table) in zip(numbers, surveyed, strict=True):
-        store.check_about(folder, number, about, expected)
+        soundness.check_about(folder, number, about, expected)
         if strata and table is not None:
             strata.add(table)
         waiting.append(number)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from ray_embed import store
+from ray_embed import description, store
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
@@ -155,7 +155,7 @@ class Run:
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        return json.loads(self._folder.read(store.RUN))  # type: ignore[no-any-return]
+        return json.loads(self._folder.read(description.RUN))  # type: ignore[no-any-return]
 
     @cached_property
     def _dataset(self) -> Any:
@@ -186,7 +186,7 @@ def load(run: str) -> Run:
     Raises:
         InputError: it is no run folder.
     """
-    about = store.read_run(Folder.at(str(run)))
+    about = description.read_run(Folder.at(str(run)))
     if about is None or "fingerprint" not in about:
         name = shown(str(run))
         raise InputError(f"{name}: not a run folder; `ray-embed run --out {name}` writes one")

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_embed import plan, store
+from ray_embed import description, plan, soundness, store
 from ray_embed.encoder import keep
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
@@ -64,7 +64,7 @@ def status(run: str, *, verify: bool = False) -> Status:
         InputError: no run folder.
     """
     folder = Folder.at(run)
-    about = store.read_run(folder)
+    about = description.read_run(folder)
     if about is None:
         raise InputError(f"{shown(run)}: no such run folder")
     if "fingerprint" not in about:
@@ -165,7 +165,7 @@ def _problems_of(
             yield f"{name}: {column} holds numbers that are not finite"
     for kind in kinds:
         store.read_part(folder, kind, number, [], fingerprint)
-        if not store.is_as_written(folder, kind, number):
+        if not soundness.is_as_written(folder, kind, number):
             yield f"{store.part_name(kind, number)}: its bytes are not those that were written"
 
 

@@ -1,37 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run folder: its parts, which appear whole or not at all, and ``run.json``.
+"""The parts of a run folder, which appear whole or not at all.
 
 A shard is done if and only if its features part is there; nothing else records progress.
 """
 
-import hashlib
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_embed.ahead import mapping
-from ray_embed.errors import DamagedError, InputError, StorageError, first_line
-from ray_embed.filesystem import TEMPORARY, Folder
-from ray_embed.matrix import as_column, as_matrix
-from ray_embed.plan import Plan
+from ray_embed.errors import DamagedError, StorageError, first_line
+from ray_embed.filesystem import Folder
 from ray_embed.retrying import explained, of_storage
 
 Result = TypeVar("Result")
 
-RUN = "run.json"
 FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
-_WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
-# Written first of all, so that a folder is known as ours whenever the writing stops.
-_FORMAT = 1
 # Footers and the like, which are small, of parts on an object store.
 _AT_ONCE = 32
 
@@ -130,10 +122,10 @@ def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
         if kind == REJECTS and not table.num_rows:
             folder.delete(name)
         else:
-            folder.write(name, _encoded(table.replace_schema_metadata(footer)))
+            folder.write(name, encoded(table.replace_schema_metadata(footer)))
 
 
-def _encoded(table: pa.Table) -> bytes:
+def encoded(table: pa.Table) -> bytes:
     """Give a part's bytes; the same table gives the same ones."""
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
@@ -151,79 +143,7 @@ def _encoded(table: pa.Table) -> bytes:
     return content
 
 
-def read_run(folder: Folder) -> dict[str, Any] | None:
-    """Read ``run.json``; None where the folder is not there or empty.
-
-    Raises:
-        InputError: the folder holds something else.
-    """
-    if not folder.exists(RUN):
-        if any(name != TEMPORARY for name in folder.names()):
-            raise InputError(
-                f"{folder.shown()}: it holds something that is no run folder (no {RUN}); "
-                "give another --out"
-            )
-        return None
-    run = _marked(folder)
-    if run is None:
-        raise InputError(
-            f"{folder.shown(RUN)}: it is no description of a run: of another program, or edited; "
-            "give another --out"
-        )
-    if run["ray_embed"].get("format") != _FORMAT:
-        raise InputError(
-            f"{folder.shown(RUN)}: written by another version of ray_embed; give another --out, or "
-            "--overwrite to start anew"
-        )
-    content = {name: value for name, value in run.items() if name != "ray_embed"}
-    if run["ray_embed"].get("checksum") != checksum(content):
-        raise InputError(
-            f"{folder.shown(RUN)}: it is not what was written: damaged, or edited; restore it, or "
-            "--overwrite to start anew"
-        )
-    return run
-
-
-def clear(folder: Folder) -> None:
-    """Delete what a run folder holds, what marks it as one last of all."""
-    names = [name for name in folder.names() if name != TEMPORARY]
-    for name in sorted(names, key=RUN.__eq__):
-        folder.delete(name)
-
-
-def is_run(folder: Folder) -> bool:
-    """Whether the folder is one of ours, of whatever version: only then it is ever deleted."""
-    return folder.exists(RUN) and _marked(folder) is not None
-
-
-def _marked(folder: Folder) -> dict[str, Any] | None:
-    """Read ``run.json`` if it has our mark."""
-    try:
-        run = json.loads(folder.read(RUN))
-    except ValueError:
-        return None
-    return run if isinstance(run, dict) and isinstance(run.get("ray_embed"), dict) else None
-
-
-def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
-    """Write ``run.json``, marked as ours.
-
-    Raises:
-        StorageError: nothing can be written there.
-    """
-    about = {"version": version, "format": _FORMAT, "checksum": checksum(content)}
-    marked = {"ray_embed": about, **content}
-    # All else can be made again from it.
-    folder.write(RUN, json.dumps(marked, indent=1).encode(), durable=True)
-
-
-def checksum(content: dict[str, Any]) -> str:
-    """Give the checksum of plain data, as it is in a JSON file that is edited by nobody."""
-    text = json.dumps(content, sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _with_part(
+def with_part(
     folder: Folder, kind: str, number: int, read: Callable[[pq.ParquetFile], Result]
 ) -> Result:
     """Open a part, and give what is read of it; that fails where pages lack their checksums.
@@ -263,10 +183,11 @@ def about(folder: Folder, number: int) -> About:
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    return _with_part(folder, FEATURES, number, _about)
+    return with_part(folder, FEATURES, number, about_of)
 
 
-def _about(part: pq.ParquetFile) -> About:
+def about_of(part: pq.ParquetFile) -> About:
+    """Read what an open part says of itself."""
     metadata = part.metadata
     ours = {
         key.decode("utf-8", "replace").removeprefix("ray_embed."): value.decode("utf-8", "replace")
@@ -296,90 +217,20 @@ def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.T
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    return _with_part(
+    return with_part(
         folder,
         FEATURES,
         number,
-        lambda part: (_about(part), _columns(part, columns) if columns else None),
+        lambda part: (about_of(part), _columns(part, columns) if columns else None),
     )
 
 
-@dataclass(frozen=True)
-class Expected:
-    """What all features parts of a run have in common: the fingerprint, and names and types.
-
-    `shards` is how many there may be, None where that is not known yet.
-    """
-
-    fingerprint: str
-    columns: tuple[tuple[str, pa.DataType], ...]
-    shards: int | None
-
-    @classmethod
-    def of(cls, run: dict[str, Any], plan: Plan) -> "Expected":
-        """Make it of a run's description and its plan."""
-        features = [
-            (output["column"], pa.list_(pa.float32(), output["dimension"]))
-            for output in run["encoder"]["outputs"]
-        ]
-        columns = (*((field.name, field.type) for field in plan.schema()), *features)
-        return cls(run["fingerprint"], columns, plan.shards)
-
-
-def check(folder: Folder, number: int, expected: Expected) -> None:
-    """Read all parts of a shard.
+def check_owner(name: str, about: About, number: int, fingerprint: str) -> None:
+    """Compare whose a part says it is with whose it must be.
 
     Raises:
-        DamagedError: one of them is not what was written, or of another shard or run.
+        DamagedError: it is of another run or shard.
     """
-    about, found = _with_part(folder, FEATURES, number, lambda part: (_about(part), part.read()))
-    check_about(folder, number, about, expected)
-    pictured = read_part(folder, THUMBNAILS, number, ["index"], expected.fingerprint)
-    if pictured["index"].to_pylist() != found["index"].to_pylist():
-        name = folder.shown(part_name(THUMBNAILS, number))
-        raise DamagedError(f"{name}: it is of other records", number)
-    if about.rejected:
-        read_part(folder, REJECTS, number)
-
-
-def check_about(folder: Folder, number: int, about: "About", expected: Expected) -> None:
-    """Compare what a features part says of itself with what it must be.
-
-    No checksum covers that, so a flipped bit could rename a column.
-
-    Raises:
-        DamagedError: the part is of another shard or run, or of none, or its rejects are not all
-            there.
-    """
-    name = folder.shown(part_name(FEATURES, number))
-    if expected.shards is not None and number >= expected.shards:
-        raise DamagedError(f"{name}: no such shard was planned", number)
-    _check_owner(name, about, number, expected.fingerprint)
-    if about.planned != about.rows + about.rejected or about.columns != expected.columns:
-        raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
-    if about.rejected:
-        name = folder.shown(part_name(REJECTS, number))
-        rejects = _with_part(folder, REJECTS, number, _about)
-        _check_owner(name, rejects, number, expected.fingerprint)
-        if rejects.rows != about.rejected:
-            raise DamagedError(f"{name}: its rows are not those rejected", number)
-
-
-def check_footers(folder: Folder, expected: Expected) -> None:
-    """Compare what all features parts say of themselves with what they must be.
-
-    Raises:
-        DamagedError: as :func:`check_about` raises.
-    """
-
-    def check_footer(number: int) -> None:
-        check_about(folder, number, about(folder, number), expected)
-
-    for _ in each(folder, check_footer, part_numbers(folder)):
-        pass
-
-
-def _check_owner(name: str, about: "About", number: int, fingerprint: str) -> None:
     if (about.fingerprint, about.shard) != (fingerprint, number):
         raise DamagedError(f"{name}: it is of another run or shard", number)
 
@@ -401,10 +252,10 @@ def read_part(
     def read(part: pq.ParquetFile) -> pa.Table:
         if fingerprint is not None:
             name = folder.shown(part_name(kind, number))
-            _check_owner(name, _about(part), number, fingerprint)
+            check_owner(name, about_of(part), number, fingerprint)
         return _columns(part, columns)
 
-    return _with_part(folder, kind, number, read)
+    return with_part(folder, kind, number, read)
 
 
 def _columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
@@ -412,29 +263,6 @@ def _columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
     table = part.read(columns, use_threads=False)
     # Reading leaves out a column that is not there.
     return table if columns is None else table.select(columns)
-
-
-def is_as_written(folder: Folder, kind: str, number: int) -> bool:
-    """Whether a part is, byte for byte, what writing its content again gives.
-
-    Only the version of pyarrow that wrote it can say that; of others' parts it is taken as given.
-
-    Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
-    """
-    content, writer = _with_part(
-        folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
-    )
-    for column in feature_columns(content.schema):
-        # Parquet has its own name for the items of a list, which reading keeps.
-        values = as_column(as_matrix(content[column]))
-        content = content.set_column(content.column_names.index(column), column, values)
-    again = _encoded(content)
-    ours = pq.read_metadata(pa.BufferReader(again)).created_by
-    if writer != ours and _WRITER.fullmatch(writer):
-        return True
-    return again == folder.read(part_name(kind, number))
 
 
 def feature_columns(schema: pa.Schema) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed import store
+from ray_embed import description
 from ray_embed.encoder import GRAPH_ENGINES, Encoder
 from ray_embed.errors import InputError, StorageError
 from ray_embed.filesystem import Folder
@@ -39,7 +39,7 @@ def keep(folder: Folder, encoder: Encoder) -> None:
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
     described = json.loads(json.dumps(about(encoder) | {"files": files}, default=str))
-    described["checksum"] = store.checksum(described)
+    described["checksum"] = description.checksum(described)
     folder.write(_ABOUT, json.dumps(described, indent=1).encode())
 
 
@@ -61,7 +61,7 @@ def _described(folder: Folder) -> dict[str, Any]:
     """
     try:
         content: dict[str, Any] = json.loads(folder.read(_ABOUT)) if folder.exists(_ABOUT) else {}
-        if content.pop("checksum", None) == store.checksum(content):
+        if content.pop("checksum", None) == description.checksum(content):
             return content
     except (ValueError, TypeError, AttributeError) as error:
         raise _damaged(folder, _ABOUT) from error

@@ -32,7 +32,7 @@ from machine import described
 from processes import HERE, psutil
 from rows import Row, last_line, row, table
 
-from ray_embed import plan, store
+from ray_embed import description, plan, store
 from ray_embed.config import RunConfig
 from ray_embed.encoder import Encoder, EncoderSpec, Output
 from ray_embed.filesystem import Folder
@@ -207,7 +207,7 @@ def part() -> store.Part:
 def _begun(path: Path, shards: int) -> Folder:
     path.mkdir(parents=True, exist_ok=True)
     folder = Folder.at(str(path))
-    store.write_run(folder, {"fingerprint": "none"}, "0")
+    description.write_run(folder, {"fingerprint": "none"}, "0")
     plan.save(folder, outline(shards))
     return folder
 

@@ -33,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rows import last_line, row, table
 
-from ray_embed import plan, store
+from ray_embed import description, plan, store
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column
 from ray_embed.thumbnail import encode_png
@@ -47,14 +47,14 @@ BUFFER = 8 << 20
 def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
     folder = Folder.at(str(path))
-    if folder.exists(store.RUN):
+    if folder.exists(description.RUN):
         return
     for part in parts_of(rows, dimension, thumbnails):
         store.commit(folder, part, "f" * 64, part.features.num_rows)
     split = plan.SplitPlan(0, "valid", "files", "/", "string", (), SHARD, 64, records=rows)
     plan.save(folder, plan.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
-    store.write_run(
+    description.write_run(
         folder,
         {
             "fingerprint": "f" * 64,

@@ -12,7 +12,7 @@ from conftest import make_folder
 from samples import RESULTS, config, contents, copy, part_files, results_of, save_encoder
 
 import ray_embed as package
-from ray_embed import plan, store
+from ray_embed import description, plan, soundness, store
 from ray_embed.errors import DamagedError, InputError
 from ray_embed.filesystem import Folder
 from ray_embed.store import part_name
@@ -106,7 +106,7 @@ def test_parts_of_others_are_deleted_or_extracted_again(whole, tmp_path, capsys,
 def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
     run = copy(whole.run, tmp_path / "run")
     folder = Folder.at(str(run))
-    expected = store.Expected.of(store.read_run(folder), plan.load(folder))
+    expected = soundness.Expected.of(description.read_run(folder), plan.load(folder))
     path = run / part_name("features", 4)
     right, table = path.read_bytes(), store.read_part(folder, "features", 4)
     noticed = 0
@@ -115,7 +115,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
         content[at] ^= 1 << at % 8
         path.write_bytes(content)
         try:
-            store.check(folder, 4, expected)
+            soundness.check(folder, 4, expected)
         except DamagedError:
             noticed += 1
         else:

@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the parts of a run are what was written, and of that run."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_embed import store
+from ray_embed.errors import DamagedError
+from ray_embed.filesystem import Folder
+from ray_embed.matrix import as_column, as_matrix
+from ray_embed.plan import Plan
+
+_WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What all features parts of a run have in common: the fingerprint, and names and types.
+
+    `shards` is how many there may be, None where that is not known yet.
+    """
+
+    fingerprint: str
+    columns: tuple[tuple[str, pa.DataType], ...]
+    shards: int | None
+
+    @classmethod
+    def of(cls, run: dict[str, Any], plan: Plan) -> "Expected":
+        """Make it of a run's description and its plan."""
+        features = [
+            (output["column"], pa.list_(pa.float32(), output["dimension"]))
+            for output in run["encoder"]["outputs"]
+        ]
+        columns = (*((field.name, field.type) for field in plan.schema()), *features)
+        return cls(run["fingerprint"], columns, plan.shards)
+
+
+def check(folder: Folder, number: int, expected: Expected) -> None:
+    """Read all parts of a shard.
+
+    Raises:
+        DamagedError: one of them is not what was written, or of another shard or run.
+    """
+    about, found = store.with_part(
+        folder, store.FEATURES, number, lambda part: (store.about_of(part), part.read())
+    )
+    check_about(folder, number, about, expected)
+    pictured = store.read_part(folder, store.THUMBNAILS, number, ["index"], expected.fingerprint)
+    if pictured["index"].to_pylist() != found["index"].to_pylist():
+        name = folder.shown(store.part_name(store.THUMBNAILS, number))
+        raise DamagedError(f"{name}: it is of other records", number)
+    if about.rejected:
+        store.read_part(folder, store.REJECTS, number)
+
+
+def check_about(folder: Folder, number: int, about: store.About, expected: Expected) -> None:
+    """Compare what a features part says of itself with what it must be.
+
+    No checksum covers that, so a flipped bit could rename a column.
+
+    Raises:
+        DamagedError: the part is of another shard or run, or of none, or its rejects are not all
+            there.
+    """
+    name = folder.shown(store.part_name(store.FEATURES, number))
+    if expected.shards is not None and number >= expected.shards:
+        raise DamagedError(f"{name}: no such shard was planned", number)
+    store.check_owner(name, about, number, expected.fingerprint)
+    if about.planned != about.rows + about.rejected or about.columns != expected.columns:
+        raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
+    if about.rejected:
+        name = folder.shown(store.part_name(store.REJECTS, number))
+        rejects = store.with_part(folder, store.REJECTS, number, store.about_of)
+        store.check_owner(name, rejects, number, expected.fingerprint)
+        if rejects.rows != about.rejected:
+            raise DamagedError(f"{name}: its rows are not those rejected", number)
+
+
+def check_footers(folder: Folder, expected: Expected) -> None:
+    """Compare what all features parts say of themselves with what they must be.
+
+    Raises:
+        DamagedError: as :func:`check_about` raises.
+    """
+
+    def check_footer(number: int) -> None:
+        check_about(folder, number, store.about(folder, number), expected)
+
+    for _ in store.each(folder, check_footer, store.part_numbers(folder)):
+        pass
+
+
+def is_as_written(folder: Folder, kind: str, number: int) -> bool:
+    """Whether a part is, byte for byte, what writing its content again gives.
+
+    Only the version of pyarrow that wrote it can say that; of others' parts it is taken as given.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
+    """
+    content, writer = store.with_part(
+        folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
+    )
+    for column in store.feature_columns(content.schema):
+        # Parquet has its own name for the items of a list, which reading keeps.
+        values = as_column(as_matrix(content[column]))
+        content = content.set_column(content.column_names.index(column), column, values)
+    again = store.encoded(content)
+    ours = pq.read_metadata(pa.BufferReader(again)).created_by
+    if writer != ours and _WRITER.fullmatch(writer):
+        return True
+    return again == folder.read(store.part_name(kind, number))
