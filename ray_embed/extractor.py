@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ray_embed import importing, plan, store
+from ray_embed import importing, nodes, plan, store
 from ray_embed.decode import Batch, PixelSpec
 from ray_embed.encoder import Encoder, EncoderSpec, keep
 from ray_embed.encoder.engines import Engine, open_engine
@@ -46,6 +46,14 @@ class Job:
     pixels: tuple[PixelSpec, ...]
     roots: tuple[str, ...]
     encoder: Encoder
+
+
+@dataclass(frozen=True)
+class Ready:
+    """An extractor that is ready for a job: its number of images a batch, and its node."""
+
+    batch_size: int
+    node: str
 
 
 @dataclass(frozen=True)
@@ -145,12 +153,12 @@ class Extractor:
 
         return build(spec, self._threads, kept)
 
-    def ready(self, job: bytes) -> int:
-        """Get ready for a job, and encode a blank image; gives the number of images a batch."""
+    def ready(self, job: bytes) -> Ready:
+        """Get ready for a job, and encode a blank image."""
         opened = self._open(job)
         size = opened.encoder.spec.batch_size
         opened.engine(np.zeros((size, *opened.encoder.image_shape), np.float32))
-        return size
+        return Ready(size, nodes.this_one())
 
     def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> int:
         """Do all that extracting the records `start` to `stop` of a shard takes; keep nothing.

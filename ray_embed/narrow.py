@@ -17,7 +17,7 @@ import ray
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
-from ray_embed.extractor import Item, ShardResult
+from ray_embed.extractor import Item, Ready, ShardResult
 from ray_embed.session import ActorDiedError, Worker, check_node, result
 
 CRASHES, HANGS = "crashes the process", "hangs"
@@ -187,13 +187,13 @@ class _Alone:
         for _ in range(self._attempts):
             actor = self._worker.actor
             try:
-                size: int = result(self._awaited(actor.ready.remote(self._job), None))
+                found: Ready = result(self._awaited(actor.ready.remote(self._job), None))
             except ActorDiedError as error:
                 died = error
                 self._worker.renew(actor)
                 continue
             if self._good is None or self._tried(self._good) is None:
-                return size
+                return found.batch_size
             died = ActorDiedError("a record that has passed before does no more")
         raise RunError(f"actors die before they are ready: {died}") from died
 

@@ -54,8 +54,10 @@ class EnoughError(Exception):
 class Idle:
     """An extractor that does nothing."""
 
-    def ready(self, job: Any) -> int:
-        return 16
+    def ready(self, job: Any) -> Any:
+        from ray_embed.extractor import Ready
+
+        return Ready(16, "")
 
     def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
         from ray_embed.extractor import ShardResult

@@ -12,7 +12,7 @@ import ray
 from ray_embed import schedule
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError, RunError, StorageError
-from ray_embed.extractor import ShardResult
+from ray_embed.extractor import Ready, ShardResult
 from ray_embed.plan import Shard, SplitPlan
 from ray_embed.session import Worker
 
@@ -31,7 +31,7 @@ class Stub:
     def ready(self, job):
         if job.decode().split("\n")[1] == "never ready":
             os._exit(1)
-        return 2
+        return Ready(2, ray.get_runtime_context().get_node_id())
 
     def attempt(self, job, shard, images, start, stop):
         folder, what, number = job.decode().split("\n")
