@@ -2,7 +2,7 @@
 """Extraction: which shards are missing, handed to the actors, and counted."""
 
 import pickle
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 
 from ray_embed import plan, schedule, store
 from ray_embed.config import RunConfig
@@ -14,6 +14,7 @@ from ray_embed.plan import Shard, SplitPlan
 from ray_embed.prepare import Prepared
 from ray_embed.progress import Progress
 from ray_embed.session import Session
+from ray_embed.workers import Worker
 
 _Work = Iterator[Item]
 
@@ -37,22 +38,30 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     shards = prepared.plan.shards
     rejected = sum(store.rejects_by_reason(prepared.folder, done).values())
     lengths: dict[int, int] = {}
-    wanted = session.resources.actors
-    workers = session.workers(wanted if shards is None else min(wanted, shards - done.count))
+    left = None if shards is None else shards - done.count
     job = _job(config, prepared)
     before: list[Item] = []
     with Progress(prepared.plan.records) as progress:
         work = _missing(prepared, done, lengths, progress, before)
-        for shard in schedule.extract_all(workers, job, work, config, before, done.count > 0):
+        there = _there(session, left)
+        begun = done.count > 0
+        for shard in schedule.extract_all(there(0), job, work, config, before, begun, there):
             progress.advance(shard.rows + sum(shard.rejects.values()))
             rejected += sum(shard.rejects.values())
             _check_rejects(config, rejected, prepared.target.out)
+    # What is not there yet has nothing left to do, and might have machines started for it.
+    session.crew.dismiss_waiting()
     finished = prepared.plan
     for ordinal, records in lengths.items():
         finished = finished.with_records(ordinal, records)
     if finished != plan.load(prepared.folder):
         plan.save(prepared.folder, finished)
     return progress.rate
+
+
+def _there(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
+    """Give what tells the extractors there are to be when so many shards of those left are done."""
+    return lambda done: session.crew.filled(None if left is None else left - done)
 
 
 def _job(config: RunConfig, prepared: Prepared) -> bytes:

@@ -18,7 +18,8 @@ import ray
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
 from ray_embed.extractor import Item, Ready, ShardResult
-from ray_embed.session import ActorDiedError, Worker, check_node, result
+from ray_embed.nodes import Loss
+from ray_embed.workers import ActorDiedError, Worker, check_node, result
 
 CRASHES, HANGS = "crashes the process", "hangs"
 _POLL_SECONDS = 0.5
@@ -185,30 +186,42 @@ class _Alone:
         Gives the number of images a batch.
         """
         for _ in range(self._attempts):
+            size = self._await_ready()
+            if self._good is None or self._tried(self._good) is None:
+                return size
+        raise RunError("actors die before they are ready: a record that has passed does no more")
+
+    def _await_ready(self) -> int:
+        tries = 0
+        while True:
             actor = self._worker.actor
             try:
                 found: Ready = result(self._awaited(actor.ready.remote(self._job), None))
             except ActorDiedError as error:
-                died = error
+                tries += error.loss is Loss.PROCESS
+                if tries >= self._attempts:
+                    raise RunError(f"actors die before they are ready: {error}") from error
                 self._worker.renew(actor)
                 continue
-            if self._good is None or self._tried(self._good) is None:
-                return found.batch_size
-            died = ActorDiedError("a record that has passed before does no more")
-        raise RunError(f"actors die before they are ready: {died}") from died
+            self._worker.node = found.node
+            return found.batch_size
 
     def _call(self, method: str, *arguments: Any) -> tuple[Any, str | None]:
         """Call the actor for a shard; gives the result, or how the actor ended."""
-        actor = self._worker.actor
-        reference = getattr(actor, method).remote(self._job, *arguments)
-        if self._awaited(reference, self._timeout) is None:
-            self._worker.renew(actor)
-            return None, HANGS
-        try:
-            return result(reference), None
-        except ActorDiedError:
-            self._worker.renew(actor)
-            return None, CRASHES
+        while True:
+            actor = self._worker.actor
+            reference = getattr(actor, method).remote(self._job, *arguments)
+            if self._awaited(reference, self._timeout) is None:
+                self._worker.renew(actor)
+                return None, HANGS
+            try:
+                return result(reference), None
+            except ActorDiedError as error:
+                self._worker.renew(actor)
+                if error.loss is not Loss.TAKEN:
+                    return None, CRASHES
+            # Its start is not to count as time of the call.
+            self._await_ready()
 
     def _awaited(self, reference: Any, timeout: float | None) -> Any:
         """Wait for a call; gives None where it takes longer than `timeout`."""

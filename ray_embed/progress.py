@@ -9,11 +9,36 @@ from typing import Self
 from tqdm import tqdm
 
 _SECONDS_A_LINE = 10.0
+_SECONDS_A_REMINDER = 60.0
 
 
 def say(text: str) -> None:
     """Print a line for the user, without breaking a progress bar."""
     tqdm.write(text, file=sys.stderr)
+
+
+class Reminder:
+    """Says that something is waited for: after a while, and again every minute.
+
+    Args:
+        patience: seconds before it is said for the first time.
+    """
+
+    def __init__(self, patience: float = 0.0) -> None:
+        self._began = time.monotonic()
+        self._patience = patience
+        self._said: float | None = None
+
+    def is_due(self, again: bool = True) -> bool:
+        """Whether it is time to say it, for the first time or `again`."""
+        if self._said is None:
+            return time.monotonic() - self._began >= self._patience
+        return again and time.monotonic() - self._said >= _SECONDS_A_REMINDER
+
+    def say(self, text: str) -> None:
+        """Say it."""
+        self._said = time.monotonic()
+        say(text)
 
 
 class Progress:

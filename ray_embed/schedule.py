@@ -7,19 +7,22 @@ all others are done; then its records are tried alone, see :mod:`ray_embed.narro
 
 import time
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
-from ray_embed import narrow
+from ray_embed import narrow, nodes
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError, StorageError
-from ray_embed.extractor import Item, ShardResult
-from ray_embed.session import SHARDS_AN_ACTOR, ActorDiedError, Worker, check_node, result
+from ray_embed.extractor import Item, Ready, ShardResult
+from ray_embed.nodes import Loss
+from ray_embed.session import SHARDS_AN_ACTOR
+from ray_embed.workers import ActorDiedError, Worker, check_node, result
 
 _POLL_SECONDS = 1.0
+_LOOK_SECONDS = 3.0
 # So many shards, and none that was done, are no accident.
 _ALL_FAILING = 3
 
@@ -43,8 +46,12 @@ def extract_all(
     config: RunConfig,
     done_before: list[Item] | None = None,
     begun: bool = False,
+    look: Callable[[int], list[Worker]] | None = None,
 ) -> Iterator[ShardResult]:
     """Give the shards to the actors as they get free; yields results in order of completion.
+
+    Workers that wait for room get shards once they have found it; the end does not wait for them.
+    Those on nodes that are to be taken away get none, and are started anew elsewhere.
 
     Args:
         workers: the extractors.
@@ -54,6 +61,8 @@ def extract_all(
         done_before: some shards that earlier runs have done, with what `work` says of them; `work`
             may add to it.
         begun: whether earlier runs have done any.
+        look: called every few seconds with how many shards are done; gives the extractors there
+            are then.
 
     Raises:
         RayEmbedError: as :meth:`Extractor.extract` raises; actors cannot start; the first shards
@@ -63,11 +72,12 @@ def extract_all(
     board = _Board(workers, job, config, known, begun)
     while True:
         board.give_out(work)
-        if not board.calls:
-            if not board.all_fail:
+        if not board.working:
+            if board.all_fail and board.anybody_free:
+                yield board.one_alone()
+                continue
+            if not board.all_fail and not board.is_work_left(work):
                 break
-            yield board.one_alone()
-            continue
         done, _ = ray.wait(list(board.calls), timeout=_POLL_SECONDS)
         if not done:
             check_node()
@@ -75,7 +85,8 @@ def extract_all(
             if found := board.take(reference):
                 yield found
         board.kill_hanging()
-    yield from narrow.each_alone(workers, job, board.given_up, config, known)
+        board.look(look)
+    yield from narrow.each_alone(board.ready_workers, job, board.given_up, config, known)
 
 
 class _Board:
@@ -96,14 +107,70 @@ class _Board:
         self.given_up: list[Item] = []
         self._again: deque[Item] = deque()
         self._tries = Counter[int]()
+        self._done = 0
+        self._workers: list[Worker] = []
         self._free: deque[Worker] = deque()
         self._under_way = Counter[Worker]()
         self._progress: dict[Worker, float] = {}
+        self._draining: frozenset[str] = frozenset()
         self._failed_starts = 0
         self._last: ActorDiedError | None = None
-        self._looked = time.monotonic()
-        for worker in workers:
+        self._looked_for_hanging = self._looked = time.monotonic()
+        self._add(workers)
+
+    @property
+    def working(self) -> bool:
+        """Whether a shard is under way."""
+        return self._under_way.total() > 0
+
+    @property
+    def anybody_free(self) -> bool:
+        """Whether an extractor is there that has nothing to do."""
+        return bool(self._free)
+
+    @property
+    def ready_workers(self) -> list[Worker]:
+        """The extractors that are there, or all where none is."""
+        return [worker for worker in self._workers if worker.node] or self._workers
+
+    def is_work_left(self, work: Iterator[Item]) -> bool:
+        """Whether there is a shard that nobody has begun."""
+        if not self._again and (item := next(work, None)):
+            self._again.append(item)
+        return bool(self._again)
+
+    def look(self, look: Callable[[int], list[Worker]] | None) -> None:
+        """Take in extractors that are new, and clear nodes that are to be taken away."""
+        now = time.monotonic()
+        if now - self._looked < _LOOK_SECONDS:
+            return
+        self._looked = now
+        if look is not None:
+            self._add(look(self._done))
+        self._draining = nodes.draining()
+        for worker in self._workers:
+            self._leave(worker)
+
+    def _add(self, workers: list[Worker]) -> None:
+        for worker in workers[len(self._workers) :]:
+            self._workers.append(worker)
             self._get_ready(worker)
+
+    def _leave(self, worker: Worker) -> None:
+        """Give a worker nothing more if its node is to be taken away; start it anew when idle."""
+        if worker.node not in self._draining:
+            return
+        self._take_off(worker)
+        if not self._under_way[worker]:
+            self._renew(worker)
+
+    def _take_off(self, worker: Worker) -> None:
+        self._free = deque(other for other in self._free if other is not worker)
+
+    def _renew(self, worker: Worker) -> None:
+        self._take_off(worker)
+        worker.renew(worker.actor)
+        self._get_ready(worker)
 
     def give_out(self, work: Iterator[Item]) -> None:
         """Give shards to whoever is free; none while all have failed."""
@@ -130,8 +197,9 @@ class _Board:
         Raises:
             RunError: each of them ends its actor alone too, so it is not for them.
         """
+        worker = self._free[0]
         for item in self.given_up:
-            found = narrow.once(self._free[0], self._job, item, self._config)
+            found = narrow.once(worker, self._job, item, self._config)
             if found is not None:
                 self.given_up.remove(item)
                 self._note_done(item, found)
@@ -145,7 +213,7 @@ class _Board:
         """Take the result of a call that has ended; None where it gave no shard."""
         call = self.calls.pop(reference)
         try:
-            found: ShardResult | None = result(reference)
+            found = result(reference)
         except ActorDiedError as error:
             self._died(call, error)
             return None
@@ -156,25 +224,30 @@ class _Board:
             time.sleep(_POLL_SECONDS)
             return None
         if call.item is None:
-            self._failed_starts = 0
-            self._free.extend([call.worker] * SHARDS_AN_ACTOR)
+            self._note_ready(call.worker, found)
             return None
         self._ended(call)
-        if found:
-            self._note_done(call.item, found)
-        return found
+        self._note_done(call.item, found)
+        return found  # type: ignore[no-any-return]
+
+    def _note_ready(self, worker: Worker, found: Ready) -> None:
+        self._failed_starts = 0
+        worker.node = found.node
+        self._free.extend([worker] * SHARDS_AN_ACTOR)
+        self._leave(worker)
 
     def _note_done(self, item: Item, found: ShardResult) -> None:
         self._any_done = True
+        self._done += 1
         if found.rows and len(self._known) < KNOWN:
             self._known.append(item)
 
     def kill_hanging(self) -> None:
         """Kill actors that have finished nothing for too long; their calls end with that."""
         now, timeout = time.monotonic(), self._config.shard_timeout
-        if timeout is None or now - self._looked < _POLL_SECONDS:
+        if timeout is None or now - self._looked_for_hanging < _POLL_SECONDS:
             return
-        self._looked = now
+        self._looked_for_hanging = now
         working = {
             call.worker
             for call in self.calls.values()
@@ -193,18 +266,17 @@ class _Board:
         self._progress[call.worker] = time.monotonic()
         if call.actor is call.worker.actor:
             self._free.append(call.worker)
+            self._leave(call.worker)
 
     def _died(self, call: _Call, error: ActorDiedError) -> None:
         worker = call.worker
-        if call.item is None and not error.preempted:
+        if call.item is None and error.loss is Loss.PROCESS:
             self._failed_starts += 1
             if self._failed_starts >= self._config.max_attempts:
                 raise RunError(f"actors die before they are ready: {error}") from error
         if worker.actor is call.actor:
             # The first of its calls that says so.
-            self._free = deque(other for other in self._free if other is not worker)
-            worker.renew(call.actor)
-            self._get_ready(worker)
+            self._renew(worker)
         if call.item is not None:
             self._under_way[worker] -= 1
             self._try_again(call.item, error)
@@ -213,7 +285,7 @@ class _Board:
         if item is None:
             raise error
         shard = item[0].number
-        if isinstance(error, ActorDiedError) and error.preempted:
+        if isinstance(error, ActorDiedError) and error.loss is Loss.TAKEN:
             self._again.append(item)
             return
         self._tries[shard] += 1

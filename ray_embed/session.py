@@ -5,81 +5,27 @@ import contextlib
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import (
-    GetTimeoutError,
-    NodeDiedError,
-    OutOfMemoryError,
-    RayActorError,
-    RayError,
-    RayTaskError,
-    WorkerCrashedError,
-)
+from ray.exceptions import RayError
 
+from ray_embed import nodes, resources, room
 from ray_embed.config import LOCAL, RunConfig, ray_address
+from ray_embed.crew import Crew
 from ray_embed.encoder import Encoder, EncoderSpec, apart
-from ray_embed.errors import InputError, RayEmbedError, RunError, first_line
+from ray_embed.errors import InputError, RunError, first_line
 from ray_embed.extractor import Extractor
+from ray_embed.nodes import Loss, Node
+from ray_embed.resources import Resources
 from ray_embed.uri import shown, without_credentials
+from ray_embed.workers import ActorDiedError, check_node, result
 
 # One shard computes while the other one decodes.
 SHARDS_AN_ACTOR = 2
-_THREADS = 4
-_CPU_BATCH, _GPU_BATCH = 16, 128
-_LOOK_SECONDS = 5.0
-
-
-class ActorDiedError(RunError):
-    """An actor's process ended while it was working.
-
-    Args:
-        message: what Ray says of it.
-        goes_on: as of RunError.
-        preempted: whether its machine was taken away, which says nothing about the work.
-    """
-
-    def __init__(self, message: str, goes_on: bool = True, preempted: bool = False) -> None:
-        super().__init__(message, goes_on)
-        self.preempted = preempted
-
-
-@dataclass(frozen=True)
-class Resources:
-    """How many actors there are, and what each of them gets."""
-
-    actors: int
-    cpus: int
-    gpus: float
-
-    @property
-    def batch_size(self) -> int:
-        """The usual number of images a batch: what a core's cache holds, or what fills a GPU."""
-        return _GPU_BATCH if self.gpus else _CPU_BATCH
-
-
-class Worker:
-    """An actor that is started anew where it has died.
-
-    Ray could do so by itself; then nobody would know which work it was that an actor died of.
-
-    Args:
-        start: starts the actor, returning at once.
-    """
-
-    def __init__(self, start: Callable[[], Any]) -> None:
-        self._start = start
-        self.actor = start()
-
-    def renew(self, died: Any) -> None:
-        """End the actor `died` and start another one, unless that was done before."""
-        if self.actor is died:
-            ray.kill(died)
-            self.actor = self._start()
 
 
 class Session:
@@ -87,20 +33,24 @@ class Session:
 
     Args:
         config: what is asked of it.
-        resources: how many extractors there may be, and what each gets.
+        each: what each extractor gets.
+        actors: how many extractors there are; None for as many as fit on the nodes, as they come.
         build: builds the encoder beside the actors; None to have the first extractor build it.
     """
 
     def __init__(
-        self, config: RunConfig, resources: Resources, build: apart.Build | None = None
+        self,
+        config: RunConfig,
+        each: Resources,
+        actors: int | None,
+        build: apart.Build | None = None,
     ) -> None:
-        self.resources = resources
+        self.resources = each
         self._build = build
         self.folder = str(Path.cwd())
         self._attempts = config.max_attempts
         self._started: list[Any] = []
-        # Importing TensorFlow takes seconds, so this starts at once.
-        self._workers = [Worker(self._extractor)]
+        self.crew = Crew(self._extractor, each, actors)
 
     def start_building(
         self, spec: EncoderSpec, kept: apart.Weights | None
@@ -118,12 +68,6 @@ class Session:
         points: int = self._start_call("reduce", out, limit)()
         return points
 
-    def workers(self, count: int) -> list[Worker]:
-        """Give `count` extractors, or one; those that are not there yet are started."""
-        while len(self._workers) < count:
-            self._workers.append(Worker(self._extractor))
-        return self._workers[: max(1, count)]
-
     def start(self, actor: type[Any], *arguments: Any, **options: Any) -> Any:
         """Start an actor that ends with the session; the call returns at once."""
         handle = ray.remote(actor).options(**options).remote(*arguments)
@@ -136,22 +80,30 @@ class Session:
             ray.kill(handle)
 
     def _start_call(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        """Call the first extractor; gives what waits for the result, calling again if it dies."""
-        worker = self._workers[0]
+        """Call an extractor; gives what waits for the result, calling again if it dies."""
+        worker = self.crew.first
 
         def started() -> tuple[Any, Any]:
             return worker.actor, getattr(worker.actor, method).remote(*arguments)
+
+        def meanwhile() -> None:
+            check_node()
+            self.crew.say_waiting()
 
         first = started()
 
         def waited() -> Any:
             actor, reference = first
-            for _ in range(self._attempts - 1):
-                with contextlib.suppress(ActorDiedError):
-                    return result(reference)
+            tries = 1
+            while True:
+                try:
+                    return result(reference, meanwhile)
+                except ActorDiedError as error:
+                    tries += error.loss is Loss.PROCESS
+                    if tries > self._attempts:
+                        raise
                 worker.renew(actor)
                 actor, reference = started()
-            return result(reference)
 
         return waited
 
@@ -167,14 +119,19 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(config: RunConfig) -> Iterator[Session]:
+def session(config: RunConfig, threads: int | None = None) -> Iterator[Session]:
     """Connect to Ray, or start one here; leave it as it was found.
 
+    Args:
+        config: what is asked of it.
+        threads: of an actor, as the run was begun with; None for a new run.
+
     Raises:
-        InputError: the cluster cannot be reached.
+        InputError: the cluster cannot be reached, or has not what an actor asks for.
     """
+    threads = config.cpus_per_actor or threads
     if ray.is_initialized():
-        running = Session(config, _resources(config, _nodes(), ours=False))
+        running = Session(config, room.found(config, threads), config.actors)
         try:
             yield running
         finally:
@@ -184,15 +141,19 @@ def session(config: RunConfig) -> Iterator[Session]:
     with contextlib.ExitStack() as stack:
         build = None
         if ours and isinstance(config.model, str):
-            threads = _threads(config, os.cpu_count() or 1)
-            build = stack.enter_context(apart.builder(threads, str(Path.cwd())))
-        nodes = _connect(config)
+            some = resources.threads(threads, os.cpu_count() or 1)
+            build = stack.enter_context(apart.builder(some, str(Path.cwd())))
+        here = _connect(config, threads)
         stack.callback(ray.shutdown)
-        yield Session(config, _resources(config, nodes, ours), build)
+        if ours:
+            each, actors = room.here(config, here, threads)
+            yield Session(config, each, actors, build)
+        else:
+            yield Session(config, room.found(config, threads), config.actors)
 
 
-def _connect(config: RunConfig) -> list[dict[str, float]]:
-    """Connect to Ray, or start one here; gives what each node has.
+def _connect(config: RunConfig, threads: int | None) -> list[Node]:
+    """Connect to Ray, or start one here; gives the nodes.
 
     A Ray of our own pretends to have the cores for as many actors as were asked for.
     """
@@ -200,8 +161,8 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         cores = os.cpu_count() or 1
-        _start(max(cores, (config.actors or 1) * _threads(config, cores)), options)
-        return [{**node, "CPU": cores} for node in _nodes()]
+        _start(max(cores, (config.actors or 1) * resources.threads(threads, cores)), options)
+        return [replace(node, cpus=cores) for node in nodes.alive()]
     try:
         ray.init(address, **options)
     except (ConnectionError, ValueError, RayError) as error:
@@ -210,7 +171,7 @@ def _connect(config: RunConfig) -> list[dict[str, float]]:
             f"({without_credentials(str(error))}); is it running, and does it want a token "
             "(RAY_AUTH_MODE=token)?"
         ) from error
-    return _nodes()
+    return nodes.alive()
 
 
 def _start(cpus: int, options: dict[str, Any]) -> None:
@@ -238,100 +199,3 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
         raise RunError(f"Ray does not start on this machine: {first_line(error)}") from error
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
-
-
-def _nodes() -> list[dict[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _threads(config: RunConfig, cores: int) -> int:
-    return config.cpus_per_actor or min(_THREADS, cores)
-
-
-def _resources(config: RunConfig, nodes: list[dict[str, float]], ours: bool) -> Resources:
-    """Give what was asked, else one actor a GPU, else a fixed function of the nodes' cores.
-
-    The threads of an actor never depend on the number of actors, so that the features do not.
-
-    Raises:
-        InputError: no node has what one actor asks for.
-    """
-    share = config.gpus_per_actor
-    with_gpus = [node for node in nodes if node.get("GPU", 0) > 0]
-    if share != 0 and with_gpus:
-        share = share or 1.0
-        slots = [_slots(node["GPU"], share) for node in with_gpus]
-        each = [
-            int(node.get("CPU", 0)) // max(count, 1)
-            for node, count in zip(with_gpus, slots, strict=True)
-        ]
-        cpus = config.cpus_per_actor or max(1, min(each))
-        fitting = sum(slots)
-    else:
-        cores = [int(node["CPU"]) for node in nodes if node.get("CPU", 0) >= 1] or [1]
-        cpus = _threads(config, min(cores))
-        fitting = 0 if share else sum(count // cpus for count in cores)
-        share = share or 0.0
-    if ours and not share:
-        # A Ray of our own was given the cores for what was asked.
-        fitting = max(fitting, config.actors or 1)
-    if fitting == 0:
-        has = ", ".join(f"{n.get('CPU', 0):g} CPU {n.get('GPU', 0):g} GPU" for n in nodes)
-        raise InputError(
-            f"an actor asks for {cpus} CPU and {share:g} GPU, which no node has ({has}); ask for "
-            "less with --cpus-per-actor or --gpus-per-actor"
-        )
-    return Resources(min(config.actors or fitting, fitting), cpus, share)
-
-
-def _slots(gpus: float, share: float) -> int:
-    """How many actors a node's GPUs hold: a part of a GPU lies within one."""
-    return int(gpus) * int(1 / share) if share <= 1 else int(gpus // share)
-
-
-def check_node() -> None:
-    """Look whether Ray's process on this machine is there, to be called while waiting.
-
-    Calls of actors that are still to be started would else wait for it for ever.
-
-    Raises:
-        RunError: it is gone.
-    """
-    ours = ray.get_runtime_context().get_node_id()
-    if not any(node["Alive"] and node["NodeID"] == ours for node in ray.nodes()):
-        raise RunError("Ray's process on this machine (raylet) is gone: killed, or out of memory")
-
-
-def result(reference: Any) -> Any:
-    """Wait for a remote call; our own errors arrive as themselves.
-
-    Raises:
-        RayEmbedError: the call raised one.
-        ActorDiedError: the process ended, for whatever reason.
-        RunError: it failed otherwise, or Ray has gone.
-    """
-    try:
-        return _awaited(reference)
-    except RayTaskError as error:
-        if isinstance(error.cause, RayEmbedError):
-            raise error.cause from error
-        raise RunError(f"an error in an actor:\n{error}") from error
-    except RayActorError as error:
-        if error.actor_init_failed:
-            raise RunError(f"an actor cannot start:\n{error}") from error
-        raise ActorDiedError(str(error), preempted=error.preempted) from error
-    except (OutOfMemoryError, WorkerCrashedError, NodeDiedError) as error:
-        raise ActorDiedError(str(error)) from error
-    except RayError as error:
-        raise RunError(f"Ray cannot go on: {error}") from error
-
-
-def _awaited(reference: Any) -> Any:
-    while True:
-        try:
-            return ray.get(reference, timeout=_LOOK_SECONDS)
-        except GetTimeoutError as error:
-            if isinstance(error, RayTaskError):
-                # The call itself has raised it.
-                raise
-            check_node()

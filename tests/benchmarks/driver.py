@@ -71,15 +71,20 @@ class Pool:
     def __init__(self, count: int) -> None:
         import ray
 
-        from ray_embed.session import Resources, Worker
+        from ray_embed.resources import Resources
+        from ray_embed.workers import Worker
 
-        self.resources = Resources(count, 1, 0.0)
+        self.resources = Resources(1, 0.0)
+        self.crew = self
         remote = ray.remote(Idle).options(num_cpus=0, max_concurrency=2)
         self._workers = [Worker(remote.remote) for _ in range(count)]
         ray.get([worker.actor.__ray_ready__.remote() for worker in self._workers])
 
-    def workers(self, count: int) -> list[Any]:
-        return self._workers[:count]
+    def filled(self, useful: int | None) -> list[Any]:
+        return self._workers
+
+    def dismiss_waiting(self) -> None:
+        pass
 
 
 def resident() -> float:

@@ -86,19 +86,18 @@ class PlainSession:
 
     def __init__(self) -> None:
         from ray_embed.extractor import Extractor
-        from ray_embed.session import Resources
+        from ray_embed.resources import Resources
 
-        self.resources = Resources(1, 1, 0.0)
+        self.resources = Resources(1, 0.0)
         self.folder = str(Path.cwd())
         self.extractor = Extractor(1, self.folder)
         self.encoder: Any = None
+        worker = SimpleWorker(Plain(self.extractor))
+        self.crew = SimpleNamespace(filled=lambda useful: [worker], dismiss_waiting=lambda: None)
 
     def start_building(self, spec: Any, kept: Any) -> Any:
         self.encoder = self.encoder or self.extractor.build(spec, kept)
         return lambda: self.encoder
-
-    def workers(self, count: int) -> list[Any]:
-        return [SimpleWorker(Plain(self.extractor))]
 
     def reduce(self, out: str, limit: int) -> int:
         return self.extractor.reduce(out, limit)
@@ -107,6 +106,7 @@ class PlainSession:
 class SimpleWorker:
     def __init__(self, actor: Any) -> None:
         self.actor = actor
+        self.node = None
 
 
 def stand_in() -> None:

@@ -14,7 +14,7 @@ from ray_embed.config import RunConfig
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.extractor import Ready, ShardResult
 from ray_embed.plan import Shard, SplitPlan
-from ray_embed.session import Worker
+from ray_embed.workers import Worker
 
 SPLIT = SplitPlan(0, "valid", "files", "/none", "string", (), 4, 256, records=4000)
 

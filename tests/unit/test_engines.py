@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from ray_embed import extractor, importing
 from ray_embed.encoder.engines import candidates, has_openvino
-from ray_embed.session import Resources
+from ray_embed.resources import Resources
 
 
 def test_the_order_on_a_cpu():
@@ -42,8 +42,8 @@ def test_gpus_are_shared_and_compute_in_float32(monkeypatch, tmp_path):
 
 
 def test_batches_are_larger_on_gpus():
-    assert Resources(actors=1, cpus=4, gpus=0).batch_size == 16
-    assert Resources(actors=1, cpus=4, gpus=0.5).batch_size == 128
+    assert Resources(cpus=4, gpus=0).batch_size == 16
+    assert Resources(cpus=4, gpus=0.5).batch_size == 128
 
 
 def test_modules_left_out_for_a_while():

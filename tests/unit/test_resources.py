@@ -8,59 +8,98 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ray_embed import resources, room
 from ray_embed.cli import _command
 from ray_embed.config import make_config
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
+from ray_embed.nodes import Node
 from ray_embed.plan import make_plan
-from ray_embed.session import Resources, _resources
+from ray_embed.resources import Resources
 from ray_embed.sources import open_sources
 
 
-def resources(*nodes: dict[str, float], ours: bool = False, **options) -> Resources:
-    config = make_config({"sources": {"a": "x"}, "model": "m.keras", **options})
-    return _resources(config, list(nodes), ours)
+def config(**options):
+    return make_config({"sources": {"a": "x"}, "model": "m.keras", **options})
 
 
-def cpu(count: int, gpus: int = 0) -> dict[str, float]:
-    return {"CPU": count, "GPU": gpus} if gpus else {"CPU": count}
+def each(*nodes: Node, threads: int | None = None, **options) -> Resources:
+    return resources.each(config(**options), list(nodes), options.get("cpus_per_actor", threads))
+
+
+def fit(*nodes: Node, **options) -> int:
+    return each(*nodes, **options).fit(nodes)
+
+
+def node(cpus: int, gpus: float = 0) -> Node:
+    return Node("a" * 56, cpus, gpus)
 
 
 def test_threads_of_an_actor_do_not_depend_on_the_number_of_actors():
-    threads = {resources(cpu(2), ours=True, actors=n).cpus for n in (None, 1, 2, 8)}
-    assert threads == {2}
-    assert resources(cpu(2), ours=True, actors=8).actors == 8
-    assert resources(cpu(16), cpu(8)) == Resources(6, 4, 0.0)
+    found = [room.here(config(actors=n), [node(2)], None) for n in (None, 1, 2, 8)]
+    assert {each.cpus for each, _ in found} == {2}
+    assert [count for _, count in found] == [1, 1, 2, 8]
+    assert each(node(16), node(8)) == Resources(4, 0.0)
+    assert fit(node(16), node(8)) == 6
 
 
 def test_one_actor_a_gpu_with_the_cores_of_its_own_node():
-    assert resources(cpu(8), cpu(8, gpus=1)) == Resources(1, 8, 1.0)
-    assert resources(cpu(32, gpus=4), cpu(16, gpus=4)) == Resources(8, 4, 1.0)
-    assert resources(cpu(32, gpus=4), actors=2).cpus == resources(cpu(32, gpus=4)).cpus
+    assert each(node(8), node(8, gpus=1)) == Resources(8, 1.0)
+    assert fit(node(8), node(8, gpus=1)) == 1
+    assert each(node(32, gpus=4), node(16, gpus=4)) == Resources(4, 1.0)
+    assert fit(node(32, gpus=4), node(16, gpus=4)) == 8
+    assert each(node(32, gpus=4), actors=2).cpus == each(node(32, gpus=4)).cpus
 
 
 def test_a_share_of_a_gpu_lies_within_one():
-    assert resources(cpu(8, gpus=2), gpus_per_actor=0.6).actors == 2
-    assert resources(cpu(8, gpus=2), gpus_per_actor=0.5).actors == 4
-    assert resources(cpu(8, gpus=5), gpus_per_actor=2).actors == 2
-    assert resources(cpu(8, gpus=2), gpus_per_actor=0).gpus == 0.0
+    assert fit(node(8, gpus=2), gpus_per_actor=0.6) == 2
+    assert fit(node(8, gpus=2), gpus_per_actor=0.5) == 4
+    assert fit(node(8, gpus=5), gpus_per_actor=2) == 2
+    assert each(node(8, gpus=2), gpus_per_actor=0).gpus == 0.0
+
+
+def test_a_node_holds_no_more_actors_than_it_has_cores_for():
+    assert fit(node(4, gpus=8)) == 4
+    assert fit(node(8, gpus=4), cpus_per_actor=4) == 2
+    assert fit(node(8, gpus=2), node(0, gpus=2)) == 2
+
+
+def test_a_node_whose_gpus_are_too_few_does_not_decide_about_the_cores():
+    assert each(node(2, gpus=1), node(32, gpus=4), gpus_per_actor=2) == Resources(16, 2.0)
+
+
+def test_a_run_goes_on_with_the_threads_it_was_begun_with():
+    assert each(node(16, gpus=4), threads=2) == Resources(2, 1.0)
+    assert each(node(16), threads=3).cpus == 3
+    assert room.here(config(), [node(2)], 8) == (Resources(8, 0.0), 1)
+
+
+def test_what_is_not_known_yet_is_left_to_the_node_that_comes():
+    assert each(node(0), gpus_per_actor=0.5) == Resources(1, 0.5)
+    assert each(node(0)) == each() == Resources(1, 0.0)
 
 
 @pytest.mark.parametrize(
     ("nodes", "options"),
     [
-        ([cpu(4)], {"gpus_per_actor": 1}),
-        ([cpu(4), cpu(4)], {"cpus_per_actor": 8}),
-        ([cpu(4, gpus=1)], {"gpus_per_actor": 2}),
+        ([node(4)], {"gpus_per_actor": 1}),
+        ([node(4), node(4)], {"cpus_per_actor": 8}),
+        ([node(4, gpus=1)], {"gpus_per_actor": 2}),
+        ([], {}),
     ],
 )
-def test_what_no_node_has_is_an_error_instead_of_waiting_for_ever(nodes, options):
-    with pytest.raises(InputError, match="no node has"):
-        resources(*nodes, **options)
+def test_what_no_node_has(nodes, options):
+    assert fit(*nodes, **options) == 0
 
 
-def test_more_actors_than_fit_are_not_asked_for():
-    assert resources(cpu(8), actors=9, cpus_per_actor=4).actors == 2
+def test_what_this_machine_has_not_is_an_error_instead_of_waiting_for_ever():
+    with pytest.raises(InputError, match=r"1 CPU and 1 GPU, which no node has.*4 CPU 0 GPU"):
+        room.here(config(gpus_per_actor=1), [node(4)], None)
+
+
+def test_gpus_are_given_out_in_parts_or_whole():
+    with pytest.raises(InputError, match=r"--gpus-per-actor 1\.5: give a part of one, or a whole"):
+        each(node(4, gpus=4), gpus_per_actor=1.5)
 
 
 def test_the_command_that_goes_on_never_starts_anew(monkeypatch):

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An encoder that takes its time, as a GPU would, and tells where it was when it worked.
+
+PACE is how many seconds a batch takes, until the file PACE_END is there; PACE_LOG the file that a
+line a batch is added to: when it was done, node, CUDA_VISIBLE_DEVICES, process, and what it was.
+"""
+
+import hashlib
+import os
+import time
+
+import keras
+import numpy as np
+import ray
+import tensorflow as tf
+
+
+class Paced(keras.Model):
+    def call(self, images, training=None):
+        # Nobody can make a graph of this, so that it is called as it is.
+        pixels = np.asarray(images)
+        if not os.path.exists(os.environ.get("PACE_END", "")):
+            time.sleep(float(os.environ.get("PACE", 0)))
+        if "PACE_LOG" in os.environ and ray.is_initialized() and pixels.any():
+            tell(os.environ["PACE_LOG"], hashlib.sha256(pixels.tobytes()).hexdigest()[:16])
+        return tf.constant(np.sort(pixels, axis=1)[:, ::5])
+
+
+def tell(log, what):
+    node = ray.get_runtime_context().get_node_id()
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    with open(log, "a") as file:
+        file.write(f"{time.time()} {node} {gpus or '-'} {os.getpid()} {what}\n")
+
+
+def encoder():
+    model = Paced()
+    model(np.zeros((1, 16, 16, 3), np.float32))
+    return model
