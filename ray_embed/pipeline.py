@@ -87,7 +87,7 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
     check_model(config)
     with (
         opened_target(config) as target,
-        session(config) as running,
+        session(config, target.threads) as running,
         tempfile.TemporaryDirectory() as folder,
     ):
         scratch = Folder.at(folder)

@@ -49,6 +49,12 @@ class Target:
         """Whether a run was begun here that is to be finished."""
         return self.before is not None and "identity" in self.before
 
+    @property
+    def threads(self) -> int | None:
+        """The threads of an actor that the run was begun with, so that it goes on with them."""
+        begun: int | None = (self.before or {}).get("identity", {}).get("threads per actor")
+        return begun
+
 
 @dataclass(frozen=True)
 class Prepared:

@@ -203,6 +203,24 @@ def test_another_configuration_or_another_source_is_refused_and_overwrite_starts
     assert (tmp_path / "valid" / "a" / "0000.png").exists()
 
 
+def test_a_run_goes_on_with_the_threads_it_was_begun_with(ray_embed, model, tmp_path):
+    make_folder(tmp_path / "valid", {"a": 9})
+    given = ("--source", "valid", "--out", "r", "--model", model, "--engine", "tensorflow")
+    given += ("--batch-size", 3, "--shard-size", SHARD)
+    assert ray_embed("run", *given, "--cpus-per-actor", 2).code == 0
+    before = results_of(Path("r"))
+    (tmp_path / "r" / "features" / "part-00000001.parquet").unlink()
+
+    # As if the nodes were others now, which have more cores.
+    result = ray_embed("run", *given)
+    assert result.code == 0, result.err
+    assert results_of(Path("r")) == before
+
+    result = ray_embed("run", *given, "--cpus-per-actor", 3)
+    assert result.code == 2
+    assert "threads per actor: was 2, is 3" in result.err
+
+
 def test_a_single_record_and_several_actors(ray_embed, model, tmp_path):
     make_folder(tmp_path / "valid", {"a": 3})
     limited = options(model, "--out", "r", "--limit", 1, actors=3)
