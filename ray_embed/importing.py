@@ -10,6 +10,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
+from ray_embed import shipping
 from ray_embed.errors import InputError
 
 # The folders that were put on the import path, the last one first.
@@ -17,10 +18,16 @@ _added: list[str] = []
 
 
 def add_to_path(folder: str) -> None:
-    """Put `folder` on the import path, as `python -m` does for the folder it is started in."""
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
+    """Put `folder` on the import path, as `python -m` does for the folder it is started in.
+
+    On a node of a cluster where it is another one, what was sent from it comes first.
+    """
     _added.insert(0, folder)
+    if not shipping.is_as_sent(folder):
+        # Ray has put it first.
+        sys.path[:] = [*(path for path in sys.path if path != folder), folder]
+    elif folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 @contextlib.contextmanager
