@@ -11,17 +11,16 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants
-from ray.exceptions import RayError
 
 from ray_embed import nodes, resources, room
 from ray_embed.config import LOCAL, RunConfig, ray_address
 from ray_embed.crew import Crew
 from ray_embed.encoder import Encoder, EncoderSpec, apart
-from ray_embed.errors import InputError, RunError, first_line
+from ray_embed.errors import RunError, first_line
 from ray_embed.extractor import Extractor
+from ray_embed.joining import join
 from ray_embed.nodes import Loss, Node
 from ray_embed.resources import Resources
-from ray_embed.uri import shown, without_credentials
 from ray_embed.workers import ActorDiedError, check_node, result
 
 # One shard computes while the other one decodes.
@@ -163,14 +162,7 @@ def _connect(config: RunConfig, threads: int | None) -> list[Node]:
         cores = os.cpu_count() or 1
         _start(max(cores, (config.actors or 1) * resources.threads(threads, cores)), options)
         return [replace(node, cpus=cores) for node in nodes.alive()]
-    try:
-        ray.init(address, **options)
-    except (ConnectionError, ValueError, RayError) as error:
-        raise InputError(
-            f"--address {shown(address)}: no Ray cluster answers there "
-            f"({without_credentials(str(error))}); is it running, and does it want a token "
-            "(RAY_AUTH_MODE=token)?"
-        ) from error
+    join(address, config, options)
     return nodes.alive()
 
 
