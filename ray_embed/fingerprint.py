@@ -13,13 +13,14 @@ from ray_embed.uri import shown, without_credentials
 
 Identity = dict[str, Any]
 
-_VERSIONS = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
+# Those that change numbers or bytes.
+PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
 
 
 def versions() -> dict[str, str]:
     """Give the versions of the packages that change numbers or bytes, where installed."""
     found = {}
-    for name in _VERSIONS:
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_embed import description, plan, soundness, store
+from ray_embed import description, plan, probe, soundness, store
 from ray_embed.config import RunConfig
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import extract_missing
@@ -90,6 +90,7 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
         session(config, target.threads) as running,
         tempfile.TemporaryDirectory() as folder,
     ):
+        probe.check(config, target)
         scratch = Folder.at(folder)
         prepared = prepare(config, sources, target, scratch, running)
         begin(config, prepared, scratch)
