@@ -2,14 +2,14 @@
 """What the user sees while a run goes on, all of it on stderr."""
 
 import sys
+import threading
 import time
 from types import TracebackType
 from typing import Self
 
 from tqdm import tqdm
 
-_SECONDS_A_LINE = 10.0
-_SECONDS_A_REMINDER = 60.0
+_SECONDS_A_LINE, _LOOK_SECONDS = 60.0, 0.5
 
 
 def say(text: str) -> None:
@@ -33,7 +33,7 @@ class Reminder:
         """Whether it is time to say it, for the first time or `again`."""
         if self._said is None:
             return time.monotonic() - self._began >= self._patience
-        return again and time.monotonic() - self._said >= _SECONDS_A_REMINDER
+        return again and time.monotonic() - self._said >= _SECONDS_A_LINE
 
     def say(self, text: str) -> None:
         """Say it."""
@@ -42,7 +42,7 @@ class Reminder:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere one plain line about every ten seconds.
+    """A progress bar on a terminal; elsewhere one plain line a minute, whether or not it goes on.
 
     Args:
         total: the number of records; None where it is not known yet.
@@ -61,8 +61,12 @@ class Progress:
         self._done = self._computed = self._before_first = 0
         self._first: float | None = None
         self._began = self._last = self._said = time.monotonic()
+        self._saying, self._ended = threading.Lock(), threading.Event()
+        self._watching = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Self:
+        if self._bar.disable:
+            self._watching.start()
         return self
 
     def __exit__(
@@ -71,6 +75,9 @@ class Progress:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        if self._bar.disable:
+            self._ended.set()
+            self._watching.join()
         self._bar.close()
 
     @property
@@ -97,9 +104,19 @@ class Progress:
         if self._first is None:
             self._first, self._before_first = now, records
         self._bar.update(records)
-        if self._bar.disable and now - self._said >= _SECONDS_A_LINE:
-            self._said = now
-            say(self._line())
+        if self._bar.disable:
+            self._say_if_due()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_LOOK_SECONDS):
+            self._say_if_due()
+
+    def _say_if_due(self) -> None:
+        with self._saying:
+            now = time.monotonic()
+            if now - self._said >= _SECONDS_A_LINE:
+                self._said = now
+                say(self._line())
 
     def _line(self) -> str:
         if self._total is None:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress: a bar on a terminal, elsewhere a plain line about every ten seconds."""
+"""Progress: a bar on a terminal, elsewhere a plain line a minute."""
 
 import io
 import re
 import sys
+import time
 
 import pytest
 
@@ -44,25 +45,38 @@ def screen(monkeypatch):
     return use
 
 
-def test_without_a_terminal_there_is_a_plain_line_about_every_ten_seconds(screen, clock, capsys):
+def test_without_a_terminal_there_is_a_plain_line_a_minute(screen, clock, capsys):
     stream = screen(terminal=False)
-    with Progress(1000) as shown:
+    with Progress(6000) as shown:
         for _ in range(100):
-            clock(1)
-            shown.advance(10)
+            clock(6)
+            shown.advance(60)
     lines = stream.getvalue().splitlines()
-    assert 8 <= len(lines) <= 11
+    assert len(lines) == 10
     assert "\r" not in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
     for number, line in enumerate(lines, start=1):
-        found = re.search(r"(\d+) of 1000\D.*?(\d+) img/s", line)
+        found = re.search(r"(\d+) of 6000\D.*?(\d+) img/s", line)
         assert found
-        assert int(found[1]) == 100 * number
+        assert int(found[1]) == 600 * number
         assert int(found[2]) == 10
     assert "left" in lines[0]
-    # Nine hundred are left, at ten a second.
-    assert "01:30 left" in lines[0]
+    # Of 6000, 5400 are left, at ten a second.
+    assert "09:00 left" in lines[0]
     assert capsys.readouterr().out == ""
+
+
+def test_the_line_comes_also_while_nothing_is_done(screen, clock):
+    stream = screen(terminal=False)
+    with Progress(1000) as shown:
+        shown.skip(300)
+        for number in (1, 2):
+            clock(60)
+            end = time.time() + 60
+            while len(stream.getvalue().splitlines()) < number:
+                assert time.time() < end
+                time.sleep(0.01)
+    assert stream.getvalue().splitlines() == ["300 of 1000 images, 0 img/s"] * 2
 
 
 def test_a_quick_run_says_nothing_without_a_terminal(screen, clock):
@@ -77,11 +91,11 @@ def test_length_that_is_not_known_yet(screen, clock):
     stream = screen(terminal=False)
     with Progress(None) as shown:
         for _ in range(4):
-            clock(6)
-            shown.advance(12)
+            clock(36)
+            shown.advance(72)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
-    assert "24 images" in lines[0]
+    assert "144 images" in lines[0]
     assert "2 img/s" in lines[0]
     assert "left" not in lines[0]
 
@@ -104,10 +118,10 @@ def test_records_done_before_count_as_done_but_not_as_speed(screen, clock):
     with Progress(1000) as shown:
         shown.skip(500)
         for _ in range(3):
-            clock(10)
+            clock(60)
             shown.advance(100)
         rate = shown.rate
-    assert rate == pytest.approx(10)
+    assert rate == pytest.approx(100 / 60)
     assert "600 of 1000" in stream.getvalue().splitlines()[0]
 
 
