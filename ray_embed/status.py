@@ -66,18 +66,21 @@ def status(run: str, *, verify: bool = False) -> Status:
     folder = Folder.at(run)
     about = description.read_run(folder)
     if about is None:
-        raise InputError(f"{shown(run)}: no such run folder")
+        raise InputError(f"{shown(run)}: no such run folder, or its run is still being planned")
     if "fingerprint" not in about:
         raise InputError(
-            f"{shown(run)}: its run stopped before it was planned; run the command again"
+            f"{shown(run)}: its run is still being planned, or was stopped before; then run the "
+            "command again"
         )
     outline = plan.load(folder)
-    numbers = list(store.part_numbers(folder))
+    # Of one moment, as more may be done meanwhile.
+    done = store.Done(folder)
+    numbers = list(done)
     problems: list[str] = []
     reasons: dict[str, int] = {}
     rows = 0
     try:
-        reasons = store.rejects_by_reason(folder)
+        reasons = store.rejects_by_reason(folder, done)
     except RunError as error:
         problems.append(str(error))
     for found in store.each(folder, partial(_rows_of, folder), numbers):

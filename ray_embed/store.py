@@ -72,6 +72,9 @@ class Done:
             self._bits[number // 8] |= 1 << number % 8
             self.count += 1
 
+    def __iter__(self) -> Iterator[int]:
+        return (number for number in range(8 * len(self._bits)) if number in self)
+
     def __contains__(self, number: int) -> bool:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 

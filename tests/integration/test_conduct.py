@@ -500,6 +500,32 @@ def test_status_changes_nothing(sample, tmp_path, ray_embed):
     assert contents(run) == before
 
 
+def test_status_counts_of_one_moment_when_a_shard_gets_done_meanwhile(
+    sample, tmp_path, monkeypatch
+):
+    from ray_embed import status, store
+
+    run = copy(sample.run, tmp_path / "r")
+    # Both rejects are of shards that are done only once the parts have been listed.
+    late = [path for number in (0, 1) for path in run.glob(f"[ft]*/part-{number:08d}.parquet")]
+    for path in late:
+        path.rename(f"{path}-later")
+    listed = store.part_numbers
+
+    def listed_before(*given):
+        numbers = list(listed(*given))
+        for path in late:
+            if path.with_name(f"{path.name}-later").exists():
+                path.with_name(f"{path.name}-later").rename(path)
+        return iter(numbers)
+
+    monkeypatch.setattr(store, "part_numbers", listed_before)
+    found = status.status(str(run))
+    assert (found.shards_done, found.rows, found.rejects) == (1, 2, 0)
+    found = status.status(str(run))
+    assert (found.shards_done, found.rows, found.rejects) == (3, 8, 2)
+
+
 def verify(ray_embed, run):
     """Look at a run that is not sound; gives what is said of it."""
     result = ray_embed("status", run, "--verify")
