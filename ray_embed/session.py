@@ -2,8 +2,10 @@
 """Ray: connected to or started here, and the processes that work in it."""
 
 import contextlib
+import itertools
 import logging
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +23,7 @@ from ray_embed.extractor import Extractor
 from ray_embed.joining import join
 from ray_embed.nodes import Loss, Node
 from ray_embed.resources import Resources
+from ray_embed.uri import shown
 from ray_embed.workers import ActorDiedError, check_node, result
 
 # One shard computes while the other one decodes.
@@ -49,6 +52,10 @@ class Session:
         self.folder = str(Path.cwd())
         self._attempts = config.max_attempts
         self._started: list[Any] = []
+        # Unique, as other runs may use the same Ray of the user's.
+        run = Path(shown(config.out or "run")).absolute().name or "run"
+        self._name = f"{run}-{uuid.uuid4().hex[:6]}"
+        self._numbers = itertools.count()
         self.crew = Crew(self._extractor, each, actors)
 
     def start_building(
@@ -67,8 +74,16 @@ class Session:
         points: int = self._start_call("reduce", out, limit)()
         return points
 
-    def start(self, actor: type[Any], *arguments: Any, **options: Any) -> Any:
-        """Start an actor that ends with the session; the call returns at once."""
+    def start(self, name: str, actor: type[Any], *arguments: Any, **options: Any) -> Any:
+        """Start an actor that ends with the session; the call returns at once.
+
+        Args:
+            name: by which the dashboard shows it, after the name of the run; used only once.
+            actor: its class.
+            arguments: of the class.
+            options: for Ray.
+        """
+        options["name"] = f"{self._name}-{name}"
         handle = ray.remote(actor).options(**options).remote(*arguments)
         self._started.append(handle)
         return handle
@@ -108,6 +123,8 @@ class Session:
 
     def _extractor(self) -> Any:
         return self.start(
+            # Another number also in place of one that died, whose name is taken for a moment.
+            f"extractor-{next(self._numbers)}",
             Extractor,
             self.resources.cpus,
             self.folder,

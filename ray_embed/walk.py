@@ -107,7 +107,9 @@ class Walk:
     def __init__(self, source: Streamed, limit: int | None, session: Session) -> None:
         self._remote = isinstance(source.source, str)
         if self._remote:
-            self._reader = session.start(Reader, source, limit, session.folder, num_cpus=0)
+            self._reader = session.start(
+                f"reader-{source.split}", Reader, source, limit, session.folder, num_cpus=0
+            )
         else:
             self._reader = Reader(source, limit, None)
 
