@@ -23,6 +23,7 @@ from ray_embed.encoder.engines import Engine, open_engine
 from ray_embed.filesystem import Folder
 from ray_embed.inputs import Inputs, check_unchanged, open_inputs
 from ray_embed.matrix import as_column
+from ray_embed.metrics import Meter
 from ray_embed.plan import Plan, Shard
 
 Array = np.ndarray[Any, Any]
@@ -109,6 +110,7 @@ class _Opened:
     encoder: Encoder
     engine: Engine
     threads: ThreadPoolExecutor
+    meter: Meter
 
     def encode(self, batches: Iterable[Batch], gathered: _Gathered) -> deque[Future[None]]:
         """Encode batches as they come; gives the last ones, which may still be under way."""
@@ -126,7 +128,9 @@ class _Opened:
         if count < size:
             images = np.zeros((size, *images.shape[1:]), np.float32)
             images[:count] = batch.images
-        for target, values in zip(gathered.features, self.engine(images), strict=True):
+        with self.meter.doing("computing"):
+            found = self.engine(images)
+        for target, values in zip(gathered.features, found, strict=True):
             target[batch.positions] = values[:count]
         gathered.batches.append(replace(batch, images=np.zeros(0)))
 
@@ -145,6 +149,7 @@ class Extractor:
         self._threads = threads
         self._opening, self._computing = threading.Lock(), threading.Lock()
         self._opened: _Opened | None = None
+        self._meter = Meter()
         start_tensorflow(threads, folder)
 
     def build(self, spec: EncoderSpec, kept: tuple[Array, ...] | None) -> Encoder:
@@ -202,6 +207,7 @@ class Extractor:
         part = _part(shard.number, opened.encoder, records, gathered)
         store.commit(folder, part, opened.job.fingerprint, rows.num_rows)
         reasons = Counter(part.rejects["reason"].to_pylist())
+        self._meter.done(part.features.num_rows, part.rejects.num_rows)
         return ShardResult(shard.number, part.features.num_rows, dict(reasons), time.time())
 
     def reduce(self, out: str, limit: int) -> int:
@@ -217,7 +223,7 @@ class Extractor:
                 encoder = keep.with_contents(Folder.at(job.out), job.encoder)
                 engine = open_engine(encoder, self._threads)
                 threads = ThreadPoolExecutor(engine.at_once)
-                self._opened = _Opened(given, job, encoder, engine, threads)
+                self._opened = _Opened(given, job, encoder, engine, threads, self._meter)
             return self._opened
 
     def _gather(
@@ -227,7 +233,9 @@ class Extractor:
         ordinal = shard.split.ordinal
         pixels, root = opened.job.pixels[ordinal], opened.job.roots[ordinal]
         inputs = open_inputs(shard, root, rows, images, chosen, pixels)
-        batches = inputs.batches(pixels, opened.encoder.spec.batch_size, self._threads)
+        batches = self._meter.waiting_for(
+            inputs.batches(pixels, opened.encoder.spec.batch_size, self._threads)
+        )
         # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
         first = next(batches, None)
         gathered = _gathered(len(inputs), opened.encoder)
@@ -238,6 +246,7 @@ class Extractor:
             waited.result()
         inputs.check()
         _take_left_out(inputs, pixels, opened, gathered)
+        self._meter.read(inputs.size)
         return gathered
 
 

@@ -34,6 +34,13 @@ class Inputs:
     def __len__(self) -> int:
         return len(self.files) if self.images is None else len(self.images)
 
+    @property
+    def size(self) -> int:
+        """The bytes of the images: of files as they are stored, of others in memory."""
+        if self.images is not None:
+            return sum(image.nbytes for image in self.images)
+        return sum(size or 0 for size, _ in self.planned)
+
     def batches(self, pixels: PixelSpec, size: int, threads: int) -> Iterator[Batch]:
         """Give the images as the encoder takes them; what cannot be decoded is left out."""
         if not len(self):
