@@ -2,7 +2,6 @@
 """The actor's work: decode → encode → pool one shard, and write its part."""
 
 import itertools
-import os
 import pickle
 import threading
 import time
@@ -10,13 +9,12 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_embed import importing, nodes, plan, store
+from ray_embed import nodes, plan, store
 from ray_embed.decode import Batch, PixelSpec
 from ray_embed.encoder import Encoder, EncoderSpec, keep
 from ray_embed.encoder.engines import Engine, open_engine
@@ -25,6 +23,7 @@ from ray_embed.inputs import Inputs, check_unchanged, open_inputs
 from ray_embed.matrix import as_column
 from ray_embed.metrics import Meter
 from ray_embed.plan import Plan, Shard
+from ray_embed.starting import start_tensorflow
 
 Array = np.ndarray[Any, Any]
 # A shard, and a reference to its images where they are streamed.
@@ -263,32 +262,6 @@ def _take_left_out(inputs: Inputs, pixels: PixelSpec, opened: _Opened, gathered:
     finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in gathered.features])
     for at in np.flatnonzero(~finite).tolist():
         gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
-
-
-def start_tensorflow(threads: int | None, folder: str) -> None:
-    """Import TensorFlow and set its threads, which is possible only before its first use.
-
-    Args:
-        threads: how many; None leaves them to TensorFlow.
-        folder: where the command was started; the user's modules are imported from it.
-    """
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    if Path(folder).is_dir():
-        # The user's code has relative paths, and Ray may have been started elsewhere.
-        os.chdir(folder)
-    importing.add_to_path(folder)
-    with importing.without("pandas", "sklearn"):
-        # Keras imports them where they are there, for training on tables: a third of the time.
-        import tensorflow as tf
-
-    if threads is not None:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    # It rounds the factors of float32 products to 10 bits on GPUs; --precision is for asking.
-    tf.config.experimental.enable_tensor_float_32_execution(False)
-    for gpu in tf.config.list_physical_devices("GPU"):
-        # Actors that share a GPU would else each take all of its memory.
-        tf.config.experimental.set_memory_growth(gpu, True)
 
 
 def _gathered(count: int, encoder: Encoder) -> _Gathered:

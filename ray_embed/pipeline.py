@@ -17,7 +17,6 @@ from ray_embed.prepare import (
     begin,
     check_model,
     encoder_spec,
-    opened_target,
     prepare,
 )
 from ray_embed.progress import say
@@ -26,6 +25,7 @@ from ray_embed.reducer import unseen
 from ray_embed.results import Run, load
 from ray_embed.session import Session, session
 from ray_embed.sources import open_sources
+from ray_embed.target import opened_target
 from ray_embed.uri import shown, without_credentials
 
 
@@ -141,7 +141,7 @@ def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
         InputError: the model cannot be loaded or called.
     """
     from ray_embed.encoder.build import layer_shapes
-    from ray_embed.extractor import start_tensorflow
+    from ray_embed.starting import start_tensorflow
 
     check_model(config)
     start_tensorflow(None, str(Path.cwd()))

@@ -19,8 +19,8 @@ from ray_embed import fingerprint
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.errors import InputError, first_line
 from ray_embed.filesystem import TEMPORARY
-from ray_embed.prepare import Target
 from ray_embed.progress import say
+from ray_embed.target import Target
 from ray_embed.uri import is_uri
 from ray_embed.workers import check_node
 

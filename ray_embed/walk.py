@@ -11,12 +11,12 @@ import ray
 
 from ray_embed import plan
 from ray_embed.errors import InputError
-from ray_embed.extractor import start_tensorflow
 from ray_embed.filesystem import Folder
 from ray_embed.plan import SplitPlan
 from ray_embed.session import Session
 from ray_embed.sources import Streamed
 from ray_embed.sources.stream import StreamInfo, StreamReader
+from ray_embed.starting import start_tensorflow
 from ray_embed.workers import result
 
 

@@ -94,7 +94,7 @@ def serve(threads: int, folder: str) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     found: Encoder | Exception
     try:
-        from ray_embed.extractor import start_tensorflow
+        from ray_embed.starting import start_tensorflow
 
         start_tensorflow(threads, folder)
         from ray_embed.encoder.build import build

@@ -109,8 +109,8 @@ def without_thumbnails() -> None:
 
 def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], None]:
     """Import what `reduce` needs, and give it."""
-    from ray_embed.extractor import start_tensorflow
     from ray_embed.reducer import reduce
+    from ray_embed.starting import start_tensorflow
 
     start_tensorflow(threads, str(Path.cwd()))
     import tensorboard.plugins.projector  # noqa: F401

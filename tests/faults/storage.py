@@ -122,8 +122,9 @@ def whole(config: Any, session: Any) -> None:
     """Do a run."""
     from ray_embed import pipeline
     from ray_embed.filesystem import Folder
-    from ray_embed.prepare import begin, opened_target, prepare
+    from ray_embed.prepare import begin, prepare
     from ray_embed.sources import open_sources
+    from ray_embed.target import opened_target
 
     # As a new process does.
     session.extractor._opened = None

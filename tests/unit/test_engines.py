@@ -9,7 +9,7 @@ import sys
 import pytest
 import tensorflow as tf
 
-from ray_embed import extractor, importing
+from ray_embed import importing, starting
 from ray_embed.encoder.engines import candidates, has_openvino
 from ray_embed.resources import Resources
 
@@ -36,7 +36,7 @@ def test_gpus_are_shared_and_compute_in_float32(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
     monkeypatch.setattr(tf.config.experimental, "set_memory_growth", grows.__setitem__)
-    extractor.start_tensorflow(None, str(tmp_path))
+    starting.start_tensorflow(None, str(tmp_path))
     assert grows == {"GPU 0": True, "GPU 1": True}
     assert not tf.config.experimental.tensor_float_32_execution_enabled()
 
