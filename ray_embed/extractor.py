@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,8 +22,10 @@ from ray_embed.encoder.engines import Engine, open_engine
 from ray_embed.filesystem import Folder
 from ray_embed.inputs import Inputs, check_unchanged, open_inputs
 from ray_embed.matrix import as_column
+from ray_embed.merging import Merge, Merged, Piece, merge_piece
 from ray_embed.metrics import Meter
 from ray_embed.plan import Plan, Shard
+from ray_embed.spread import by_others
 from ray_embed.starting import start_tensorflow
 
 Array = np.ndarray[Any, Any]
@@ -209,11 +212,21 @@ class Extractor:
         self._meter.done(part.features.num_rows, part.rejects.num_rows)
         return ShardResult(shard.number, part.features.num_rows, dict(reasons), time.time())
 
-    def reduce(self, out: str, limit: int) -> int:
-        """Merge the parts into the projector's files; see :func:`ray_embed.reducer.merge`."""
+    def reduce(self, out: str, limit: int, others: list[Any]) -> int:
+        """Merge the parts into the projector's files; see :func:`ray_embed.reducer.merge`.
+
+        Args:
+            out: the run folder.
+            limit: the points that are shown.
+            others: extractors on other nodes to do most of it; there may be none.
+        """
         from ray_embed.reducer import merge
 
-        return merge(out, limit, self._threads)
+        return merge(out, limit, self._threads, partial(by_others, others) if others else None)
+
+    def merge_piece(self, merge: Merge, piece: Piece) -> Merged:
+        """Do one piece of a merge; see :func:`ray_embed.merging.merge_piece`."""
+        return merge_piece(merge, piece)
 
     def _open(self, given: bytes) -> "_Opened":
         with self._opening:

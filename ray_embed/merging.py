@@ -8,7 +8,6 @@ only their indexes and their text.
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -58,7 +57,7 @@ class Merge:
     shown: int
     files: int
 
-    @cached_property
+    @property
     def folder(self) -> Folder:
         """The run folder."""
         return Folder.at(self.out)

@@ -70,8 +70,10 @@ class Session:
         return self._start_call("build", spec, kept)
 
     def reduce(self, out: str, limit: int) -> int:
-        """Have the parts merged; see :func:`ray_embed.reducer.merge`."""
-        points: int = self._start_call("reduce", out, limit)()
+        """Have the parts merged, by all nodes; see :func:`ray_embed.reducer.merge`."""
+        first = self.crew.first
+        others = [one.actor for one in self.crew.workers if one.node not in (None, first.node)]
+        points: int = self._start_call("reduce", out, limit, others)()
         return points
 
     def start(self, name: str, actor: type[Any], *arguments: Any, **options: Any) -> Any:
