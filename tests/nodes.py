@@ -65,7 +65,10 @@ class Nodes:
 
     def __post_init__(self) -> None:
         # Paths of sockets may not be long.
-        self._folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))
+        self._temporary = tempfile.TemporaryDirectory(
+            prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True
+        )
+        self._folder = Path(self._temporary.name)
         self._port = _free_port()
         # Without the token of another Ray.
         self.environment = {**os.environ, "HOME": str(self._folder), **self.environment}
@@ -76,6 +79,7 @@ class Nodes:
     def __exit__(self, *_: object) -> None:
         for node in reversed(self.nodes):
             node.end()
+        self._temporary.cleanup()
 
     @property
     def address(self) -> str:

@@ -51,13 +51,15 @@ def test_where_nothing_listens_it_is_not_tried_for_minutes(tmp_path):
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{bound.getsockname()[1]}"
-        said = refused(run(tmp_path, Nodes(), address), address)
+        with Nodes() as nodes:
+            said = refused(run(tmp_path, nodes, address), address)
     assert "nothing listens there (Connection refused)" in said
     assert "6379" in said
 
 
 def test_without_the_token_that_is_asked_for_the_ways_to_give_it_are_named(tmp_path, listening):
-    said = refused(run(tmp_path, Nodes(), listening, RAY_AUTH_MODE="token"), listening)
+    with Nodes() as nodes:
+        said = refused(run(tmp_path, nodes, listening, RAY_AUTH_MODE="token"), listening)
     for name in ("RAY_AUTH_MODE=token", "RAY_AUTH_TOKEN ", "RAY_AUTH_TOKEN_PATH", "auth_token"):
         assert name in said
 
