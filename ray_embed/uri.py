@@ -5,7 +5,9 @@ import re
 from urllib.parse import urlsplit, urlunsplit
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
-_CREDENTIALS = re.compile(r"(?<=://)[^/\s\"]*@")
+_USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/\s\"]*)@")
+# In these a name without a password is the container's.
+_CONTAINERS = ("abfs", "abfss")
 _SECRET = re.compile(
     r"(?i)(?<=[?&])([^=&\s]*(?:token|secret|key|password|signature)[^=&\s]*)=[^&\s]*"
 )
@@ -20,13 +22,19 @@ def shown(uri: str) -> str:
     """Give the URI as it may be printed and stored: without user, password and query."""
     if not is_uri(uri):
         return uri
-    parts = urlsplit(uri)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query=""))
+    return without_credentials(urlunsplit(urlsplit(uri)._replace(query="")))
 
 
 def without_credentials(text: str, instead: str = "") -> str:
     """Give a text, another library's error say, without passwords and the like of URIs in it."""
-    return _SECRET.sub(rf"\1={instead}", _CREDENTIALS.sub(instead, text))
+
+    def masked(found: re.Match[str]) -> str:
+        scheme, user = found.groups()
+        if scheme in _CONTAINERS and ":" not in user:
+            return found[0]
+        return f"{scheme}://{instead}"
+
+    return _SECRET.sub(rf"\1={instead}", _USER.sub(masked, text))
 
 
 def child(uri: str, name: str) -> str:
