@@ -21,7 +21,7 @@ from pyarrow import fs as pafs
 
 from ray_embed.errors import InputError
 from ray_embed.retrying import explained, named, persistent
-from ray_embed.uri import is_uri, shown, with_query
+from ray_embed.uri import is_uri, shown, with_query, without_credentials
 
 Result = TypeVar("Result")
 
@@ -47,7 +47,8 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     except OSError as error:
         raise InputError(f"{shown(uri)}: cannot be opened: {explained(error)}") from error
     except (ValueError, ImportError) as error:
-        raise InputError(f"{shown(uri)}: not a location that can be opened: {error}") from None
+        said = without_credentials(str(error))
+        raise InputError(f"{shown(uri)}: not a location that can be opened: {said}") from None
     return filesystem, posixpath.join(base, unquote(parts.path).lstrip("/")).rstrip("/")
 
 

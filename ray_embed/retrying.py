@@ -14,7 +14,9 @@ Result = TypeVar("Result")
 
 # What pyarrow's file systems begin their errors with.
 _STORES = re.compile(r"AWS Error|google::cloud::Status|Azure|HDFS|GcsFileSystem")
+# Nobody there, or no such host: pyarrow itself has tried for some seconds.
 _FOR_GOOD = re.compile(
+    r"curlCode: [67]\b|"
     r"ACCESS_DENIED|NO_SUCH_|INVALID_|UNRECOGNIZED_CLIENT|EXPIRED|Expired|SIGNATURE"
     r"|HTTP status 40[134]|PERMISSION_DENIED|UNAUTHENTICATED|Authentication|Authorization"
 )
@@ -22,7 +24,7 @@ _CREDENTIALS = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|EXPIRED|Expired"
     r"|SIGNATURE|InvalidToken|PERMISSION_DENIED|UNAUTHENTICATED|Authentication"
 )
-_TRIES = 6
+_TRIES, _SECONDS = 6, 20.0
 
 
 def of_storage(error: Exception) -> bool:
@@ -47,7 +49,9 @@ def persistent(operation: Callable[[], Result]) -> Result:
     again = tenacity.Retrying(
         retry=tenacity.retry_if_exception(_is_passing),
         wait=tenacity.wait_random_exponential(0.5, max=10),
-        stop=tenacity.stop_after_attempt(_TRIES),
+        stop=tenacity.stop_any(
+            tenacity.stop_after_attempt(_TRIES), tenacity.stop_after_delay(_SECONDS)
+        ),
         reraise=True,
     )
     return again(operation)
