@@ -1,13 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # `make demo` and `make test` set up all they need in .venv; PYTHON chooses the interpreter.
+# `make wheel` puts into dist/ what cluster/ brings to the nodes of a cluster.
 # `make bench ARGS="--images 512,4096 --rounds 3"`; see tests/benchmarks/bench.py for the arguments.
 PYTHON ?= python3
 BIN := .venv/bin
+DIST := dist
 
-.PHONY: demo test test-slow torture lint bench clean
+.PHONY: demo wheel test test-slow torture lint bench clean
 
 demo: .venv/installed
 	$(BIN)/ray-embed demo
+
+# `build` would keep modules that are gone, and an old wheel might be taken for the new one.
+wheel: .venv/installed
+	rm -rf build $(DIST)
+	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir $(DIST) .
+	rm -rf build
+	cp constraints.txt $(DIST)
 
 test: .venv/installed
 	$(BIN)/python -m pytest

@@ -13,6 +13,11 @@ from typing import Any
 from ray_embed import shipping
 from ray_embed.errors import InputError
 
+_BRING = (
+    "start the command in the folder that holds it, or set PYTHONPATH; to the nodes of a cluster "
+    "it comes by the cluster file's file_mounts, or by `ray rsync-up`"
+)
+
 # The folders that were put on the import path, the last one first.
 _added: list[str] = []
 
@@ -58,11 +63,11 @@ def import_module(name: str, given: str) -> Any:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise InputError(
                 f"{given}: its import of {error.name!r} fails: no such module; install it, "
-                "or start the command in the folder that holds it"
+                f"or {_BRING}"
             ) from error
         raise InputError(
             f"{given}: no module named {error.name!r} in {(*_added, Path.cwd())[0]} nor on the "
-            "Python path; start the command in the folder that holds it, or set PYTHONPATH"
+            f"Python path; {_BRING}"
         ) from error
     except Exception as error:
         raise InputError(
