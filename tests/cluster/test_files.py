@@ -2,13 +2,14 @@
 """What lies in cluster/: Ray and KubeRay accept it, and its versions are those that were tested."""
 
 import re
-from pathlib import Path
+import zipfile
 
+import built
 import jsonschema
 import pytest
 import yaml
+from built import ROOT
 
-ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
 # KubeRay's own definition of a RayJob, of which this repository has no copy.
 KUBERAY = ROOT.parent / "shared/kuberay/ray.io_rayjobs.yaml"
@@ -107,3 +108,19 @@ def test_what_is_installed_is_what_was_tested():
     assert len(installing) == 9
     for line in installing:
         assert "--constraint" in line or "--no-deps" in line
+
+
+def test_wheel_is_whole_and_all_that_the_image_needs(tmp_path):
+    built.make_wheel(tmp_path)
+    (wheel,) = tmp_path.glob("ray_embed-*.whl")
+    package = {
+        str(path.relative_to(ROOT))
+        for path in (ROOT / "ray_embed").rglob("*")
+        if path.is_file() and path.suffix != ".pyc"
+    }
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name for name in names if not name.split("/")[0].endswith(".dist-info")} == package
+    assert any(name.endswith("/LICENSE") for name in names)
+    (copied,) = re.findall(r"^COPY (.+) \S+$", (CLUSTER / "Dockerfile").read_text(), re.M)
+    for pattern in copied.split():
+        assert list(tmp_path.glob(pattern)), pattern

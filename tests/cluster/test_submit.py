@@ -2,6 +2,7 @@
 """cluster/submit.py alone, and what cluster/README.md says of own machines, with two of them."""
 
 import contextlib
+import hashlib
 import os
 import runpy
 import shutil
@@ -14,8 +15,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import built
 import machines
 import numpy as np
+import psutil
 import pytest
 import yaml
 from conftest import assert_features_equal, make_folder
@@ -23,8 +26,7 @@ from conftest import assert_features_equal, make_folder
 import ray_embed
 from ray_embed.config import ray_address
 
-ROOT = Path(__file__).parents[2]
-SUBMIT = ROOT / "cluster/submit.py"
+SUBMIT = built.ROOT / "cluster/submit.py"
 BIN = Path(sys.executable).parent
 
 
@@ -99,7 +101,7 @@ class Laptop:
         """Name all that runs in a machine."""
         names = set()
         for one in machine.first.children(recursive=True):
-            with contextlib.suppress(machines.psutil.Error):
+            with contextlib.suppress(psutil.Error):
                 names.add(one.name())
         return names
 
@@ -120,6 +122,10 @@ def laptop() -> Iterator[Laptop]:
         finally:
             for machine in there:
                 machines.stop(machine)
+            # What Ray keeps of its connections, wherever TMPDIR is.
+            hashed = hashlib.sha256(Path(name).name.encode()).hexdigest()[:10]
+            for left in Path("/tmp").glob(f"ray_ssh_*/{hashed}"):
+                shutil.rmtree(left)
 
 
 def give_python(machine, home):
@@ -140,13 +146,11 @@ def give_python(machine, home):
 
 def set_up(laptop, key):
     """Follow README.md: build the wheel, make a token, edit the cluster file, and `ray up`."""
-    wheel = ["make", "wheel", "--old-file=.venv/installed", f"BIN={BIN}"]
-    built = called([*wheel, f"DIST={laptop.folder}/dist"], cwd=ROOT)
-    assert built.returncode == 0, built.stderr
+    built.make_wheel(laptop.folder / "dist")
     (laptop.folder / "my_project.py").write_text(MODULE)
-    config = yaml.safe_load((ROOT / "cluster/local.yaml").read_text())
+    config = yaml.safe_load((built.ROOT / "cluster/local.yaml").read_text())
     head, worker = laptop.machines
-    # What ssh keeps of a cluster goes by its name.
+    # Ray keeps connections by this name, which must not be those of another run of the tests.
     config["cluster_name"] = laptop.folder.parent.name
     config["provider"].update(head_ip=head.address, worker_ips=[worker.address])
     config["auth"].update(ssh_user="root", ssh_private_key=str(key))
@@ -164,7 +168,7 @@ def set_up(laptop, key):
     return laptop
 
 
-def plain_features(folder, dimension=5):
+def plain_features(folder):
     """What the encoder gives without us, in the order of the paths."""
     import tensorflow as tf
 
@@ -181,6 +185,15 @@ def assert_right(run, folder):
     expected, expected_labels = plain_features(folder)
     assert_features_equal(features, expected)
     assert list(labels) == expected_labels
+
+
+def test_nodes_have_what_the_cluster_file_names(laptop):
+    for machine in laptop.machines:
+        assert (machine.home / "my_project.py").read_text() == MODULE
+        assert (machine.home / ".ray/auth_token").stat().st_mode & 0o777 == 0o600
+        assert list(machine.home.glob("venv/lib/python*/site-packages/ray_embed/py.typed"))
+    where = laptop.call("ray", "exec", "local.yaml", "python -c 'import ray_embed as r; print(r)'")
+    assert "/home/venv/lib/" in where.stdout
 
 
 def test_ray_submit(laptop, tmp_path):

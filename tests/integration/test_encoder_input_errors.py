@@ -326,7 +326,7 @@ def test_output_of_a_rank_that_cannot_be_pooled():
 
 
 def test_no_such_module():
-    has(refused("no_such_module_at_all:make"), "no_such_module_at_all", "PYTHONPATH")
+    has(refused("no_such_module_at_all:make"), "no_such_module_at_all", "PYTHONPATH", "rsync-up")
 
 
 def test_module_that_fails_while_being_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
