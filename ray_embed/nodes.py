@@ -103,15 +103,15 @@ class Growth(Enum):
 
     NO_AUTOSCALER = "nobody starts nodes"
     NEVER = "its autoscaler has no such nodes"
-    MAYBE = "its autoscaler may start one"
-    UNKNOWN = "not told yet"
+    MAYBE = "its autoscaler has not said that it cannot"
+    UNKNOWN = "none has been heard of yet"
 
 
 class Autoscaler:
     """What the cluster's autoscaler, if there is one, says of a demand that waits for a node.
 
     It is asked, not its configuration read: that is known on its own machine alone. So an actor
-    with this demand must be waiting.
+    with this demand must be waiting, and it may take some seconds until it has seen that.
 
     Args:
         demand: what the actor asks for, by Ray's names.
@@ -120,7 +120,6 @@ class Autoscaler:
     def __init__(self, demand: dict[str, float]) -> None:
         self._demand = {name: count for name, count in demand.items() if count}
         self._began = time.monotonic()
-        self._seen_at: int | None = None
         self._looks: set[float] = set()
 
     def growth(self) -> Growth:
@@ -137,23 +136,12 @@ class Autoscaler:
 
             client = ray._private.worker.global_worker.gcs_client
             told = client.get_cluster_status(timeout_s=_ASK_SECONDS)
-            reply = GetClusterStatusReply.FromString(told)
-            state, cluster = reply.autoscaling_state, reply.cluster_resource_state
+            state = GetClusterStatusReply.FromString(told).autoscaling_state
             if not state.autoscaler_state_version:
                 return None
-            if any(self._is_ours(request) for request in state.infeasible_resource_requests):
-                return Growth.NEVER
-            waiting = (pending.request for pending in cluster.pending_resource_requests)
-            if self._seen_at is None and any(self._is_ours(request) for request in waiting):
-                self._seen_at = cluster.cluster_resource_state_version
-            seen = state.last_seen_cluster_resource_state_version
-            # Its last look may have been before the demand was there.
-            judged = self._seen_at is not None and seen >= self._seen_at
-            return Growth.MAYBE if judged else Growth.UNKNOWN
+            never = (dict(one.resources_bundle) for one in state.infeasible_resource_requests)
+            return Growth.NEVER if any(map(self._is_demand, never)) else Growth.MAYBE
         return None
-
-    def _is_ours(self, request: Any) -> bool:
-        return self._is_demand(dict(request.resources_bundle))
 
     def _is_demand(self, asked: Mapping[str, float]) -> bool:
         # Ray counts in ten-thousandths.
@@ -168,7 +156,8 @@ class Autoscaler:
 
             status = json.loads(_internal_kv_get(b"__autoscaling_status"))
             report = status["autoscaler_report"]
-            if all(kind.startswith("node_") for kind in report["active_nodes"]):
+            kinds = report["active_nodes"]
+            if kinds and all(kind.startswith("node_") for kind in kinds):
                 # It names each node a kind of its own where it only looks on.
                 return Growth.NO_AUTOSCALER
             availability = report["node_availability_summary"]["node_availabilities"].values()
@@ -178,7 +167,7 @@ class Autoscaler:
             demands = status["load_metrics_report"]["resource_demand"]
             if any(self._is_demand(demand) for demand, _ in demands):
                 self._looks.add(status["time"])
-            return Growth.NEVER if len(self._looks) >= _LOOKS else Growth.UNKNOWN
+            return Growth.NEVER if len(self._looks) >= _LOOKS else Growth.MAYBE
         return None
 
 

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs on clusters whose nodes differ, come and go; real ones of Ray, with pretended GPUs."""
 
+import time
+from collections import Counter
+
 import pytest
 from many_nodes import add, assert_whole, cluster_of, drain, kill, running, undisturbed
 
@@ -68,3 +71,83 @@ def test_what_no_node_has_is_an_error_that_names_it(tmp_path):
     assert "the cluster has 2 nodes (1 with 0 CPU 0 GPU, 1 with 4 CPU 2 GPU)" in said
     assert "ask for less with --cpus-per-actor or --gpus-per-actor" in said
     assert not (tmp_path / "run" / "run.json").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "nodes", "each"),
+    [
+        (["--gpus-per-actor", 0.5], [(2, 1), (8, 2)], {(0, "0"): 2, (1, "0"): 2, (1, "1"): 2}),
+        # The second has cores for two actors only.
+        ([], [(1, 1), (2, 4)], {(0, "0"): 1, (1, "0"): 1, (1, "1"): 1}),
+        (["--gpus-per-actor", 2], [(1, 1), (4, 5)], {(1, "0,1"): 1, (1, "2,3"): 1}),
+        (["--gpus-per-actor", 0], [(1, 1), (2, 1)], {(0, "-"): 1, (1, "-"): 2}),
+    ],
+)
+def test_actors_a_node_and_a_gpu(tmp_path, expected, words, nodes, each):
+    with cluster_of() as cluster:
+        order = [add(cluster, *node).node_id for node in nodes]
+        count = sum(each.values())
+        with running(tmp_path, cluster.address, *words) as run:
+            run.until(lambda batches: len(actors(batches)) == count, f"{count} actors")
+            assert_whole(run, expected)
+    found = Counter((order.index(node), gpus) for _, node, gpus in actors(run.batches()))
+    assert found == each
+
+
+@pytest.mark.slow
+def test_actors_that_find_no_room_wait_for_it_while_the_others_work(tmp_path, expected):
+    with (
+        cluster_of((1, 1)) as cluster,
+        running(tmp_path, cluster.address, "--actors", 3) as run,
+    ):
+        run.until(lambda _: "2 more actors wait for room: 1 of 3 actors" in run.said(), "said")
+        new = add(cluster, 2, 2)
+        run.until(lambda batches: len(actors(batches)) == 3, "three actors")
+        assert_whole(run, expected)
+    assert sum(node == new.node_id for _, node, _ in actors(run.batches())) == 2
+    assert run.said().count("for room") == 1
+
+
+@pytest.mark.slow
+def test_the_end_does_not_wait_for_actors_without_room(tmp_path, expected):
+    with (
+        cluster_of((1, 1)) as cluster,
+        running(tmp_path, cluster.address, "--actors", 9) as run,
+    ):
+        assert_whole(run, expected)
+    assert len(actors(run.batches())) == 1
+
+
+@pytest.mark.slow
+def test_a_run_without_any_node_waits_and_says_so(tmp_path, expected):
+    with cluster_of((1, 1)) as cluster, running(tmp_path, cluster.address) as run:
+        (only,) = cluster.worker_nodes
+        run.until_works(only, 3)
+        kill(cluster, only)
+        run.until(lambda _: "waiting for room: 0 of 1 actors are placed" in run.said(), "said")
+        add(cluster, 1, 1)
+        assert_whole(run, expected)
+    assert "each asks for 1 CPU and 1 GPU, and the cluster has 1 node (1 with 0 CPU" in run.said()
+
+
+@pytest.mark.slow
+def test_what_dies_with_a_node_that_was_to_be_taken_away_counts_no_try(
+    tmp_path, expected, monkeypatch
+):
+    # So that something is under way on it to its end.
+    monkeypatch.setenv("PACE", "6")
+    with (
+        cluster_of((1, 1), (1, 1)) as cluster,
+        running(tmp_path, cluster.address, "--max-attempts", 1) as run,
+    ):
+        run.until(lambda batches: len(actors(batches)) == 2, "two actors")
+        building = run.encoded_again
+        going = next(iter(cluster.worker_nodes))
+        # Long before its time, though not before Ray knows it everywhere.
+        drain(cluster, going, seconds=3600)
+        time.sleep(2)
+        kill(cluster, going)
+        assert_whole(run, expected)
+    # With their tries used up, two shards would have been tried batch by batch, then whole.
+    assert run.encoded_again <= building + 1
