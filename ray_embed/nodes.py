@@ -15,6 +15,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayActorError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 _ASK_SECONDS = 5.0
 # An autoscaler looks at the demand every five seconds; one that has just been started, later.
@@ -45,6 +46,11 @@ def alive() -> list[Node]:
 def this_one() -> str:
     """Give the id of the node that this process works on."""
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
+
+
+def on_this_one() -> NodeAffinitySchedulingStrategy:
+    """Have an actor started on the node of this process, without which the run ends anyway."""
+    return NodeAffinitySchedulingStrategy(this_one(), soft=False)
 
 
 def draining() -> frozenset[str]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import ray
 
-from ray_embed import plan
+from ray_embed import nodes, plan
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.plan import SplitPlan
@@ -107,9 +107,10 @@ class Walk:
     def __init__(self, source: Streamed, limit: int | None, session: Session) -> None:
         self._remote = isinstance(source.source, str)
         if self._remote:
-            self._reader = session.start(
-                f"reader-{source.split}", Reader, source, limit, session.folder, num_cpus=0
-            )
+            # There is one; another node may be taken away.
+            options = {"num_cpus": 0, "scheduling_strategy": nodes.on_this_one()}
+            name = f"reader-{source.split}"
+            self._reader = session.start(name, Reader, source, limit, session.folder, **options)
         else:
             self._reader = Reader(source, limit, None)
 

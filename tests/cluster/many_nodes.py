@@ -153,7 +153,9 @@ def running(folder, address, *words, records=RECORDS):
 
 
 def command(*words):
-    usual = ["--source", "valid=pictures", "--model", "paced:encoder", "--image-size", "16,16"]
+    if "--source" not in words:
+        words = ("--source", "valid=pictures", *words)
+    usual = ["--model", "paced:encoder", "--image-size", "16,16"]
     usual += ["--engine", "tensorflow", "--batch-size", BATCH, "--shard-size", SHARD]
     return [*map(str, ["run", *usual, "--cpus-per-actor", 1, "--out", "run", *words])]
 
@@ -165,12 +167,12 @@ def prepare(folder, records=RECORDS):
     shutil.copy(HERE / "paced.py", folder)
 
 
-def undisturbed(folder, records=RECORDS):
+def undisturbed(folder, *words, records=RECORDS):
     """Do the same run on a Ray of its own; gives its results by file."""
     prepare(folder, records)
     calm = {name: value for name, value in os.environ.items() if not name.startswith("PACE")}
     done = subprocess.run(
-        [sys.executable, "-m", "ray_embed", *command("--actors", 1)],
+        [sys.executable, "-m", "ray_embed", *command("--actors", 1, *words)],
         cwd=folder,
         env=calm,
         capture_output=True,

@@ -33,6 +33,11 @@ def tell(log, what):
         file.write(f"{time.time()} {node} {gpus or '-'} {os.getpid()} {what}\n")
 
 
+def dataset():
+    pixels = np.random.default_rng(4).random((240, 16, 16, 3), np.float32)
+    return tf.data.Dataset.from_tensor_slices((pixels, np.arange(240) % 7))
+
+
 def encoder():
     model = Paced()
     model(np.zeros((1, 16, 16, 3), np.float32))

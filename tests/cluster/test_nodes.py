@@ -151,3 +151,17 @@ def test_what_dies_with_a_node_that_was_to_be_taken_away_counts_no_try(
         assert_whole(run, expected)
     # With their tries used up, two shards would have been tried batch by batch, then whole.
     assert run.encoded_again <= building + 1
+
+
+@pytest.mark.slow
+def test_a_stream_is_read_where_the_run_was_started(tmp_path, tmp_path_factory):
+    words = ("--source", "valid=paced:dataset")
+    expected = undisturbed(tmp_path_factory.mktemp("streamed"), *words)
+    with (
+        cluster_of((1, 1), (1, 1), (1, 1)) as cluster,
+        running(tmp_path, cluster.address, *words) as run,
+    ):
+        run.until(lambda batches: len(actors(batches)) == 3, "three actors")
+        for node in list(cluster.worker_nodes)[:2]:
+            kill(cluster, node)
+        assert_whole(run, expected)
