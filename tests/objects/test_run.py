@@ -60,6 +60,7 @@ def test_a_run_under_faults_gives_the_bytes_of_a_local_one(
     assert not [path for path in found.glob(".tmp/**/*") if path.is_file()]
 
 
+@pytest.mark.slow
 def test_other_forms_of_sources_weights_and_layers(
     ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
 ) -> None:
@@ -234,6 +235,7 @@ def test_bad_uris_are_named(
     assert "Traceback" not in found.err
 
 
+@pytest.mark.slow
 def test_changed_objects_are_refused(
     ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
 ) -> None:
@@ -251,6 +253,7 @@ def test_changed_objects_are_refused(
     assert "0003.png" in found.err and "has changed" in found.err
 
 
+@pytest.mark.slow
 def test_what_an_actor_finds_wrong_names_the_uri(
     ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
 ) -> None:
