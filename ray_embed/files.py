@@ -132,7 +132,7 @@ def read(file: File, planned: SizeAndTime = (None, None)) -> bytes:
     if size is None:
         return content
     # Not every store tells the time with the object.
-    if size != len(content) or (time is not None and time != before):
+    if size != len(content) or (None not in (time, before) and time != before):
         raise changed(file)
     return content
 

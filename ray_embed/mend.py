@@ -15,12 +15,18 @@ def mend(folder: Folder, expected: soundness.Expected, found: DamagedError) -> N
         expected: what the features parts of its run have in common.
         found: the part that was found first.
     """
-    damaged = {found.number: found}
-    for number in store.part_numbers(folder):
+
+    def look_at(number: int) -> DamagedError | None:
         try:
             soundness.check(folder, number, expected)
         except DamagedError as error:
-            damaged.setdefault(number, error)
+            return error
+        return None
+
+    damaged = {found.number: found}
+    for error in store.each(folder, look_at, store.part_numbers(folder)):
+        if error:
+            damaged.setdefault(error.number, error)
     for number, damage in damaged.items():
         unplanned = expected.shards is not None and number >= expected.shards
         done = "it is deleted" if unplanned else f"shard {number} is extracted again"
