@@ -59,8 +59,8 @@ _source_options = [
     _option(
         _SOURCES, "--source", "sources", multiple=True, metavar="[SPLIT=]URI",
         help="A folder tree of images, a .csv/.tsv listing, an .npz file, or module:callable that "
-        "gives a tf.data.Dataset or a sequence; files by path or URI (s3://…). Repeatable: each is a "
-        "split, in the order given.",
+        "gives a tf.data.Dataset or a sequence; files by path or URI (s3://…). Repeatable: "
+        "each is a split, in the order given.",
     ),
     _option(
         _SOURCES, "--source-kwargs", metavar="JSON",
@@ -138,7 +138,10 @@ _work_options = [
 ]  # fmt: skip
 
 _result_options = [
-    _option(_RESULT, "--out", metavar="RUN", help="Run folder, a path or URI.  [runs/<model>-<weights>]"),
+    _option(
+        _RESULT, "--out", metavar="RUN",
+        help="Run folder, a path or URI.  [runs/<model>-<weights>]",
+    ),
     _option(_RESULT, "--overwrite", is_flag=True, default=None, help="Start the run folder anew."),
     _option(_RESULT, "--projector-limit", type=int, help="Points shown.  [100000]"),
     _option(

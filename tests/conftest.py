@@ -19,14 +19,15 @@ os.environ.pop("RAY_ADDRESS", None)
 import numpy as np
 import object_store
 import pytest
+
+# Where it is imported, commands that are called here stay in this process.
+import ray
 from PIL import Image
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
     """A local Ray that all runs in this process share; starting one takes seconds."""
-    import ray
-
     ray.init(
         "local",
         num_cpus=8,
