@@ -24,7 +24,7 @@ from ray_embed.joining import join
 from ray_embed.nodes import Loss, Node
 from ray_embed.resources import Resources
 from ray_embed.uri import shown
-from ray_embed.workers import ActorDiedError, check_node, result
+from ray_embed.workers import ActorDiedError, Worker, check_node, result
 
 # One shard computes while the other one decodes.
 SHARDS_AN_ACTOR = 2
@@ -97,10 +97,11 @@ class Session:
 
     def _start_call(self, method: str, *arguments: Any) -> Callable[[], Any]:
         """Call an extractor; gives what waits for the result, calling again if it dies."""
-        worker = self.crew.first
 
-        def started() -> tuple[Any, Any]:
-            return worker.actor, getattr(worker.actor, method).remote(*arguments)
+        def started() -> tuple[Worker, Any, Any]:
+            # Rather one that is there: where one has died, there may be no room for another.
+            worker = self.crew.first
+            return worker, worker.actor, getattr(worker.actor, method).remote(*arguments)
 
         def meanwhile() -> None:
             check_node()
@@ -109,7 +110,7 @@ class Session:
         first = started()
 
         def waited() -> Any:
-            actor, reference = first
+            worker, actor, reference = first
             tries = 1
             while True:
                 try:
@@ -119,7 +120,7 @@ class Session:
                     if tries > self._attempts:
                         raise
                 worker.renew(actor)
-                actor, reference = started()
+                worker, actor, reference = started()
 
         return waited
 
