@@ -102,6 +102,8 @@ def _never(
 
 def described(there: list[Node]) -> str:
     """Say how many nodes there are, and what they have, each kind once."""
-    kinds = Counter(f"{node.cpus} CPU {node.gpus:g} GPU" for node in there)
-    each = ", ".join(f"{count} with {kind}" for kind, count in kinds.items())
+    kinds = Counter((node.cpus, node.gpus) for node in there)
+    each = ", ".join(
+        f"{count} with {cpus} CPU {gpus:g} GPU" for (cpus, gpus), count in sorted(kinds.items())
+    )
     return f"{len(there)} node{'s' * (len(there) != 1)} ({each})" if there else "no nodes"
