@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -42,6 +43,7 @@ SHARDS, STRETCH, THERE, READ = 1_000_000, 40_000, 200_000, 20_000
 QUICK = 20  # a part of the above
 RECORDS = 512
 STEPS = 20
+PROCESSES = 4
 MB = 1e6
 
 Sample = tuple[int, float, float]  # shards, seconds, MB
@@ -76,9 +78,13 @@ class Pool:
 
         self.resources = Resources(1, 0.0)
         self.crew = self
-        remote = ray.remote(Idle).options(num_cpus=0, max_concurrency=2)
-        self._workers = [Worker(remote.remote) for _ in range(count)]
-        ray.get([worker.actor.__ray_ready__.remote() for worker in self._workers])
+        # Many extractors share a process: the driver does the same for them.
+        processes = min(count, PROCESSES)
+        remote = ray.remote(Idle).options(num_cpus=0, max_concurrency=2 * -(-count // processes))
+        actors = [remote.remote() for _ in range(processes)]
+        ray.get([actor.__ray_ready__.remote() for actor in actors])
+        turns = itertools.cycle(actors)
+        self._workers = [Worker(lambda: next(turns)) for _ in range(count)]
 
     def filled(self, useful: int | None) -> list[Any]:
         return self._workers
@@ -120,6 +126,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
 
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     samples: list[Sample] = []
+    processor: list[float] = []
 
     class Counting(Progress):
         done = 0
@@ -129,6 +136,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
             self.done += 1
             if self.done == 1 or self.done % (stretch // STEPS) == 0:
                 samples.append((self.done, time.perf_counter(), resident()))
+                processor.append(time.process_time())
             if self.done == stretch:
                 raise EnoughError
 
@@ -147,6 +155,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     return {
         "until_first": first - began,
         "rate": (samples[-1][0] - 1) / (last - first),
+        "processor": (processor[-1] - processor[0]) / (samples[-1][0] - 1),
         "before": before,
         "samples": [(count, seconds - began, memory) for count, seconds, memory in samples],
     }

@@ -141,3 +141,16 @@ def test_mixed_inputs_are_held_against_extra_decoding():
     rows = mixed_inputs.rows_of(runs, decoded)
     assert [row.measured for row in rows] == pytest.approx([1, 1, 0.5, 1, 0.25, 0.25])
     assert [row.met for row in rows] == [None, True, None, True, None, False]
+
+
+def test_what_breaks_first_follows_from_what_a_shard_costs():
+    import scaling
+
+    load = scaling.Load(8, images=500, driver=0.01, head=0.08, raylet=0.01, actor=0.1)
+    said = scaling.arithmetic(256, 4000.0, load, a_shard=0.0005)
+    assert "1,000,000,000 images on 256 GPUs that do 4,000 images a second each" in said
+    # 256 × 4,000 images are 2,000 shards of 512, as many as the driver can do in a second.
+    assert "2,000 shards a second of 0.50 ms each, 1.00 seconds a second of one core" in said
+    assert "at most 2,000 shards a second: 1,024,000 images, 256 such GPUs" in said
+    assert "--shard-size 1024: 0.50 seconds a second" in said
+    assert "0.32 with 32, 2.56 with 256" in said
