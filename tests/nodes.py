@@ -40,6 +40,9 @@ class Node:
 
     def end(self) -> None:
         """End all of the node's processes."""
+        if self.process.poll() is not None:
+            # It has not started.
+            return
         below = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
         try:
@@ -70,8 +73,9 @@ class Nodes:
         )
         self._folder = Path(self._temporary.name)
         self._port = _free_port()
-        # Without the token of another Ray.
-        self.environment = {**os.environ, "HOME": str(self._folder), **self.environment}
+        # Without what another Ray, of this very process perhaps, has set, and without its token.
+        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+        self.environment = {**own, "HOME": str(self._folder), **self.environment}
 
     def __enter__(self) -> Self:
         return self
