@@ -107,6 +107,7 @@ def table_of(run: str) -> pa.Table:
     return ray_embed.load(run).to_table().replace_schema_metadata()
 
 
+@pytest.mark.slow
 def test_status_reduce_and_view_work_without_ray(
     ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
 ) -> None:
