@@ -146,7 +146,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     before = resident()
     began = time.perf_counter()
     target = Target(folder.path, folder, None)
-    prepared = Prepared(target, plan.load(folder), encoder(), {"model": "none"}, {})
+    prepared = Prepared(target, plan.load(folder), encoder(), {"model": "none"}, {}, ("", ""))
     assert prepared.plan.shards == shards
     with contextlib.suppress(EnoughError):
         extraction.extract_missing(config, prepared, pool)
