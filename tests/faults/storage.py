@@ -100,7 +100,7 @@ class PlainSession:
         return lambda: self.encoder
 
     def reduce(self, out: str, limit: int) -> int:
-        return self.extractor.reduce(out, limit)
+        return self.extractor.reduce(out, limit, [])
 
 
 class SimpleWorker:
