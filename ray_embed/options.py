@@ -126,7 +126,8 @@ _feature_options = [
 _work_options = [
     _option(_WORK, "--batch-size", type=int, help="Images a batch.  [16; 128 on GPUs]"),
     _option(_WORK, "--shard-size", type=int, help="Records a shard, redone if it stops.  [512]"),
-    _option(_WORK, "--actors", type=int, help="[one a GPU, else by the number of cores]"),
+    _option(_WORK, "--actors", type=int,
+            help="Started as there is room.  [one a GPU, else by the number of cores]"),
     _option(_WORK, "--gpus-per-actor", type=float, help="[1 where there are GPUs]"),
     _option(_WORK, "--cpus-per-actor", type=int, help="Also its threads.  [up to 4]"),
     _option(_WORK, "--address", help="Ray cluster.  [$RAY_ADDRESS, else a local Ray]"),
