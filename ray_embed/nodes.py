@@ -142,14 +142,23 @@ class Autoscaler:
 
             client = ray._private.worker.global_worker.gcs_client
             told = client.get_cluster_status(timeout_s=_ASK_SECONDS)
-            state = GetClusterStatusReply.FromString(told).autoscaling_state
+            reply = GetClusterStatusReply.FromString(told)
+            state, cluster = reply.autoscaling_state, reply.cluster_resource_state
             if not state.autoscaler_state_version:
                 return None
-            never = (dict(one.resources_bundle) for one in state.infeasible_resource_requests)
-            return Growth.NEVER if any(map(self._is_demand, never)) else Growth.MAYBE
+            never = sum(map(self._is_demand, state.infeasible_resource_requests))
+            waiting = sum(
+                pending.count * self._is_demand(pending.request)
+                for pending in cluster.pending_resource_requests
+            )
+            # Of many that wait, those beyond what it may start are called infeasible too.
+            return Growth.NEVER if never and never >= waiting else Growth.MAYBE
         return None
 
-    def _is_demand(self, asked: Mapping[str, float]) -> bool:
+    def _is_demand(self, request: Any) -> bool:
+        return self._is_same(dict(request.resources_bundle))
+
+    def _is_same(self, asked: Mapping[str, float]) -> bool:
         # Ray counts in ten-thousandths.
         return asked.keys() == self._demand.keys() and all(
             abs(asked[name] - count) < 1e-3 for name, count in self._demand.items()
@@ -171,7 +180,7 @@ class Autoscaler:
             if starting or not all(kind["is_available"] for kind in availability):
                 return Growth.MAYBE
             demands = status["load_metrics_report"]["resource_demand"]
-            if any(self._is_demand(demand) for demand, _ in demands):
+            if any(self._is_same(demand) for demand, _ in demands):
                 self._looks.add(status["time"])
             return Growth.NEVER if len(self._looks) >= _LOOKS else Growth.MAYBE
         return None

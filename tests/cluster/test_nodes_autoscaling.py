@@ -114,7 +114,7 @@ def cloud(request, monkeypatch, tmp_path, expected):
     # The undisturbed run's Ray has made a token, which `ray start` takes by itself.
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setenv("PACE", "0.5")
+    monkeypatch.setenv("PACE", "2")
     monkeypatch.setenv("PACE_END", str(tmp_path / "fast"))
     monkeypatch.setenv("PACE_LOG", str(tmp_path / "log"))
     with fake_cloud(tmp_path, request.param):
@@ -143,6 +143,13 @@ def test_as_many_machines_are_started_as_actors_ask_for(cloud, tmp_path, expecte
         assert_whole(run, expected)
     assert len(nodes_of(run.batches())) == 2
     assert "starts machines for N" not in run.said()
+
+
+def test_more_actors_than_there_are_ever_machines_for(cloud, tmp_path, expected):
+    with running(tmp_path, ADDRESS, "--gpus-per-actor", 1, "--actors", 9) as run:
+        run.until(lambda batches: len({batch.process for batch in batches}) == 4, "four actors")
+        assert_whole(run, expected)
+    assert len(nodes_of(run.batches())) == 2
 
 
 def test_what_no_machine_ever_has_is_an_error(cloud, tmp_path):
