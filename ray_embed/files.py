@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,21 +39,21 @@ class File:
         return name if self.filesystem is None else shown_path(self.filesystem, name)
 
 
-def find(root: str, path: bytes = b"") -> File:
-    """Find the file that a record names.
+def find(name: str) -> File:
+    """Find a file or folder by its path, or its URI."""
+    if not is_uri(name):
+        return File(os.fsencode(name))
+    filesystem, path = locate(name)
+    local = isinstance(filesystem, pafs.LocalFileSystem)
+    return File(path.encode(), None if local else filesystem)
 
-    Args:
-        root: what its source's paths are relative to: a path or a URI.
-        path: relative to it, a local path from the root on, or a URI; empty for the root itself.
-    """
+
+def below(folder: File, path: bytes) -> File:
+    """Find the file that a record names: from its source's folder on, from ``/`` on, or by URI."""
     if b"://" in path and is_uri(path.decode("utf-8", "replace")):
         return find(path.decode())
-    if not is_uri(root) or path.startswith(b"/"):
-        return File(os.path.join(os.fsencode(root), path) if path else os.fsencode(root))
-    filesystem, folder = locate(root)
-    found = os.path.join(folder.encode(), path) if path else folder.encode()
-    local = isinstance(filesystem, pafs.LocalFileSystem)
-    return File(found, None if local else filesystem)
+    here = None if path.startswith(b"/") else folder.filesystem
+    return File(os.path.join(folder.path, path), here)
 
 
 def size_and_time(path: str | bytes | Path) -> SizeAndTime:
@@ -103,30 +104,27 @@ def open_file(file: File) -> IO[bytes]:
     return opened
 
 
-def read(file: File, planned: SizeAndTime = (None, None)) -> bytes:
-    """Read a whole object of an object store.
+def read(file: File, planned: SizeAndTime) -> bytes | str:
+    """Read a whole file; gives the reason where it is one for which a record is set aside.
 
     Args:
         file: where it is.
-        planned: what it was when the run was planned, if that is known.
+        planned: what it was when the run was planned; an object is compared with it.
 
     Raises:
-        InputError: it is gone, or has changed.
-        StorageError: the store does not answer, or refuses to.
+        InputError: it is gone since, or has changed.
+        StorageError: the storage fails, or refuses to.
     """
-    path = file.path.decode()
-    # The caller's File is one of an object store.
-    filesystem: Any = file.filesystem
-
-    def attempt() -> tuple[bytes, int | None]:
-        with filesystem.open_input_file(path) as stream:
-            return stream.read(), _time(stream.metadata())
-
     try:
-        content, time = persistent(attempt)
-    except FileNotFoundError as error:
+        if file.filesystem is None:
+            with open(file.path, "rb") as local:
+                return local.read()
+        content, time = persistent(partial(_read_object, file))
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{file}: it is gone since the run was planned") from error
     except OSError as error:
+        if file.filesystem is None and isinstance(error, (PermissionError, IsADirectoryError)):
+            return "unreadable"
         raise StorageError(f"{file}: cannot be read: {explained(error)}") from error
     size, before = planned
     if size is None:
@@ -137,9 +135,16 @@ def read(file: File, planned: SizeAndTime = (None, None)) -> bytes:
     return content
 
 
-def _time(metadata: dict[bytes | str, bytes]) -> int | None:
+def _read_object(file: File) -> tuple[bytes, int | None]:
+    """Give the content and the time of an object."""
+    filesystem: Any = file.filesystem
+    with filesystem.open_input_file(file.path.decode()) as stream:
+        return stream.read(), _time(stream.metadata())
+
+
+def _time(metadata: dict[str, bytes] | None) -> int | None:
     """Give the time that a store tells with an object it opens; None where it tells none."""
-    told = {str(name): value for name, value in (metadata or {}).items()}.get("Last-Modified")
+    told = (metadata or {}).get("Last-Modified")
     if told is None:
         return None
     return int(datetime.fromisoformat(told.decode()).timestamp()) * 10**9
@@ -196,13 +201,9 @@ class Contents:
 
 
 def _content(file: File, planned: SizeAndTime) -> bytes:
-    if file.filesystem is not None:
-        return read(file, planned)
-    try:
-        return Path(os.fsdecode(file.path)).read_bytes()
-    except (OSError, ValueError):
-        # Why not is found out with those that cannot be decoded.
-        return b""
+    found = read(file, planned)
+    # Why not is found out with those that cannot be decoded.
+    return found if isinstance(found, bytes) else b""
 
 
 def check_unchanged(files: Iterable[File], planned: Iterable[SizeAndTime]) -> None:
@@ -216,22 +217,3 @@ def check_unchanged(files: Iterable[File], planned: Iterable[SizeAndTime]) -> No
     for file, before, now in zip(looked_at, planned, look_at(looked_at), strict=True):
         if before != (None, None) and now != before:
             raise changed(file, "is gone" if now == (None, None) else "has changed")
-
-
-def read_local(path: bytes) -> bytes | str:
-    """Read a local file; gives the reason where it is one for which a record is set aside.
-
-    Raises:
-        InputError: it was there when planned and is gone.
-        StorageError: the storage fails.
-    """
-    name = key_of(path)
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise InputError(f"{name}: it is gone since the run was planned") from error
-    except (PermissionError, IsADirectoryError):
-        return "unreadable"
-    except OSError as error:
-        raise StorageError(f"{name}: cannot be read: {error.strerror}") from error

@@ -100,19 +100,18 @@ class Folder:
         """Whether the operating system's own calls reach the folder."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
-    def join(self, name: str) -> str:
-        """Give the path of `name` for this folder's file system."""
-        return posixpath.join(self.path, name)
+    def join(self, name: str = "") -> str:
+        """Give the path of `name`, or of the folder, for this folder's file system."""
+        return posixpath.join(self.path, name) if name else self.path
 
     def shown(self, name: str = "") -> str:
         """Give the path or URI of `name` (or of the folder) as messages name it."""
-        return shown_path(self.filesystem, self.join(name) if name else self.path)
+        return shown_path(self.filesystem, self.join(name))
 
     def info(self, name: str = "") -> pafs.FileInfo:
         """Look at the file or folder `name`, which need not be there."""
-        path = self.join(name) if name else self.path
         with named(self.shown(name), "looked at"):
-            return self._persistently(lambda: self.filesystem.get_file_info(path))
+            return self._persistently(lambda: self.filesystem.get_file_info(self.join(name)))
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder `name`."""

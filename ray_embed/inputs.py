@@ -2,7 +2,7 @@
 """The images of a shard, from wherever they are, as batches."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ class Inputs:
     images: Any = None
     files: Sequence[File] = ()
     planned: Sequence[SizeAndTime] = ()
-    contents: Contents | None = field(default=None, compare=False)
+    contents: Contents | None = None
 
     def __len__(self) -> int:
         return len(self.files) if self.images is None else len(self.images)
@@ -70,11 +70,7 @@ class Inputs:
         """
         if self.images is not None:
             raise RunError("images in memory were not all prepared")
-        file = self.files[at]
-        if file.filesystem is None:
-            content = files.read_local(file.path)
-        else:
-            content = files.read(file, self.planned[at])
+        content = files.read(self.files[at], self.planned[at])
         return content if isinstance(content, str) else decode.diagnose(content, pixels)
 
 
@@ -110,7 +106,8 @@ def open_inputs(
 
 def find_files(root: str, rows: pa.Table) -> list[File]:
     """Give the files that planned rows name."""
-    return [files.find(root, path) for path in rows["path"].to_pylist()]
+    folder = files.find(root)
+    return [files.below(folder, path) for path in rows["path"].to_pylist()]
 
 
 def check_unchanged(shard: Shard, root: str, rows: pa.Table) -> None:

@@ -236,9 +236,14 @@ def _survey(
     groups: list[Group] = []
     waiting: list[int] = []
     start = rows = weight = files = 0
-    surveyed = store.each(folder, partial(store.survey, folder, columns=columns), numbers)
-    for number, (about, table) in zip(numbers, surveyed, strict=True):
-        soundness.check_about(folder, number, about, expected)
+
+    def look(number: int) -> tuple[store.About, pa.Table | None]:
+        found = store.survey(folder, number, columns)
+        soundness.check_about(folder, number, found[0], expected)
+        return found
+
+    looked_at = zip(numbers, store.each(folder, look, numbers), strict=True)
+    for number, (about, table) in looked_at:
         if strata and table is not None:
             strata.add(table)
         waiting.append(number)

@@ -29,11 +29,9 @@ _TRIES, _SECONDS = 6, 20.0
 
 def of_storage(error: Exception) -> bool:
     """Whether an error is of the storage, and not of what was read from it, or missing."""
-    if not isinstance(error, OSError):
-        return False
-    if error.errno not in (None, errno.ENOENT):
+    if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return True
-    return bool(_STORES.search(str(error)))
+    return _is_of_store(error)
 
 
 def persistent(operation: Callable[[], Result]) -> Result:
@@ -58,9 +56,13 @@ def persistent(operation: Callable[[], Result]) -> Result:
 
 
 def _is_passing(error: BaseException) -> bool:
-    # pyarrow has one class for all of them.
-    text = str(error)
-    return isinstance(error, OSError) and bool(_STORES.search(text)) and not _FOR_GOOD.search(text)
+    return _is_of_store(error) and not _FOR_GOOD.search(str(error))
+
+
+def _is_of_store(error: BaseException) -> bool:
+    # pyarrow has one class for all of them, and gives them no number. With one, the words may be
+    # those of a file's name.
+    return isinstance(error, OSError) and error.errno is None and bool(_STORES.search(str(error)))
 
 
 @contextlib.contextmanager

@@ -2,12 +2,13 @@
 """Local copies of what lies on an object store, for those that read only local files."""
 
 import shutil
+from functools import partial
 from pathlib import Path
 
 from pyarrow import fs as pafs
 
 from ray_embed.errors import InputError, RunError, StorageError
-from ray_embed.filesystem import Folder
+from ray_embed.filesystem import Folder, shown_path
 from ray_embed.retrying import named, persistent
 from ray_embed.uri import base_name, parent, shown
 
@@ -39,7 +40,21 @@ def fetched(uri: str, into: Path, option: str) -> Path:
         RunError: there is no room for it.
         StorageError: it cannot be read.
     """
-    fetch(Folder.at(parent(uri)), look_for(uri, option), into)
+    above, infos = Folder.at(parent(uri)), look_for(uri, option)
+    into.mkdir(parents=True, exist_ok=True)
+    check_space(into, sum(info.size for info in infos), shown(uri))
+    for info in infos:
+        target = into / info.path.removeprefix(f"{above.path}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = partial(
+            pafs.copy_files,
+            info.path,
+            str(target),
+            source_filesystem=above.filesystem,
+            destination_filesystem=pafs.LocalFileSystem(),
+        )
+        with named(shown_path(above.filesystem, info.path), "read"):
+            persistent(copy)
     return into / base_name(uri)
 
 
@@ -69,30 +84,3 @@ def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
             f"{option} {shown(uri)}: no such file or folder, nor the prefix of a checkpoint"
         )
     return [one for one in found if one.is_file]
-
-
-def fetch(source: Folder, infos: list[pafs.FileInfo], into: Path) -> None:
-    """Copy files of a folder to a local one, keeping their names in it.
-
-    Raises:
-        RunError: there is no room.
-        StorageError: one cannot be read.
-    """
-    into.mkdir(parents=True, exist_ok=True)
-    check_space(into, sum(info.size for info in infos), f"{shown(source.path)}")
-    for info in infos:
-        target = into / info.path.removeprefix(f"{source.path}/")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with named(info.path, "read"):
-            _copy(source, info.path, target)
-
-
-def _copy(source: Folder, path: str, target: Path) -> None:
-    persistent(
-        lambda: pafs.copy_files(
-            path,
-            str(target),
-            source_filesystem=source.filesystem,
-            destination_filesystem=pafs.LocalFileSystem(),
-        )
-    )

@@ -66,20 +66,17 @@ def opened_target(config: RunConfig) -> Iterator[Target]:
         raise InputError(f"--out {error}") from error
     if folder.is_local:
         _check_path(out, Path(folder.path))
-    given, out = out, shown(out)
-    try:
-        anew = config.overwrite and description.is_run(folder)
-        if not anew:
-            # Before anything is written to what may be something else.
-            description.read_run(folder)
-        with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as stack:
+        try:
+            anew = config.overwrite and description.is_run(folder)
+            if not anew:
+                # Before anything is written to what may be something else.
+                description.read_run(folder)
             stack.enter_context(alone(folder))
             before = None if anew else description.read_run(folder)
-            entered = stack.pop_all()
-    except StorageError as error:
-        raise InputError(f"--out {out}: {error}; give another folder") from error
-    with entered:
-        yield Target(given, folder, before)
+        except StorageError as error:
+            raise InputError(f"--out {shown(out)}: {error}; give another folder") from error
+        yield Target(out, folder, before)
 
 
 def _check_path(out: str, path: Path) -> None:

@@ -3,7 +3,6 @@
 
 import os
 import shlex
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,6 +14,7 @@ from typing import Self
 
 import psutil
 import pytest
+from ports import free_port
 
 # What `ray start` says when its node is there.
 _STARTED = "This command will now block"
@@ -72,7 +72,7 @@ class Nodes:
             prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True
         )
         self._folder = Path(self._temporary.name)
-        self._port = _free_port()
+        self._port = free_port()
         # Without what another Ray, of this very process perhaps, has set, and without its token.
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = {**own, "HOME": str(self._folder), **self.environment}
@@ -104,7 +104,7 @@ class Nodes:
             environment: more variables of this node.
         """
         head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder}/ray"]
-        head += ["--include-dashboard=false", f"--ray-client-server-port={_free_port()}"]
+        head += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
         where = [f"--address={self.address}"] if self.nodes else head
         # The usual ports may be another cluster's.
         where += ["--min-worker-port=0", "--max-worker-port=0", "--block"]
@@ -130,10 +130,3 @@ class Nodes:
             assert process.poll() is None and time.monotonic() < end, log.read_text()
             time.sleep(0.1)
         return node
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port

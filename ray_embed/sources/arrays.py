@@ -13,8 +13,9 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -161,19 +162,12 @@ def read_images(root: str | Path, start: int, count: int) -> np.ndarray[Any, Any
         place = _place(str(root), looked_at)
         count = max(0, min(count, place.shape[0] - start))
         size = place.dtype.itemsize * math.prod(place.shape[1:])
-
-        def read(stream: IO[bytes]) -> bytes:
-            stream.seek(place.offset + start * size)
-            return stream.read(count * size)
-
         if place.copy is not None:
             # Shards are read side by side, and a file has one position.
             content = os.pread(place.copy.fileno(), count * size, start * size)
-        elif file.filesystem is None:
-            with open_file(file) as stream:
-                content = read(stream)
         else:
-            content = persistent(lambda: _read_away(file, read))
+            at = place.offset + start * size
+            content = persistent(partial(_read_range, file, at, count * size))
     except OSError as error:
         raise StorageError(f"{file}: cannot be read: {explained(error)}") from error
     images = np.frombuffer(content, place.dtype).reshape(count, *place.shape[1:])
@@ -182,9 +176,10 @@ def read_images(root: str | Path, start: int, count: int) -> np.ndarray[Any, Any
     return images if images.dtype == np.uint8 else images.astype(np.float32)
 
 
-def _read_away(file: File, read: Callable[[IO[bytes]], bytes]) -> bytes:
+def _read_range(file: File, start: int, size: int) -> bytes:
     with open_file(file) as stream:
-        return read(stream)
+        stream.seek(start)
+        return stream.read(size)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import pyarrow.csv
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError
-from ray_embed.files import find, look_at
+from ray_embed.files import below, find, look_at
 from ray_embed.filesystem import locate
 from ray_embed.keys import key_of
 from ray_embed.labels import OWN_COLUMNS
@@ -127,6 +127,7 @@ def _records(
     listing: _Listing, header: list[str], extras: list[str], config: RunConfig
 ) -> Iterator[pa.RecordBatch]:
     row = 0
+    folder = find(listing.folder)
     # A file's name may be any bytes.
     types = {name: pa.string() for name in header} | {config.path_column: pa.binary()}
     with _parsed(listing, types) as reader:
@@ -134,7 +135,7 @@ def _records(
             if batch.num_rows:
                 paths = batch[config.path_column].to_pylist()
                 _reject_empty(paths, row, listing.name)
-                stats = look_at([find(listing.folder, name) for name in paths])
+                stats = look_at([below(folder, name) for name in paths])
                 yield pa.record_batch(
                     {
                         "key": pa.array([key_of(name) for name in paths], pa.string()),

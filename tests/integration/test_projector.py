@@ -24,6 +24,7 @@ import pytest
 import requests
 from page import assert_shows, parse_metadata
 from PIL import Image
+from ports import free_port
 from samples import (
     AWKWARD,
     config,
@@ -407,12 +408,6 @@ def test_nothing_but_rejects_is_exit_1(runs, tmp_path, ray_embed):
 
 
 # --- a real TensorBoard --------------------------------------------------------------------------
-
-
-def free_port():
-    with contextlib.closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class Server:
