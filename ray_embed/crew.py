@@ -4,8 +4,6 @@
 from collections.abc import Callable
 from typing import Any
 
-import ray
-
 from ray_embed import nodes, room
 from ray_embed.progress import Reminder
 from ray_embed.resources import Resources
@@ -59,13 +57,13 @@ class Crew:
         kept = [worker for worker in self.workers if worker.node] or self.workers[:1]
         for worker in self.workers:
             if worker not in kept:
-                ray.kill(worker.actor)
+                worker.dismiss()
         self.workers = kept
 
     def say_waiting(self) -> None:
         """Say it where extractors wait for room: now and then while none is there, else once."""
-        missing = [worker for worker in self.workers if not worker.node]
-        none_here = len(missing) == len(self.workers)
+        missing = [worker for worker in self.workers if worker.is_starting]
+        none_here = not any(worker.node for worker in self.workers)
         if not missing:
             self._reminder = Reminder(_PATIENCE)
         elif self._reminder.is_due(again=none_here):

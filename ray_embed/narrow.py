@@ -5,16 +5,18 @@ A shard's actor may have died of anything. So each of its records is tried, and 
 only if it ends `max_attempts` fresh actors in a row while another record passes in each of them.
 """
 
+import contextlib
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 import ray
 
+from ray_embed import nodes
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
 from ray_embed.extractor import Item, Ready, ShardResult
@@ -23,6 +25,8 @@ from ray_embed.workers import ActorDiedError, Worker, check_node, result
 
 CRASHES, HANGS = "crashes the process", "hangs"
 _POLL_SECONDS = 0.5
+# So long an actor may wait for room before another one has to make it.
+_ROOM_SECONDS = 10.0
 # So many records, and none that passes, are no accident.
 _ALL_FAILING = 3
 
@@ -35,6 +39,8 @@ def each_alone(
     others: list[Item],
 ) -> Iterator[ShardResult]:
     """Extract shards without the records that end an actor; each worker does one at a time.
+
+    An actor that finds no room, as its node has gone, gets that of one with nothing to do.
 
     Args:
         workers: the extractors.
@@ -54,10 +60,14 @@ def each_alone(
         free.put(worker)
     stop = threading.Event()
 
+    def make_room() -> None:
+        with contextlib.suppress(queue.Empty):
+            free.get_nowait().dismiss()
+
     def done(item: Item) -> ShardResult:
         worker = free.get()
         try:
-            return _Alone(worker, job, item, config, stop).extract(others)
+            return _Alone(worker, job, item, config, stop, make_room).extract(others)
         finally:
             free.put(worker)
 
@@ -69,9 +79,20 @@ def each_alone(
         threads.shutdown(cancel_futures=True)
 
 
-def once(worker: Worker, job: bytes, item: Item, config: RunConfig) -> ShardResult | None:
-    """Extract a shard in an actor that has nothing else to do; None where that ends it."""
-    return _Alone(worker, job, item, config, threading.Event()).once()
+def once(workers: list[Worker], job: bytes, item: Item, config: RunConfig) -> ShardResult | None:
+    """Extract a shard in an actor that has nothing else to do; None where that ends it.
+
+    Args:
+        workers: the extractors, none of which has anything to do.
+        job, item, config: as of :func:`each_alone`.
+    """
+    idle = workers[1:]
+
+    def make_room() -> None:
+        if idle:
+            idle.pop().dismiss()
+
+    return _Alone(workers[0], job, item, config, threading.Event(), make_room).once()
 
 
 @dataclass(frozen=True)
@@ -92,8 +113,10 @@ class _Alone:
         item: Item,
         config: RunConfig,
         stop: threading.Event,
+        make_room: Callable[[], None],
     ) -> None:
-        self._worker, self._job, self._stop = worker, job, stop
+        self._worker, self._job = worker, job
+        self._stop, self._make_room = stop, make_room
         self._item = item
         self._shard = item[0]
         self._attempts, self._timeout = config.max_attempts, config.shard_timeout
@@ -195,8 +218,12 @@ class _Alone:
         tries = 0
         while True:
             actor = self._worker.actor
+            reference = actor.ready.remote(self._job)
             try:
-                found: Ready = result(self._awaited(actor.ready.remote(self._job), None))
+                while self._awaited(reference, _ROOM_SECONDS) is None:
+                    if not nodes.is_placed(actor):
+                        self._make_room()
+                found: Ready = result(reference)
             except ActorDiedError as error:
                 tries += error.loss is Loss.PROCESS
                 if tries >= self._attempts:

@@ -197,9 +197,8 @@ class _Board:
         Raises:
             RunError: each of them ends its actor alone too, so it is not for them.
         """
-        worker = self._free[0]
         for item in self.given_up:
-            found = narrow.once(worker, self._job, item, self._config)
+            found = narrow.once(self.ready_workers, self._job, item, self._config)
             if found is not None:
                 self.given_up.remove(item)
                 self._note_done(item, found)

@@ -48,17 +48,34 @@ class Worker:
     def __init__(self, start: Callable[[], Any]) -> None:
         self._start = start
         self.node: str | None = None
-        self.actor = start()
+        self._actor = start()
+
+    @property
+    def actor(self) -> Any:
+        """The actor, which is started where it was dismissed."""
+        if self._actor is None:
+            self._actor = self._start()
+        return self._actor
+
+    @property
+    def is_starting(self) -> bool:
+        """Whether the actor has been started, and is not there yet."""
+        return self._actor is not None and self.node is None
 
     def renew(self, died: Any) -> None:
         """End the actor `died` and start another one, unless that was done before.
 
         It waits for room, wherever that may be.
         """
-        if self.actor is died:
-            ray.kill(died)
-            self.node = None
-            self.actor = self._start()
+        if self._actor is died:
+            self.dismiss()
+            self._actor = self._start()
+
+    def dismiss(self) -> None:
+        """End the actor, so that there is room for others; it is started when it is needed."""
+        if self._actor is not None:
+            ray.kill(self._actor)
+        self.node = self._actor = None
 
 
 def check_node() -> None:

@@ -5,7 +5,10 @@ import time
 from collections import Counter
 
 import pytest
+from conftest import picture
 from many_nodes import add, assert_whole, cluster_of, drain, kill, running, undisturbed
+from PIL import Image
+from samples import table_of
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +171,28 @@ def test_a_stream_is_read_where_the_run_was_started(tmp_path, tmp_path_factory):
         for node in list(cluster.worker_nodes)[:2]:
             kill(cluster, node)
         assert_whole(run, expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("last", [4, 6])
+def test_records_are_tried_alone_where_there_is_room(tmp_path, monkeypatch, last):
+    log = tmp_path / "deadly"
+    monkeypatch.setenv("PACE", "0.1")
+    monkeypatch.setenv("PACE_DEADLY", str(log))
+    monkeypatch.setenv("PACE_DEADLY_NODE", str(last))
+    (tmp_path / "pictures" / "b").mkdir(parents=True)
+    for at in range(39):
+        picture(at).save(tmp_path / "pictures" / "b" / f"{at}.png")
+    Image.new("RGB", (16, 16), "white").save(tmp_path / "pictures" / "b" / "deadly.png")
+    with cluster_of((1, 1), (1, 1)) as cluster, running(tmp_path, cluster.address) as run:
+        # Its shard costs three actors, then it is tried alone: on the node that goes, then where
+        # the other actor makes room.
+        assert run.finished() == 0, run.said()
+        raylets = [node.all_processes["raylet"][0].process for node in cluster.worker_nodes]
+        assert sum(raylet.poll() is not None for raylet in raylets) == 1
+    assert log.stat().st_size >= last
+    assert table_of(run.folder / "run").num_rows == 39
+    rejects = table_of(run.folder / "run", "rejects").to_pylist()
+    assert [(one["key"], one["reason"]) for one in rejects] == [
+        ("b/deadly.png", "crashes the process")
+    ]
