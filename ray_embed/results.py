@@ -4,17 +4,18 @@
 import json
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from ray_embed import description, store
+from ray_embed import description, neighbors, store
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
-from ray_embed.uri import child, shown
+from ray_embed.uri import child, is_uri, shown
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,38 @@ class Run:
             ),
         )
 
+    def neighbors(
+        self,
+        query: str | np.ndarray[Any, Any],
+        k: int = 10,
+        metric: str = "cosine",
+        layer: str | None = None,
+    ) -> pa.Table:
+        """Find the nearest records of a record, or of features, reading a part at a time.
+
+        Cosine distance is 1 - cos, in [0, 2], and 1 where a vector is zero; ``l2`` is the Euclidean
+        distance. Of equal distances, in float32, the lower index comes first.
+
+        Args:
+            query: the key of a record, which is then no neighbour of its own (``split/key`` where
+                several splits have the key); or features (D,) or (n, D), of any records or none.
+            k: how many neighbours of each query; fewer where there are no more records.
+            metric: ``cosine`` or ``l2``.
+            layer: which layer's features, where there are several.
+
+        Returns:
+            a row a neighbour, by query and rank: `query` int64 from 0, `rank` int64 from 1,
+            `index` int64, `key`, `label`, `split`, `distance` float32.
+
+        Raises:
+            InputError: no such key, layer or metric, a key of several records, features of another
+                dimension or not finite, or `k` is less than 1.
+            DamagedError: a part is not what was written.
+            StorageError: a part cannot be read.
+        """
+        column = self._column(layer)
+        return neighbors.neighbors(self._folder, self._parts, column, query, k, metric)
+
     def to_ray(self) -> Any:
         """Give a ``ray.data.Dataset`` of the parts.
 
@@ -147,7 +180,9 @@ class Run:
             import ray.data
         except ImportError as error:
             raise InputError("to_ray needs Ray Data: pip install 'ray_embed[ray]'") from error
-        return ray.data.read_parquet(self.features_path)
+        local = str(Path(self.features_path).absolute())
+        # Ray's workers run in other folders.
+        return ray.data.read_parquet(self.features_path if is_uri(self.path) else local)
 
     @cached_property
     def _folder(self) -> Folder:
@@ -158,12 +193,17 @@ class Run:
         return json.loads(self._folder.read(description.RUN))  # type: ignore[no-any-return]
 
     @cached_property
-    def _dataset(self) -> Any:
-        names = [store.part_name(store.FEATURES, n) for n in store.part_numbers(self._folder)]
-        if not names:
+    def _parts(self) -> list[int]:
+        numbers = list(store.part_numbers(self._folder))
+        if not numbers:
             raise InputError(
                 f"{shown(self.path)}: no part is done yet; `ray-embed run` goes on with it"
             )
+        return numbers
+
+    @cached_property
+    def _dataset(self) -> Any:
+        names = (store.part_name(store.FEATURES, number) for number in self._parts)
         paths = [self._folder.join(name) for name in names]
         return pyarrow.dataset.dataset(paths, filesystem=self._folder.filesystem, format="parquet")
 
