@@ -6,7 +6,7 @@ import pickle
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,7 +22,6 @@ from ray_embed.encoder.engines import Engine, open_engine
 from ray_embed.filesystem import Folder
 from ray_embed.inputs import Inputs, check_unchanged, open_inputs
 from ray_embed.matrix import as_column
-from ray_embed.merging import Merge, Merged, Piece, merge_piece
 from ray_embed.metrics import Meter
 from ray_embed.plan import Plan, Shard
 from ray_embed.spread import by_others
@@ -224,9 +223,9 @@ class Extractor:
 
         return merge(out, limit, self._threads, partial(by_others, others) if others else None)
 
-    def merge_piece(self, merge: Merge, piece: Piece) -> Merged:
-        """Do one piece of a merge; see :func:`ray_embed.merging.merge_piece`."""
-        return merge_piece(merge, piece)
+    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
+        """Do some of a merge that another extractor does; see :mod:`ray_embed.spread`."""
+        return function(item)
 
     def _open(self, given: bytes) -> "_Opened":
         with self._opening:

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One piece of the merge: consecutive parts become a data file of the checkpoint, and text.
 
+The coordinates of their points among the principal components are written too.
+
 Pieces do not depend on each other, so that any process may do any of them; what joins them needs
 only their indexes and their text.
 """
@@ -8,14 +10,20 @@ only their indexes and their text.
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
-from ray_embed import metadata, projector, sample, store
+from ray_embed import metadata, pca, projector, sample, store
+from ray_embed.blas import one_thread
 from ray_embed.filesystem import Folder
-from ray_embed.matrix import as_matrix
+from ray_embed.matrix import Matrix, as_column, as_matrix
+
+# TensorBoard's page makes features of this many dimensions and more spherical, and from above 200
+# on projects them at random before it computes anything: one fewer, and it takes them as they are.
+_SPHERED = 50
 
 
 @dataclass(frozen=True)
@@ -45,7 +53,8 @@ class Merge:
     """What all pieces of a merge have in common.
 
     `out` is the run folder; `target` is where data files go, relative to it. There will be `files`
-    of them, of `points` rows, of which `shown` are in the sample.
+    of them, of `points` rows, of which `shown` are in the sample. `components` are those of the
+    columns that have any.
     """
 
     out: str
@@ -56,6 +65,24 @@ class Merge:
     points: int
     shown: int
     files: int
+    components: dict[str, pca.Components]
+
+    @property
+    def views(self) -> dict[str, str]:
+        """The variables that hold the first coordinates of what is shown, by column.
+
+        A column has none where the page does well without, and where a layer's name has taken it.
+        """
+        named = [projector.variable_of(column) for column in self.columns]
+        taken = {*named, *map(projector.sampled, named)}
+        views = {}
+        for column, found in self.components.items():
+            name = pca.column_of(column)
+            name = f"sample_{name}" if self.shown < self.points else name
+            few, wide = len(found.vectors) < 2, len(found.mean) >= _SPHERED
+            if wide and not few and name not in taken:
+                views[column] = name
+        return views
 
     @property
     def folder(self) -> Folder:
@@ -72,7 +99,7 @@ class Merged:
 
 
 def merge_piece(merge: Merge, piece: Piece) -> Merged:
-    """Write the data file of a piece.
+    """Write the data file of a piece, and the coordinates of its points.
 
     Raises:
         DamagedError: a part is not what was written.
@@ -83,7 +110,18 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
         store.read_part(folder, store.FEATURES, number, fingerprint=merge.fingerprint)
         for number in piece.group.parts
     ]
-    slices = list(_slices(merge, piece, tables))
+    with one_thread():
+        coordinates = {
+            column: [found.project(as_matrix(table[column])) for table in tables]
+            for column, found in merge.components.items()
+        }
+    if coordinates:
+        parts = [_coordinates_part(table, coordinates, at) for at, table in enumerate(tables)]
+        contents = dict(zip(piece.group.parts, parts, strict=True))
+        write = partial(_write_coordinates, folder, contents)
+        for _ in store.each(folder, write, contents):
+            pass
+    slices = list(_slices(merge, piece, tables, coordinates))
     index = _write(merge, piece, slices) if slices else None
     records = pa.concat_tables([table.select(merge.records) for table in tables])
     texts = [metadata.lines(records)]
@@ -92,6 +130,16 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
         rows = [at + start for at, start in zip(piece.drawn, starts, strict=True)]
         texts.append(metadata.lines(records.take(pa.array(np.concatenate(rows)))))
     return Merged(index, tuple(texts))
+
+
+def _coordinates_part(table: pa.Table, coordinates: dict[str, list[Matrix]], at: int) -> pa.Table:
+    """Make the part that says where the points of a features part are."""
+    columns = {pca.column_of(name): as_column(found[at]) for name, found in coordinates.items()}
+    return pa.table({"index": table["index"], **columns}, metadata=table.schema.metadata)
+
+
+def _write_coordinates(folder: Folder, parts: dict[int, pa.Table], number: int) -> None:
+    folder.write(store.part_name(store.PCA, number), store.encoded(parts[number]))
 
 
 def _write(merge: Merge, piece: Piece, slices: list[projector.Slice]) -> bytes:
@@ -108,17 +156,35 @@ def _write(merge: Merge, piece: Piece, slices: list[projector.Slice]) -> bytes:
     return index
 
 
-def _slices(merge: Merge, piece: Piece, tables: list[pa.Table]) -> Iterator[projector.Slice]:
+def _slices(
+    merge: Merge,
+    piece: Piece,
+    tables: list[pa.Table],
+    coordinates: dict[str, list[Matrix]],
+) -> Iterator[projector.Slice]:
     """Give a slice a part of each variable, and one a group of its sample."""
     for column in merge.columns:
         name = projector.variable_of(column)
         parts = [as_matrix(table[column]) for table in tables]
-        start = piece.group.start
-        for part in parts:
-            if len(part):
-                yield projector.Slice(name, start, merge.points, part)
-            start += len(part)
-        if any(map(len, piece.drawn)):
-            values = [part[at] for part, at in zip(parts, piece.drawn, strict=True)]
-            rows = np.concatenate(values)
-            yield projector.Slice(projector.sampled(name), piece.first, merge.shown, rows)
+        yield from _whole(merge, piece, name, parts)
+        yield from _drawn(merge, piece, projector.sampled(name), parts)
+    for column, name in merge.views.items():
+        parts = [np.ascontiguousarray(part[:, : _SPHERED - 1]) for part in coordinates[column]]
+        if merge.shown < merge.points:
+            yield from _drawn(merge, piece, name, parts)
+        else:
+            yield from _whole(merge, piece, name, parts)
+
+
+def _whole(merge: Merge, piece: Piece, name: str, parts: list[Matrix]) -> Iterator[projector.Slice]:
+    start = piece.group.start
+    for part in parts:
+        if len(part):
+            yield projector.Slice(name, start, merge.points, part)
+        start += len(part)
+
+
+def _drawn(merge: Merge, piece: Piece, name: str, parts: list[Matrix]) -> Iterator[projector.Slice]:
+    if any(map(len, piece.drawn)):
+        rows = np.concatenate([part[at] for part, at in zip(parts, piece.drawn, strict=True)])
+        yield projector.Slice(name, piece.first, merge.shown, rows)

@@ -2,30 +2,37 @@
 """Merges the parts, in the order of the shards, into the projector's files."""
 
 import contextlib
-import shutil
-import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 
-from ray_embed import description, metadata, plan, projector, sample, soundness, sprite, store
+from ray_embed import (
+    description,
+    metadata,
+    moments,
+    pca,
+    placing,
+    plan,
+    projector,
+    sample,
+    soundness,
+    sprite,
+    store,
+)
 from ray_embed.ahead import Mapped, mapping
 from ray_embed.alone import alone
-from ray_embed.errors import InputError, RunError, StorageError, first_line
+from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import TEMPORARY, Folder
-from ray_embed.merging import Group, Merge, Merged, Piece, merge_piece
-from ray_embed.scratch import check_space
+from ray_embed.merging import Group, Merge, Piece, merge_piece
 from ray_embed.uri import shown
 
-PROJECTOR = "projector"
 METADATA, SAMPLE = "metadata.tsv", "sample.tsv"
 _STRATUM = ("split", "label")
-# A line of the metadata, about.
-_LINE_BYTES = 128
 # Boundaries of files follow from the plan, so that the bytes do: whole parts, about this much. Each
 # thread has a few groups in memory.
 _GROUP_BYTES = 16 << 20
@@ -38,10 +45,6 @@ class _Survey:
     groups: tuple[Group, ...]
     points: int
     strata: Counter[sample.Stratum] | None
-
-
-# What does pieces elsewhere, giving what came of them in order.
-Elsewhere = Callable[[Merge, Iterable[Piece]], Iterator[Merged]]
 
 
 def reduce(out: str, limit: int | None = None, threads: int | None = None) -> int:
@@ -60,9 +63,11 @@ def merge(
     out: str,
     limit: int | None = None,
     threads: int | None = None,
-    elsewhere: Elsewhere | None = None,
+    elsewhere: Mapped | None = None,
 ) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
+
+    The exact PCA of all points comes first, and is written beside the features.
 
     Args:
         out: the run folder.
@@ -70,7 +75,7 @@ def merge(
             with. Where there are more, a sample is written beside all of them.
         threads: how many to work on, 8 at most; None for the machine's processors. The files are
             the same with any number.
-        elsewhere: does the pieces on other machines; None to do them here.
+        elsewhere: does blocks and pieces on other machines; None to do them here.
 
     Returns:
         The number of points.
@@ -98,86 +103,62 @@ def merge(
             goes_on=False,
         )
     count = min(survey.points, limit)
-    columns = tuple(output["column"] for output in outputs)
+    dimensions = {output["column"]: output["dimension"] for output in outputs}
+    components = _components(out, run, survey, dimensions, threads, elsewhere)
+    columns = tuple(dimensions)
     records = tuple(outline.schema().names)
-    with _target(folder, survey.points, width * 4) as target:
+    row = 4 * (width + sum(len(found.vectors) for found in components.values()))
+    with placing.target(folder, survey.points, row) as target:
         merge = Merge(
             out,
-            f"{TEMPORARY}/{target.name}" if folder.is_local else PROJECTOR,
+            f"{TEMPORARY}/{target.name}" if folder.is_local else placing.PROJECTOR,
             expected.fingerprint,
             columns,
             records,
             survey.points,
             count,
             sum(group.rows > 0 for group in survey.groups) + 1,
+            components,
         )
         if not folder.is_local:
             # TensorBoard sees nothing without it: it goes first and comes last.
-            folder.delete(f"{PROJECTOR}/{projector.CONFIG}")
-        with _writing(target), mapping(threads) as mapped:
+            folder.delete(f"{placing.PROJECTOR}/{projector.CONFIG}")
+        with placing.writing(target), mapping(threads) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
             target.chmod(0o755)
+        _delete_stale(folder, numbers if components else [])
         if folder.is_local:
-            folder.move(f"{TEMPORARY}/{target.name}", PROJECTOR)
+            folder.move(f"{TEMPORARY}/{target.name}", placing.PROJECTOR)
         else:
-            _publish(merge, target)
+            placing.publish(merge, target)
     return survey.points
 
 
-@contextlib.contextmanager
-def _target(folder: Folder, points: int, row: int) -> Iterator[Path]:
-    """Give a new local folder for the projector's files, which is gone afterwards.
-
-    It lies in the run folder, to be renamed; or in the machine's scratch, for all but the data
-    files, which go away one by one.
-
-    Raises:
-        RunError: there is no room for `points` of `row` bytes each, and their metadata.
-        StorageError: it cannot be made.
-    """
-    base = Path(folder.join(TEMPORARY)) if folder.is_local else Path(tempfile.gettempdir())
-    with _writing(base):
-        base.mkdir(parents=True, exist_ok=True)
-        if folder.is_local:
-            for left in base.glob("projector-*"):
-                # By a merge in an actor that was killed.
-                shutil.rmtree(left, ignore_errors=True)
-        waiting = points * row if folder.is_local else min(points * row, 32 * _GROUP_BYTES)
-        check_space(base, waiting + points * _LINE_BYTES, "the projector's files")
-        target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
-    try:
-        yield target
-    finally:
-        shutil.rmtree(target, ignore_errors=True)
+def _components(
+    out: str,
+    run: dict[str, Any],
+    survey: _Survey,
+    dimensions: dict[str, int],
+    threads: int | None,
+    elsewhere: Mapped | None,
+) -> dict[str, pca.Components]:
+    """Compute the exact PCA, and write it to the run folder."""
+    folder, fingerprint = Folder.at(out), run["fingerprint"]
+    with mapping(threads, moments.at_once(dimensions.values())) as mapped:
+        found = moments.components(out, fingerprint, survey.groups, dimensions, elsewhere or mapped)
+    layers = {output["column"]: output["layer"] for output in run["encoder"]["outputs"]}
+    if found:
+        by_layer = {layers[column]: of_one for column, of_one in found.items()}
+        pca.save(folder, by_layer, fingerprint)
+    else:
+        folder.delete(pca.FILE)
+    return found
 
 
-def _publish(merge: Merge, target: Path) -> None:
-    """Put the projector's files, whose data is there, into a run folder on an object store."""
-    folder = merge.folder
-    files = {path.name: path for path in target.iterdir()}
-    data = {projector.data_file(number, merge.files) for number in range(merge.files)}
-    for info in folder.infos(PROJECTOR):
-        if info.base_name not in files and info.base_name not in data:
-            folder.delete(f"{PROJECTOR}/{info.base_name}")
-    config = files.pop(projector.CONFIG)
-    for name, path in sorted(files.items()):
-        folder.put(path, f"{PROJECTOR}/{name}")
-    folder.put(config, f"{PROJECTOR}/{projector.CONFIG}")
-
-
-@contextlib.contextmanager
-def _writing(target: Path) -> Iterator[None]:
-    """Let errors of the storage be such, whoever finds them: TensorFlow has its own.
-
-    Raises:
-        StorageError: instead of them.
-    """
-    import tensorflow as tf
-
-    try:
-        yield
-    except (OSError, tf.errors.OpError) as error:
-        raise StorageError(f"{target}: cannot be written: {first_line(error)}") from error
+def _delete_stale(folder: Folder, numbers: list[int]) -> None:
+    """Delete coordinates of other parts than these."""
+    for number in set(store.part_numbers(folder, store.PCA)) - set(numbers):
+        folder.delete(store.part_name(store.PCA, number))
 
 
 def _no_run(out: str) -> InputError:
@@ -185,7 +166,7 @@ def _no_run(out: str) -> InputError:
 
 
 def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:
-    """Say what TensorBoard's page will not show of a reduced run.
+    """Say what TensorBoard's page will not show of a reduced run, and what has no PCA.
 
     Args:
         folder: the run folder.
@@ -200,6 +181,11 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
             "drawn by split and label; --projector-limit changes the number"
         )
     for output in run["encoder"]["outputs"]:
+        if output["dimension"] > pca.MOST_DIMENSIONS:
+            yield (
+                f"{output['column']} has {output['dimension']} dimensions, which are too many for "
+                f"an exact PCA ({pca.MOST_DIMENSIONS} at most), so none is written"
+            )
         if points == 1 or output["dimension"] == 1:
             few = "one point" if points == 1 else "one dimension"
             yield (
@@ -258,11 +244,11 @@ def _survey(
 
 
 def _write(
-    merge: Merge, target: Path, survey: _Survey, mapped: Mapped, elsewhere: Elsewhere | None
+    merge: Merge, target: Path, survey: _Survey, mapped: Mapped, elsewhere: Mapped | None
 ) -> None:
     everything = [projector.variable_of(column) for column in merge.columns]
     sampled = survey.strata is not None
-    shown = [projector.sampled(name) for name in everything] if sampled else everything
+    shown = [projector.sampled(name) if sampled else name for name in everything]
     drawn: list[sample.Rows] = []
     files = [METADATA, SAMPLE] if sampled else [METADATA]
     indexes: list[bytes] = []
@@ -275,15 +261,13 @@ def _write(
             for name in files
         ]
         pieces = _pieces(merge, survey, drawn)
-        done = (
-            elsewhere(merge, pieces) if elsewhere else mapped(partial(merge_piece, merge), pieces)
-        )
-        for merged in done:
+        for merged in (elsewhere or mapped)(partial(merge_piece, merge), pieces):
             indexes += [] if merged.index is None else [merged.index]
             for writer, text in zip(writers, merged.texts, strict=True):
                 writer.add(text)
         for writer in writers:
             writer.end()
+    shown += merge.views.values()
     variables = list(dict.fromkeys([*everything, *shown]))
     projector.write_checkpoint(target, variables, indexes)
     side = sprite.sprite_cell(merge.shown)

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from ray_embed import description, neighbors, store
+from ray_embed import description, neighbors, pca, store
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
@@ -36,6 +36,11 @@ class Run:
     def projector_path(self) -> str:
         """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
         return child(self.path, "projector")
+
+    @property
+    def pca_path(self) -> str:
+        """The folder of the Parquet parts with PCA coordinates; there as `projector_path` is."""
+        return child(self.path, store.PCA)
 
     @cached_property
     def rows(self) -> int:
@@ -85,6 +90,37 @@ class Run:
         labels = np.empty(table.num_rows, object)
         labels[:] = table["label"].to_pylist()
         return as_matrix(table[column]), labels
+
+    def to_pca(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Give the first coordinates (N, k) float32 of all embedded records, in order.
+
+        They are those of an exact PCA of all of them; k is 50, or fewer where there are no more.
+
+        Args:
+            layer: which layer's, where there are several.
+
+        Raises:
+            InputError: no such layer, or several and none named; or there is no PCA.
+        """
+        column = self._column(layer)
+        pca.load(self._folder, column)
+        parts = list(store.part_numbers(self._folder))
+        if list(store.part_numbers(self._folder, store.PCA)) != parts:
+            name = shown(self.path)
+            raise InputError(f"{name}: not all is reduced; `ray-embed reduce {name}` does it")
+        name = pca.column_of(column)
+        return as_matrix(self._read(store.PCA).to_table(columns=[name])[name])
+
+    def explained_variance(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Give the share (D,) of each principal component in the variance, the largest first.
+
+        Args:
+            layer: which layer's, where there are several.
+
+        Raises:
+            InputError: as `to_pca` raises.
+        """
+        return pca.load(self._folder, self._column(layer)).ratios
 
     def to_table(self) -> pa.Table:
         """Give all parts as one Arrow table, in order."""
@@ -167,8 +203,8 @@ class Run:
             DamagedError: a part is not what was written.
             StorageError: a part cannot be read.
         """
-        column = self._column(layer)
-        return neighbors.neighbors(self._folder, self._parts, column, query, k, metric)
+        column, parts = self._column(layer), self._parts(store.FEATURES)
+        return neighbors.neighbors(self._folder, parts, column, query, k, metric)
 
     def to_ray(self) -> Any:
         """Give a ``ray.data.Dataset`` of the parts.
@@ -193,18 +229,19 @@ class Run:
         return json.loads(self._folder.read(description.RUN))  # type: ignore[no-any-return]
 
     @cached_property
-    def _parts(self) -> list[int]:
-        numbers = list(store.part_numbers(self._folder))
+    def _dataset(self) -> Any:
+        return self._read(store.FEATURES)
+
+    def _parts(self, kind: str) -> list[int]:
+        numbers = list(store.part_numbers(self._folder, kind))
         if not numbers:
             raise InputError(
                 f"{shown(self.path)}: no part is done yet; `ray-embed run` goes on with it"
             )
         return numbers
 
-    @cached_property
-    def _dataset(self) -> Any:
-        names = (store.part_name(store.FEATURES, number) for number in self._parts)
-        paths = [self._folder.join(name) for name in names]
+    def _read(self, kind: str) -> Any:
+        paths = [self._folder.join(store.part_name(kind, n)) for n in self._parts(kind)]
         return pyarrow.dataset.dataset(paths, filesystem=self._folder.filesystem, format="parquet")
 
     def _column(self, layer: str | None) -> str:

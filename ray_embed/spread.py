@@ -1,44 +1,51 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pieces of the merge, done by actors on other machines."""
+"""Blocks and pieces of a merge, done by actors on other machines."""
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, TypeVar
 
-from ray_embed.merging import Merge, Merged, Piece, merge_piece
+import ray
+
 from ray_embed.workers import ActorDiedError, result
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 # One is read while the other one is written.
-_PIECES_AN_ACTOR = 2
+_ITEMS_AN_ACTOR = 2
 
 
-def by_others(others: list[Any], merge: Merge, pieces: Iterable[Piece]) -> Iterator[Merged]:
-    """Have extractors do pieces; gives what came of them in order.
+def by_others(
+    others: list[Any], function: Callable[[Item], Result], items: Iterable[Item], /
+) -> Iterator[Result]:
+    """Give a function's result for each item, in order, computed by extractors.
 
     What an actor that is gone was to do is done here.
 
     Args:
         others: the extractors' actors.
-        merge: what the pieces have in common.
-        pieces: which; a few for each actor are taken ahead.
+        function: what to do; it is sent once.
+        items: what with; a few for each actor are taken ahead.
 
     Raises:
-        DamagedError, StorageError: as :func:`ray_embed.merging.merge_piece` raises.
-        RunError: Ray has gone.
+        RunError: Ray has gone. Also whatever the function raises.
     """
-    waiting: deque[tuple[Piece, Any]] = deque()
-    for piece, other in zip(pieces, itertools.cycle(others), strict=False):
-        waiting.append((piece, other.merge_piece.remote(merge, piece)))
-        if len(waiting) > _PIECES_AN_ACTOR * len(others):
-            yield _taken(merge, *waiting.popleft())
+    sent = ray.put(function)
+    waiting: deque[tuple[Item, Any]] = deque()
+
+    def taken() -> Result:
+        item, reference = waiting.popleft()
+        try:
+            found: Result = result(reference)
+        except ActorDiedError:
+            found = function(item)
+        return found
+
+    for item, other in zip(items, itertools.cycle(others), strict=False):
+        waiting.append((item, other.call.remote(sent, item)))
+        if len(waiting) > _ITEMS_AN_ACTOR * len(others):
+            yield taken()
     while waiting:
-        yield _taken(merge, *waiting.popleft())
-
-
-def _taken(merge: Merge, piece: Piece, reference: Any) -> Merged:
-    try:
-        merged: Merged = result(reference)
-    except ActorDiedError:
-        merged = merge_piece(merge, piece)
-    return merged
+        yield taken()

@@ -148,6 +148,8 @@ def _problems_of(
     if folder.exists(store.part_name(store.REJECTS, number)):
         kinds.append(store.REJECTS)
         rejected = store.read_part(folder, store.REJECTS, number)
+    if folder.exists(store.part_name(store.PCA, number)):
+        kinds.append(store.PCA)
     if (about.fingerprint, about.shard) != (fingerprint, number):
         yield f"{name}: belongs to another run or shard"
     if about.rejected != rejected.num_rows:

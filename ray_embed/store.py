@@ -23,6 +23,8 @@ from ray_embed.retrying import explained, of_storage
 Result = TypeVar("Result")
 
 FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
+# Made of the features, and anew whenever they are merged.
+PCA = "pca"
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
 # Footers and the like, which are small, of parts on an object store.
 _AT_ONCE = 32

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from conftest import picture
 
 # The folders of a run that anybody reads.
-RESULTS = ("features", "rejects", "thumbnails", "projector")
+RESULTS = ("features", "rejects", "thumbnails", "pca", "pca.parquet", "projector")
 
 # What a label may hold that a line-based format has trouble with.
 AWKWARD = (

@@ -3,14 +3,16 @@
 
     python tests/benchmarks/reducing.py --rows 1000000 --dimension 512 --rounds 3 --work DIR
     python tests/benchmarks/reducing.py --rows 4096 --dimension 1280 --thumbnails --work DIR
+    python tests/benchmarks/reducing.py --rows 1000000 --dimension 512 --pca --work DIR
 
 DIR gets a run folder of random features, made once and kept: parts of 512 rows through the
 package's own `store.commit`, labels of 100 classes, keys as `class_07/000123.jpg`, and with
-`--thumbnails` a PNG of 64 × 64 a record. Each side runs in a process of its own; they take turns,
-and the one that begins changes from round to round, so that both find the files in the page cache
-alike. Both import the same before the clock starts: as long after what the other one wrote was
-deleted, for a virtual machine gives memory back meanwhile. Memory is the most that a process had
-resident, imports and all.
+`--thumbnails` a PNG of 64 × 64 a record. The exact PCA, which is a pass of its own and has the
+benchmark `exact_pca.py`, is left out unless there is `--pca`. Each side runs in a process of its
+own; they take turns, and the one that begins changes from round to round, so that both find the
+files in the page cache alike. Both import the same before the clock starts: as long after what the
+other one wrote was deleted, for a virtual machine gives memory back meanwhile. Memory is the most
+that a process had resident, imports and all.
 
 Exit 0: the checkpoint's tensor and its sample are the parts' rows; 1: they are not.
 """
@@ -107,6 +109,13 @@ def without_thumbnails() -> None:
     sprite.sprite_cell = lambda points: 0
 
 
+def without_pca() -> None:
+    """Let all features have too many dimensions for one."""
+    from ray_embed import pca
+
+    pca.MOST_DIMENSIONS = 0
+
+
 def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], None]:
     """Import what `reduce` needs, and give it."""
     from ray_embed.reducer import reduce
@@ -149,6 +158,8 @@ def plainly(path: Path, thumbnails: bool) -> Callable[[], None]:
 def measured(arguments: argparse.Namespace) -> None:
     """Do one side in this process, and print what it took."""
     path = Path(arguments.work)
+    if not arguments.pca:
+        without_pca()
     call = reduced(path, arguments.thumbnails, arguments.threads)
     if arguments.side == "plain":
         call = plainly(path, arguments.thumbnails)
@@ -165,6 +176,7 @@ def side(arguments: argparse.Namespace, path: Path, name: str) -> dict[str, floa
         shutil.rmtree(path / left, ignore_errors=True)
     command = [sys.executable, __file__, "--side", name, "--work", str(path)]
     command += ["--thumbnails"] if arguments.thumbnails else []
+    command += ["--pca"] if arguments.pca else []
     command += ["--threads", str(arguments.threads)] if arguments.threads else []
     done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
     result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
@@ -201,6 +213,7 @@ def main() -> int:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--dimension", type=int, default=512)
     parser.add_argument("--thumbnails", action="store_true", help="a sprite too")
+    parser.add_argument("--pca", action="store_true", help="the exact PCA too")
     parser.add_argument("--threads", type=int, help="[all that there are]")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", required=True, help="a folder for run folders, kept")
@@ -233,6 +246,7 @@ def main() -> int:
     right = is_right(path)
     print(f"tensors {'are' if right else 'ARE NOT'} the rows of the parts")
     what = f"reduce of {arguments.rows:,} × {arguments.dimension}, {with_or} thumbnails"
+    what += ", with PCA" if arguments.pca else ""
     over = medians["reduce"] / medians["plain"]
     found = [
         row(f"{what}, over plain reading and writing", "<= 1.5", over),

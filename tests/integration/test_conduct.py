@@ -537,7 +537,7 @@ def verify(ray_embed, run):
     return "\n".join(found["problems"])
 
 
-@pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails"])
+@pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
 @pytest.mark.parametrize("keep", [0, 3, 200, -1])
 def test_verify_finds_a_cut_part(sample, tmp_path, ray_embed, kind, keep):
     run = copy(sample.run, tmp_path / "r")
@@ -548,7 +548,7 @@ def test_verify_finds_a_cut_part(sample, tmp_path, ray_embed, kind, keep):
     assert ray_embed("status", run).code in (0, 1)
 
 
-@pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails"])
+@pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
 def test_verify_finds_a_flipped_bit_wherever_it_is(sample, tmp_path, kind):
     from ray_embed.status import status
 
@@ -581,7 +581,7 @@ def test_verify_finds_a_deleted_part(sample, tmp_path, ray_embed, kind, which):
     assert re.search(rf"\b(part-0*)?{number}\b", verify(ray_embed, run))
 
 
-@pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails"])
+@pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
 def test_verify_finds_parts_that_changed_places(sample, tmp_path, ray_embed, kind):
     run = copy(sample.run, tmp_path / "r")
     one, two = part_files(run, kind)[:2]

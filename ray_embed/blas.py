@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Matrix products whose bits do not depend on the number of processors."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+_lock = threading.Lock()
+_inside = 0
+_limited: Any = None
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Have each product of NumPy and SciPy computed by the thread that asks for it.
+
+    How a product is shared out among threads changes what it is rounded to. The setting is one of
+    the whole process, so the last of all threads to leave sets back what the first one found.
+    """
+    global _inside, _limited
+    with _lock:
+        _inside += 1
+        if _inside == 1:
+            # Has a BLAS of its own, which is to be found.
+            import scipy.linalg  # noqa: F401
+            from threadpoolctl import threadpool_limits
+
+            _limited = threadpool_limits(1, "blas")
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _limited.restore_original_limits()

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The exact PCA of a run against reading its parts, and against the matrix products alone.
+
+    python tests/benchmarks/exact_pca.py --rows 1000000 --dimension 512 --rounds 3 --work DIR
+
+DIR gets the run folder that `reducing.py` makes, once and kept. Three sides take turns, each in a
+process of its own, and the one that begins changes from round to round: `pca` is the first pass
+over the parts and the eigendecomposition; `reading` reads the features of the same parts with
+pyarrow and drops them; `products` multiplies the same features, which are in memory as one float64
+array, with themselves by NumPy's own threads. All use all processors, unless `--threads` says
+otherwise. Memory is the most that a process had resident, imports and all.
+
+Exit 0: the variances are those of NumPy on the whole array; 1: they are not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+from reducing import SHARD, make_run
+from rows import last_line, row, table
+from threadpoolctl import threadpool_limits
+
+from ray_embed import moments
+from ray_embed.ahead import mapping
+from ray_embed.matrix import as_matrix
+from ray_embed.merging import Group
+
+SIDES = ("pca", "reading", "products")
+GROUP_BYTES = 16 << 20
+Call = Callable[[], np.ndarray | None]
+
+
+def files_of(path: Path) -> list[Path]:
+    return sorted((path / "features").iterdir())
+
+
+def groups_of(path: Path, rows: int, dimension: int) -> tuple[Group, ...]:
+    """Cut the parts into groups as a merge does."""
+    parts = range(len(files_of(path)))
+    many = -(-GROUP_BYTES // (SHARD * dimension * 4))
+    cut = [tuple(parts[start : start + many]) for start in parts[::many]]
+    ends = [min(SHARD * (group[-1] + 1), rows) for group in cut]
+    starts = [0, *ends]
+    return tuple(
+        Group(number, group, start, end - start)
+        for number, (group, start, end) in enumerate(zip(cut, starts, ends, strict=False))
+    )
+
+
+def pca(path: Path, rows: int, dimension: int, threads: int) -> Call:
+    groups = groups_of(path, rows, dimension)
+
+    def call() -> np.ndarray:
+        with mapping(threads, moments.at_once([dimension])) as mapped:
+            found = moments.components(str(path), "f" * 64, groups, {"feature": dimension}, mapped)
+        return found["feature"].variances
+
+    return call
+
+
+def reading(path: Path, threads: int) -> Call:
+    files = files_of(path)
+
+    def read(file: Path) -> int:
+        return len(pq.read_table(file, columns=["feature"], use_threads=False))
+
+    def call() -> None:
+        with mapping(threads) as mapped:
+            deque(mapped(read, files), maxlen=0)
+
+    return call
+
+
+def products(path: Path, rows: int, dimension: int) -> Call:
+    values = np.empty((rows, dimension))
+    start = 0
+    for file in files_of(path):
+        part = as_matrix(pq.read_table(file, columns=["feature"])["feature"])
+        values[start : start + len(part)] = part
+        start += len(part)
+    product = np.empty((dimension, dimension))
+
+    def call() -> np.ndarray:
+        np.matmul(values.T, values, out=product)
+        return product
+
+    return call
+
+
+def measured(arguments: argparse.Namespace) -> None:
+    """Do one side in this process, and print what it took."""
+    import scipy.linalg
+
+    path, rows, dimension = Path(arguments.work), arguments.rows, arguments.dimension
+    threads = arguments.threads or os.cpu_count() or 1
+    if arguments.side == "pca":
+        call = pca(path, rows, dimension, threads)
+    elif arguments.side == "reading":
+        call = reading(path, threads)
+    else:
+        call = products(path, rows, dimension)
+    with threadpool_limits(threads, "blas"):
+        # A first call of each library takes a while.
+        scipy.linalg.eigvalsh(np.ones((2, 600)).T @ np.ones((2, 600)))
+        began = time.perf_counter()
+        found = call()
+        seconds = time.perf_counter() - began
+    if arguments.side == "products":
+        mean = sum(
+            as_matrix(pq.read_table(file, columns=["feature"])["feature"]).sum(0, float)
+            for file in files_of(path)
+        )
+        found -= np.outer(mean, mean) / rows
+        found = scipy.linalg.eigvalsh(found)[::-1] / (rows - 1)
+    if found is not None:
+        np.save(path / f"variances-{arguments.side}.npy", found)
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    print(json.dumps({"seconds": seconds, "peak": peak}))
+
+
+def side(arguments: argparse.Namespace, path: Path, name: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--side", name, "--work", str(path)]
+    command += ["--rows", str(arguments.rows), "--dimension", str(arguments.dimension)]
+    command += ["--threads", str(arguments.threads)] if arguments.threads else []
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--dimension", type=int, default=512)
+    parser.add_argument("--threads", type=int, help="[all that there are]")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", required=True, help="a folder for run folders, kept")
+    parser.add_argument("--quick", action="store_true", help="few rows, one round: to try it")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        measured(arguments)
+        return 0
+    if arguments.quick:
+        arguments.rows, arguments.rounds = 20_000, 1
+    path = Path(arguments.work) / f"{arguments.rows}x{arguments.dimension}-without"
+    make_run(path, arguments.rows, arguments.dimension, False)
+    side(arguments, path, "reading")  # once for the page cache
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    for number in range(arguments.rounds):
+        first = number % len(SIDES)
+        for name in SIDES[first:] + SIDES[:first]:
+            taken[name].append(side(arguments, path, name))
+    medians, peaks = {}, {}
+    for name, results in taken.items():
+        seconds = [result["seconds"] for result in results]
+        medians[name] = statistics.median(seconds)
+        peaks[name] = max(result["peak"] for result in results)
+        shown = " ".join(f"{one:.2f}" for one in seconds)
+        print(f"{name:9}median {medians[name]:6.2f} s ({shown}), peak RSS {peaks[name]:.0f} MB")
+    ours, plain = (np.load(path / f"variances-{name}.npy") for name in ("pca", "products"))
+    right = bool(np.allclose(ours, plain, rtol=1e-6, atol=1e-9 * plain[0]))
+    print(f"variances {'are' if right else 'ARE NOT'} those of the whole array")
+    what = f"exact PCA of {arguments.rows:,} × {arguments.dimension}"
+    share = (medians["reading"] + medians["products"]) / medians["pca"]
+    found = [
+        row(f"{what}, reading and products over it", ">= 0.8", share),
+        row(f"{what}, peak memory", "<= 1000", peaks["pca"], "MB"),
+    ]
+    print(f"\n{table(found)}")
+    print(last_line(found))
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
