@@ -17,7 +17,7 @@ from ray_embed.errors import RayEmbedError, RunError
 from ray_embed.options import MODEL_OPTIONS, RUN_OPTIONS, Grouped, with_options
 
 _INTERRUPTED = 130
-_GUARDED = ("run", "extract", "reduce", "demo")
+_GUARDED = ("run", "extract", "reduce", "evaluate", "demo")
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -86,6 +86,40 @@ def status(run: str, verify: bool, as_json: bool) -> None:
     click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
     if found.problems:
         sys.exit(1)
+
+
+@cli.command()
+@click.argument("run")
+@click.option("--layer", help="Judge this one.  [all]")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=2),
+    default=10_000,
+    show_default=True,
+    help="Records that are judged, drawn by split and label.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--random-weights",
+    is_flag=True,
+    help="Judge the same architecture with random weights beside it.",
+)
+def evaluate(run: str, layer: str | None, sample: int, as_json: bool, random_weights: bool) -> None:
+    """Say in numbers how well the features of a run cluster, beside those of raw pixels."""
+    from ray_embed.evaluation.evaluating import evaluate as judge
+    from ray_embed.evaluation.events import record
+    from ray_embed.filesystem import Folder
+    from ray_embed.results import load
+
+    # What runs for random weights prints on stdout, which is for results.
+    with contextlib.redirect_stdout(sys.stderr):
+        found = judge(load(run), layer, sample, random_weights)
+    entries = {name: one.to_json() for name, one in found.items()}
+    if as_json:
+        click.echo(json.dumps(entries, ensure_ascii=False))
+    else:
+        click.echo("\n\n".join("\n".join(one.lines()) for one in found.values()))
+    record(Folder.at(run), entries)
 
 
 @cli.command(cls=Grouped)

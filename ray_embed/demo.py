@@ -17,7 +17,6 @@ Array = np.ndarray[Any, Any]
 _TRAIN, _VALID = 1000, 400
 _COPIES, _NOISE, _EPOCHS, _BATCH = 8, 0.15, 15, 64
 _CODE = 32
-_NEIGHBOURS = (1, 5, 20)
 
 
 def demo(out: str, say: Callable[[str], None]) -> None:
@@ -53,38 +52,14 @@ def demo(out: str, say: Callable[[str], None]) -> None:
     outcome = execute(config, and_reduce=True)
     say(outcome.summary())
 
-    table = outcome.run.to_table()
-    features, found = outcome.run.to_numpy()
-    is_valid = np.array(table["split"].to_pylist()) == "valid"
-    pixels = np.concatenate([images[parts["valid"]], images[parts["test"]]])
-    flat = pixels.reshape(len(pixels), -1).astype(np.float32)
-    say("")
-    say("accuracy of test digits by their nearest valid digits")
-    say(f"{'neighbours':<12}" + "".join(f"{k:>8}" for k in _NEIGHBOURS))
-    scores = [_scores(values, found, is_valid) for values in (features, flat)]
-    for name, row in zip(("encoder", "raw pixels"), scores, strict=True):
-        say(f"{name:<12}" + "".join(f"{score:>8.3f}" for score in row))
-    say(f"{'difference':<12}" + "".join(f"{a - b:>+8.3f}" for a, b in zip(*scores, strict=True)))
+    from ray_embed.evaluation.events import record
+    from ray_embed.filesystem import Folder
 
-
-def _scores(features: Array, labels: Array, reference: Array) -> list[float]:
-    return [neighbour_accuracy(features, labels, reference, k) for k in _NEIGHBOURS]
-
-
-def neighbour_accuracy(features: Array, labels: Array, reference: Array, k: int) -> float:
-    """Give the accuracy of the k nearest reference points (L2) in telling the others' labels.
-
-    Args:
-        features: (N, D).
-        labels: (N,).
-        reference: (N,) bool, which points are known.
-        k: the number of neighbours that vote.
-    """
-    from sklearn.neighbors import KNeighborsClassifier
-
-    known = labels.astype(str)
-    classifier = KNeighborsClassifier(k).fit(features[reference], known[reference])
-    return float(classifier.score(features[~reference], known[~reference]))
+    say(f"\n$ ray-embed evaluate {out}")
+    found = outcome.run.evaluate()
+    record(Folder.at(out), {layer: one.to_json() for layer, one in found.items()})
+    for one in found.values():
+        say("\n".join(one.lines()))
 
 
 def _digits() -> tuple[Array, Array]:

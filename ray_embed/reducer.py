@@ -27,6 +27,7 @@ from ray_embed import (
 from ray_embed.ahead import Mapped, mapping
 from ray_embed.alone import alone
 from ray_embed.errors import InputError, RunError
+from ray_embed.evaluation import events
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.merging import Group, Merge, Piece, merge_piece
 from ray_embed.uri import shown
@@ -92,7 +93,7 @@ def merge(
     limit = limit or int(run["config"]["projector_limit"])
     outline = plan.load(folder)
     expected = soundness.Expected.of(run, outline)
-    numbers = _all_parts(folder, expected)
+    numbers = soundness.all_parts(folder, expected)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)
     survey = _survey(folder, numbers, width, expected, outline.records, limit)
@@ -125,6 +126,7 @@ def merge(
             folder.delete(f"{placing.PROJECTOR}/{projector.CONFIG}")
         with placing.writing(target), mapping(threads) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
+            events.carry(folder, target)
             target.chmod(0o755)
         _delete_stale(folder, numbers if components else [])
         if folder.is_local:
@@ -192,20 +194,6 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
                 f"warning: {projector.variable_of(output['column'])} has only {few}: TensorBoard "
                 "lists tensors of two and more points and dimensions, so it will not show it"
             )
-
-
-def _all_parts(folder: Folder, expected: soundness.Expected) -> list[int]:
-    numbers = list(store.part_numbers(folder))
-    shards = expected.shards
-    if shards is not None and numbers and numbers[-1] >= shards:
-        soundness.check_footers(folder, expected)
-    if shards is None or numbers != list(range(shards)):
-        done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
-        raise RunError(
-            f"{folder.shown()}: only {done} of {'?' if shards is None else shards} shards are "
-            "done; run `ray-embed extract` (or `run`) again with the same options to do the rest"
-        )
-    return numbers
 
 
 def _survey(

@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
 from ray_embed.uri import child, is_uri, shown
+
+if TYPE_CHECKING:
+    from ray_embed.evaluation.evaluating import Evaluation
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,27 @@ class Run:
             InputError: as `to_pca` raises.
         """
         return pca.load(self._folder, self._column(layer)).ratios
+
+    def evaluate(self, layer: str | None = None, sample: int = 10_000) -> "dict[str, Evaluation]":
+        """Judge the features, beside raw pixels, as `ray-embed evaluate` does; writes nothing.
+
+        Args:
+            layer: which layer; None for all.
+            sample: how many records at most are judged, drawn by split and label with a fixed
+                seed.
+
+        Returns:
+            what was found of each layer.
+
+        Raises:
+            InputError: shards are missing, there is no such layer or no record, or features are
+                not finite.
+            DamagedError: a part is not what was written.
+            StorageError: a part cannot be read.
+        """
+        from ray_embed.evaluation.evaluating import evaluate
+
+        return evaluate(self, layer, sample)
 
     def to_table(self) -> pa.Table:
         """Give all parts as one Arrow table, in order."""

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_embed import store
-from ray_embed.errors import DamagedError
+from ray_embed.errors import DamagedError, RunError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column, as_matrix
 from ray_embed.plan import Plan
@@ -92,6 +92,26 @@ def check_footers(folder: Folder, expected: Expected) -> None:
 
     for _ in store.each(folder, check_footer, store.part_numbers(folder)):
         pass
+
+
+def all_parts(folder: Folder, expected: Expected) -> list[int]:
+    """Give the numbers of the parts of a run of which no shard is missing.
+
+    Raises:
+        DamagedError: a part is of no shard that was planned.
+        RunError: shards are missing.
+    """
+    numbers = list(store.part_numbers(folder))
+    shards = expected.shards
+    if shards is not None and numbers and numbers[-1] >= shards:
+        check_footers(folder, expected)
+    if shards is None or numbers != list(range(shards)):
+        done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
+        raise RunError(
+            f"{folder.shown()}: only {done} of {'?' if shards is None else shards} shards are "
+            "done; run `ray-embed extract` (or `run`) again with the same options to do the rest"
+        )
+    return numbers
 
 
 def is_as_written(folder: Folder, kind: str, number: int) -> bool:

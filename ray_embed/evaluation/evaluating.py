@@ -1,0 +1,187 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Judges a run: its features, beside what no training at all would give."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ray_embed import pca, plan, soundness, store
+from ray_embed import subset as subsets
+from ray_embed.errors import DamagedError, InputError, RunError
+from ray_embed.evaluation import duplicates, intervals, pixels, spectrum
+from ray_embed.evaluation.duplicates import Duplicates
+from ray_embed.evaluation.measure import Measure
+from ray_embed.evaluation.measures import Judgement, judge
+from ray_embed.evaluation.trial import Trial
+from ray_embed.filesystem import Folder
+from ray_embed.subset import Subset
+
+if TYPE_CHECKING:
+    from ray_embed.results import Run
+
+Array = np.ndarray[Any, Any]
+
+SAMPLE = 10_000
+ENCODER, PIXELS, RANDOM = "encoder", "raw_pixels", "random_weights"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How good the features of a layer are.
+
+    `subset` are the records they were judged on. `columns` are what was found of the encoder and,
+    beside it, of its floors, by name: "encoder", "raw_pixels" and "random_weights". `over_all` are
+    the names of those measures of the encoder that are over all records. `near` are the pictures
+    that are near-duplicates, None where there are no thumbnails; `equal` the features that are the
+    same; `without` the kNN measures, by column, of records that have no near-duplicate in the
+    reference, empty where none has.
+    """
+
+    layer: str
+    subset: Subset
+    columns: dict[str, Judgement]
+    over_all: tuple[str, ...]
+    near: Duplicates | None
+    equal: Duplicates
+    without: dict[str, tuple[Measure, ...]]
+
+    @property
+    def measures(self) -> dict[str, Measure]:
+        """What was found of the encoder, by name."""
+        return {one.name: one for one in self.columns[ENCODER].measures}
+
+    def to_json(self) -> dict[str, Any]:
+        """Give all of it as plain data."""
+        from ray_embed.evaluation.plain import plain
+
+        return plain(self)
+
+    def lines(self) -> Iterator[str]:
+        """Give it as a table."""
+        from ray_embed.evaluation.report import lines
+
+        return lines(self.layer, self.to_json())
+
+
+def evaluate(
+    run: "Run", layer: str | None = None, sample: int = SAMPLE, random_weights: bool = False
+) -> dict[str, Evaluation]:
+    """Judge the features of a run, of one layer or all.
+
+    Args:
+        run: the run.
+        layer: which layer; None for all.
+        sample: how many records at most are judged, drawn by split and label with a fixed seed.
+        random_weights: whether the same architecture is judged with random weights too.
+
+    Raises:
+        InputError: shards are missing, there is no such layer or no record, or features are not
+            finite.
+        DamagedError: a part is not what was written.
+        StorageError: a part cannot be read.
+    """
+    folder = Folder.at(run.path)
+    _check_finished(run, folder)
+    layers = run.layers if layer is None else (layer,)
+    columns = {one: run._column(one) for one in layers}
+    random = None
+    if random_weights:
+        from ray_embed.evaluation.random_weights import random_run
+
+        random = random_run(run)
+    floors: dict[str, Judgement] = {}
+    near = None
+    found: dict[str, Evaluation] = {}
+    for one, column in columns.items():
+        subset = _finite(folder, subsets.draw(folder, column, sample))
+        # Records and pictures are the same for all layers.
+        if not found:
+            pictures = _pictures(folder, subset)
+            if pictures is not None:
+                near = duplicates.near_duplicates(pictures, subset.splits)
+                floors[PIXELS] = judge(pixels.as_features(subset, pictures))
+        judged = {ENCODER: judge(subset), **floors}
+        if random is not None:
+            at = Folder.at(random.path)
+            judged[RANDOM] = judge(_finite(at, subsets.draw(at, random._column(one), sample)))
+        judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, run, one)
+        equal = duplicates.equal_features(subset.features, subset.splits)
+        without = _without(judged, near, subset)
+        found[one] = Evaluation(one, subset, judged, over_all, near, equal, without)
+    return found
+
+
+def _check_finished(run: "Run", folder: Folder) -> None:
+    try:
+        expected = soundness.Expected.of(run._about, plan.load(folder))
+        soundness.all_parts(folder, expected)
+    except DamagedError:
+        raise
+    except RunError as error:
+        raise InputError(str(error)) from error
+
+
+def _finite(folder: Folder, subset: Subset) -> Subset:
+    if not len(subset):
+        raise InputError(
+            f"{folder.shown()}: every record was rejected, so there is nothing to judge; see "
+            f"{folder.shown(store.REJECTS)}"
+        )
+    sound = np.isfinite(subset.features).all(axis=1)
+    if not sound.all():
+        raise InputError(
+            f"{folder.shown()}: the features of {np.sum(~sound)} of {len(subset)} records, of "
+            f"{subset.keys[~sound][0]!r} for one, are not finite; mend the encoder"
+        )
+    return subset
+
+
+def _pictures(folder: Folder, subset: Subset) -> Array | None:
+    """Give the pictures, small; None where thumbnails are missing."""
+    try:
+        return pixels.small(subsets.pictures(folder, subset.index))
+    except KeyError:
+        return None
+
+
+def _over_all(
+    judged: Judgement, folder: Folder, run: "Run", layer: str
+) -> tuple[Judgement, tuple[str, ...]]:
+    """Let the spectrum be that of all records, where it is known."""
+    try:
+        variances = pca.load(folder, run._column(layer)).variances
+    except InputError:
+        return judged, ()
+    whole = {one.name: one for one in spectrum.of_covariance(variances)}
+    kept = tuple(whole.get(one.name, one) for one in judged.measures)
+    return replace(judged, measures=kept), tuple(whole)
+
+
+def _without(
+    judged: dict[str, Judgement], near: Duplicates | None, subset: Subset
+) -> dict[str, tuple[Measure, ...]]:
+    trial = judged[ENCODER].trial
+    if near is None or not isinstance(trial, Trial):
+        return {}
+    leaks = near.among(subset.splits[trial.reference])
+    if not leaks[trial.judged].any() or leaks[trial.judged].all():
+        return {}
+    return {
+        name: tuple(_only(one, ~leaks) for one in column.measures if one.name.startswith("knn_"))
+        for name, column in judged.items()
+    }
+
+
+def _only(measure: Measure, kept: Array) -> Measure:
+    assert measure.each is not None and measure.judged is not None  # noqa: S101 - they are means
+    rows = kept[measure.judged]
+    each = measure.each[rows]
+    return replace(
+        measure,
+        value=float(each.mean()),
+        interval=intervals.of_mean(each),
+        each=each,
+        judged=measure.judged[rows],
+    )

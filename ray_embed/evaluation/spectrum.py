@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the spectrum of the features says without labels.
+
+These were made for self-supervised encoders of one kind each; high ones are no verdict.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ray_embed.evaluation.measure import Measure
+
+Array = np.ndarray[Any, Any]
+
+NAMES = ("rankme", "alpha_req", "stable_rank", "participation_ratio", "dead_dimensions")
+# As float32 rounds.
+_EPSILON = 1e-7
+_FIRST, _LAST = 4, 100
+# A variance below this share of the largest is rounding.
+_NOTHING = 1e-12
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Of features (N, D): what the measures below need.
+
+    `singular` (min(N, D),) are the singular values of the features as they are, descending;
+    `eigenvalues` (min(N, D),) those of their covariance, descending; `variances` (D,) are those of
+    each dimension. All float64.
+    """
+
+    singular: Array
+    eigenvalues: Array
+    variances: Array
+
+
+def spectrum(features: Array) -> Spectrum:
+    """Give the spectrum of features (N, D), N > 1."""
+    exact = features.astype(np.float64)
+    mean = exact.mean(axis=0)
+    exact -= mean
+    # The smaller of the two products has the same eigenvalues.
+    scatter = exact.T @ exact
+    return of_moments(len(exact), mean, scatter / (len(exact) - 1))
+
+
+def of_moments(count: int, mean: Array, covariance: Array) -> Spectrum:
+    """Give the spectrum by the moments of the features.
+
+    Args:
+        count: of the records, more than one.
+        mean: (D,) float64.
+        covariance: (D, D) float64, over count - 1.
+    """
+    kept = min(count, len(mean))
+    gram = covariance * (count - 1) + count * np.outer(mean, mean)
+    values = [np.linalg.eigvalsh(matrix)[::-1][:kept].clip(0) for matrix in (gram, covariance)]
+    return Spectrum(np.sqrt(values[0]), values[1], np.diag(covariance).clip(0))
+
+
+def measures(found: Spectrum) -> list[Measure]:
+    """Give RankMe, α-ReQ, stable rank, participation ratio and the share of dead dimensions.
+
+    All but the last are left out where all features are the same; α-ReQ also where there are too
+    few eigenvalues to fit a line to.
+    """
+    dead = Measure("dead_dimensions", dead_dimensions(found.variances))
+    if not found.eigenvalues[0] > 0:
+        return [dead]
+    return [
+        Measure("rankme", rankme(found.singular)),
+        *of_covariance(found.eigenvalues),
+        dead,
+    ]
+
+
+def of_covariance(eigenvalues: Array) -> list[Measure]:
+    """Give those measures that need the eigenvalues (k,) of the covariance alone, descending."""
+    if not eigenvalues[0] > 0:
+        return []
+    alpha = alpha_req(eigenvalues)
+    return [
+        *([] if alpha is None else [Measure("alpha_req", alpha)]),
+        Measure("stable_rank", stable_rank(eigenvalues)),
+        Measure("participation_ratio", participation_ratio(eigenvalues)),
+    ]
+
+
+def rankme(singular: Array) -> float:
+    """Give the exponential of the entropy of the singular values' shares, 1 to min(N, D).
+
+    Garrido et al. 2023, RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
+    Representations by Their Rank: of the features as they are, not centred.
+    """
+    shares = singular / singular.sum() + _EPSILON
+    return float(np.exp(-(shares * np.log(shares)).sum()))
+
+
+def alpha_req(eigenvalues: Array) -> float | None:
+    """Give the exponent α of the decay, λ_j ~ j^-α, of the covariance's eigenvalues.
+
+    Agrawal et al. 2022, α-ReQ: Assessing Representation Quality in Self-Supervised Learning by
+    measuring eigenspectrum decay. The paper leaves the fit open: this is a line through log λ_j
+    over log j, each j weighted by 1/j, from the 4th to the 100th, as Stringer et al. 2019 fit it
+    (High-dimensional geometry of population responses in visual cortex, from the 11th on there).
+
+    Returns:
+        None where fewer than three of those eigenvalues differ from zero.
+    """
+    above = eigenvalues[:_LAST][eigenvalues[:_LAST] > _NOTHING * eigenvalues[0]]
+    at = np.arange(_FIRST, len(above) + 1)
+    if len(at) < 3:
+        return None
+    # Weights of `polyfit` are of the residuals, not of their squares.
+    slope = np.polyfit(np.log(at), np.log(above[_FIRST - 1 :]), 1, w=np.sqrt(1 / at))[0]
+    return float(-slope)
+
+
+def stable_rank(eigenvalues: Array) -> float:
+    """Give Σλ / max λ of the covariance: ‖X‖²_F / ‖X‖²_2 of the centred features.
+
+    Rudelson and Vershynin 2007, Sampling from large matrices. Centred, as without that the first
+    singular value of features that are nowhere negative is their mean.
+    """
+    return float(eigenvalues.sum() / eigenvalues[0])
+
+
+def participation_ratio(eigenvalues: Array) -> float:
+    """Give (Σλ)² / Σλ² of the covariance.
+
+    Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement.
+    """
+    return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
+
+
+def dead_dimensions(variances: Array) -> float:
+    """Give the share of dimensions that are the same for all records."""
+    return float(np.mean(variances <= _NOTHING * variances.max()))

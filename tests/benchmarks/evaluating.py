@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`evaluate` against scikit-learn's own brute-force neighbours of the same records.
+
+    python tests/benchmarks/evaluating.py --rows 100000 --dimension 512 --rounds 3 --work DIR
+    python tests/benchmarks/evaluating.py --rows 100000 --dimension 512 --thumbnails --work DIR
+
+DIR gets a run folder of 100 overlapping classes in one split or, with `--splits 2`, in two, made
+once and kept; with `--thumbnails` of 64 × 64, so that raw pixels are judged too and
+near-duplicates are looked for. The other side finds the 200 nearest of the same sample, which it
+has in memory, by `NearestNeighbors(algorithm="brute")`, once by cosine and once by Euclidean
+distance; with thumbnails of the pixels too. Each side runs in a process of its own and has imported
+all before the clock starts; they take turns, and the one that begins changes from round to round.
+Memory is the most that a process had resident, imports and all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from reducing import CLASSES, PICTURES, SHARD, pngs
+from rows import last_line, row, table
+
+from ray_embed import description, load, plan, store, subset
+from ray_embed.evaluation import pixels
+from ray_embed.filesystem import Folder
+from ray_embed.matrix import as_column
+
+SAMPLE, NEIGHBOURS = 10_000, 200
+SIDES = ("evaluate", "neighbours")
+
+
+def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: bool) -> None:
+    """Write the run folder, unless it is there; `run.json` comes last."""
+    folder = Folder.at(str(path))
+    if folder.exists(description.RUN):
+        return
+    for part in parts_of(rows, dimension, splits, thumbnails):
+        store.commit(folder, part, "f" * 64, part.features.num_rows)
+    split = plan.SplitPlan(0, "split0", "files", "/", "string", (), SHARD, 64, records=rows)
+    plan.save(folder, plan.Plan((split,), "string", ()))
+    output = {"layer": "top", "column": "feature", "dimension": dimension}
+    about = {"fingerprint": "f" * 64, "config": {}, "encoder": {"outputs": [output]}}
+    description.write_run(folder, about, "0")
+
+
+def parts_of(rows: int, dimension: int, splits: int, thumbnails: bool) -> Iterator[store.Part]:
+    random = np.random.default_rng(0)
+    pictures = list(pngs(random)) if thumbnails else []
+    centres = random.normal(size=(CLASSES, dimension)).astype(np.float32)
+    for number, start in enumerate(range(0, rows, SHARD)):
+        index = np.arange(start, min(start + SHARD, rows))
+        classes = random.integers(0, CLASSES, len(index))
+        noise = random.standard_normal((len(index), dimension), np.float32)
+        features = pa.table(
+            {
+                "index": pa.array(index),
+                "key": [f"{at:06d}.jpg" for at in index],
+                "label": [f"class_{c:02d}" for c in classes],
+                "split": [f"split{at * splits // rows}" for at in index],
+                "feature": as_column(centres[classes] + 3 * noise),
+            }
+        )
+        shown = index if thumbnails else index[:0]
+        drawn = random.integers(0, PICTURES, len(shown))
+        thumbs = pa.table(
+            [pa.array(shown), pa.array([pictures[at] for at in drawn], pa.binary())],
+            store.THUMBNAIL_SCHEMA,
+        )
+        yield store.Part(number, features, store.REJECT_SCHEMA.empty_table(), thumbs)
+
+
+def neighbours(path: Path, thumbnails: bool) -> Callable[[], None]:
+    """Give finding the neighbours of the sample, which is read now."""
+    from sklearn.neighbors import NearestNeighbors
+
+    folder = Folder.at(str(path))
+    drawn = subset.draw(folder, "feature", SAMPLE)
+    spaces = [drawn.features]
+    if thumbnails:
+        small = pixels.small(subset.pictures(folder, drawn.index))
+        spaces.append(small.reshape(len(small), -1))
+    is_first = drawn.splits == drawn.splits[0]
+
+    def call() -> None:
+        for points in spaces:
+            for metric in ("cosine", "euclidean"):
+                search = NearestNeighbors(n_neighbors=NEIGHBOURS, algorithm="brute", metric=metric)
+                search.fit(points[is_first])
+                search.kneighbors(None if is_first.all() else points[~is_first])
+
+    return call
+
+
+def evaluated(path: Path) -> Callable[[], None]:
+    """Import what `evaluate` needs, and give it."""
+    import scipy.stats  # noqa: F401
+    import sklearn.cluster
+    import sklearn.linear_model
+    import sklearn.metrics
+    import sklearn.model_selection
+    import sklearn.neighbors  # noqa: F401
+
+    from ray_embed.evaluation import evaluating  # noqa: F401
+
+    def call() -> None:
+        load(str(path)).evaluate(sample=SAMPLE)
+
+    return call
+
+
+def measured(arguments: argparse.Namespace) -> None:
+    """Do one side in this process, and print what it took."""
+    path = Path(arguments.work)
+    if arguments.side == "neighbours":
+        call = neighbours(path, arguments.thumbnails)
+    else:
+        call = evaluated(path)
+    began = time.perf_counter()
+    call()
+    seconds = time.perf_counter() - began
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+    print(json.dumps({"seconds": seconds, "peak": peak}))
+
+
+def side(arguments: argparse.Namespace, path: Path, name: str) -> dict[str, float]:
+    command = [sys.executable, __file__, "--side", name, "--work", str(path)]
+    command += ["--thumbnails"] if arguments.thumbnails else []
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--dimension", type=int, default=512)
+    parser.add_argument("--splits", type=int, default=1)
+    parser.add_argument("--thumbnails", action="store_true", help="raw pixels too")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--work", required=True, help="a folder for run folders, kept")
+    parser.add_argument("--quick", action="store_true", help="few rows, one round: to try it")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.side:
+        measured(arguments)
+        return 0
+    if arguments.quick:
+        arguments.rows, arguments.rounds = 5_000, 1
+    with_or = "with" if arguments.thumbnails else "without"
+    shape = f"{arguments.rows}x{arguments.dimension}-{arguments.splits}-{with_or}"
+    path = Path(arguments.work) / f"evaluate-{shape}"
+    make_run(path, arguments.rows, arguments.dimension, arguments.splits, arguments.thumbnails)
+    side(arguments, path, "evaluate")  # once for the page cache
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
+    for number in range(arguments.rounds):
+        for name in SIDES[:: 1 if number % 2 else -1]:
+            taken[name].append(side(arguments, path, name))
+    medians, peaks = {}, {}
+    for name, results in taken.items():
+        seconds = [result["seconds"] for result in results]
+        medians[name] = statistics.median(seconds)
+        peaks[name] = max(result["peak"] for result in results)
+        shown = " ".join(f"{one:.2f}" for one in seconds)
+        print(f"{name:10}  median {medians[name]:6.2f} s ({shown}), peak RSS {peaks[name]:.0f} MB")
+    what = (
+        f"evaluate of {arguments.rows:,} × {arguments.dimension}, splits: {arguments.splits}, "
+        f"{with_or} thumbnails"
+    )
+    over = medians["evaluate"] / medians["neighbours"]
+    found = [
+        row(f"{what}, over brute-force neighbours", "<= 1.5", over),
+        row(f"{what}, peak memory", "<= 1000", peaks["evaluate"], "MB"),
+    ]
+    print(f"\n{table(found)}")
+    print(last_line(found))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
