@@ -2,7 +2,8 @@
 """See how an image encoder's features cluster.
 
 `run` embeds images with an encoder and prepares TensorBoard's projector; `load` reads what a run
-has written. Importing this imports neither TensorFlow nor Ray.
+has written; `compare` says which of several is the better one. Importing this imports
+neither TensorFlow nor Ray.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -11,18 +12,21 @@ from ray_embed._version import __version__
 from ray_embed.errors import InputError, RayEmbedError, RunError
 
 if TYPE_CHECKING:
+    from ray_embed.comparison.comparing import Comparison, compare
     from ray_embed.config import RunConfig
     from ray_embed.pipeline import extract, run
     from ray_embed.reducer import reduce
     from ray_embed.results import Run, load
 
 __all__ = [
+    "Comparison",
     "InputError",
     "RayEmbedError",
     "Run",
     "RunConfig",
     "RunError",
     "__version__",
+    "compare",
     "extract",
     "load",
     "reduce",
@@ -30,6 +34,8 @@ __all__ = [
 ]
 
 _HOMES = {
+    "Comparison": "comparison.comparing",
+    "compare": "comparison.comparing",
     "RunConfig": "config",
     "Run": "results",
     "load": "results",

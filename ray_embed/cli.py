@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -132,6 +133,43 @@ def layers(**options: Any) -> None:
     config = make_config({"sources": {"none": ""}, **_given(options)})
     for name, shape in shapes(config).items():
         click.echo(f"{name}\t({', '.join('N' if side is None else str(side) for side in shape)})")
+
+
+@cli.command()
+@click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
+@click.option("--layer", metavar="NAME", help="Layer to take of each.  [all, a column each]")
+@click.option(
+    "--sample",
+    type=click.IntRange(min=2),
+    default=10_000,
+    show_default=True,
+    help="Records judged at most.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option(
+    "--plot", metavar="FILE",
+    help="Draw the measures over the runs, in the order given, into a .png or .svg file.",
+)  # fmt: skip
+def compare(
+    runs: tuple[str, ...], layer: str | None, sample: int, as_json: bool, plot: str | None
+) -> None:
+    """Say which of several runs, or layers of a run, is the better one, and how alike they are.
+
+    All are judged on the same records, where all hold them; so differences are the encoders'.
+    """
+    from ray_embed.comparison import curve
+    from ray_embed.comparison.comparing import compare as judge
+    from ray_embed.comparison.plain import plain
+    from ray_embed.comparison.table import lines
+
+    if plot:
+        curve.check_target(plot)
+    comparison = judge(runs, layer, sample, lambda line: click.echo(line, err=True))
+    if plot:
+        curve.draw(comparison, plot)
+    width = shutil.get_terminal_size((100, 24)).columns
+    found = plain(comparison)
+    click.echo(json.dumps(found) if as_json else "\n".join(lines(comparison, width)))
 
 
 @cli.command()

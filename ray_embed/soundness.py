@@ -9,10 +9,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_embed import store
-from ray_embed.errors import DamagedError, RunError
+from ray_embed.errors import DamagedError, InputError, RunError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column, as_matrix
-from ray_embed.plan import Plan
+from ray_embed.plan import Plan, load
 
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 
@@ -112,6 +112,21 @@ def all_parts(folder: Folder, expected: Expected) -> list[int]:
             "done; run `ray-embed extract` (or `run`) again with the same options to do the rest"
         )
     return numbers
+
+
+def check_finished(folder: Folder, run: dict[str, Any]) -> None:
+    """Refuse a run of which shards are missing, given its description.
+
+    Raises:
+        InputError: they are.
+        DamagedError: a part is of no shard that was planned.
+    """
+    try:
+        all_parts(folder, Expected.of(run, load(folder)))
+    except DamagedError:
+        raise
+    except RunError as error:
+        raise InputError(str(error)) from error
 
 
 def is_as_written(folder: Folder, kind: str, number: int) -> bool:

@@ -4,16 +4,14 @@
 The same records each time: drawn by split and label, as those that the projector shows.
 """
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_embed import sample, store, thumbnail
+from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import Matrix, as_matrix
 
@@ -43,40 +41,90 @@ class Subset:
         return len(self.index)
 
 
-def draw(folder: Folder, column: str, limit: int) -> Subset:
+def draw(folder: Folder, column: str, limit: int, among: Array | None = None) -> Subset:
     """Take at most `limit` records of a run into memory.
 
     Args:
         folder: the run folder, with all its parts.
         column: the features.
         limit: how many records at most.
+        among: (m,) int64, sorted, the `index` of those to draw from; None for all.
 
     Raises:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
     numbers = list(store.part_numbers(folder))
+
+    def strata_of(number: int) -> tuple[pa.Table, Array]:
+        part = _read(folder, ["index", "split", "label"], number)
+        own = part["index"].to_numpy()
+        rows = np.arange(len(own)) if among is None else np.flatnonzero(_is_in(own, among))
+        return part.take(pa.array(rows)), rows
+
     strata = sample.Strata(limit)
-    for table in store.each(folder, partial(_read, folder, ["split", "label"]), numbers):
+    for table, _ in store.each(folder, strata_of, numbers):
         strata.add(table)
     total = sum(strata.counts.values())
-    drawn = dict(_drawn(folder, numbers, strata.counts, min(limit, total)))
+    chosen = sample.Draw(strata.counts, min(limit, total))
+    drawn = {}
+    tables = store.each(folder, strata_of, numbers)
+    for number, (table, rows) in zip(numbers, tables, strict=True):
+        drawn[number] = rows[chosen.of(table)]
+    return _taken(folder, column, drawn, total)
 
-    def take(number: int) -> pa.Table:
-        return _read(folder, [*_RECORD, column], number).take(pa.array(drawn[number]))
 
-    taken = list(store.each(folder, take, drawn))
-    records = pa.concat_tables([part.drop_columns([column]) for part in taken])
-    texts = {name: _objects(records[name]) for name in ("key", "label", "split")}
-    return Subset(
-        np.concatenate([as_matrix(part[column]) for part in taken]),
-        records["index"].to_numpy(),
-        texts["key"],
-        texts["label"],
-        texts["split"],
-        records.schema.field("label").type,
-        total,
+def at(folder: Folder, column: str, index: Array, total: int) -> Subset:
+    """Take the records of `index` (n,) int64, which are there, into memory, in its order.
+
+    Args:
+        folder: the run folder.
+        column: the features.
+        index: which records; none of them twice.
+        total: the number of records that they were drawn from.
+
+    Raises:
+        DamagedError: a part is not what was written.
+        StorageError: a part cannot be read.
+    """
+    numbers = list(store.part_numbers(folder))
+    wanted = np.sort(index)
+
+    def rows_of(number: int) -> Array:
+        own = _read(folder, ["index"], number)["index"].to_numpy()
+        return np.flatnonzero(_is_in(own, wanted))
+
+    rows = dict(zip(numbers, store.each(folder, rows_of, numbers), strict=True))
+    found = _taken(folder, column, rows, total)
+    by_index = np.argsort(found.index)
+    order = by_index[np.searchsorted(found.index, index, sorter=by_index)]
+    return replace(
+        found,
+        **{
+            name: getattr(found, name)[order]
+            for name in ("features", "index", "keys", "labels", "splits")
+        },
     )
+
+
+def check_finite(subset: Subset, name: str) -> None:
+    """Refuse features that are not finite, which would make all numbers NaN.
+
+    Args:
+        subset: the records.
+        name: what they are of, for the message.
+
+    Raises:
+        InputError: some are not.
+    """
+    (unsound,) = np.nonzero(~np.isfinite(subset.features).all(axis=1))
+    if len(unsound):
+        first = unsound[0]
+        raise InputError(
+            f"{name}: the features of {len(unsound)} of {len(subset)} records are not finite, "
+            f"{subset.splits[first]} {subset.keys[first]!r} for one; mend the encoder, or take "
+            "another --layer"
+        )
 
 
 def pictures(folder: Folder, index: Array) -> list[thumbnail.Pixels]:
@@ -105,15 +153,33 @@ def pictures(folder: Folder, index: Array) -> list[thumbnail.Pixels]:
     return [found[int(at)] for at in index]
 
 
-def _drawn(
-    folder: Folder, numbers: list[int], counts: Counter[sample.Stratum], limit: int
-) -> Iterator[tuple[int, sample.Rows]]:
-    draw = sample.Draw(counts, limit)
-    tables = store.each(folder, partial(_read, folder, ["split", "label"]), numbers)
-    for number, table in zip(numbers, tables, strict=True):
-        rows = draw.of(table)
-        if len(rows):
-            yield number, rows
+def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> Subset:
+    """Read rows of parts."""
+
+    def take(number: int) -> pa.Table:
+        return _read(folder, [*_RECORD, column], number).take(pa.array(rows[number]))
+
+    taken = list(store.each(folder, take, [number for number in rows if len(rows[number])]))
+    records = pa.concat_tables([part.drop_columns([column]) for part in taken])
+    texts = {name: _objects(records[name]) for name in ("key", "label", "split")}
+    return Subset(
+        np.concatenate([as_matrix(part[column]) for part in taken]),
+        records["index"].to_numpy(),
+        texts["key"],
+        texts["label"],
+        texts["split"],
+        records.schema.field("label").type,
+        total,
+    )
+
+
+def _is_in(values: Array, among: Array) -> Array:
+    """Say which values are among sorted ones; sorting those again for each part would take long."""
+    if not len(among):
+        return np.zeros(len(values), bool)
+    place = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    found: Array = among[place] == values
+    return found
 
 
 def _read(folder: Folder, columns: list[str], number: int) -> pa.Table:

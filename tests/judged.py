@@ -25,6 +25,7 @@ def make_run(
     splits: Sequence[str],
     label_type: pa.DataType | None = None,
     pictures: Sequence[np.ndarray] | None = None,
+    keys: Sequence[str] | None = None,
 ) -> Path:
     """Write a run folder; features (N, D) float32, or those of each layer by its name.
 
@@ -37,6 +38,7 @@ def make_run(
     if pictures is None:
         noise = np.random.default_rng(9).integers(0, 256, (len(labels), 8, 8, 1), np.uint8)
         pictures = list(noise)
+    keys = keys or [f"{at:04d}.png" for at in range(len(labels))]
     folder = Folder.at(str(path))
     for number, start in enumerate(range(0, len(labels), SHARD)):
         rows = slice(start, start + SHARD)
@@ -44,7 +46,7 @@ def make_run(
         table = pa.table(
             {
                 "index": pa.array(index),
-                "key": [f"{at:04d}.png" for at in index],
+                "key": list(keys[rows]),
                 "label": pa.array(list(labels[rows]), label_type),
                 "split": list(splits[rows]),
                 **{columns[name]: as_column(values[rows]) for name, values in layers.items()},

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_embed import pca, plan, soundness, store
+from ray_embed import pca, soundness, store
 from ray_embed import subset as subsets
-from ray_embed.errors import DamagedError, InputError, RunError
+from ray_embed.errors import InputError
 from ray_embed.evaluation import duplicates, intervals, pixels, spectrum
 from ray_embed.evaluation.duplicates import Duplicates
 from ray_embed.evaluation.measure import Measure
@@ -83,7 +83,7 @@ def evaluate(
         StorageError: a part cannot be read.
     """
     folder = Folder.at(run.path)
-    _check_finished(run, folder)
+    soundness.check_finished(folder, run._about)
     layers = run.layers if layer is None else (layer,)
     columns = {one: run._column(one) for one in layers}
     random = None
@@ -113,28 +113,13 @@ def evaluate(
     return found
 
 
-def _check_finished(run: "Run", folder: Folder) -> None:
-    try:
-        expected = soundness.Expected.of(run._about, plan.load(folder))
-        soundness.all_parts(folder, expected)
-    except DamagedError:
-        raise
-    except RunError as error:
-        raise InputError(str(error)) from error
-
-
 def _finite(folder: Folder, subset: Subset) -> Subset:
     if not len(subset):
         raise InputError(
             f"{folder.shown()}: every record was rejected, so there is nothing to judge; see "
             f"{folder.shown(store.REJECTS)}"
         )
-    sound = np.isfinite(subset.features).all(axis=1)
-    if not sound.all():
-        raise InputError(
-            f"{folder.shown()}: the features of {np.sum(~sound)} of {len(subset)} records, of "
-            f"{subset.keys[~sound][0]!r} for one, are not finite; mend the encoder"
-        )
+    subsets.check_finite(subset, folder.shown())
     return subset
 
 

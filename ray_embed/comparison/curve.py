@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures as curves: over the checkpoints of a training, or the layers of an encoder."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ray_embed.comparison.comparing import Comparison, Row
+from ray_embed.errors import InputError
+
+FORMATS = (".png", ".svg")
+# A picture of all of them would be read by nobody.
+_MAIN = (
+    "knn_5_cosine",
+    "knn_20_cosine",
+    "linear_probe",
+    "silhouette_cosine",
+    "kmeans_nmi",
+    "knn_r2_5_cosine",
+    "knn_r2_20_cosine",
+    "rankme",
+)
+_ACROSS = 3
+_PANEL = (4.0, 3.0)  # inches
+_COLOUR = "#0072B2"
+
+
+def check_target(file: str) -> None:
+    """Refuse what cannot be drawn, before the work.
+
+    Raises:
+        InputError: another format, no such folder, or matplotlib is not installed.
+    """
+    path = Path(file)
+    if path.suffix.lower() not in FORMATS:
+        raise InputError(f"--plot {file}: its name must end in {' or '.join(FORMATS)}")
+    if not path.absolute().parent.is_dir():
+        raise InputError(f"--plot {file}: there is no folder {path.parent}; make it first")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError("--plot needs matplotlib: pip install 'ray_embed[plots]'") from error
+
+
+def draw(comparison: Comparison, file: str) -> None:
+    """Draw a panel for each main measure, with the columns from left to right as given.
+
+    Args:
+        comparison: what is drawn.
+        file: a .png or .svg file.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rows = _drawn(comparison.rows)
+    across = min(_ACROSS, len(rows))
+    down = -(-len(rows) // across)
+    names = [column.name for column in comparison.columns]
+    # Ids of an SVG are random otherwise.
+    with rc_context({"svg.hashsalt": "ray_embed"}):
+        # Not by pyplot, which would look for a screen.
+        figure = Figure(figsize=(_PANEL[0] * across, _PANEL[1] * down), layout="constrained")
+        panels = figure.subplots(down, across, squeeze=False).ravel()
+        for panel, row in zip(panels, rows, strict=False):
+            _draw_row(panel, row, names)
+        for panel in panels[len(rows) :]:
+            panel.set_axis_off()
+        drawn = io.BytesIO()
+        suffix = Path(file).suffix[1:].lower()
+        date = {"Date": None} if suffix == "svg" else {}
+        figure.savefig(drawn, format=suffix, dpi=150, metadata=date)
+    Path(file).write_bytes(drawn.getvalue())
+
+
+def _drawn(rows: Sequence[Row]) -> list[Row]:
+    return [row for row in rows if row.name in _MAIN] or list(rows)
+
+
+def _draw_row(panel: Any, row: Row, names: Sequence[str]) -> None:
+    known = [(at, one) for at, one in enumerate(row.measures) if one and np.isfinite(one.value)]
+    places = [at for at, _ in known]
+    values = [one.value for _, one in known]
+    bounds = [one.interval or (one.value, one.value) for _, one in known]
+    panel.plot(places, values, color=_COLOUR, marker="o", markersize=4)
+    for place, (low, high) in zip(places, bounds, strict=True):
+        panel.plot([place, place], [low, high], color=_COLOUR, linewidth=1)
+    better = {True: " (higher is better)", False: " (lower is better)", None: " (no verdict)"}
+    panel.set_title(row.name + better[row.higher_is_better], fontsize=10)
+    turned = {"rotation": 45, "ha": "right"} if max(map(len, names)) * len(names) > 40 else {}
+    panel.set_xticks(range(len(names)), names, fontsize=8, **turned)
+    panel.grid(axis="y", alpha=0.3)
