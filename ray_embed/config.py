@@ -29,6 +29,9 @@ _LISTINGS = (".csv", ".tsv", ".npz")
 # Ray's own word for a Ray that is started here.
 LOCAL = "local"
 
+# For `weights`: those that the model's layers are initialised with, by a fixed seed.
+RANDOM = "random"
+
 
 class RunConfig(pydantic.BaseModel):
     """What to embed, with which encoder, and where to put it.

@@ -85,7 +85,8 @@ MODEL_OPTIONS = [
     _option(_MODEL, "--submodel", metavar="NAME", help="The attribute that holds the encoder."),
     _option(
         _MODEL, "--weights", metavar="W",
-        help="A .weights.h5, .h5 or .keras file, or a TensorFlow checkpoint (prefix or folder).",
+        help="A .weights.h5, .h5 or .keras file, or a TensorFlow checkpoint (prefix or folder); "
+        "`random` for the initial ones of the model's layers, as a floor to compare with.",
     ),
     _option(
         _MODEL, "--import", "imports", multiple=True, metavar="MODULE",

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_embed import description, fingerprint, importing, plan
 from ray_embed._version import __version__
-from ray_embed.config import RunConfig, is_callable_reference
+from ray_embed.config import RANDOM, RunConfig, is_callable_reference
 from ray_embed.encoder import Encoder, EncoderSpec, keep
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
@@ -136,7 +136,7 @@ def encoder_spec(
         config.model_kwargs,
         config.imports,
         config.submodel,
-        None if config.weights is None else _from_anywhere(config.weights),
+        config.weights if config.weights in (None, RANDOM) else _from_anywhere(config.weights),
         config.layers,
         config.pool,
         config.image_size,

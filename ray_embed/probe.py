@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_embed import fingerprint
-from ray_embed.config import RunConfig, is_callable_reference
+from ray_embed.config import RANDOM, RunConfig, is_callable_reference
 from ray_embed.errors import InputError, first_line
 from ray_embed.filesystem import TEMPORARY
 from ray_embed.progress import say
@@ -82,7 +82,8 @@ def check(config: RunConfig, target: Target) -> None:
 
 def _local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     """Give the files and folders that are named by a path, with the option that names each."""
-    given = [("--model ", config.model), ("--weights ", config.weights)]
+    weights = None if config.weights == RANDOM else config.weights
+    given = [("--model ", config.model), ("--weights ", weights)]
     given += [(f"--source {split}=", source) for split, source in config.sources.items()]
     for option, value in given:
         if isinstance(value, str) and not is_uri(value) and not is_callable_reference(value):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed import pooling
+from ray_embed.config import RANDOM
 from ray_embed.encoder import GRAPH_ENGINES, Encoder, EncoderSpec, Output, engines, loading
 from ray_embed.encoder.at_hand import at_hand
 from ray_embed.encoder.graph import (
@@ -23,6 +24,7 @@ from ray_embed.encoder.graph import (
 )
 from ray_embed.encoder.layers import selectable
 from ray_embed.encoder.loading import Loaded
+from ray_embed.encoder.untrained import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
 
 Array = np.ndarray[Any, Any]
@@ -64,7 +66,11 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
             # for that too; those of a functional one are there.
             with _explained(spec, prepared):
                 loaded.call(prepared)
-        loading.give_weights(loaded, here)
+        if here.weights == RANDOM:
+            with _explained(spec, prepared):
+                give_random_weights(loaded, here, prepared)
+        else:
+            loading.give_weights(loaded, here)
     if kept is not None:
         loading.set_weights(loaded, kept)
     with _explained(spec, prepared):

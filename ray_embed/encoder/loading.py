@@ -47,7 +47,7 @@ def load(spec: EncoderSpec) -> Loaded:
         found = importing.call(spec.model, spec.model_kwargs, "--model")
     else:
         found = spec.model
-    model = _submodel(found, spec)
+    model = find_model(found, spec)
     return Loaded(
         lambda images: model(images, training=False),
         _input_shape(model, spec),
@@ -188,7 +188,12 @@ def _loaded(path: Path, load_model: Callable[[], Any]) -> Any:
         raise InputError(f"--model {path}: cannot be loaded: {text[:1500]}{mend}") from error
 
 
-def _submodel(found: Any, spec: EncoderSpec) -> Any:
+def find_model(found: Any, spec: EncoderSpec) -> Any:
+    """Give the Keras model that is asked for in what was loaded.
+
+    Raises:
+        InputError: there is none.
+    """
     where = f"--model {spec.model_name}"
     inside = [name for name, value in _attributes(found).items() if keras_family(value)]
     if spec.submodel:
