@@ -123,6 +123,16 @@ def evaluate(run: str, layer: str | None, sample: int, as_json: bool, random_wei
     record(Folder.at(run), entries)
 
 
+@cli.command()
+@click.argument("run")
+@click.option("--layer", help="Whose features, where there are several.")
+def plot(run: str, layer: str | None) -> None:
+    """Draw maps of the features, and where the encoder fails, into RUN/plots."""
+    from ray_embed.plotting import plot as draw
+
+    draw(run, layer, click.echo)
+
+
 @cli.command(cls=Grouped)
 @with_options(MODEL_OPTIONS)
 def layers(**options: Any) -> None:

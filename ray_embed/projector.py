@@ -6,9 +6,10 @@ follows what TensorBoard's projector plugin reads, all by paths relative to the 
 """
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray_embed.matrix import Matrix
 
@@ -142,6 +143,41 @@ def write_config(path: Path, variables: list[str], metadata: str, sprite: int) -
             embedding.sprite.image_path = "sprite.png"
             embedding.sprite.single_image_dim.extend([sprite, sprite])
     path.write_text(text_format.MessageToString(config))
+
+
+def metadata_of(config: str) -> dict[str, str]:
+    """Give the metadata files that a config names, by variable."""
+    embeddings = _parsed(config).embeddings
+    return {
+        one.tensor_name.removesuffix(f"/{_VALUE}"): one.metadata_path
+        for one in embeddings
+        if one.metadata_path
+    }
+
+
+def with_bookmarks(config: str, paths: Mapping[str, str]) -> str:
+    """Name files of saved views in a config.
+
+    Args:
+        config: the text of ``projector_config.pbtxt``.
+        paths: the files, by variable.
+    """
+    from google.protobuf import text_format
+
+    parsed = _parsed(config)
+    for one in parsed.embeddings:
+        path = paths.get(one.tensor_name.removesuffix(f"/{_VALUE}"))
+        if path is not None:
+            one.bookmarks_path = path
+    text: str = text_format.MessageToString(parsed)
+    return text
+
+
+def _parsed(config: str) -> Any:
+    from google.protobuf import text_format
+    from tensorboard.plugins.projector import ProjectorConfig
+
+    return text_format.Parse(config, ProjectorConfig())
 
 
 def write_event_file(folder: Path) -> None:

@@ -23,6 +23,7 @@ from ray_embed import (
     soundness,
     sprite,
     store,
+    views,
 )
 from ray_embed.ahead import Mapped, mapping
 from ray_embed.alone import alone
@@ -127,6 +128,9 @@ def merge(
         with placing.writing(target), mapping(threads) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
             events.carry(folder, target)
+            saved = views.saved(folder, lambda name: (target / name).read_bytes())
+            for name, content in saved.files.items():
+                (target / name).write_bytes(content)
             target.chmod(0o755)
         _delete_stale(folder, numbers if components else [])
         if folder.is_local:

@@ -1,0 +1,181 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ray-embed plot``: draws what a run's features look like, and keeps maps for the page."""
+
+import posixpath
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ray_embed import description, soundness, subset, views
+from ray_embed.alone import alone
+from ray_embed.filesystem import Folder
+from ray_embed.plotting import figures, map_figure, maps, neighbours, style
+from ray_embed.plotting.palette import Classes, by_name, classes_of, is_scale, short
+from ray_embed.plotting.spectrum import Spectrum, spectrum
+from ray_embed.projector import CONFIG
+from ray_embed.results import load
+from ray_embed.subset import Subset
+
+Array = np.ndarray[Any, Any]
+Say = Callable[[str], None]
+
+# More dots than these show no more, and t-SNE would take minutes.
+DRAWN = 5_000
+_CLASSES = 15
+_SHEET, _BESIDE = 10, 8
+_NONE = "(none)"
+
+
+def plot(run: str, layer: str | None, say: Say) -> None:
+    """Draw a run's features into ``plots/``, and keep maps for the projector's page.
+
+    Args:
+        run: the run folder.
+        layer: whose features, where there are several.
+        say: takes the lines for the user.
+
+    Raises:
+        InputError: no such run or layer, shards are missing, features are not finite, or there is
+            no matplotlib.
+        RunError: a part is damaged, or the storage fails.
+    """
+    style.check_installed()
+    column = load(run)._column(layer)
+    folder = Folder.at(run)
+    about = description.read_run(folder) or {}
+    soundness.check_finished(folder, about)
+    with alone(folder):
+        records = subset.draw(folder, column, DRAWN)
+        if not len(records):
+            say("every record was rejected, so there is nothing to draw")
+            return
+        subset.check_finite(records, folder.shown())
+        if not maps.has_umap():
+            say("no UMAP, which needs umap-learn: pip install 'ray_embed[plots]'")
+        drawing = _Drawing(folder, column, posixpath.basename(folder.path), records, say)
+        with style.styled():
+            drawing.all(spectrum(folder, column, records.features))
+        limit = int(about["config"]["projector_limit"])
+        _keep_views(folder, column, records, limit, say)
+
+
+def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: Say) -> None:
+    """Map the points that the page shows, where they are few enough, and write the views."""
+    shown = min(records.total, limit)
+    if shown > views.MAPPED:
+        say(f"no t-SNE and UMAP for the page: it shows {shown:,} points, not {views.MAPPED:,}")
+        return
+    if shown != len(records):
+        records = subset.draw(folder, column, limit)
+    components = spectrum(folder, column, records.features).coordinates
+    found = maps.projections(components, 3)
+    found["pca"] = components[:, : views.COMPONENTS]
+    views.keep(folder, column, records.index, found)
+    if not folder.exists(f"projector/{CONFIG}"):
+        return
+    saved = views.saved(folder, lambda name: folder.read(f"projector/{name}"))
+    for name, content in saved.files.items():
+        folder.write(f"projector/{name}", content)
+    if saved.names:
+        say(f"saved views for the page: {', '.join(saved.names)} (`ray-embed view` shows them)")
+
+
+class _Drawing:
+    """Draws and saves the pictures of some records.
+
+    Args:
+        folder: the run folder.
+        column: the features.
+        name: of the run.
+        records: the records.
+        say: takes the lines for the user.
+    """
+
+    def __init__(self, folder: Folder, column: str, name: str, records: Subset, say: Say) -> None:
+        self._folder, self._records, self._say = folder, records, say
+        self._suffix = column.removeprefix("feature")
+        of = len(records)
+        some = f"{of:,} records" if of == records.total else f"{of:,} of {records.total:,} records"
+        self._name = short(name + self._suffix, 40)
+        self._about = f"{self._name} · {some}"
+
+    def all(self, found: Spectrum) -> None:
+        """Draw all that there is something to draw for."""
+        records = self._records
+        drawn = [
+            maps.judged(name, records.features, points)
+            for name, points in maps.projections(found.coordinates, 2).items()
+        ]
+        for each in drawn:
+            lost = map_figure.lost_in(each).replace("\n", " ")
+            self._say(f"{map_figure.NAMES[each.name]:<8}{lost}")
+        if is_scale(records.label_type):
+            values = np.array([np.nan if v is None else v for v in records.labels], float)
+            figure = map_figure.by_scale(drawn, values, f"Maps by label · {self._about}", "label")
+        else:
+            classes = classes_of(records.labels)
+            title = f"Maps by label · {self._about}"
+            figure = map_figure.by_class(drawn, classes, title, _NONE)
+        self._save("maps_by_label", figure)
+        splits = classes_of(records.splits)
+        if len(splits.names) > 1:
+            title = f"Maps by split · {self._about}"
+            # Splits lie one upon the other, if all is well.
+            figure = map_figure.by_class(drawn, splits, title, _NONE, named=False)
+            self._save("maps_by_split", figure)
+        some = "" if found.records is None else f" of {found.records:,} records"
+        title = f"Explained variance{some} · {self._name}"
+        self._save("explained_variance", figures.variance(found.ratios, title))
+        if is_scale(records.label_type) or len(classes.names) < 2:
+            self._say("no confusion and no contact sheet, which need two classes")
+            return
+        self._classes(classes)
+
+    def _classes(self, classes: Classes) -> None:
+        """Draw what is confused, of the records that have a class."""
+        labelled = np.flatnonzero(classes.codes >= 0)
+        codes = classes.codes[labelled]
+        near = neighbours.nearest(self._records.features[labelled], codes)
+        shares = neighbours.confusion(near, codes, len(classes.names))
+        chosen = by_name(neighbours.most_confused(shares, _CLASSES), classes.names)
+        some = "" if len(chosen) == len(classes.names) else f", the {len(chosen)} most confused"
+        title = f"Classes of the {near.rows.shape[1]} nearest neighbours{some} · {self._name}"
+        self._save("confusion", figures.confusion(shares, classes.names, chosen, title))
+        self._sheet(labelled, near, neighbours.misplaced(near, codes), classes)
+
+    def _sheet(
+        self,
+        labelled: Array,
+        near: neighbours.Neighbours,
+        found: neighbours.Misplaced,
+        classes: Classes,
+    ) -> None:
+        rows = found.rows[:_SHEET]
+        if not len(rows):
+            self._say("no contact sheet: no record has a neighbour of another class")
+            return
+        beside = near.rows[rows, :_BESIDE]
+        shown = np.column_stack([rows, beside])
+        index = self._records.index[labelled[shown.reshape(-1)]]
+        pictures = iter(subset.pictures(self._folder, index))
+        codes = classes.codes[labelled]
+        records, strips = [], []
+        for place, row in enumerate(rows):
+            key = short(posixpath.basename(str(self._records.keys[labelled[row]])), 22)
+            inside = short(classes.names[found.inside[place]], 18)
+            share = f"{100 * found.shares[place]:.0f} % of its {near.rows.shape[1]}"
+            said = f"{key}\n{share} neighbours\nare {inside}"
+            records.append((next(pictures), classes.names[codes[row]], said))
+            strips.append(
+                [
+                    (next(pictures), classes.names[codes[other]], bool(codes[other] == codes[row]))
+                    for other in beside[place]
+                ]
+            )
+        title = f"Farthest inside another class, and the nearest neighbours · {self._name}"
+        self._save("misplaced", figures.contact_sheet(records, strips, title))
+
+    def _save(self, name: str, figure: Any) -> None:
+        for written in style.save(self._folder, f"{name}{self._suffix}", figure):
+            self._say(self._folder.shown(written))

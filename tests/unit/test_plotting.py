@@ -1,0 +1,249 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`plot`: the pictures of a run, what is said of its maps, and what is confused."""
+
+import io
+import shutil
+import sys
+import xml.etree.ElementTree
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from synthetic import clusters, write_run
+
+from ray_embed.cli import main
+from ray_embed.filesystem import Folder
+from ray_embed.plotting import maps, neighbours, palette, plot
+
+PICTURES = ("maps_by_label", "maps_by_split", "explained_variance", "confusion", "misplaced")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    # UMAP takes half a minute to be compiled; one test has it.
+    monkeypatch.setattr(maps, "has_umap", lambda: False)
+
+
+@pytest.fixture
+def call(monkeypatch, capsys):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["ray-embed", *map(str, arguments)])
+        with pytest.raises(SystemExit) as exited:
+            main()
+        captured = capsys.readouterr()
+        return int(exited.value.code or 0), captured.out, captured.err
+
+    return call
+
+
+def drawn(folder):
+    """Open all pictures; gives their names."""
+    found = set()
+    for png in sorted((folder / "plots").glob("*.png")):
+        image = Image.open(png)
+        image.load()
+        pixels = np.asarray(image.convert("L"))
+        assert min(image.size) > 300
+        assert pixels.std() > 5
+        tree = xml.etree.ElementTree.parse(png.with_suffix(".svg"))
+        assert tree.getroot().tag.endswith("svg")
+        found.add(png.stem)
+    assert len(list((folder / "plots").iterdir())) == 2 * len(found)
+    return found
+
+
+def test_pictures_appear_and_open_also_where_the_folder_was_moved(tmp_path, call):
+    features, codes = clusters(3, 120)
+    write_run(tmp_path / "a", {"gap": features}, list(codes), splits={"valid": 70, "test": 50})
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    code, out, _ = call("plot", tmp_path / "b")
+    assert code == 0
+    assert drawn(tmp_path / "b") == set(PICTURES)
+    assert "no UMAP" in out
+    assert str(tmp_path / "b" / "plots" / "misplaced.svg") in out
+    before = {path.name: path.read_bytes() for path in (tmp_path / "b" / "plots").iterdir()}
+    call("plot", tmp_path / "b")
+    assert before == {path.name: path.read_bytes() for path in (tmp_path / "b" / "plots").iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([f"a rather long name of ${i % 40} \t{i % 40}" for i in range(120)], {"misplaced"}),
+        ([None if i % 3 else "a$" for i in range(120)], set()),
+        ([None if i % 3 else i / 7 for i in range(120)], set()),
+        ([None] * 120, set()),
+    ],
+    ids=["many", "one and none", "floats", "none"],
+)
+def test_labels_of_all_kinds(labels, names, tmp_path, call):
+    features, _ = clusters(3, 120)
+    kind = pa.float64() if isinstance(labels[0], float) or 3 / 7 in labels else pa.string()
+    write_run(tmp_path / "run", {"gap": features}, labels, label_type=kind)
+    code, out, _ = call("plot", tmp_path / "run")
+    assert code == 0
+    expected = {"maps_by_label", "explained_variance"} | (names and {"confusion", *names})
+    assert drawn(tmp_path / "run") == expected
+    assert ("no confusion and no contact sheet" in out) == (not names)
+
+
+@pytest.mark.parametrize(("records", "dimensions"), [(1, 4), (2, 1), (12, 1), (11, 3)])
+def test_few_points_and_dimensions_or_equal_points(records, dimensions, tmp_path, call):
+    features = np.ones((records, dimensions), np.float32)
+    features[: records // 2] = 2
+    labels = [str(at % 2) for at in range(records)]
+    write_run(tmp_path / "run", {"gap": features}, labels)
+    assert call("plot", tmp_path / "run")[0] == 0
+    assert "maps_by_label" in drawn(tmp_path / "run")
+
+
+def test_a_layer_is_named_where_there_are_several(tmp_path, call):
+    features, codes = clusters(2, 60)
+    write_run(tmp_path / "run", {"early": features[:, :4], "late": features}, list(codes))
+    code, _, err = call("plot", tmp_path / "run")
+    assert code == 2
+    assert "early, late" in err
+    assert call("plot", tmp_path / "run", "--layer", "late")[0] == 0
+    assert "maps_by_label_late" in drawn(tmp_path / "run")
+
+
+def test_what_stands_in_the_way_is_said(tmp_path, call, monkeypatch):
+    features, codes = clusters(2, 60)
+    code, _, err = call("plot", tmp_path / "nothing")
+    assert code == 2
+    assert "not a run folder" in err
+    write_run(tmp_path / "run", {"gap": features}, list(codes), missing=1)
+    code, _, err = call("plot", tmp_path / "run")
+    assert code == 2
+    assert "only 0 of 1 shards are done" in err
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, _, err = call("plot", tmp_path / "run")
+    assert code == 2
+    assert "pip install 'ray_embed[plots]'" in err
+
+
+def test_pictures_on_an_object_store(bucket):
+    features, codes = clusters(2, 60)
+    write_run(f"{bucket}/run", {"gap": features}, list(codes))
+    said = []
+    plot(f"{bucket}/run", None, said.append)
+    content = Folder.at(f"{bucket}/run/plots").read("maps_by_label.png")
+    Image.open(io.BytesIO(content)).load()
+    assert any(line.endswith("run/plots/maps_by_label.png") for line in said)
+
+
+def test_trustworthiness_is_that_of_scikit_learn():
+    from sklearn.manifold import trustworthiness
+
+    features, _ = clusters(4, 150)
+    points = features[:, :2]
+    found = maps.judged("pca", features, points)
+    assert found.judged == 150
+    assert found.trustworthiness == pytest.approx(trustworthiness(features, points, n_neighbors=15))
+    assert found.continuity == pytest.approx(trustworthiness(points, features, n_neighbors=15))
+    same = maps.judged("pca", points, points)
+    assert (same.trustworthiness, same.continuity) == (1, 1)
+    shuffled = maps.judged("pca", features, np.random.default_rng(0).permutation(points))
+    assert shuffled.trustworthiness < found.trustworthiness - 0.1
+    assert maps.judged("pca", np.tile(features, (20, 1)), np.tile(points, (20, 1))).judged == 2000
+
+
+def test_maps_are_the_same_each_time():
+    features, _ = clusters(3, 80)
+    once, again = maps.projections(features, 3), maps.projections(features, 3)
+    assert list(once) == ["pca", "tsne"]
+    for name, points in once.items():
+        assert points.shape == (80, 3)
+        assert np.array_equal(points, again[name])
+
+
+def test_neighbours_and_their_confusion_by_hand():
+    angles = np.deg2rad([0, 10, 25, 90, 95, 20])
+    features = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
+    features *= np.array([1, 5, 1, 2, 1, 9])[:, None]
+    codes = np.array([0, 0, 0, 1, 1, 1])
+    found = neighbours.nearest(features, codes, 2)
+    assert found.rows.tolist() == [[1, 5], [0, 5], [5, 1], [4, 2], [3, 2], [2, 1]]
+    assert found.similarities[0] == pytest.approx(np.cos(np.deg2rad([10, 20])))
+    assert found.own[5] == pytest.approx(np.cos(np.deg2rad(70)))
+    shares = neighbours.confusion(found, codes, 2)
+    assert shares == pytest.approx(np.array([[3 / 6, 3 / 6], [4 / 6, 2 / 6]]))
+
+
+def test_what_was_planted_inside_another_class_comes_first():
+    features, codes = clusters(3, 200, spread=0.2)
+    features[17] = features[codes == (codes[17] + 1) % 3].mean(axis=0)
+    found = neighbours.misplaced(neighbours.nearest(features, codes), codes)
+    assert found.rows[0] == 17
+    assert found.inside[0] == (codes[17] + 1) % 3
+    assert found.shares[0] == 1
+    apart, codes = np.eye(2, dtype=np.float32).repeat(30, 0), np.repeat([0, 1], 30)
+    assert len(neighbours.misplaced(neighbours.nearest(apart, codes), codes).rows) == 0
+
+
+def test_the_most_confused_classes_are_chosen():
+    shares = np.eye(6) * 0.9
+    shares[4, 1], shares[2, 5] = 0.6, 0.5
+    assert sorted(neighbours.most_confused(shares, 2)) == [1, 4]
+    assert sorted(neighbours.most_confused(shares, 4)) == [1, 2, 4, 5]
+    assert sorted(neighbours.most_confused(shares, 9)) == list(range(6))
+
+
+def test_classes_are_taken_by_size_and_shown_by_name():
+    labels = np.array(["b", "a10", "a9", "b", None, "a9", "b", ""], object)
+    found = palette.classes_of(labels)
+    assert found.names == ("b", "a9", "(empty)", "a10")
+    assert found.counts == (3, 2, 1, 1)
+    assert found.codes.tolist() == [0, 3, 1, 0, -1, 1, 0, 2]
+    assert [found.names[code] for code in palette.by_name(np.arange(4), found.names)] == [
+        *("(empty)", "a9", "a10", "b")
+    ]
+    assert palette.classes_of(np.arange(200).astype(object)).colored == palette.COLORED
+
+
+# Machado, Oliveira, Fernandes 2009, for linear RGB and no such cones at all.
+DEFICIENCIES = {
+    "none": np.eye(3),
+    "deuteranopia": np.array(
+        [
+            [0.367322, 0.860646, -0.227968],
+            [0.280085, 0.672501, 0.047413],
+            [-0.011820, 0.042940, 0.968881],
+        ]
+    ),
+    "protanopia": np.array(
+        [
+            [0.152286, 1.052583, -0.204868],
+            [0.114503, 0.786281, 0.099216],
+            [-0.003882, -0.048116, 1.051998],
+        ]
+    ),
+}
+_TO_XYZ = np.array(
+    [
+        [0.4124564, 0.3575761, 0.1804375],
+        [0.2126729, 0.7151522, 0.0721750],
+        [0.0193339, 0.1191920, 0.9503041],
+    ]
+)
+
+
+def lab(color, seen):
+    """Give CIE Lab of a colour as it is seen."""
+    channels = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    xyz = _TO_XYZ @ np.clip(seen @ linear, 0, 1) / (0.95047, 1, 1.08883)
+    x, y, z = np.where(xyz > 216 / 24389, np.cbrt(xyz), (24389 / 27 * xyz + 16) / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("seen", DEFICIENCIES.values(), ids=DEFICIENCIES)
+def test_colours_differ_for_all_eyes(seen):
+    colors = [lab(color, seen) for color in palette.COLORS]
+    apart = [np.linalg.norm(a - b) for at, a in enumerate(colors) for b in colors[:at]]
+    # About 2 is just seen.
+    assert min(apart) > 15
+    rest = lab(palette.REST, seen)
+    assert min(np.linalg.norm(rest - one) for one in colors[: palette.COLORED]) > 12
+    assert len(set(palette.MARKERS)) == len(palette.MARKERS) == len(palette.COLORS)
