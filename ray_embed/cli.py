@@ -60,15 +60,15 @@ def reduce(run: str) -> None:
 
 
 @cli.command()
-@click.argument("run")
+@click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
 @click.option("--port", type=int, help="[the first free one from 6006 on]")
-def view(run: str, host: str, port: int | None) -> None:
-    """Open TensorBoard on a run."""
+def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
+    """Open TensorBoard on a run, on several, or on all runs of a folder."""
     from ray_embed.view import view as serve
 
     try:
-        serve(run, host, port, click.echo)
+        serve(runs, host, port, click.echo)
     except KeyboardInterrupt:
         # TensorBoard's threads go on while Python ends, and may abort it.
         sys.stdout.flush()

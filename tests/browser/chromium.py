@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Headless Chromium on the projector of a TensorBoard that ``ray-embed view`` started.
+
+The page is made of Polymer elements, each with a shadow root of its own: elements are found by a
+selector within any of them.
+"""
+
+import contextlib
+import io
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import JavascriptException, TimeoutException
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+CHROMIUM = shutil.which("chromium")
+CHROMEDRIVER = shutil.which("chromedriver")
+_FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--use-gl=angle",
+    "--use-angle=swiftshader",
+    "--enable-unsafe-swiftshader",
+    "--disable-dev-shm-usage",
+    "--window-size=1400,900",
+    "--force-device-scale-factor=1",
+)
+_PATIENCE = 60.0
+
+_FIND = """
+const found = [];
+const look = (root) => {
+    found.push(...root.querySelectorAll(arguments[0]));
+    for (const element of root.querySelectorAll('*'))
+        if (element.shadowRoot) look(element.shadowRoot);
+};
+look(document);
+return found;
+"""
+# Nothing is being fetched or computed, and each point has its place.
+_IDLE = """
+const [page, dialogs] = arguments, set = page.dataSet;
+return !!set && !!page.projection && !dialogs.some((dialog) => dialog.opened)
+    && set.dim[0] === set.points.length && set.points.every((point) => 'pca-0' in point.projections)
+    && page.dataPanel.selectedTensor !== undefined;
+"""
+_ITEMS = """
+const menu = arguments[0].find((menu) => new RegExp(arguments[1]).test(menu.label));
+if (!menu) return null;
+return [...menu.querySelectorAll('paper-item')].filter((item) => !item.disabled);
+"""
+_PLACES = """
+const page = arguments[0], names = page.projection.projectionComponents;
+return page.dataSet.points.map((point) => names.map((name) => String(point.projections[name])));
+"""
+_SEARCH = "arguments[0].setValue(arguments[1], arguments[2]);"
+_LEGEND = """
+const text = (row, part) => row.querySelector(part).textContent;
+return [...arguments[0].shadowRoot.querySelectorAll('.item')].map(
+    (row) => [text(row, '.label'), text(row, '.info')]);
+"""
+
+
+@contextlib.contextmanager
+def viewing(*arguments: Any) -> Iterator[str]:
+    """Run ``ray-embed view ARGUMENTS``; gives the URL."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "ray_embed", "view", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        assert process.stdout
+        lines = iter(process.stdout.readline, "")
+        yield next(line.strip() for line in lines if line.startswith("http"))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGINT)
+        try:
+            process.wait(20)
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+
+
+@contextlib.contextmanager
+def chromium() -> Iterator[webdriver.Chrome]:
+    """Start a browser with a profile of its own."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM or ""
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    with tempfile.TemporaryDirectory(prefix="chromium-") as profile:
+        for flag in (*_FLAGS, f"--user-data-dir={profile}"):
+            options.add_argument(flag)
+        driver = webdriver.Chrome(options, webdriver.ChromeService(CHROMEDRIVER))
+        try:
+            yield driver
+        finally:
+            driver.quit()
+
+
+@dataclass(frozen=True)
+class Page:
+    """The projector's page."""
+
+    driver: webdriver.Chrome
+
+    @classmethod
+    def at(cls, driver: webdriver.Chrome, url: str) -> "Page":
+        """Open the projector, and wait until its points are there."""
+        driver.get("about:blank")
+        driver.get_log("browser")
+        driver.get(url)
+        page = cls(driver)
+        # The plugin is a frame, and the projector a frame in it.
+        for _ in range(2):
+            page.until(lambda: driver.find_elements(By.CSS_SELECTOR, "iframe"))
+            driver.switch_to.frame(driver.find_element(By.CSS_SELECTOR, "iframe"))
+        page.wait()
+        return page
+
+    def until(self, holds: Callable[[], Any]) -> Any:
+        """Wait until something is there or true, and give it."""
+        try:
+            wait = WebDriverWait(self.driver, _PATIENCE, 0.2, [JavascriptException])
+            return wait.until(lambda _: holds())
+        except TimeoutException as error:
+            raise AssertionError(f"the page did not get there: {self.log()}") from error
+
+    def script(self, code: str, *arguments: Any) -> Any:
+        """Run JavaScript in the page."""
+        return self.driver.execute_script(code, *arguments)
+
+    def all(self, selector: str) -> list[Any]:
+        """Find elements in the page and all shadow roots."""
+        return list(self.script(_FIND, selector))
+
+    def one(self, selector: str) -> Any:
+        """Wait for an element and give it."""
+        return self.until(lambda: self.all(selector))[0]
+
+    def wait(self) -> None:
+        """Wait until the page has nothing to do, and has drawn what it did."""
+        projector = self.one("vz-projector")
+        for _ in range(2):
+            self.until(lambda: self.script(_IDLE, projector, self.all("#notification-dialog")))
+            time.sleep(0.7)
+
+    def log(self) -> list[str]:
+        """Give the errors that the browser has logged."""
+        entries = self.driver.get_log("browser")
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
+
+    def said(self) -> list[str]:
+        """Give what the page says in errors of its own: a dialog, or a note at the bottom."""
+        shown = [element.text for element in self.all("#notify-msgs .error")]
+        notes = self.script(
+            "return arguments[0].filter((note) => note.opened).map((note) => note.text)",
+            self.all("#toast"),
+        )
+        return [text for text in (*shown, *notes) if text]
+
+    def counts(self) -> str:
+        """Give how many points and dimensions the page says it shows."""
+        return " ".join(self.one(".status-bar-panel").text.split())
+
+    def items(self, menu: str) -> list[str]:
+        """Give what can be chosen in the menu whose label matches."""
+        return [self.script("return arguments[0].value", item) for item in self._items(menu)]
+
+    def chosen(self, menu: str) -> str:
+        """Give what is chosen in the menu whose label matches."""
+        for item in self._items(menu):
+            if "iron-selected" in item.get_attribute("class"):
+                return str(self.script("return arguments[0].value", item))
+        return ""
+
+    def choose(self, menu: str, value: str) -> None:
+        """Choose in the menu whose label matches, and wait until the page has done it."""
+        items = dict(zip(self.items(menu), self._items(menu), strict=True))
+        self.script("arguments[0].click()", items[value])
+        self.wait()
+
+    def open_run(self, name: str) -> None:
+        """Choose one of several runs."""
+        if self.chosen("runs? found") != name:
+            self.choose("runs? found", name)
+
+    def search(self, text: str, column: str, *, regex: bool = False) -> str:
+        """Search in a column, and give what the page says."""
+        self.choose("^By$", column)
+        self.script(_SEARCH, self.one("#search-box"), text, regex)
+        return str(self.script("return arguments[0].message", self.one("#search-box")))
+
+    def found(self) -> list[int]:
+        """Give the indices of the points that a search has selected."""
+        projector = self.one("vz-projector")
+        return sorted(self.script("return arguments[0].selectedPointIndices", projector))
+
+    def column(self, name: str) -> list[Any]:
+        """Give what the page holds of a column of the metadata, point by point."""
+        code = "return arguments[0].dataSet.points.map((point) => point.metadata[arguments[1]])"
+        return list(self.script(code, self.one("vz-projector"), name))
+
+    def legend(self) -> dict[str, int]:
+        """Give the labels under "Color by", each with its count."""
+        rows = self.script(_LEGEND, self.one("vz-projector-legend"))
+        return {label.strip(): int(count) for label, count in rows}
+
+    def places(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Give where the points are, (N, 2 or 3); numbers that are none come as NaN or Infinity."""
+        return np.array(self.script(_PLACES, self.one("vz-projector")), float)
+
+    def canvas(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Give the picture of the points, (H, W, 3)."""
+        png = self.one("#scatter").screenshot_as_png
+        return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+
+    def _items(self, menu: str) -> list[Any]:
+        found = self.until(lambda: self.script(_ITEMS, self.all("paper-dropdown-menu"), menu))
+        return list(found)
