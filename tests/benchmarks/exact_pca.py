@@ -7,7 +7,8 @@ DIR gets the run folder that `reducing.py` makes, once and kept. Three sides tak
 process of its own, and the one that begins changes from round to round: `pca` is the first pass
 over the parts and the eigendecomposition; `reading` reads the features of the same parts with
 pyarrow and drops them; `products` multiplies the same features, which are in memory as one float64
-array, with themselves by NumPy's own threads. All use all processors, unless `--threads` says
+array, with themselves, a few thousand rows a thread (faster than one product by all of NumPy's own
+threads where others use the processors too). All use all processors, unless `--threads` says
 otherwise. Memory is the most that a process had resident, imports and all.
 
 Exit 0: the variances are those of NumPy on the whole array; 1: they are not.
@@ -34,11 +35,13 @@ from threadpoolctl import threadpool_limits
 
 from ray_embed import moments
 from ray_embed.ahead import mapping
+from ray_embed.blas import one_thread
 from ray_embed.matrix import as_matrix
 from ray_embed.merging import Group
 
 SIDES = ("pca", "reading", "products")
 GROUP_BYTES = 16 << 20
+TOGETHER = 8192
 Call = Callable[[], np.ndarray | None]
 
 
@@ -83,18 +86,24 @@ def reading(path: Path, threads: int) -> Call:
     return call
 
 
-def products(path: Path, rows: int, dimension: int) -> Call:
+def products(path: Path, rows: int, dimension: int, threads: int) -> Call:
     values = np.empty((rows, dimension))
     start = 0
     for file in files_of(path):
         part = as_matrix(pq.read_table(file, columns=["feature"])["feature"])
         values[start : start + len(part)] = part
         start += len(part)
-    product = np.empty((dimension, dimension))
+
+    def product(start: int) -> np.ndarray:
+        some = values[start : start + TOGETHER]
+        return some.T @ some
 
     def call() -> np.ndarray:
-        np.matmul(values.T, values, out=product)
-        return product
+        found = np.zeros((dimension, dimension))
+        with one_thread(), mapping(threads) as mapped:
+            for one in mapped(product, range(0, rows, TOGETHER)):
+                found += one
+        return found
 
     return call
 
@@ -110,7 +119,7 @@ def measured(arguments: argparse.Namespace) -> None:
     elif arguments.side == "reading":
         call = reading(path, threads)
     else:
-        call = products(path, rows, dimension)
+        call = products(path, rows, dimension, threads)
     with threadpool_limits(threads, "blas"):
         # A first call of each library takes a while.
         scipy.linalg.eigvalsh(np.ones((2, 600)).T @ np.ones((2, 600)))
