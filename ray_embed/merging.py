@@ -24,6 +24,8 @@ from ray_embed.matrix import Matrix, as_column, as_matrix
 # TensorBoard's page makes features of this many dimensions and more spherical, and from above 200
 # on projects them at random before it computes anything: one fewer, and it takes them as they are.
 _SPHERED = 50
+# Of two dimensions it shows nothing, as it looks for a third component.
+_FLAT = 2
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,7 @@ class Merge:
         """The variables that hold the first coordinates of what is shown, by column.
 
         A column has none where the page does well without, and where a layer's name has taken it.
+        What of them is written is said by :func:`_as_the_page_takes_it`.
         """
         named = [projector.variable_of(column) for column in self.columns]
         taken = {*named, *map(projector.sampled, named)}
@@ -79,8 +82,8 @@ class Merge:
         for column, found in self.components.items():
             name = pca.column_of(column)
             name = f"sample_{name}" if self.shown < self.points else name
-            few, wide = len(found.vectors) < 2, len(found.mean) >= _SPHERED
-            if wide and not few and name not in taken:
+            few, size = len(found.vectors) < 2, len(found.mean)
+            if (size == _FLAT or size >= _SPHERED) and not few and name not in taken:
                 views[column] = name
         return views
 
@@ -169,11 +172,24 @@ def _slices(
         yield from _whole(merge, piece, name, parts)
         yield from _drawn(merge, piece, projector.sampled(name), parts)
     for column, name in merge.views.items():
-        parts = [np.ascontiguousarray(part[:, : _SPHERED - 1]) for part in coordinates[column]]
+        parts = [_as_the_page_takes_it(part) for part in coordinates[column]]
         if merge.shown < merge.points:
             yield from _drawn(merge, piece, name, parts)
         else:
             yield from _whole(merge, piece, name, parts)
+
+
+def _as_the_page_takes_it(coordinates: Matrix) -> Matrix:
+    """Make the tensor's rows of coordinates (n, k): of two, with a third of zeros.
+
+    More are cut to 49 and scaled to length one, as the page's own "Spherize data" does: its t-SNE
+    and UMAP take the neighbours by 1 - x·y, which of other rows may be negative, and then fail.
+    """
+    if coordinates.shape[1] == _FLAT:
+        return np.pad(coordinates, ((0, 0), (0, 1)))
+    rows = coordinates[:, : _SPHERED - 1]
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.ascontiguousarray(rows / np.where(lengths > 0, lengths, 1))
 
 
 def _whole(merge: Merge, piece: Piece, name: str, parts: list[Matrix]) -> Iterator[projector.Slice]:

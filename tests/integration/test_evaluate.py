@@ -290,7 +290,8 @@ def test_bad_input(ray_embed: Any, tmp_path: Path) -> None:
     features[[4, 9], 2] = np.nan
     unsound = ray_embed("evaluate", make_run(tmp_path / "nan", features, labels, splits))
     assert unsound.code == 2
-    assert "the features of 2 of 300 records are not finite, valid '0004.png' for one" in unsound.err
+    said = "the features of 2 of 300 records are not finite, valid '0004.png' for one"
+    assert said in unsound.err
     run = make_run(tmp_path / "run", *clouds())
     (run / "features" / "part-00000002.parquet").unlink()
     unfinished = ray_embed("evaluate", run)

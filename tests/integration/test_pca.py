@@ -432,11 +432,17 @@ def test_parts_of_shards_that_are_no_more_are_deleted(run, tmp_path):
 # --- the projector -------------------------------------------------------------------------------
 
 
+def sphered(coordinates):
+    """Cut to 49, with rows of length one."""
+    rows = coordinates[:, :49].astype(np.float64)
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
 def test_the_page_gets_49_coordinates_after_the_features(run):
     named, listed, settings = tensors(run)
     assert listed == ["embedding", "pca"]
     assert set(named) == {"embedding", "pca"}
-    assert named["pca"].tobytes() == package.load(str(run)).to_pca()[:, :49].tobytes()
+    assert np.allclose(named["pca"], sphered(package.load(str(run)).to_pca()), atol=1e-6)
     first, second = settings.embeddings
     assert first.metadata_path == second.metadata_path == "metadata.tsv"
     assert first.sprite == second.sprite
@@ -454,8 +460,8 @@ def test_of_a_sample_the_page_gets_their_coordinates(run, tmp_path):
     drawn = [int(line.split("\t")[3]) for line in lines]
     index = table_of(path)["index"].to_pylist()
     rows = [index.index(at) for at in drawn]
-    expected = package.load(str(path)).to_pca()[rows, :49]
-    assert named["sample_pca"].tobytes() == expected.tobytes()
+    expected = sphered(package.load(str(path)).to_pca()[rows])
+    assert np.allclose(named["sample_pca"], expected, atol=1e-6)
     assert len(rows) == 100
     # The coordinates are of all points all the same, and a changed mind leaves nothing behind.
     assert contents(path / "pca") == contents(run / "pca")
@@ -465,7 +471,8 @@ def test_of_a_sample_the_page_gets_their_coordinates(run, tmp_path):
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [((80, 49), None), ((80, 50), 49), ((20, 60), 19), ((3, 60), 2), ((2, 60), None)],
+    # Of two the page would show nothing, so there is a third.
+    [((80, 49), None), ((80, 50), 49), ((20, 60), 19), ((3, 60), 3), ((2, 60), None), ((80, 2), 3)],
 )
 def test_fewer_dimensions_the_page_takes_as_they_are(tmp_path, shape, expected):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -475,6 +482,9 @@ def test_fewer_dimensions_the_page_takes_as_they_are(tmp_path, shape, expected):
     wanted = {"embedding": shape} | ({} if expected is None else {"pca": (shape[0], expected)})
     assert {name: value.shape for name, value in named.items()} == wanted
     assert set(listed) == set(wanted)
+    if shape == (80, 2):
+        assert np.array_equal(named["pca"][:, :2], package.load(str(path)).to_pca())
+        assert not named["pca"][:, 2].any()
 
 
 def test_a_layer_that_is_called_as_coordinates_are(tmp_path):

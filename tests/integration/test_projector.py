@@ -99,6 +99,7 @@ def test_projector_holds_the_files_of_the_contract_and_no_others(runs):
         *(name for name in names if name.startswith("embedding.ckpt-1.data-")),
         "metadata.tsv",
         "sprite.png",
+        "bookmarks.json",
         "projector_config.pbtxt",
     }
 

