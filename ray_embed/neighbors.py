@@ -27,9 +27,15 @@ _NOTHING = 1e-13
 
 
 def neighbors(
-    folder: Folder, numbers: list[int], column: str, query: str | Array, k: int, metric: str
+    folder: Folder,
+    numbers: list[int],
+    column: str,
+    query: str | Array,
+    k: int,
+    metric: str,
+    split: str | None = None,
 ) -> pa.Table:
-    """Find the `k` nearest records of each query, among all that are embedded.
+    """Find the `k` nearest records of each query, among all that are embedded or those of a split.
 
     Cosine distance is 1 - cos, in [0, 2], and 1 where a vector is zero; `l2` is the Euclidean
     distance. Both are computed in float64 and compared in float32; of equal ones the lower index
@@ -43,14 +49,15 @@ def neighbors(
             key), which is then no neighbour of its own.
         k: how many of each query; fewer where there are no more records.
         metric: ``cosine`` or ``l2``.
+        split: of which the neighbours are; None for all.
 
     Returns:
         a table, by query and rank: `query` int64 from 0, `rank` int64 from 1, `index` int64, `key`,
         `label`, `split`, and `distance` float32.
 
     Raises:
-        InputError: no such key or metric, a key of several records, features of another dimension
-            or not finite, or `k` is less than 1.
+        InputError: no such key, split or metric, a key of several records, features of another
+            dimension or not finite, or `k` is less than 1.
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
@@ -66,18 +73,26 @@ def neighbors(
     points = _points(query)
     search = _Search(points, k, metric)
     starts = [0]
-    for number, part in _each(folder, numbers, [column]):
+    splits: dict[str, None] = {}
+    for number, part in _each(folder, numbers, [column, "split"]):
         rows = as_matrix(part[column])
         if points.shape[1] != rows.shape[1]:
             raise InputError(
                 f"the query has {points.shape[1]} dimensions, and the features of "
                 f"{folder.shown()} have {rows.shape[1]}"
             )
-        places = np.arange(starts[-1], starts[-1] + len(rows))
-        starts.append(starts[-1] + len(rows))
+        searched = np.ones(len(rows), bool)
+        if split is not None:
+            splits |= dict.fromkeys(pc.unique(part["split"]).to_pylist())
+            searched = pc.equal(part["split"], split).to_numpy()
         if own is not None and own[0] == number:
-            rows, places = np.delete(rows, own[1], axis=0), np.delete(places, own[1])
-        search.add(rows, places)
+            searched = searched & (np.arange(len(rows)) != own[1])
+        search.add(rows[searched], starts[-1] + np.flatnonzero(searched))
+        starts.append(starts[-1] + len(rows))
+    if split is not None and split not in splits:
+        raise InputError(
+            f"{folder.shown()}: no record is of the split {split!r}; there are {', '.join(splits)}"
+        )
     count, found = search.places.shape
     ranked = {
         "query": np.repeat(np.arange(count), found),

@@ -204,6 +204,7 @@ class Run:
         k: int = 10,
         metric: str = "cosine",
         layer: str | None = None,
+        split: str | None = None,
     ) -> pa.Table:
         """Find the nearest records of a record, or of features, reading a part at a time.
 
@@ -216,19 +217,20 @@ class Run:
             k: how many neighbours of each query; fewer where there are no more records.
             metric: ``cosine`` or ``l2``.
             layer: which layer's features, where there are several.
+            split: of which the neighbours are; None for all.
 
         Returns:
             a row a neighbour, by query and rank: `query` int64 from 0, `rank` int64 from 1,
             `index` int64, `key`, `label`, `split`, `distance` float32.
 
         Raises:
-            InputError: no such key, layer or metric, a key of several records, features of another
-                dimension or not finite, or `k` is less than 1.
+            InputError: no such key, layer, split or metric, a key of several records, features of
+                another dimension or not finite, or `k` is less than 1.
             DamagedError: a part is not what was written.
             StorageError: a part cannot be read.
         """
         column, parts = self._column(layer), self._parts(store.FEATURES)
-        return neighbors.neighbors(self._folder, parts, column, query, k, metric)
+        return neighbors.neighbors(self._folder, parts, column, query, k, metric, split)
 
     def to_ray(self) -> Any:
         """Give a ``ray.data.Dataset`` of the parts.

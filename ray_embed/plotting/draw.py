@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed import description, soundness, subset, views
+from ray_embed import description, progress, soundness, subset, views
 from ray_embed.alone import alone
 from ray_embed.filesystem import Folder
 from ray_embed.plotting import figures, map_figure, maps, neighbours, style
@@ -68,6 +68,7 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
         return
     if shown != len(records):
         records = subset.draw(folder, column, limit)
+    progress.say(f"mapping the {len(records):,} points of the page, in three dimensions")
     components = spectrum(folder, column, records.features).coordinates
     found = maps.projections(components, 3)
     found["pca"] = components[:, : views.COMPONENTS]
@@ -103,6 +104,7 @@ class _Drawing:
     def all(self, found: Spectrum) -> None:
         """Draw all that there is something to draw for."""
         records = self._records
+        progress.say(f"mapping {len(records):,} records, which may take a minute or two")
         drawn = [
             maps.judged(name, records.features, points)
             for name, points in maps.projections(found.coordinates, 2).items()
@@ -162,7 +164,9 @@ class _Drawing:
         codes = classes.codes[labelled]
         records, strips = [], []
         for place, row in enumerate(rows):
-            key = short(posixpath.basename(str(self._records.keys[labelled[row]])), 22)
+            record = labelled[row]
+            name = posixpath.basename(str(self._records.keys[record]))
+            key = short(f"{self._records.splits[record]} {name}", 26)
             inside = short(classes.names[found.inside[place]], 18)
             share = f"{100 * found.shares[place]:.0f} % of its {near.rows.shape[1]}"
             said = f"{key}\n{share} neighbours\nare {inside}"

@@ -86,7 +86,9 @@ def by_scale(maps: Sequence[Map], values: Array, title: str, name: str) -> Any:
 
 
 def _panels(maps: Sequence[Map], title: str, side: float) -> tuple[Any, list[Any]]:
-    figure = new_figure(_PANEL * len(maps) + side, _PANEL + 0.75)
+    figure = new_figure(_PANEL * len(maps) + side, _PANEL + 0.9)
+    # Squares that are as wide as they may be leave no room below, unless it is asked for.
+    figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)
     figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     for panel, each in zip(axes, maps, strict=True):
@@ -103,7 +105,8 @@ def lost_in(each: Map) -> str:
     if each.trustworthiness is None:
         return "too few records to say what is lost"
     some = "" if each.judged == len(each.points) else f"\non {each.judged:,} of the records"
-    return f"trustworthiness {each.trustworthiness:.3f} · continuity {each.continuity:.3f}{some}"
+    kept = f"trustworthiness {each.trustworthiness:.3f} · continuity {each.continuity:.3f}"
+    return f"this map: {kept}{some}"
 
 
 def _rasterized(points: int) -> bool:

@@ -244,6 +244,18 @@ def test_keys_that_are_not_of_one_record(shared, key, said):
         shared.neighbors(key)
 
 
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_neighbours_of_a_split_only(run, split):
+    features, of_split = cloud(), range(ROWS // 2) if split == "valid" else range(ROWS // 2, ROWS)
+    for query, own in (("000.png", 0), (cloud(seed=1, count=3), None)):
+        points = features[:1] if own == 0 else query
+        others = np.array([row for row in of_split if row != own])
+        nearest = np.argsort(expected(features[others], points, "cosine"), axis=1)[:, :4]
+        found = run.neighbors(query, k=4, split=split)
+        assert set(found["split"].to_pylist()) == {split}
+        assert found["index"].to_pylist() == index_of(others[nearest].ravel()).tolist()
+
+
 # --- what does not fit ---------------------------------------------------------------------------
 
 
@@ -261,6 +273,7 @@ def test_keys_that_are_not_of_one_record(shared, key, said):
         ({"query": np.full(DIMENSION, np.nan)}, r"not finite"),
         ({"query": "nobody.png"}, r"'nobody.png'"),
         ({"layer": "late"}, r"no layer 'late'"),
+        ({"split": "train"}, r"no record is of the split 'train'; there are valid, test"),
     ],
 )
 def test_what_does_not_fit(run, arguments, said):
