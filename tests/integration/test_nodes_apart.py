@@ -201,7 +201,9 @@ def test_what_all_nodes_see_is_gone_on_with(apart, tmp_path):
     result = apart.run(tmp_path, *saved(apart.shared / "files"), "--out", apart.shared / "run")
     assert result.code == 0, result.err
     assert table_of(apart.shared / "run").num_rows == 7
-    assert "node" not in result.err
+    # On a busy machine an actor may have to be waited for, which is said.
+    said = [line for line in result.err.splitlines() if not line.startswith("waiting for")]
+    assert not any("node" in line for line in said)
 
 
 def test_each_path_that_a_node_does_not_see_is_named_before_work_starts(apart, tmp_path):

@@ -143,6 +143,8 @@ def test_several_layers_have_a_file_each(tmp_path):
     paths = {one.tensor_name.split("/")[0]: one.bookmarks_path for one in config(run).embeddings}
     assert paths == {
         "embedding_early": "bookmarks_early.json",
+        # Of two dimensions there is one with a third.
+        "pca_early": "bookmarks_early.json",
         "embedding_late": "bookmarks_late.json",
     }
     early = json.loads((run / "projector" / "bookmarks_early.json").read_text())
