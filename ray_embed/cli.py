@@ -18,6 +18,14 @@ from ray_embed.errors import RayEmbedError, RunError
 from ray_embed.options import MODEL_OPTIONS, RUN_OPTIONS, Grouped, with_options
 
 _INTERRUPTED = 130
+_as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
+_sampled = click.option(
+    "--sample",
+    type=click.IntRange(min=2),
+    default=10_000,
+    show_default=True,
+    help="Records judged at most, drawn by split and label.",
+)
 _GUARDED = ("run", "extract", "reduce", "evaluate", "demo")
 
 
@@ -78,7 +86,7 @@ def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
 @cli.command()
 @click.argument("run")
 @click.option("--verify", is_flag=True, help="Read everything and say whether it is sound.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_as_json
 def status(run: str, verify: bool, as_json: bool) -> None:
     """Say what is done of a run, and what was rejected."""
     from ray_embed.status import status as look
@@ -92,14 +100,8 @@ def status(run: str, verify: bool, as_json: bool) -> None:
 @cli.command()
 @click.argument("run")
 @click.option("--layer", help="Judge this one.  [all]")
-@click.option(
-    "--sample",
-    type=click.IntRange(min=2),
-    default=10_000,
-    show_default=True,
-    help="Records that are judged, drawn by split and label.",
-)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_sampled
+@_as_json
 @click.option(
     "--random-weights",
     is_flag=True,
@@ -148,14 +150,8 @@ def layers(**options: Any) -> None:
 @cli.command()
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
 @click.option("--layer", metavar="NAME", help="Layer to take of each.  [all, a column each]")
-@click.option(
-    "--sample",
-    type=click.IntRange(min=2),
-    default=10_000,
-    show_default=True,
-    help="Records judged at most.",
-)
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@_sampled
+@_as_json
 @click.option(
     "--plot", metavar="FILE",
     help="Draw the measures over the runs, in the order given, into a .png or .svg file.",

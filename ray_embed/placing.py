@@ -13,7 +13,6 @@ from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.merging import Merge
 from ray_embed.scratch import check_space
 
-PROJECTOR = "projector"
 # A line of the metadata, about.
 _LINE_BYTES = 128
 # Data files that have been made, and wait to be put onto an object store.
@@ -52,13 +51,13 @@ def publish(merge: Merge, target: Path) -> None:
     folder = merge.folder
     files = {path.name: path for path in target.iterdir()}
     data = {projector.data_file(number, merge.files) for number in range(merge.files)}
-    for info in folder.infos(PROJECTOR):
+    for info in folder.infos(projector.FOLDER):
         if info.base_name not in files and info.base_name not in data:
-            folder.delete(f"{PROJECTOR}/{info.base_name}")
+            folder.delete(f"{projector.FOLDER}/{info.base_name}")
     config = files.pop(projector.CONFIG)
     for name, path in sorted(files.items()):
-        folder.put(path, f"{PROJECTOR}/{name}")
-    folder.put(config, f"{PROJECTOR}/{projector.CONFIG}")
+        folder.put(path, f"{projector.FOLDER}/{name}")
+    folder.put(config, f"{projector.FOLDER}/{projector.CONFIG}")
 
 
 @contextlib.contextmanager

@@ -13,6 +13,8 @@ from typing import Any
 
 from ray_embed.matrix import Matrix
 
+# In a run folder.
+FOLDER = "projector"
 CHECKPOINT, CONFIG = "embedding.ckpt-1", "projector_config.pbtxt"
 # A checkpoint's data, where it is one file.
 _ONLY = ".data-00000-of-00001"

@@ -113,7 +113,7 @@ def merge(
     with placing.target(folder, survey.points, row) as target:
         merge = Merge(
             out,
-            f"{TEMPORARY}/{target.name}" if folder.is_local else placing.PROJECTOR,
+            f"{TEMPORARY}/{target.name}" if folder.is_local else projector.FOLDER,
             expected.fingerprint,
             columns,
             records,
@@ -124,7 +124,7 @@ def merge(
         )
         if not folder.is_local:
             # TensorBoard sees nothing without it: it goes first and comes last.
-            folder.delete(f"{placing.PROJECTOR}/{projector.CONFIG}")
+            folder.delete(f"{projector.FOLDER}/{projector.CONFIG}")
         with placing.writing(target), mapping(threads) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
             events.carry(folder, target)
@@ -134,7 +134,7 @@ def merge(
             target.chmod(0o755)
         _delete_stale(folder, numbers if components else [])
         if folder.is_local:
-            folder.move(f"{TEMPORARY}/{target.name}", placing.PROJECTOR)
+            folder.move(f"{TEMPORARY}/{target.name}", projector.FOLDER)
         else:
             placing.publish(merge, target)
     return survey.points

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from ray_embed import description, neighbors, pca, store
+from ray_embed import description, neighbors, pca, projector, store
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_matrix
@@ -38,7 +38,7 @@ class Run:
     @property
     def projector_path(self) -> str:
         """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
-        return child(self.path, "projector")
+        return child(self.path, projector.FOLDER)
 
     @property
     def pca_path(self) -> str:

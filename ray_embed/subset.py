@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from ray_embed import sample, store, thumbnail
 from ray_embed.errors import InputError
@@ -142,12 +143,18 @@ def pictures(folder: Folder, index: Array) -> list[thumbnail.Pixels]:
     found: dict[int, thumbnail.Pixels] = {}
     numbers = list(store.part_numbers(folder, store.THUMBNAILS))
 
-    def read(number: int) -> pa.Table:
-        part = store.read_part(folder, store.THUMBNAILS, number)
-        own = part["index"].to_numpy()
-        return part.filter(pa.array(np.isin(own, wanted)))
+    def read(part: pq.ParquetFile) -> pa.Table:
+        index = part.read(["index"], use_threads=False)
+        mask = _is_in(index["index"].to_numpy(), wanted)
+        # Most parts have none of a few, and pictures are most of the bytes.
+        if not mask.any():
+            return store.THUMBNAIL_SCHEMA.empty_table()
+        return part.read(["index", "png"], use_threads=False).filter(pa.array(mask))
 
-    for part in store.each(folder, read, numbers):
+    def read_part(number: int) -> pa.Table:
+        return store.with_part(folder, store.THUMBNAILS, number, read)
+
+    for part in store.each(folder, read_part, numbers):
         pngs = zip(part["index"].to_pylist(), part["png"].to_pylist(), strict=True)
         found.update((at, thumbnail.decode_png(png)) for at, png in pngs)
     return [found[int(at)] for at in index]

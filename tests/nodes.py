@@ -18,6 +18,8 @@ from ports import free_port
 
 # What `ray start` says when its node is there.
 _STARTED = "This command will now block"
+# Of a node to join.
+_TRIES = 3
 
 
 def skip_unless_folders_can_be_hidden(tmp_path: Path) -> None:
@@ -53,6 +55,17 @@ class Node:
         for one in below:
             if one.is_running():
                 one.kill()
+
+
+def _comes_up(node: Node) -> bool:
+    """Wait until a node is there; gives whether its process has lived to see it."""
+    end = time.monotonic() + 120
+    while _STARTED not in node.log.read_text():
+        assert time.monotonic() < end, node.log.read_text()
+        if node.process.poll() is not None:
+            return False
+        time.sleep(0.1)
+    return True
 
 
 @dataclass
@@ -115,19 +128,13 @@ class Nodes:
         ]
         command = " && ".join([*mounts, f"exec {shlex.join(ray)}"])
         started = [*(["unshare", "--mount"] if mounts else []), "sh", "-c", command]
-        for last in (False, False, True):
+        # A head that is busy may let a node wait in vain.
+        for left in reversed(range(_TRIES if self.nodes else 1)):
             node = self._started(started, environment or {})
-            end = time.monotonic() + 120
-            while _STARTED not in node.log.read_text():
-                # A head that is busy may let a node wait in vain.
-                if node.process.poll() is not None and self.nodes[1:] and not last:
-                    break
-                running = node.process.poll() is None and time.monotonic() < end
-                assert running, node.log.read_text()
-                time.sleep(0.1)
-            else:
-                return node
-        raise AssertionError("the last try has failed")
+            if _comes_up(node):
+                break
+            assert left, node.log.read_text()
+        return node
 
     def _started(self, words: list[str], environment: Mapping[str, str]) -> Node:
         log = self._folder / f"node-{len(self.nodes)}.log"

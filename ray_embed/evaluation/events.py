@@ -12,10 +12,10 @@ from ray_embed import description
 from ray_embed.alone import alone
 from ray_embed.evaluation.report import lines
 from ray_embed.filesystem import Folder
+from ray_embed.projector import FOLDER
 
 FILE = "evaluation.json"
 EVENTS = "events.out.tfevents.1.ray_embed"
-_PROJECTOR = "projector"
 
 
 def record(folder: Folder, entries: dict[str, Any]) -> None:
@@ -32,8 +32,8 @@ def record(folder: Folder, entries: dict[str, Any]) -> None:
         layers = {**_read(folder), **entries}
         content = {"fingerprint": fingerprint, "layers": layers}
         folder.write(FILE, json.dumps(content, indent=1, ensure_ascii=False).encode())
-        if folder.exists(_PROJECTOR):
-            folder.write(f"{_PROJECTOR}/{EVENTS}", _event_file(layers))
+        if folder.exists(FOLDER):
+            folder.write(f"{FOLDER}/{EVENTS}", _event_file(layers))
 
 
 def carry(folder: Folder, target: Path) -> None:

@@ -13,7 +13,7 @@ from ray_embed.filesystem import Folder
 from ray_embed.plotting import figures, map_figure, maps, neighbours, style
 from ray_embed.plotting.palette import Classes, by_name, classes_of, is_scale, short
 from ray_embed.plotting.spectrum import Spectrum, spectrum
-from ray_embed.projector import CONFIG
+from ray_embed.projector import CONFIG, FOLDER
 from ray_embed.results import load
 from ray_embed.subset import Subset
 
@@ -73,11 +73,11 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
     found = maps.projections(components, 3)
     found["pca"] = components[:, : views.COMPONENTS]
     views.keep(folder, column, records.index, found)
-    if not folder.exists(f"projector/{CONFIG}"):
+    if not folder.exists(f"{FOLDER}/{CONFIG}"):
         return
-    saved = views.saved(folder, lambda name: folder.read(f"projector/{name}"))
+    saved = views.saved(folder, lambda name: folder.read(f"{FOLDER}/{name}"))
     for name, content in saved.files.items():
-        folder.write(f"projector/{name}", content)
+        folder.write(f"{FOLDER}/{name}", content)
     if saved.names:
         say(f"saved views for the page: {', '.join(saved.names)} (`ray-embed view` shows them)")
 
