@@ -13,6 +13,7 @@ from ray_embed.subset import Subset
 Array = np.ndarray[Any, Any]
 
 SIDE = 16
+_TOGETHER = 64
 
 
 def small(thumbnails: Sequence[Array]) -> Array:
@@ -27,8 +28,12 @@ def small(thumbnails: Sequence[Array]) -> Array:
     side = min(SIDE, max(max(one.shape[:2]) for one in thumbnails))
     channels = max(one.shape[2] for one in thumbnails)
     pictures = np.empty((len(thumbnails), side, side, channels), np.float32)
-    for at, one in enumerate(thumbnails):
-        pictures[at] = averaged(one[None], side)[0]
+    shapes = np.array([one.shape for one in thumbnails])
+    for shape in np.unique(shapes, axis=0):
+        (alike,) = np.nonzero((shapes == shape).all(axis=1))
+        for start in range(0, len(alike), _TOGETHER):
+            rows = alike[start : start + _TOGETHER]
+            pictures[rows] = averaged(np.stack([thumbnails[at] for at in rows]), side)
     return pictures
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.blas import one_thread
 from ray_embed.evaluation.trial import Trial
 from ray_embed.matrix import Matrix
 
@@ -30,6 +31,7 @@ def told(features: Matrix, trial: Trial) -> Array:
     Returns:
         (n,) int64, of the judged records.
     """
+    from joblib import parallel_config
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold, cross_val_predict
@@ -38,7 +40,8 @@ def told(features: Matrix, trial: Trial) -> Array:
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
     known, labels = features[trial.reference], trial.labels[trial.reference]
-    with warnings.catch_warnings():
+    # Its products are small: threads would wait for each other. Folds do not.
+    with one_thread(), parallel_config("threading", n_jobs=-1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
         # Of classes with fewer members than folds.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
