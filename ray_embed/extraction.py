@@ -9,14 +9,18 @@ from ray_embed.config import RunConfig
 from ray_embed.decode import PixelSpec
 from ray_embed.encoder import Encoder, keep
 from ray_embed.errors import RunError
-from ray_embed.extractor import Item, Job
+from ray_embed.extractor import Item, Job, ShardResult
 from ray_embed.plan import Shard, SplitPlan
 from ray_embed.prepare import Prepared
-from ray_embed.progress import Progress
+from ray_embed.progress import Progress, say
 from ray_embed.session import Session
 from ray_embed.workers import Worker
 
 _Work = Iterator[Item]
+
+# Pictures of bytes that hold nothing above this are dark ones, or are meant to hold no more than,
+# say, 16: features of such are nearly those of black.
+_DARK = 31
 
 
 def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> float:
@@ -40,6 +44,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     lengths: dict[int, int] = {}
     left = None if shards is None else shards - done.count
     job = _job(config, prepared)
+    unseen = _of_bytes(config, prepared)
     before: list[Item] = []
     with Progress(prepared.plan.records) as progress:
         work = _missing(prepared, done, lengths, progress, before)
@@ -48,6 +53,9 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
         for shard in schedule.extract_all(there(0), job, work, config, before, begun, there):
             progress.advance(shard.rows + sum(shard.rejects.values()))
             rejected += sum(shard.rejects.values())
+            if shard.split in unseen and shard.rows:
+                unseen.remove(shard.split)
+                _warn_if_dark(shard)
             _check_rejects(config, rejected, prepared.target.out)
     # What is not there yet has nothing left to do, and might have machines started for it.
     session.crew.dismiss_waiting()
@@ -148,6 +156,23 @@ def _walked(
             yield Shard(number + local, split, *at), walked.images
         position += walked.records
     return position
+
+
+def _of_bytes(config: RunConfig, prepared: Prepared) -> set[str]:
+    """Name the splits whose pictures are scaled as bytes, 0 to 255, without anybody's word."""
+    if config.scale is not None or config.preprocess is not None:
+        return set()
+    splits = prepared.plan.splits
+    return {split.split for split in splits if split.image_dtype == "uint8"}
+
+
+def _warn_if_dark(shard: ShardResult) -> None:
+    if shard.brightest <= _DARK:
+        say(
+            f"warning: {shard.split}: no value in the thumbnails of {shard.rows} pictures is above "
+            f"{shard.brightest}, and all are scaled as 0 to 255; if yours have another range, "
+            "bring them to 0 to 255, or name a function that scales them (--preprocess)"
+        )
 
 
 def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:

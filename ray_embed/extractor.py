@@ -60,11 +60,13 @@ class Ready:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard."""
+    """What became of a shard; `brightest` is the largest value in its thumbnails, 0 to 255."""
 
     number: int
+    split: str
     rows: int
     rejects: dict[str, int]
+    brightest: int
     finished: float
 
 
@@ -82,6 +84,10 @@ class _Gathered:
         for batch in self.batches:
             held[batch.positions] = True
         return np.flatnonzero(~held).tolist()
+
+    def brightest(self) -> int:
+        """Give the largest value in a thumbnail."""
+        return max((int(batch.thumbnails.max()) for batch in self.batches), default=0)
 
     def pngs(self) -> Array:
         """Give the thumbnails by position; None where there is none."""
@@ -209,7 +215,14 @@ class Extractor:
         store.commit(folder, part, opened.job.fingerprint, rows.num_rows)
         reasons = Counter(part.rejects["reason"].to_pylist())
         self._meter.done(part.features.num_rows, part.rejects.num_rows)
-        return ShardResult(shard.number, part.features.num_rows, dict(reasons), time.time())
+        return ShardResult(
+            shard.number,
+            shard.split.split,
+            part.features.num_rows,
+            dict(reasons),
+            gathered.brightest(),
+            time.time(),
+        )
 
     def reduce(self, out: str, limit: int, others: list[Any]) -> int:
         """Merge the parts into the projector's files; see :func:`ray_embed.reducer.merge`.

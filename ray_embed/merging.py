@@ -23,6 +23,7 @@ from ray_embed.matrix import Matrix, as_column, as_matrix
 
 # TensorBoard's page makes features of this many dimensions and more spherical, and from above 200
 # on projects them at random before it computes anything: one fewer, and it takes them as they are.
+# Features of fewer it does not make spherical, though its t-SNE and UMAP need them so.
 _SPHERED = 50
 # Of two dimensions it shows nothing, as it looks for a third component.
 _FLAT = 2
@@ -73,7 +74,7 @@ class Merge:
     def views(self) -> dict[str, str]:
         """The variables that hold the first coordinates of what is shown, by column.
 
-        A column has none where the page does well without, and where a layer's name has taken it.
+        A column has none of one dimension, and where a layer's name has taken it.
         What of them is written is said by :func:`_as_the_page_takes_it`.
         """
         named = [projector.variable_of(column) for column in self.columns]
@@ -82,8 +83,7 @@ class Merge:
         for column, found in self.components.items():
             name = pca.column_of(column)
             name = f"sample_{name}" if self.shown < self.points else name
-            few, size = len(found.vectors) < 2, len(found.mean)
-            if (size == _FLAT or size >= _SPHERED) and not few and name not in taken:
+            if len(found.vectors) > 1 and name not in taken:
                 views[column] = name
         return views
 

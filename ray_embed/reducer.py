@@ -260,8 +260,8 @@ def _write(
         for writer in writers:
             writer.end()
     shown += merge.views.values()
-    variables = list(dict.fromkeys([*everything, *shown]))
-    projector.write_checkpoint(target, variables, indexes)
+    # What is drawn or computed from them restores nothing.
+    projector.write_checkpoint(target, everything, indexes)
     side = sprite.sprite_cell(merge.shown)
     if side:
         pngs = _thumbnails(merge, survey.groups, drawn, mapped)

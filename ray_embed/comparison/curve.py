@@ -68,11 +68,19 @@ def draw(comparison: Comparison, file: str) -> None:
             _draw_row(panel, row, names)
         for panel in panels[len(rows) :]:
             panel.set_axis_off()
+        figure.suptitle(_title(comparison), fontsize=9)
         drawn = io.BytesIO()
         suffix = Path(file).suffix[1:].lower()
         date = {"Date": None} if suffix == "svg" else {}
         figure.savefig(drawn, format=suffix, dpi=150, metadata=date)
     Path(file).write_bytes(drawn.getvalue())
+
+
+def _title(comparison: Comparison) -> str:
+    counts = sorted(set(comparison.judged))
+    judged = " to ".join(f"{count:,}" for count in (counts[0], counts[-1])[: len(counts)])
+    same = "the same " if comparison.paired else ""
+    return f"judged on {same}{judged} records; bars: 95 % interval of each value by itself"
 
 
 def _drawn(rows: Sequence[Row]) -> list[Row]:

@@ -2,6 +2,7 @@
 """A comparison as text for a terminal: a block of columns below the other where it is narrow."""
 
 import textwrap
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,20 @@ def lines(comparison: Comparison, width: int) -> Iterator[str]:
     yield from _measures(comparison, short, width)
     yield ""
     yield from _likeness(comparison, short, width)
+    yield ""
+    yield from textwrap.wrap(_verdict(comparison, short), width, break_long_words=False)
+
+
+def _verdict(comparison: Comparison, short: Sequence[str]) -> str:
+    """Count the measures that each is the clear best in."""
+    judged = [row for row in comparison.rows if row.higher_is_better is not None]
+    if not judged:
+        return "no verdict: without labels nothing says which one is better"
+    wins = Counter(short[row.best] for row in judged if row.best is not None)
+    open_ones = len(judged) - wins.total()
+    counts = [f"{name} in {count}" for name, count in wins.most_common()]
+    counts += [f"none of them in {open_ones}"] if open_ones else []
+    return f"clear best, by {len(judged)} measures: {', '.join(counts)}"
 
 
 def _measures(comparison: Comparison, short: Sequence[str], width: int) -> Iterator[str]:

@@ -64,7 +64,7 @@ class Idle:
     def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
         from ray_embed.extractor import ShardResult
 
-        return ShardResult(shard.number, RECORDS, {}, time.time())
+        return ShardResult(shard.number, shard.split.split, RECORDS, {}, 255, time.time())
 
 
 class Pool:

@@ -161,7 +161,9 @@ def test_all_runs_of_a_folder_are_in_the_list(page: Any, runs: Path) -> None:
 def test_points_dimensions_and_columns(page: Any) -> None:
     page.open_run("pictures")
     assert page.counts() == "Points: 60 Dimension: 48"
-    assert page.items("tensors? found") == ["embedding/.ATTRIBUTES/VARIABLE_VALUE"]
+    tensors = [f"{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in ("embedding", "pca")]
+    assert page.items("tensors? found") == tensors
+    assert page.chosen("tensors? found") == tensors[0]
     assert page.items("Label by") == ["label", "split", "key", "index"]
     # What was chosen in one run stays so in the next.
     page.choose("Label by", "label")
@@ -257,9 +259,10 @@ def test_two_dimensions_have_a_place_with_a_third(page: Any) -> None:
     assert np.ptp(places, axis=0)[:2].min() > 0
 
 
-def test_the_page_finds_neighbours_of_the_exact_components(page: Any) -> None:
+@pytest.mark.parametrize("layer", ["awkward10", "awkward256"])
+def test_the_page_finds_neighbours_of_the_exact_components(page: Any, layer: str) -> None:
     page.open_run("shapes")
-    page.choose("tensors? found", "pca_awkward256/.ATTRIBUTES/VARIABLE_VALUE")
+    page.choose("tensors? found", f"pca_{layer}/.ATTRIBUTES/VARIABLE_VALUE")
     click(page, '.ink-tab[data-tab="tsne"]')
     click(page, ".run-tsne")
     steps = page.one(".run-tsne-iter")

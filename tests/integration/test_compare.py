@@ -105,6 +105,10 @@ def test_the_better_one_is_marked_and_of_two_alike_none_is(ray_embed: Command, t
     line = next(line for line in table.splitlines() if line.startswith("knn_5_cosine"))
     assert line.split()[3].endswith("*")
     assert "*" not in line.split()[2]
+    judged = sum(row["higher_is_better"] is True for row in found["measures"].values())
+    assert table.splitlines()[-1] == f"clear best, by {judged} measures: better in {judged}"
+    last = ray_embed("compare", better, same).out.splitlines()[-1]
+    assert last == f"clear best, by {judged} measures: none of them in {judged}"
 
 
 def test_pairs_make_the_interval_narrower(compared: Compared, tmp_path: Path):
@@ -280,6 +284,7 @@ def test_float_labels_and_none(ray_embed: Command, compared: Compared, tmp_path:
     none = make(tmp_path / "none", values, [None] * RECORDS, label_type=pa.string())
     found = compared(none, classes)
     assert found["measures"]["rankme"]["differences"]["classes"]["value"] == pytest.approx(0)
+    assert ray_embed("compare", none, none).out.splitlines()[-1].startswith("no verdict: without")
     assert list(found["measures"]["knn_5_l2"]["values"]) == ["classes"]
     assert ray_embed("compare", none, classes).code == 0
     assert only(found)["cka"] == pytest.approx(1)
@@ -352,7 +357,8 @@ def test_a_curve_over_the_runs(ray_embed: Command, tmp_path: Path):
     assert ray_embed("compare", *runs, "--plot", "curve.svg").code == 0
     drawn = (tmp_path / "curve.svg").read_text()
     # Text is drawn as shapes, and said in comments.
-    for text in [*names, "linear_probe (higher is better)", "rankme (no verdict)"]:
+    title = "judged on the same 400 records; bars: 95 % interval of each value by itself"
+    for text in [*names, title, "linear_probe (higher is better)", "rankme (no verdict)"]:
         assert f"<!-- {text} -->" in drawn, text
     assert ray_embed("compare", *runs, "--plot", "again.svg").code == 0
     assert (tmp_path / "again.svg").read_text() == drawn

@@ -472,7 +472,16 @@ def test_of_a_sample_the_page_gets_their_coordinates(run, tmp_path):
 @pytest.mark.parametrize(
     ("shape", "expected"),
     # Of two the page would show nothing, so there is a third.
-    [((80, 49), None), ((80, 50), 49), ((20, 60), 19), ((3, 60), 3), ((2, 60), None), ((80, 2), 3)],
+    [
+        ((80, 3), 3),
+        ((80, 49), 49),
+        ((80, 50), 49),
+        ((20, 60), 19),
+        ((3, 60), 3),
+        ((2, 60), None),
+        ((80, 2), 3),
+        ((80, 1), None),
+    ],
 )
 def test_fewer_dimensions_the_page_takes_as_they_are(tmp_path, shape, expected):
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
@@ -485,6 +494,9 @@ def test_fewer_dimensions_the_page_takes_as_they_are(tmp_path, shape, expected):
     if shape == (80, 2):
         assert np.array_equal(named["pca"][:, :2], package.load(str(path)).to_pca())
         assert not named["pca"][:, 2].any()
+    elif expected and shape[0] > 3:
+        lengths = np.linalg.norm(named["pca"], axis=1)
+        assert lengths == pytest.approx(np.ones(len(lengths)), abs=1e-6)
 
 
 def test_a_layer_that_is_called_as_coordinates_are(tmp_path):

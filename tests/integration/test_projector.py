@@ -232,13 +232,13 @@ def test_checkpoint_is_restored_by_tensorflow(runs):
     assert expected.any()
 
 
-def test_checkpoint_holds_one_tensor_and_what_restoring_needs(runs):
+def test_checkpoint_holds_features_their_coordinates_and_what_restoring_needs(runs):
     import tensorflow as tf
 
     reader = tf.train.load_checkpoint(str(runs.whole / "projector"))
     shapes = reader.get_variable_to_shape_map()
-    assert {name for name, shape in shapes.items() if len(shape) == 2} == {TENSOR}
-    assert shapes[TENSOR] == [20, 5]
+    matrices = {name: shape for name, shape in shapes.items() if len(shape) == 2}
+    assert matrices == {TENSOR: [20, 5], tensor("pca"): [20, 5]}
     assert reader.get_variable_to_dtype_map()[TENSOR] == tf.float32
 
 
@@ -259,7 +259,8 @@ def test_several_layers_are_one_tensor_each_and_share_metadata_and_sprite(runs):
         assert variables[name].numpy().tobytes() == values.tobytes()
     settings = ProjectorConfig()
     text_format.Parse((runs.layers / "projector/projector_config.pbtxt").read_text(), settings)
-    assert [e.tensor_name for e in settings.embeddings] == [tensor(name) for name in expected]
+    names = [*expected, "pca_early", "pca_late"]
+    assert [e.tensor_name for e in settings.embeddings] == [tensor(name) for name in names]
     for embedding in settings.embeddings:
         assert embedding.metadata_path == "metadata.tsv"
         assert embedding.sprite.image_path == "sprite.png"
@@ -479,7 +480,8 @@ def assert_serves(server, run, folder, columns):
     """Compare all that the server says of a run with the Parquet and the files, byte for byte."""
     info = server.projector("info", run=run).json()
     embeddings = {e["tensorName"]: e for e in info["embeddings"]}
-    assert set(embeddings) == {tensor(variable) for variable in columns}
+    coordinates = [variable.replace("embedding", "pca") for variable in columns]
+    assert set(embeddings) == {tensor(variable) for variable in (*columns, *coordinates)}
     metadata = (folder / "projector" / "metadata.tsv").read_bytes()
     sprite = (folder / "projector" / "sprite.png").read_bytes()
     for variable, column in columns.items():

@@ -71,7 +71,8 @@ class Stub:
                 os._exit(1)
         reasons = list((rejected or {}).values())
         rows = shard.records - len(reasons)
-        return ShardResult(shard.number, rows, dict.fromkeys(reasons, 1), time.time())
+        rejects = dict.fromkeys(reasons, 1)
+        return ShardResult(shard.number, shard.split.split, rows, rejects, 255, time.time())
 
 
 def workers_of(count, start=""):

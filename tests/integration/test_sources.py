@@ -709,3 +709,25 @@ def test_float_images_are_resized_only_when_asked(ray_embed, tmp_path):
     assert result.code == 0, result.err
     expected = tf.image.resize(images, (H, W)).numpy().reshape(2, -1)
     assert_features_equal(package.load("r").to_numpy()[0], expected)
+
+
+def test_bytes_of_another_range_are_warned_of(ray_embed, tmp_path):
+    pass_through(tmp_path / "m.keras", 3)
+    images = np.random.default_rng(0).integers(0, 17, (4, H, W, 3))
+    np.savez("dark.npz", images=images.astype(np.uint8), labels=list("abab"))
+    np.savez("bright.npz", images=(15 * images).astype(np.uint8), labels=list("abab"))
+    options = ("--model", "m.keras", "--pool", "flatten", *ONE_ACTOR)
+    both = ("--source", "dark.npz", "--source", "bright.npz", *options)
+    result = ray_embed("extract", *both, "--out", "r")
+    assert result.code == 0, result.err
+    (warning,) = [line for line in result.err.splitlines() if "warning: " in line]
+    assert "dark: no value in the thumbnails of 4 pictures is above 16" in warning
+    assert "--preprocess" in warning
+    # Whoever says how to scale them knows.
+    result = ray_embed("extract", *both, "--scale", "none", "--out", "unscaled")
+    assert result.code == 0, result.err
+    assert "warning" not in result.err
+    np.savez("dark.npz", images=images.astype(np.float32), labels=list("abab"))
+    result = ray_embed("extract", "--source", "dark.npz", *options, "--out", "floats")
+    assert result.code == 0, result.err
+    assert "warning" not in result.err

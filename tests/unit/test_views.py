@@ -103,8 +103,8 @@ def test_a_sample_has_views_of_its_own_points(tmp_path):
     made(run, limit=40)
     package.reduce(str(run))
     plot(str(run), None, print)
-    (shown,) = [one for one in config(run).embeddings if one.metadata_path]
-    assert shown.tensor_name.startswith("sample/")
+    shown = [one.tensor_name for one in config(run).embeddings if one.metadata_path]
+    assert [name.split("/")[0] for name in shown] == ["sample", "sample_pca"]
     names, points = parse_metadata((run / "projector" / "sample.tsv").read_bytes())
     index = [int(point[names.index("index")]) for point in points]
     assert pq.read_table(run / "maps" / "feature.parquet")["index"].to_pylist() == index
@@ -146,6 +146,7 @@ def test_several_layers_have_a_file_each(tmp_path):
         # Of two dimensions there is one with a third.
         "pca_early": "bookmarks_early.json",
         "embedding_late": "bookmarks_late.json",
+        "pca_late": "bookmarks_late.json",
     }
     early = json.loads((run / "projector" / "bookmarks_early.json").read_text())
     assert early[0]["pcaComponentDimensions"] == [0, 1]
