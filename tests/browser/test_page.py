@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from judged import make_run
 from PIL import Image
 
 import ray_embed
@@ -34,56 +35,30 @@ MAGENTA, MAGENTA_SIGN = (255, 0, 255), (1, -1, 1)
 ZEROS = ("007", "08", "10", "7")
 
 
-def features_run(root: Path, name: str, features: Any, labels: Any, **options: Any) -> None:
-    """Make a run of given features by an encoder that passes its input on."""
-    rows, dimension = features.shape
-    pictures = np.asarray(features, np.float32).reshape(rows, 1, dimension, 1)
-    pictures_run(root, name, pictures, labels, **options)
-
-
-def pictures_run(
-    root: Path, name: str, images: Any, labels: Any, model: Path | None = None, **options: Any
-) -> None:
-    """Make a run of pictures whose features are their pixels."""
+def pictures_run(root: Path, name: str, images: Any, labels: Any) -> None:
+    """Embed pictures with an encoder that passes them on: features are their pixels."""
     import keras
 
     data = root.parent / "data"
-    data.mkdir(exist_ok=True)
-    if model is None:
-        model = data / f"{name}.keras"
-        picture = keras.Input(images.shape[1:])
-        keras.Model(picture, keras.layers.Flatten()(picture)).save(model)
-    np.savez(data / f"{name}.npz", images=images, labels=np.array(labels))
+    data.mkdir()
+    picture = keras.Input(images.shape[1:])
+    keras.Model(picture, keras.layers.Flatten()(picture)).save(data / "flatten.keras")
+    np.savez(data / f"{name}.npz", images=images, labels=labels)
     config = ray_embed.RunConfig(
         sources={"all": str(data / f"{name}.npz")},
-        model=str(model),
+        model=str(data / "flatten.keras"),
         out=str(root / name),
         engine="tensorflow",
         actors=1,
         cpus_per_actor=1,
-        **options,
     )
     ray_embed.run(config)
 
 
-def shapes_run(root: Path, shapes: dict[str, Any]) -> None:
-    """Make a run with a layer, and so a tensor, for each of some features of the same rows."""
-    import keras
-
-    everything = np.concatenate(list(shapes.values()), 1)[:, None, :, None]
-    picture = keras.Input(everything.shape[1:])
-    start, outputs = 0, []
-    for name, features in shapes.items():
-        end = start + features.shape[1]
-        crop = ((0, 0), (start, everything.shape[2] - end))
-        outputs.append(keras.layers.Cropping2D(crop, name=name)(picture))
-        start = end
-    model = root.parent / "shapes.keras"
-    keras.Model(picture, outputs).save(model)
-    labels = ["a", "b"] * (len(everything) // 2)
-    pictures_run(
-        root, "shapes", everything, labels, model=model, layers=tuple(shapes), pool="flatten"
-    )
+def features_run(run: Path, features: Any, labels: Any, limit: int | None = None) -> None:
+    """Reduce given features, or those of each layer, as extracting them would have left them."""
+    make_run(run, features, list(labels), ["all"] * len(labels))
+    ray_embed.reduce(str(run), limit)
 
 
 def awkward(dimension: int) -> Any:
@@ -114,17 +89,12 @@ def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     pictures_run(root, "pictures", colours, np.repeat(["alpha", "beta", "gamma"], 20))
     sizes = {"ant": 700, "bee": 250, "cat": 45, "dog": 5}
     centres = np.repeat(np.eye(4, 10) * 5, list(sizes.values()), 0)
-    features_run(
-        root,
-        "sampled",
-        centres + random.normal(size=(1000, 10)),
-        np.repeat(list(sizes), list(sizes.values())),
-        projector_limit=300,
-    )
-    many = random.normal(size=(180, 10))
-    features_run(root, "many", many, [f"class {at % 60:02d}" for at in range(180)])
-    features_run(root, "zeros", many[:80], [ZEROS[at % 4] for at in range(80)])
-    shapes_run(root, AWKWARD)
+    sampled = (centres + random.normal(size=(1000, 10))).astype(np.float32)
+    features_run(root / "sampled", sampled, np.repeat(list(sizes), list(sizes.values())), 300)
+    many = random.normal(size=(180, 10)).astype(np.float32)
+    features_run(root / "many", many, [f"class {at % 60:02d}" for at in range(180)])
+    features_run(root / "zeros", many[:80], [ZEROS[at % 4] for at in range(80)])
+    features_run(root / "shapes", AWKWARD, ["a", "b"] * 29)
     return root
 
 
