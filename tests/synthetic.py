@@ -1,102 +1,154 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run folders with given features, labels and pictures, written without an encoder or Ray."""
+"""Run folders of given features, labels and pictures, as an extraction would leave them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from ray_embed import description, labels, plan, store, thumbnail
+from ray_embed import description, labels, plan, store
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column
+from ray_embed.subset import Subset
+from ray_embed.thumbnail import encode_png
 
-FINGERPRINT = "f" * 16
-_SHARD = 512
+SHARD = 64
+FINGERPRINT = "f" * 64
 
 
-def write_run(
-    out: str | Path,
-    layers: Mapping[str, np.ndarray],
-    classes: Sequence[Any],
-    *,
-    splits: Mapping[str, int] | None = None,
-    keys: Sequence[str] | None = None,
+def make_run(
+    path: Path | str,
+    features: np.ndarray | Mapping[str, np.ndarray],
+    values: Sequence[Any] | None = None,
+    splits: Sequence[str] | None = None,
     label_type: pa.DataType | None = None,
+    *,
+    pictures: Sequence[np.ndarray] | None = None,
+    keys: Sequence[str] | None = None,
+    rejected: Collection[int] = (),
+    missing: int = 0,
+    shard: int = SHARD,
     limit: int = 100_000,
     fingerprint: str = FINGERPRINT,
-    pictures: Sequence[np.ndarray] | None = None,
-    missing: int = 0,
-) -> None:
-    """Write a run folder of the features `layers[name]` (N, D), N labels, and N pictures.
+) -> Path | str:
+    """Write a run folder without an encoder or Ray; gives its path.
 
-    `splits` has the number of records of each split, in order. The last `missing` shards are not
-    done.
+    Args:
+        path: the folder, a path or URI.
+        features: (N, D), or those of each layer by its name.
+        values: the labels; seven classes where none are given.
+        splits: of each record; those of a split are next to each other. "valid" where not given.
+        label_type: of the labels, where they are None or it is not plain.
+        pictures: (h, w, 1 or 3) uint8 each; without them each is of noise of its own.
+        keys: by number where not given.
+        rejected: positions of the records that are set aside.
+        missing: so many of the last shards are not done.
+        shard: records a shard.
+        limit: the points that TensorBoard's page is given.
+        fingerprint: of the run.
     """
-    folder = Folder.at(str(out))
-    label_type = label_type or pa.array(classes).type
-    columns = {name: "feature" if len(layers) == 1 else f"feature_{name}" for name in layers}
-    outputs = [
-        {"layer": name, "column": columns[name], "dimension": values.shape[1]}
-        for name, values in layers.items()
-    ]
-    description.write_run(
-        folder,
-        {
-            "fingerprint": fingerprint,
-            "config": {"projector_limit": limit},
-            "encoder": {"outputs": outputs},
-        },
-        "0",
+    layers = features if isinstance(features, Mapping) else {"top": features}
+    columns = {name: f"feature_{name}" if len(layers) > 1 else "feature" for name in layers}
+    count = len(next(iter(layers.values())))
+    values = [f"class {at % 7}" for at in range(count)] if values is None else list(values)
+    label_type = label_type or pa.array(values).type
+    splits = splits or ["valid"] * count
+    records = pa.table(
+        [
+            np.arange(count),
+            list(keys or [f"{at:04d}.png" for at in range(count)]),
+            pa.array(values, label_type),
+            list(splits),
+        ],
+        schema=labels.record_schema(label_type, []),
     )
-    splits = splits or {"valid": len(classes)}
-    made = [
-        plan.SplitPlan(at, name, "list", "", str(label_type), (), _SHARD, 256, records=count)
-        for at, (name, count) in enumerate(splits.items())
-    ]
-    outline = plan.Plan(tuple(made), str(label_type), ())
+    for name, of_layer in layers.items():
+        records = records.append_column(columns[name], as_column(of_layer.astype(np.float32)))
+    folder = Folder.at(str(path))
+    lengths = {name: len(list(same)) for name, same in groupby(splits)}
+    assert sum(lengths.values()) == count, "the records of a split must be next to each other"
+    outline = plan.Plan(
+        tuple(
+            plan.SplitPlan(at, name, "files", "/", str(label_type), (), shard, 64, records=length)
+            for at, (name, length) in enumerate(lengths.items())
+        ),
+        str(label_type),
+        (),
+    )
     plan.save(folder, outline)
-    number = start = 0
-    for split, count in splits.items():
-        for first in range(start, start + count, _SHARD):
-            rows = slice(first, min(first + _SHARD, start + count))
-            index = np.arange(rows.start, rows.stop)
-            if number < (outline.shards or 0) - missing:
-                part = _part(number, split, index, columns, layers, classes, keys, label_type)
-                pngs = [thumbnail.encode_png(_picture(pictures, at)) for at in index]
-                thumbs = pa.table([index, pngs], schema=store.THUMBNAIL_SCHEMA)
-                none = store.REJECT_SCHEMA.empty_table()
-                store.commit(
-                    folder, store.Part(number, part, none, thumbs), fingerprint, len(index)
-                )
-            number += 1
-        start += count
+    noise = np.random.default_rng(9).integers(0, 256, (count, 8, 8, 1), np.uint8)
+    pictures = noise if pictures is None else pictures
+    planned = list(_shards(lengths, shard))
+    for number, index in enumerate(planned[: len(planned) - missing]):
+        part = _part(number, records, index, rejected, pictures)
+        store.commit(folder, part, fingerprint, len(index))
+    outputs = [
+        {"layer": name, "column": columns[name], "dimension": of_layer.shape[1]}
+        for name, of_layer in layers.items()
+    ]
+    about = {
+        "fingerprint": fingerprint,
+        "config": {"projector_limit": limit},
+        "encoder": {"outputs": outputs},
+    }
+    description.write_run(folder, about, "0")
+    return path
+
+
+def _shards(lengths: Mapping[str, int], shard: int) -> Iterator[np.ndarray]:
+    start = 0
+    for length in lengths.values():
+        for first in range(start, start + length, shard):
+            yield np.arange(first, min(first + shard, start + length))
+        start += length
 
 
 def _part(
     number: int,
-    split: str,
+    records: pa.Table,
     index: np.ndarray,
-    columns: Mapping[str, str],
-    layers: Mapping[str, np.ndarray],
-    classes: Sequence[Any],
-    keys: Sequence[str] | None,
-    label_type: pa.DataType,
-) -> pa.Table:
-    names = [keys[at] if keys else f"{split}/{at:05d}.png" for at in index]
-    own = [index, names, pa.array([classes[at] for at in index], label_type), [split] * len(index)]
-    table = pa.table(own, schema=labels.record_schema(label_type, []))
-    for name, values in layers.items():
-        column = as_column(values[index].astype(np.float32))
-        table = table.append_column(columns[name], column)
-    return table
+    rejected: Collection[int],
+    pictures: Sequence[np.ndarray],
+) -> store.Part:
+    is_gone = np.isin(index, list(rejected))
+    kept, gone = index[~is_gone], index[is_gone]
+    aside = records.take(pa.array(gone)).select(["index", "key", "split"])
+    reasons = pa.array(["not an image"] * len(gone), pa.string())
+    pngs = pa.array([encode_png(pictures[at]) for at in kept], pa.binary())
+    return store.Part(
+        number,
+        records.take(pa.array(kept)),
+        aside.append_column("reason", reasons).cast(store.REJECT_SCHEMA),
+        pa.table([pa.array(kept, pa.int64()), pngs], store.THUMBNAIL_SCHEMA),
+    )
 
 
-def _picture(pictures: Sequence[np.ndarray] | None, at: int) -> np.ndarray:
-    if pictures is not None:
-        return pictures[at]
-    return np.random.default_rng(at).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+def make_subset(
+    features: np.ndarray,
+    values: Sequence[Any],
+    splits: Sequence[str] | None = None,
+    label_type: pa.DataType | None = None,
+) -> Subset:
+    """Give records in memory; of one split where none is given."""
+
+    def objects(given: Sequence[Any]) -> np.ndarray:
+        found = np.empty(len(given), object)
+        found[:] = list(given)
+        return found
+
+    count = len(features)
+    return Subset(
+        np.asarray(features, np.float32),
+        np.arange(count),
+        objects([f"{at:04d}.png" for at in range(count)]),
+        objects(values),
+        objects(splits or ["all"] * count),
+        label_type or pa.array(list(values)).type,
+        count,
+    )
 
 
 def clusters(

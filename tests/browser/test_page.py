@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from judged import make_run
 from PIL import Image
+from synthetic import make_run
 
 import ray_embed
 

@@ -6,7 +6,7 @@ import time
 
 import numpy as np
 import pytest
-from synthetic import clusters, write_run
+from synthetic import clusters, make_run
 
 import ray_embed
 from ray_embed.plotting import maps, plot
@@ -33,7 +33,7 @@ def test_a_click_shows_the_map_that_was_computed_here(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "has_umap", lambda: True)
     monkeypatch.setattr(maps, "umap", lambda points, size: points[:, 3 : 3 + size])
     features, codes = clusters(3, 200)
-    write_run(tmp_path / "run", {"gap": features}, [f"class {code}" for code in codes])
+    make_run(tmp_path / "run", {"gap": features}, [f"class {code}" for code in codes])
     ray_embed.reduce(str(tmp_path / "run"))
     plot(str(tmp_path / "run"), None, print)
     views = json.loads((tmp_path / "run" / "projector" / "bookmarks.json").read_text())

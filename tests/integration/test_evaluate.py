@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from judged import FINGERPRINT, make_run
+from synthetic import FINGERPRINT, make_run
 
 import ray_embed as package
 from ray_embed import pca

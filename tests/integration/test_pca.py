@@ -14,68 +14,13 @@ import pyarrow.parquet as pq
 import pytest
 from samples import contents, copy, part_files, table_of
 from sklearn.decomposition import PCA
+from synthetic import make_run
 
 import ray_embed as package
-from ray_embed import description, moments, pca, plan, reducer, store
+from ray_embed import moments, pca, reducer
 from ray_embed.blas import one_thread
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
-from ray_embed.matrix import as_column
-
-PRINT = "f" * 64
-
-
-def make_run(path, layers, shard=64, rejected=(), limit=100_000):
-    """Write a run folder of features (N, D) by layer, as an extraction does; shards are `shard`.
-
-    Records at the positions `rejected` are set aside.
-    """
-    folder = Folder.at(str(path))
-    count = len(next(iter(layers.values())))
-    columns = {layer: "feature" if len(layers) == 1 else f"feature_{layer}" for layer in layers}
-    for number, start in enumerate(range(0, count, shard)):
-        index = np.arange(start, min(start + shard, count))
-        kept = np.setdiff1d(index, rejected)
-        gone = np.intersect1d(index, rejected)
-        records = {
-            "index": pa.array(kept, pa.int64()),
-            "key": pa.array([f"{at:06d}.png" for at in kept], pa.string()),
-            "label": pa.array([f"class {at % 7}" for at in kept], pa.string()),
-            "split": pa.array(["valid"] * len(kept), pa.string()),
-        }
-        features = {columns[name]: as_column(values[kept]) for name, values in layers.items()}
-        rejects = pa.table(
-            [
-                pa.array(gone, pa.int64()),
-                [f"{at:06d}.png" for at in gone],
-                ["valid"] * len(gone),
-                ["not an image"] * len(gone),
-            ],
-            schema=store.REJECT_SCHEMA,
-        )
-        pngs = pa.array([PNG] * len(kept), pa.binary())
-        thumbnails = pa.table([records["index"], pngs], schema=store.THUMBNAIL_SCHEMA)
-        part = store.Part(number, pa.table({**records, **features}), rejects, thumbnails)
-        store.commit(folder, part, PRINT, len(index))
-    split = plan.SplitPlan(0, "valid", "files", "/", "string", (), shard, 64, records=count)
-    plan.save(folder, plan.Plan((split,), "string", ()))
-    outputs = [
-        {"layer": layer, "column": columns[layer], "dimension": values.shape[1]}
-        for layer, values in layers.items()
-    ]
-    config = {"projector_limit": limit}
-    about = {"fingerprint": PRINT, "config": config, "encoder": {"outputs": outputs}}
-    description.write_run(folder, about, "0")
-    return path
-
-
-def one_pixel():
-    from ray_embed.thumbnail import encode_png
-
-    return encode_png(np.full((2, 2, 3), 128, np.uint8))
-
-
-PNG = one_pixel()
 
 
 def points(count, size, offset=0.0, seed=0):

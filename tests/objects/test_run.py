@@ -103,6 +103,34 @@ def test_other_forms_of_sources_weights_and_layers(
     assert found["key"][9].as_py() == f"{bucket}/data/ünï & b/0000.png"
 
 
+@pytest.mark.slow
+def test_judging_with_random_weights_and_comparing(
+    ray_embed_process: Command, tmp_path: Path, bucket: str
+) -> None:
+    save_encoder(tmp_path / "encoder.keras", seed=1)
+    make_folder(tmp_path / "valid", {"a": 30, "b": 20})
+    make_folder(tmp_path / "test", {"a": 20, "b": 15}, seed=9)
+    object_store.upload(tmp_path, bucket)
+    found = {}
+    for root, out in ((tmp_path, "local"), (bucket, f"{bucket}/run")):
+        sources = [f"--source={root}/{split}" for split in ("valid", "test")]
+        options = ("--out", out, *OPTIONS)
+        done = ray_embed_process("run", *sources, "--model", f"{root}/encoder.keras", *options)
+        assert done.code == 0, done.err
+        done = ray_embed_process("evaluate", out, "--random-weights", "--json")
+        assert done.code == 0, done.err
+        found[out] = json.loads(done.out)
+    assert found[f"{bucket}/run"] == found["local"]
+    (entry,) = found["local"].values()
+    assert set(entry["measures"]) == {"encoder", "raw_pixels", "random_weights"}
+    kept = local_copy(f"{bucket}/run", tmp_path / "away")
+    assert json.loads((kept / "evaluation.json").read_text())["layers"] == found["local"]
+    assert (kept / "random-weights" / "run.json").exists()
+    done = ray_embed_process("compare", "local", f"{bucket}/run/random-weights", "--json")
+    assert done.code == 0, done.err
+    assert json.loads(done.out)["same_records"]
+
+
 def table_of(run: str) -> pa.Table:
     return ray_embed.load(run).to_table().replace_schema_metadata()
 

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pyarrow as pa
 import pytest
-from judged import make_subset
+from synthetic import make_subset
 
 from ray_embed.evaluation import knn
 from ray_embed.evaluation.measure import Measure

@@ -3,7 +3,7 @@
 
 import numpy as np
 import pytest
-from judged import make_subset
+from synthetic import make_subset
 
 from ray_embed.evaluation import intervals
 from ray_embed.evaluation.measure import Measure

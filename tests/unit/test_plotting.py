@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
-from synthetic import clusters, write_run
+from synthetic import clusters, make_run
 
 from ray_embed.cli import main
 from ray_embed.filesystem import Folder
@@ -55,7 +55,7 @@ def drawn(folder):
 
 def test_pictures_appear_and_open_also_where_the_folder_was_moved(tmp_path, call):
     features, codes = clusters(3, 120)
-    write_run(tmp_path / "a", {"gap": features}, list(codes), splits={"valid": 70, "test": 50})
+    make_run(tmp_path / "a", {"gap": features}, list(codes), ["valid"] * 70 + ["test"] * 50)
     shutil.move(tmp_path / "a", tmp_path / "b")
     code, out, _ = call("plot", tmp_path / "b")
     assert code == 0
@@ -80,7 +80,7 @@ def test_pictures_appear_and_open_also_where_the_folder_was_moved(tmp_path, call
 def test_labels_of_all_kinds(labels, names, tmp_path, call):
     features, _ = clusters(3, 120)
     kind = pa.float64() if isinstance(labels[0], float) or 3 / 7 in labels else pa.string()
-    write_run(tmp_path / "run", {"gap": features}, labels, label_type=kind)
+    make_run(tmp_path / "run", {"gap": features}, labels, label_type=kind)
     code, out, _ = call("plot", tmp_path / "run")
     assert code == 0
     expected = {"maps_by_label", "explained_variance"} | (names and {"confusion", *names})
@@ -93,14 +93,14 @@ def test_few_points_and_dimensions_or_equal_points(records, dimensions, tmp_path
     features = np.ones((records, dimensions), np.float32)
     features[: records // 2] = 2
     labels = [str(at % 2) for at in range(records)]
-    write_run(tmp_path / "run", {"gap": features}, labels)
+    make_run(tmp_path / "run", {"gap": features}, labels)
     assert call("plot", tmp_path / "run")[0] == 0
     assert "maps_by_label" in drawn(tmp_path / "run")
 
 
 def test_a_layer_is_named_where_there_are_several(tmp_path, call):
     features, codes = clusters(2, 60)
-    write_run(tmp_path / "run", {"early": features[:, :4], "late": features}, list(codes))
+    make_run(tmp_path / "run", {"early": features[:, :4], "late": features}, list(codes))
     code, _, err = call("plot", tmp_path / "run")
     assert code == 2
     assert "early, late" in err
@@ -113,7 +113,7 @@ def test_what_stands_in_the_way_is_said(tmp_path, call, monkeypatch):
     code, _, err = call("plot", tmp_path / "nothing")
     assert code == 2
     assert "not a run folder" in err
-    write_run(tmp_path / "run", {"gap": features}, list(codes), missing=1)
+    make_run(tmp_path / "run", {"gap": features}, list(codes), missing=1)
     code, _, err = call("plot", tmp_path / "run")
     assert code == 2
     assert "only 0 of 1 shards are done" in err
@@ -125,7 +125,7 @@ def test_what_stands_in_the_way_is_said(tmp_path, call, monkeypatch):
 
 def test_pictures_on_an_object_store(bucket):
     features, codes = clusters(2, 60)
-    write_run(f"{bucket}/run", {"gap": features}, list(codes))
+    make_run(f"{bucket}/run", {"gap": features}, list(codes))
     said = []
     plot(f"{bucket}/run", None, said.append)
     content = Folder.at(f"{bucket}/run/plots").read("maps_by_label.png")
@@ -156,6 +156,21 @@ def test_maps_are_the_same_each_time():
     for name, points in once.items():
         assert points.shape == (80, 3)
         assert np.array_equal(points, again[name])
+
+
+@pytest.mark.slow
+def test_umap_keeps_clusters_apart_and_is_the_same_each_time():
+    features, codes = clusters(3, 150, spread=0.2)
+    once, again = (maps.umap(features, 2) for _ in range(2))
+    assert once.shape == (150, 2)
+    assert once.dtype == np.float32
+    assert np.array_equal(once, again)
+    found = maps.judged("umap", features, once)
+    assert found.trustworthiness > 0.8
+    assert found.continuity > 0.8
+    distances = np.linalg.norm(once[:, None] - once[None], axis=2)
+    np.fill_diagonal(distances, np.inf)
+    assert np.mean(np.array(codes)[distances.argmin(axis=1)] == codes) > 0.95
 
 
 def test_neighbours_and_their_confusion_by_hand():

@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from page import parse_metadata
-from synthetic import clusters, write_run
+from synthetic import clusters, make_run
 
 import ray_embed as package
 from ray_embed import views
@@ -24,7 +24,7 @@ def quick(monkeypatch):
 
 def made(path, *, records=80, dimensions=16, **options):
     features, codes = clusters(3, records, dimensions)
-    write_run(path, {"gap": features}, [f"class {code}" for code in codes], **options)
+    make_run(path, {"gap": features}, [f"class {code}" for code in codes], **options)
     return features
 
 
@@ -136,7 +136,7 @@ def test_the_components_as_a_tensor_have_the_same_views(tmp_path):
 def test_several_layers_have_a_file_each(tmp_path):
     run = tmp_path / "run"
     features, codes = clusters(3, 60)
-    write_run(run, {"early": features[:, :2], "late": features}, list(codes))
+    make_run(run, {"early": features[:, :2], "late": features}, list(codes))
     plot(str(run), "early", print)
     plot(str(run), "late", print)
     package.reduce(str(run))
@@ -155,7 +155,7 @@ def test_several_layers_have_a_file_each(tmp_path):
 def test_an_object_store_has_views_too(bucket):
     run = f"{bucket}/run"
     features, codes = clusters(3, 60)
-    write_run(run, {"gap": features}, list(codes))
+    make_run(run, {"gap": features}, list(codes))
     package.reduce(str(run))
     plot(run, None, print)
     folder = Folder.at(f"{run}/projector")
