@@ -32,7 +32,8 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
         session: where the extractors run.
 
     Returns:
-        Images a second, from the first shard that was done on; 0 where nothing was missing.
+        Images a second, from the first shard that was done on; 0 where that took no time to
+        speak of.
 
     Raises:
         InputError: a dataset is not repeatable, or a planned file is gone.
@@ -64,7 +65,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
         finished = finished.with_records(ordinal, records)
     if finished != plan.load(prepared.folder):
         plan.save(prepared.folder, finished)
-    return progress.rate
+    return progress.measured
 
 
 def _there(session: Session, left: int | None) -> Callable[[int], list[Worker]]:

@@ -93,6 +93,8 @@ def differences(before: Identity, now: Identity) -> list[str]:
         was, found = before.get(name), now.get(name)
         if was != found and isinstance(was, dict) and isinstance(found, dict):
             lines += [f"{name}, {line}" for line in differences(was, found)]
+        elif was != found and isinstance(was or found, dict):
+            lines.append(f"{name}: was not there" if was is None else f"{name}: is gone")
         elif was != found:
             lines.append(f"{name}: was {_short(was)}, is {_short(found)}")
     return lines

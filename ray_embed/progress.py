@@ -10,6 +10,8 @@ from typing import Self
 from tqdm import tqdm
 
 _SECONDS_A_LINE, _LOOK_SECONDS = 60.0, 0.5
+# Of less nobody can tell how fast it is.
+_SECONDS_TO_TELL = 3.0
 
 
 def say(text: str) -> None:
@@ -86,6 +88,12 @@ class Progress:
         if self._first is not None and self._last > self._first:
             return (self._computed - self._before_first) / (self._last - self._first)
         return self._computed / max(self._last - self._began, 1e-9)
+
+    @property
+    def measured(self) -> float:
+        """The rate, where it was measured for long enough to tell anything; else 0."""
+        began = self._began if self._first is None else self._first
+        return self.rate if self._last - began >= _SECONDS_TO_TELL else 0
 
     def skip(self, records: int) -> None:
         """Count records that were done before."""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed.plotting.maps import Map
-from ray_embed.plotting.palette import COLORS, MARKERS, REST, SEQUENTIAL, Classes, short
+from ray_embed.plotting.palette import COLORS, MARKERS, REST, SEQUENTIAL, Classes, by_name, short
 from ray_embed.plotting.style import INK, RASTERIZED_FROM, new_figure
 
 Array = np.ndarray[Any, Any]
@@ -202,7 +202,7 @@ def _legend(figure: Any, classes: Classes, none: str) -> None:
 
     entries = [
         entry(COLORS[code], MARKERS[code], short(classes.names[code]), classes.counts[code])
-        for code in range(classes.colored)
+        for code in by_name(np.arange(classes.colored), classes.names)
     ]
     others = classes.counts[classes.colored :]
     if others:

@@ -133,7 +133,10 @@ def _member(file: File, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...],
             archive = stack.enter_context(zipfile.ZipFile(stack.enter_context(open_file(file))))
             if f"{name}.npy" not in archive.namelist():
                 names = ", ".join(entry.removesuffix(".npy") for entry in archive.namelist())
-                raise InputError(f"{file}: no array {name!r} in it; it has {names}")
+                raise InputError(
+                    f"{file}: no array {name!r} in it; it has {names}, but needs images and "
+                    "labels: np.savez(path, images=images, labels=labels)"
+                )
             stream = stack.enter_context(archive.open(f"{name}.npy"))
             version = np.lib.format.read_magic(stream)
             read = np.lib.format.read_array_header_2_0

@@ -29,6 +29,7 @@ def scaled(points):
     return (points - points.min(axis=0)) / (points.max(axis=0) - points.min(axis=0))
 
 
+@pytest.mark.slow
 def test_a_click_shows_the_map_that_was_computed_here(tmp_path, monkeypatch):
     monkeypatch.setattr(maps, "has_umap", lambda: True)
     monkeypatch.setattr(maps, "umap", lambda points, size: points[:, 3 : 3 + size])

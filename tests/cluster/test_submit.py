@@ -187,6 +187,7 @@ def assert_right(run, folder):
     assert list(labels) == expected_labels
 
 
+@pytest.mark.slow
 def test_nodes_have_what_the_cluster_file_names(laptop):
     for machine in laptop.machines:
         assert (machine.home / "my_project.py").read_text() == MODULE
@@ -196,6 +197,7 @@ def test_nodes_have_what_the_cluster_file_names(laptop):
     assert "/home/venv/lib/" in where.stdout
 
 
+@pytest.mark.slow
 def test_ray_submit(laptop, tmp_path):
     source = make_folder(tmp_path / "valid", {"a": 20, "b": 15})
     # So that each machine has room for one actor.
@@ -212,6 +214,7 @@ def test_ray_submit(laptop, tmp_path):
     assert_right(tmp_path / "run", source)
 
 
+@pytest.mark.slow
 def test_ray_submit_says_how_a_module_comes_to_the_nodes(laptop, tmp_path):
     source = make_folder(tmp_path / "valid", {"a": 2})
     words = ["--source", source, "--model", "not_there:encoder", "--out", tmp_path / "run"]
@@ -222,6 +225,7 @@ def test_ray_submit_says_how_a_module_comes_to_the_nodes(laptop, tmp_path):
     assert "Traceback" not in done.stdout
 
 
+@pytest.mark.slow
 def test_ray_job_submit(laptop, tmp_path):
     source = make_folder(tmp_path / "valid", {"a": 10, "b": 5})
     (tmp_path / "project").mkdir()
@@ -235,6 +239,7 @@ def test_ray_job_submit(laptop, tmp_path):
     assert_right(tmp_path / "a run", source)
 
 
+@pytest.mark.slow
 def test_nobody_is_let_in_without_the_token(laptop):
     listed = ["ray", "job", "list", "--address", "http://127.0.0.1:8265"]
     assert laptop.call(*listed, RAY_AUTH_MODE="token").returncode == 0
@@ -243,6 +248,7 @@ def test_nobody_is_let_in_without_the_token(laptop):
     assert "Unauthenticated" in done.stderr or "Authentication" in done.stderr
 
 
+@pytest.mark.slow
 def test_ray_down(laptop):
     head = laptop.machines[0]
     assert {"gcs_server", "raylet"} <= laptop.processes(head)

@@ -82,7 +82,7 @@ def test_damaged_parts_are_named_and_extracted_again(whole, tmp_path, capsys):
     assert files(run) == files(whole.run)
 
 
-@pytest.mark.parametrize("and_reduce", [True, False])
+@pytest.mark.parametrize("and_reduce", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_parts_of_others_are_deleted_or_extracted_again(whole, tmp_path, capsys, and_reduce):
     run = copy(whole.run, tmp_path / "run")
     other = tmp_path / "other"
@@ -203,7 +203,16 @@ def moved(whole, tmp_path):
     return source, run
 
 
-@pytest.mark.parametrize("change", ["added", "removed", "other content", "other time"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        "other content",
+        *(
+            pytest.param(change, marks=pytest.mark.slow)
+            for change in ("added", "removed", "other time")
+        ),
+    ],
+)
 def test_a_source_that_has_changed_is_refused_by_its_first_file(whole, tmp_path, change):
     source, run = moved(whole, tmp_path)
     path = source / "a" / "0003.png"
@@ -220,6 +229,7 @@ def test_a_source_that_has_changed_is_refused_by_its_first_file(whole, tmp_path,
         again(whole, run, sources={"valid": source})
 
 
+@pytest.mark.slow
 def test_sources_may_be_moved(whole, tmp_path):
     source, run = moved(whole, tmp_path)
     elsewhere = tmp_path / "elsewhere"

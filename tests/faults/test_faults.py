@@ -37,6 +37,7 @@ TOOLS = [
 ]
 
 
+@pytest.mark.slow
 def test_a_few_kills():
     done = tool("torture", "--kills", 4, "--records", 160, timeout=580)
     assert done.returncode == 0

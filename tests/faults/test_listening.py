@@ -40,11 +40,8 @@ ray_embed.run(ray_embed.RunConfig(sources={"valid": source}, model=model, out="r
 FROM = {"command line": ["-m", "ray_embed"], "Python": ["-c", PYTHON]}
 
 
-@pytest.mark.parametrize(
-    "start",
-    [FROM["command line"], pytest.param(FROM["Python"], marks=pytest.mark.slow)],
-    ids=FROM,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("start", FROM.values(), ids=FROM)
 def test_nothing_listens_on_an_address_that_others_reach(tmp_path, start):
     source = make_folder(tmp_path / "valid", {"a": 5})
     model = save_encoder(tmp_path / "encoder.keras")

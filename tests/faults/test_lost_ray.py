@@ -7,6 +7,7 @@ import sys
 import time
 
 import psutil
+import pytest
 from conftest import make_folder
 from samples import save_encoder
 
@@ -24,6 +25,7 @@ def worker_that_starts(process):
     raise AssertionError("Ray has started no worker")
 
 
+@pytest.mark.slow
 def test_raylet_is_killed_before_an_actor_is_there(tmp_path):
     make_folder(tmp_path / "valid", {"a": 30})
     save_encoder(tmp_path / "encoder.keras")

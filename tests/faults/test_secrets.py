@@ -20,7 +20,9 @@ SECRET = "hunter2secret"  # not one
 @pytest.mark.parametrize(
     "uri",
     [
-        f"s3://key:{SECRET}@bucket/run?endpoint_override=127.0.0.1:1",
+        pytest.param(
+            f"s3://key:{SECRET}@bucket/run?endpoint_override=127.0.0.1:1", marks=pytest.mark.slow
+        ),
         pytest.param(f"s3://key:{SECRET}@no bucket/run", marks=pytest.mark.slow),
         pytest.param(f"s3://{SECRET}@bucket/run", marks=pytest.mark.slow),
         f"s3://key:{SECRET}@{SECRET}@bucket/run",

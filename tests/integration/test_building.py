@@ -45,6 +45,7 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_what_is_printed_while_building_goes_nowhere(project: Path, ray_embed_process: Command):
     arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:talkative")
     result = ray_embed_process("run", *arguments)

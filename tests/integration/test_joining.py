@@ -80,6 +80,7 @@ def test_a_cluster_with_a_token(tmp_path):
     assert table_of(tmp_path / "run").num_rows == 3
 
 
+@pytest.mark.slow
 def test_a_cluster_of_another_ray_is_named_with_both_versions(tmp_path):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "sitecustomize.py").write_text('import ray\nray.__version__ = "2.1.99"\n')

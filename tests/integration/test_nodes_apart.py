@@ -23,6 +23,8 @@ from samples import save_encoder, table_of, write_listing
 
 import ray_embed as package
 
+pytestmark = pytest.mark.slow
+
 MODULES = {
     "my_project.py": """
         import keras
@@ -159,7 +161,6 @@ def test_the_folder_itself_is_taken_where_it_is_seen(apart):
     assert imported_from(run) == {project}
 
 
-@pytest.mark.slow
 def test_a_job_that_was_submitted_with_its_code_sends_none(apart):
     project = write_modules(apart.private / "job")
     job = json.dumps({"runtime_env": {"working_dir": str(project)}})
@@ -278,7 +279,6 @@ def test_a_node_without_ray_embed_is_named(apart, tmp_path, start_another):
     assert "Traceback" not in result.err
 
 
-@pytest.mark.slow
 def test_a_node_that_dies_is_passed_over(apart, tmp_path, start_another):
     node = start_another()
     processes = psutil.Process(node.process.pid).children(recursive=True)

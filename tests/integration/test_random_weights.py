@@ -199,6 +199,7 @@ def test_the_floor_of_a_model_file_and_folders(project):
     np.testing.assert_allclose(found[-4:], second, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_called_again_it_does_what_is_missing(project):
     data = make_folder(project / "valid", {"a": 8, "b": 4})
     my_encoders.sequential().save("encoder.keras")
@@ -219,6 +220,7 @@ def test_called_again_it_does_what_is_missing(project):
     assert package.extract(config({"valid": data}, Path("encoder.keras"), Path("run"))).rows == 12
 
 
+@pytest.mark.slow
 def test_the_floor_of_callables_and_weights(project):
     trained = my_encoders.AutoEncoder((16, 16, 3), seed=5)
     trained.forward_model.save_weights("run7.weights.h5")
@@ -242,6 +244,7 @@ def test_the_floor_of_callables_and_weights(project):
 # --- what cannot be had --------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_gone_or_has_changed(project):
     data = make_folder(project / "valid", {"a": 3, "b": 2})
     my_encoders.sequential().save("encoder.keras")
@@ -263,6 +266,7 @@ def test_what_is_gone_or_has_changed(project):
         random_run(run, [].append)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("which", ["model", "source"])
 def test_python_objects(project, which):
     sources = {"valid": make_folder(project / "valid", {"a": 3, "b": 2})}
@@ -278,6 +282,7 @@ def test_python_objects(project, which):
         random_run(run, [].append)
 
 
+@pytest.mark.slow
 def test_a_model_that_cannot_be_given_initial_weights(project):
     data = make_folder(project / "valid", {"a": 3, "b": 2})
     options = {"image_size": (16, 16)}

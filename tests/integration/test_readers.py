@@ -272,6 +272,7 @@ def test_to_tf_of_a_layer_without_labels(runs):
     assert {label for _, labels in dataset for label in labels.numpy()} == {b""}
 
 
+@pytest.mark.slow
 def test_to_ray(runs, monkeypatch):
     run = runs.awkward
     # Ray's workers run elsewhere.

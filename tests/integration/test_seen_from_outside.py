@@ -11,6 +11,7 @@ import urllib.request
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
 import ray
 from conftest import make_folder
 from samples import save_encoder
@@ -65,6 +66,7 @@ def wait_for(look, seconds=90):
     return found
 
 
+@pytest.mark.slow
 def test_metrics_and_names_of_a_run_under_way(ray_session, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "waiting.py").write_text(textwrap.dedent(WAITING))

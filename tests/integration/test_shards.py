@@ -186,6 +186,11 @@ def test_another_configuration_or_another_source_is_refused_and_overwrite_starts
         assert token in result.err
     assert "batch" not in result.err
 
+    result = ray_embed("extract", *given, "--source", "more=valid", *options(model))
+    assert result.code == 2
+    assert "source more: was not there" in result.err
+    assert "{" not in result.err
+
     # A file more, and another model.
     picture(77).save(tmp_path / "valid" / "a" / "0001-more.png")
     result = ray_embed("extract", *given, *options(model))
@@ -203,6 +208,7 @@ def test_another_configuration_or_another_source_is_refused_and_overwrite_starts
     assert (tmp_path / "valid" / "a" / "0000.png").exists()
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_threads_it_was_begun_with(ray_embed, model, tmp_path):
     make_folder(tmp_path / "valid", {"a": 9})
     given = ("--source", "valid", "--out", "r", "--model", model, "--engine", "tensorflow")

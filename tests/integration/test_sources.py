@@ -307,6 +307,7 @@ def test_labels_of_an_npz_keep_their_type(tmp_path, labels, type_, expected):
     [
         ({}, ["images"]),
         ({"images": np.zeros((2, 3, 3))}, ["labels"]),
+        ({"x": np.zeros((2, 3, 3))}, ["'images'", "has x", "images and labels", "np.savez"]),
         ({"labels": np.zeros(2)}, ["images", "labels"]),
         ({"x": np.zeros(2), "y": np.zeros(2)}, ["images", "x, y"]),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3)}, ["labels", "(3,)", "2"]),

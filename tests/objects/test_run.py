@@ -304,6 +304,7 @@ def test_what_an_actor_finds_wrong_names_the_uri(
         assert "ray_embed-" not in found.err
 
 
+@pytest.mark.slow
 def test_a_second_writer_is_refused_and_a_dead_one_is_not(
     ray_embed: Command,
     ray_embed_process: Command,

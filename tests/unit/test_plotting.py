@@ -2,6 +2,7 @@
 """`plot`: the pictures of a run, what is said of its maps, and what is confused."""
 
 import io
+import re
 import shutil
 import sys
 import xml.etree.ElementTree
@@ -86,6 +87,16 @@ def test_labels_of_all_kinds(labels, names, tmp_path, call):
     expected = {"maps_by_label", "explained_variance"} | (names and {"confusion", *names})
     assert drawn(tmp_path / "run") == expected
     assert ("no confusion and no contact sheet" in out) == (not names)
+
+
+def test_the_legend_is_in_the_order_of_names(tmp_path, call):
+    features, _ = clusters(2, 100)
+    labels = ["class 10"] * 50 + ["class 9"] * 20 + ["class 100"] * 30
+    make_run(tmp_path / "run", {"gap": features}, labels)
+    assert call("plot", tmp_path / "run")[0] == 0
+    drawn = (tmp_path / "run" / "plots" / "maps_by_label.svg").read_text()
+    listed = re.findall(r"<!-- (class \d+) \(\d+\) -->", drawn)
+    assert listed == ["class 9", "class 10", "class 100"]
 
 
 @pytest.mark.parametrize(("records", "dimensions"), [(1, 4), (2, 1), (12, 1), (11, 3)])

@@ -66,6 +66,19 @@ def test_without_a_terminal_there_is_a_plain_line_a_minute(screen, clock, capsys
     assert capsys.readouterr().out == ""
 
 
+def test_of_a_moment_no_speed_is_told(screen, clock):
+    screen(terminal=False)
+    with Progress(20) as shown:
+        clock(60)
+        shown.advance(10)
+        clock(0.5)
+        shown.advance(10)
+        assert shown.measured == 0
+        clock(9.5)
+        shown.advance(10)
+        assert shown.measured == 2
+
+
 def test_the_line_comes_also_while_nothing_is_done(screen, clock):
     stream = screen(terminal=False)
     with Progress(1000) as shown:
