@@ -8,24 +8,19 @@ DIR gets a run folder of 100 overlapping classes in one split or, with `--splits
 once and kept; with `--thumbnails` of 64 × 64, so that raw pixels are judged too and
 near-duplicates are looked for. The other side finds the 200 nearest of the same sample, which it
 has in memory, by `NearestNeighbors(algorithm="brute")`, once by cosine and once by Euclidean
-distance; with thumbnails of the pixels too. Each side runs in a process of its own and has imported
-all before the clock starts; they take turns, and the one that begins changes from round to round.
-Memory is the most that a process had resident, imports and all.
+distance; with thumbnails of the pixels too.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+from in_turns import alternate, measure, side
 from reducing import CLASSES, PICTURES, SHARD, pngs
 from rows import last_line, row, table
 
@@ -36,6 +31,7 @@ from ray_embed.matrix import as_column
 
 SAMPLE, NEIGHBOURS = 10_000, 200
 SIDES = ("evaluate", "neighbours")
+SCRIPT = Path(__file__).name
 
 
 def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: bool) -> None:
@@ -124,20 +120,7 @@ def measured(arguments: argparse.Namespace) -> None:
         call = neighbours(path, arguments.thumbnails)
     else:
         call = evaluated(path)
-    began = time.perf_counter()
-    call()
-    seconds = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
-
-
-def side(arguments: argparse.Namespace, path: Path, name: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--side", name, "--work", str(path)]
-    command += ["--thumbnails"] if arguments.thumbnails else []
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+    measure(call)
 
 
 def main() -> int:
@@ -160,26 +143,17 @@ def main() -> int:
     shape = f"{arguments.rows}x{arguments.dimension}-{arguments.splits}-{with_or}"
     path = Path(arguments.work) / f"evaluate-{shape}"
     make_run(path, arguments.rows, arguments.dimension, arguments.splits, arguments.thumbnails)
-    side(arguments, path, "evaluate")  # once for the page cache
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
-    for number in range(arguments.rounds):
-        for name in SIDES[:: 1 if number % 2 else -1]:
-            taken[name].append(side(arguments, path, name))
-    medians, peaks = {}, {}
-    for name, results in taken.items():
-        seconds = [result["seconds"] for result in results]
-        medians[name] = statistics.median(seconds)
-        peaks[name] = max(result["peak"] for result in results)
-        shown = " ".join(f"{one:.2f}" for one in seconds)
-        print(f"{name:10}  median {medians[name]:6.2f} s ({shown}), peak RSS {peaks[name]:.0f} MB")
+    options = ["--work", path, *(["--thumbnails"] if arguments.thumbnails else [])]
+    side(SCRIPT, "evaluate", *options)  # once for the page cache
+    taken = alternate(SIDES, arguments.rounds, lambda name: side(SCRIPT, name, *options))
     what = (
         f"evaluate of {arguments.rows:,} × {arguments.dimension}, splits: {arguments.splits}, "
         f"{with_or} thumbnails"
     )
-    over = medians["evaluate"] / medians["neighbours"]
+    over = taken["evaluate"].seconds / taken["neighbours"].seconds
     found = [
         row(f"{what}, over brute-force neighbours", "<= 1.5", over),
-        row(f"{what}, peak memory", "<= 1000", peaks["evaluate"], "MB"),
+        row(f"{what}, peak memory", "<= 1000", taken["evaluate"].peak, "MB"),
     ]
     print(f"\n{table(found)}")
     print(last_line(found))

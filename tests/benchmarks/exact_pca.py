@@ -17,18 +17,15 @@ Exit 0: the variances are those of NumPy on the whole array; 1: they are not.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import statistics
-import subprocess
 import sys
-import time
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
+from in_turns import alternate, measure, side
 from reducing import SHARD, make_run
 from rows import last_line, row, table
 from threadpoolctl import threadpool_limits
@@ -40,6 +37,7 @@ from ray_embed.matrix import as_matrix
 from ray_embed.merging import Group
 
 SIDES = ("pca", "reading", "products")
+SCRIPT = Path(__file__).name
 GROUP_BYTES = 16 << 20
 TOGETHER = 8192
 Call = Callable[[], np.ndarray | None]
@@ -123,30 +121,18 @@ def measured(arguments: argparse.Namespace) -> None:
     with threadpool_limits(threads, "blas"):
         # A first call of each library takes a while.
         scipy.linalg.eigvalsh(np.ones((2, 600)).T @ np.ones((2, 600)))
-        began = time.perf_counter()
-        found = call()
-        seconds = time.perf_counter() - began
+        found = []
+        measure(lambda: found.append(call()))
+    (result,) = found
     if arguments.side == "products":
         mean = sum(
             as_matrix(pq.read_table(file, columns=["feature"])["feature"]).sum(0, float)
             for file in files_of(path)
         )
-        found -= np.outer(mean, mean) / rows
-        found = scipy.linalg.eigvalsh(found)[::-1] / (rows - 1)
-    if found is not None:
-        np.save(path / f"variances-{arguments.side}.npy", found)
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
-
-
-def side(arguments: argparse.Namespace, path: Path, name: str) -> dict[str, float]:
-    command = [sys.executable, __file__, "--side", name, "--work", str(path)]
-    command += ["--rows", str(arguments.rows), "--dimension", str(arguments.dimension)]
-    command += ["--threads", str(arguments.threads)] if arguments.threads else []
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
-    return result
+        result -= np.outer(mean, mean) / rows
+        result = scipy.linalg.eigvalsh(result)[::-1] / (rows - 1)
+    if result is not None:
+        np.save(path / f"variances-{arguments.side}.npy", result)
 
 
 def main() -> int:
@@ -166,27 +152,18 @@ def main() -> int:
         arguments.rows, arguments.rounds = 20_000, 1
     path = Path(arguments.work) / f"{arguments.rows}x{arguments.dimension}-without"
     make_run(path, arguments.rows, arguments.dimension, False)
-    side(arguments, path, "reading")  # once for the page cache
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in SIDES}
-    for number in range(arguments.rounds):
-        first = number % len(SIDES)
-        for name in SIDES[first:] + SIDES[:first]:
-            taken[name].append(side(arguments, path, name))
-    medians, peaks = {}, {}
-    for name, results in taken.items():
-        seconds = [result["seconds"] for result in results]
-        medians[name] = statistics.median(seconds)
-        peaks[name] = max(result["peak"] for result in results)
-        shown = " ".join(f"{one:.2f}" for one in seconds)
-        print(f"{name:9}median {medians[name]:6.2f} s ({shown}), peak RSS {peaks[name]:.0f} MB")
+    options = ["--work", path, "--rows", arguments.rows, "--dimension", arguments.dimension]
+    options += ["--threads", arguments.threads] if arguments.threads else []
+    side(SCRIPT, "reading", *options)  # once for the page cache
+    taken = alternate(SIDES, arguments.rounds, lambda name: side(SCRIPT, name, *options))
     ours, plain = (np.load(path / f"variances-{name}.npy") for name in ("pca", "products"))
     right = bool(np.allclose(ours, plain, rtol=1e-6, atol=1e-9 * plain[0]))
     print(f"variances {'are' if right else 'ARE NOT'} those of the whole array")
     what = f"exact PCA of {arguments.rows:,} × {arguments.dimension}"
-    share = (medians["reading"] + medians["products"]) / medians["pca"]
+    share = (taken["reading"].seconds + taken["products"].seconds) / taken["pca"].seconds
     found = [
         row(f"{what}, reading and products over it", ">= 0.8", share),
-        row(f"{what}, peak memory", "<= 1000", peaks["pca"], "MB"),
+        row(f"{what}, peak memory", "<= 1000", taken["pca"].peak, "MB"),
     ]
     print(f"\n{table(found)}")
     print(last_line(found))

@@ -23,16 +23,14 @@ import argparse
 import json
 import os
 import shutil
-import statistics
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from in_turns import Taken, alternate, measure, side
 from rows import last_line, row, table
 
 from ray_embed import description, plan, store
@@ -40,6 +38,7 @@ from ray_embed.filesystem import Folder
 from ray_embed.matrix import as_column
 from ray_embed.thumbnail import encode_png
 
+SIDES = ("reduce", "plain")
 SHARD, CLASSES, SIDE = 512, 100, 64
 PICTURES = 256  # different ones; each is drawn many times
 TENSOR = "{}/.ATTRIBUTES/VARIABLE_VALUE"
@@ -163,23 +162,17 @@ def measured(arguments: argparse.Namespace) -> None:
     call = reduced(path, arguments.thumbnails, arguments.threads)
     if arguments.side == "plain":
         call = plainly(path, arguments.thumbnails)
-    began = time.perf_counter()
-    call()
-    seconds = time.perf_counter() - began
-    status = Path("/proc/self/status").read_text()
-    peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    print(json.dumps({"seconds": seconds, "peak": peak}))
+    measure(call)
 
 
-def side(arguments: argparse.Namespace, path: Path, name: str) -> dict[str, float]:
+def from_scratch(arguments: argparse.Namespace, path: Path, name: str) -> Taken:
+    """Measure a side that finds nothing of what an earlier one wrote."""
     for left in ("projector", "plain"):
         shutil.rmtree(path / left, ignore_errors=True)
-    command = [sys.executable, __file__, "--side", name, "--work", str(path)]
-    command += ["--thumbnails"] if arguments.thumbnails else []
-    command += ["--pca"] if arguments.pca else []
-    command += ["--threads", str(arguments.threads)] if arguments.threads else []
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE)
-    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    options = ["--work", path, *(["--thumbnails"] if arguments.thumbnails else [])]
+    options += ["--pca"] if arguments.pca else []
+    options += ["--threads", arguments.threads] if arguments.threads else []
+    result = side(Path(__file__).name, name, *options)
     if name == "reduce":
         files = (path / "projector").iterdir()
         (path / "lengths.json").write_text(json.dumps({f.name: f.stat().st_size for f in files}))
@@ -218,7 +211,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--work", required=True, help="a folder for run folders, kept")
     parser.add_argument("--quick", action="store_true", help="few rows, one round: to try it")
-    parser.add_argument("--side", choices=["reduce", "plain"], help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side:
         measured(arguments)
@@ -229,28 +222,18 @@ def main() -> int:
     with_or = "with" if arguments.thumbnails else "without"
     path = Path(arguments.work) / f"{arguments.rows}x{arguments.dimension}-{with_or}"
     make_run(path, arguments.rows, arguments.dimension, arguments.thumbnails)
-    for name in ("reduce", "plain"):
-        side(arguments, path, name)  # once for the page cache, and for the lengths
-    taken: dict[str, list[dict[str, float]]] = {"reduce": [], "plain": []}
-    for number in range(arguments.rounds):
-        for name in list(taken)[:: 1 if number % 2 else -1]:
-            taken[name].append(side(arguments, path, name))
-    medians, peaks = {}, {}
-    for name, results in taken.items():
-        seconds = [result["seconds"] for result in results]
-        medians[name] = statistics.median(seconds)
-        peaks[name] = max(result["peak"] for result in results)
-        shown = " ".join(f"{one:.2f}" for one in seconds)
-        print(f"{name:8}median {medians[name]:6.2f} s ({shown}), peak RSS {peaks[name]:.0f} MB")
-    side(arguments, path, "reduce")
+    for name in SIDES:
+        from_scratch(arguments, path, name)  # once for the page cache, and for the lengths
+    taken = alternate(SIDES, arguments.rounds, lambda name: from_scratch(arguments, path, name))
+    from_scratch(arguments, path, "reduce")
     right = is_right(path)
     print(f"tensors {'are' if right else 'ARE NOT'} the rows of the parts")
     what = f"reduce of {arguments.rows:,} × {arguments.dimension}, {with_or} thumbnails"
     what += ", with PCA" if arguments.pca else ""
-    over = medians["reduce"] / medians["plain"]
+    over = taken["reduce"].seconds / taken["plain"].seconds
     found = [
         row(f"{what}, over plain reading and writing", "<= 1.5", over),
-        row(f"{what}, peak memory", "<= 1000", peaks["reduce"], "MB"),
+        row(f"{what}, peak memory", "<= 1000", taken["reduce"].peak, "MB"),
     ]
     print(f"\n{table(found)}")
     print(last_line(found))
