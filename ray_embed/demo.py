@@ -5,6 +5,7 @@ The pictures are scikit-learn's 1,797 digits of 8×8 pixels. A denoising convolu
 learns, without labels, to undo small shifts and noise; its encoder is what is then looked at.
 """
 
+import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +21,7 @@ _CODE = 32
 
 
 def demo(out: str, say: Callable[[str], None]) -> None:
-    """Train the auto-encoder, run ray_embed on its encoder as any user would, and judge it.
+    """Train the auto-encoder, run ray_embed on its encoder as any user would, judge and draw it.
 
     Args:
         out: the run folder; pictures and model go beside it, into ``<out>-data``.
@@ -60,6 +61,13 @@ def demo(out: str, say: Callable[[str], None]) -> None:
     record(Folder.at(out), {layer: one.to_json() for layer, one in found.items()})
     for one in found.values():
         say("\n".join(one.lines()))
+
+    if importlib.util.find_spec("matplotlib") is not None:
+        from ray_embed.plotting import plot
+
+        say(f"\n$ ray-embed plot {out}")
+        plot(out, None, say)
+    say(f"\nnow look: ray-embed view {out}")
 
 
 def _digits() -> tuple[Array, Array]:

@@ -33,7 +33,10 @@ from samples import (
 
 import ray_embed as package
 
-COMMANDS = ("run", "extract", "reduce", "evaluate", "view", "status", "layers", "demo")
+COMMANDS = (
+    *("run", "extract", "reduce", "evaluate", "compare", "plot"),
+    *("view", "status", "layers", "demo"),
+)
 SHARDS = 10
 KINDS = ("features", "rejects", "thumbnails", "projector")
 HEAVY = ("tensorflow", "keras", "tf_keras", "ray", "tensorboard", "openvino", "pandas")
