@@ -6,7 +6,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 DIST := dist
 
-.PHONY: demo wheel test test-slow torture lint bench clean
+.PHONY: demo wheel test test-slow test-longest torture lint bench clean
 
 demo: .venv/installed
 	$(BIN)/ray-embed demo
@@ -23,6 +23,9 @@ test: .venv/installed
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+test-longest: .venv/installed
+	$(BIN)/python -m pytest -m longest
 
 torture: .venv/installed
 	$(BIN)/python tests/faults/torture.py $(ARGS)

@@ -10,8 +10,6 @@ from many_nodes import add, assert_whole, cluster_of, drain, kill, running, undi
 from PIL import Image
 from samples import table_of
 
-pytestmark = pytest.mark.slow
-
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
@@ -34,6 +32,7 @@ def actors(batches):
     return {(batch.process, batch.node, batch.gpus) for batch in batches}
 
 
+@pytest.mark.slow
 def test_each_gpu_gets_an_actor_of_its_own(tmp_path, expected):
     with cluster_of((4, 2), (4, 2)) as cluster, running(tmp_path, cluster.address) as run:
         run.until(lambda batches: len(actors(batches)) == 4, "four actors")
@@ -44,6 +43,7 @@ def test_each_gpu_gets_an_actor_of_its_own(tmp_path, expected):
     assert {(node, gpu) for _, node, gpu in found} == gpus
 
 
+@pytest.mark.slow
 def test_nodes_join_and_leave_while_it_runs(tmp_path, expected):
     with cluster_of((2, 2)) as cluster, running(tmp_path, cluster.address) as run:
         (first,) = cluster.worker_nodes
@@ -66,6 +66,7 @@ def test_nodes_join_and_leave_while_it_runs(tmp_path, expected):
         assert run.encoded_again <= building + 2
 
 
+@pytest.mark.slow
 def test_what_no_node_has_is_an_error_that_names_it(tmp_path):
     with (
         cluster_of((4, 2)) as cluster,
@@ -79,6 +80,7 @@ def test_what_no_node_has_is_an_error_that_names_it(tmp_path):
     assert not (tmp_path / "run" / "run.json").exists()
 
 
+@pytest.mark.longest
 @pytest.mark.parametrize(
     ("words", "nodes", "each"),
     [
@@ -101,6 +103,7 @@ def test_actors_a_node_and_a_gpu(tmp_path, expected, monkeypatch, words, nodes, 
     assert found == each
 
 
+@pytest.mark.longest
 def test_actors_that_find_no_room_wait_for_it_while_the_others_work(tmp_path, expected):
     with (
         cluster_of((1, 1)) as cluster,
@@ -115,6 +118,7 @@ def test_actors_that_find_no_room_wait_for_it_while_the_others_work(tmp_path, ex
     assert run.said().count("for room: 1 of 3 actors are placed, each asks for 1 CPU and") == 1
 
 
+@pytest.mark.longest
 def test_the_end_does_not_wait_for_actors_without_room(tmp_path, expected):
     with (
         cluster_of((1, 1)) as cluster,
@@ -124,6 +128,7 @@ def test_the_end_does_not_wait_for_actors_without_room(tmp_path, expected):
     assert len(actors(run.batches())) == 1
 
 
+@pytest.mark.longest
 def test_a_run_without_any_node_waits_and_says_so(tmp_path, expected):
     with cluster_of((1, 1)) as cluster, running(tmp_path, cluster.address) as run:
         (only,) = cluster.worker_nodes
@@ -135,6 +140,7 @@ def test_a_run_without_any_node_waits_and_says_so(tmp_path, expected):
     assert "each asks for 1 CPU and 1 GPU, and the cluster has 1 node (1 with 0 CPU" in run.said()
 
 
+@pytest.mark.longest
 def test_what_dies_with_a_node_that_was_to_be_taken_away_counts_no_try(
     tmp_path, expected, monkeypatch
 ):
@@ -156,6 +162,7 @@ def test_what_dies_with_a_node_that_was_to_be_taken_away_counts_no_try(
     assert run.encoded_again <= building + 1
 
 
+@pytest.mark.longest
 def test_a_stream_is_read_where_the_run_was_started(tmp_path, tmp_path_factory):
     words = ("--source", "valid=paced:dataset")
     expected = undisturbed(tmp_path_factory.mktemp("streamed"), *words)
@@ -169,6 +176,7 @@ def test_a_stream_is_read_where_the_run_was_started(tmp_path, tmp_path_factory):
         assert_whole(run, expected)
 
 
+@pytest.mark.longest
 @pytest.mark.parametrize("last", [4, 6])
 def test_records_are_tried_alone_where_there_is_room(tmp_path, monkeypatch, last):
     log = tmp_path / "deadly"

@@ -13,7 +13,7 @@ import psutil
 import pytest
 from many_nodes import assert_whole, running, undisturbed
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.longest
 # As the fake provider names the machine it is started on.
 HEAD = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 PORTS = (6379, 8265, 10001)

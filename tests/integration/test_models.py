@@ -54,7 +54,7 @@ def embed(ray_embed: Command, pictures: Path, tmp_path: Path) -> Embed:
         shutil.copy(module, tmp_path)
 
     def call(*options: Any, layer: str | None = None) -> np.ndarray:
-        result = ray_embed("run", "--source", pictures, "--out", "r", *options)
+        result = ray_embed("extract", "--source", pictures, "--out", "r", *options)
         assert result.code == 0, result.err
         features, labels = package.load("r").to_numpy(layer)
         assert list(labels) == ["a", "a", "a", "b", "b"]
