@@ -101,8 +101,8 @@ def _ourselves() -> str:
 
 def _taken(folder: str, holder: str) -> InputError:
     return InputError(
-        f"{folder}: another ray-embed is writing to it ({holder}); wait for it, stop it, or give "
-        "another --out"
+        f"{folder}: another ray-embed is writing to it ({holder}); wait for it or stop it; a new "
+        "run may have another --out"
     )
 
 

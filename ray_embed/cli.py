@@ -70,11 +70,13 @@ def reduce(run: str) -> None:
 @cli.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
 @click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
-@click.option("--port", type=int, help="[the first free one from 6006 on]")
+@click.option("--port", type=click.IntRange(0, 65535), help="[the first free one from 6006 on]")
 def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
     """Open TensorBoard on a run, on several, or on all runs of a folder."""
     from ray_embed.view import view as serve
 
+    # What it has fetched or linked goes away with it.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(runs, host, port, click.echo)
     except KeyboardInterrupt:
@@ -111,18 +113,18 @@ def evaluate(run: str, layer: str | None, sample: int, as_json: bool, random_wei
     """Say in numbers how well the features of a run cluster, beside those of raw pixels."""
     from ray_embed.evaluation.evaluating import evaluate as judge
     from ray_embed.evaluation.events import record
-    from ray_embed.filesystem import Folder
     from ray_embed.results import load
 
     # What runs for random weights prints on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        found = judge(load(run), layer, sample, random_weights)
+        judged = load(run)
+        found = judge(judged, layer, sample, random_weights)
     entries = {name: one.to_json() for name, one in found.items()}
     if as_json:
         click.echo(json.dumps(entries, ensure_ascii=False))
     else:
         click.echo("\n\n".join("\n".join(one.lines()) for one in found.values()))
-    record(Folder.at(run), entries)
+    record(judged, entries)
 
 
 @cli.command()

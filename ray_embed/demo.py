@@ -54,11 +54,10 @@ def demo(out: str, say: Callable[[str], None]) -> None:
     say(outcome.summary())
 
     from ray_embed.evaluation.events import record
-    from ray_embed.filesystem import Folder
 
     say(f"\n$ ray-embed evaluate {out}")
     found = outcome.run.evaluate()
-    record(Folder.at(out), {layer: one.to_json() for layer, one in found.items()})
+    record(outcome.run, {layer: one.to_json() for layer, one in found.items()})
     for one in found.values():
         say("\n".join(one.lines()))
 

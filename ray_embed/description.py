@@ -22,20 +22,20 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
     if not folder.exists(RUN):
         if any(name != TEMPORARY for name in folder.names()):
             raise InputError(
-                f"{folder.shown()}: it holds something that is no run folder (no {RUN}); "
-                "give another --out"
+                f"{folder.shown()}: it holds something that is no run folder (no {RUN}); name a "
+                "run folder, or for a new one an --out that is not there yet"
             )
         return None
     run = _marked(folder)
     if run is None:
         raise InputError(
             f"{folder.shown(RUN)}: it is no description of a run: of another program, or edited; "
-            "give another --out"
+            "name a run folder, or for a new one an --out that is not there yet"
         )
     if run["ray_embed"].get("format") != _FORMAT:
         raise InputError(
-            f"{folder.shown(RUN)}: written by another version of ray_embed; give another --out, or "
-            "--overwrite to start anew"
+            f"{folder.shown(RUN)}: written by another version of ray_embed; run it again, with "
+            "another --out or --overwrite"
         )
     content = {name: value for name, value in run.items() if name != "ray_embed"}
     if run["ray_embed"].get("checksum") != checksum(content):

@@ -221,7 +221,7 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     """
     folder = prepared.folder
     if prepared.target.goes_on:
-        _renew(prepared, scratch)
+        _renew(config, prepared, scratch)
         return
     # To be overwritten, or left by a start that got no further than this.
     description.clear(folder)
@@ -242,13 +242,20 @@ def kept_plan(folder: Folder) -> Plan | None:
         return None
 
 
-def _renew(prepared: Prepared, scratch: Folder) -> None:
-    """Write what is damaged, or has another place now, of what a run goes on with.
+def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
+    """Write what is damaged, has another place, or is asked otherwise, of what a run goes on with.
 
     Raises:
         InputError: a file has changed since the run was begun.
     """
     folder, fresh = prepared.folder, prepared.plan
+    before = {
+        name: value for name, value in (prepared.target.before or {}).items() if name != "ray_embed"
+    }
+    if before["config"]["projector_limit"] != config.projector_limit:
+        # What reads the run later goes by the points that the page is given.
+        asked = before["config"] | {"projector_limit": config.projector_limit}
+        description.write_run(folder, before | {"config": asked}, __version__)
     kept = kept_plan(folder)
     plan.renew_records(fresh, kept or fresh, scratch, folder)
     for split in kept.splits if kept else ():

@@ -44,7 +44,13 @@ class Strata:
 
 
 def quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
-    """Share `limit` points out over the strata: one each, the rest in proportion to their rows."""
+    """Share `limit` points out over the strata: one each, the rest in proportion to their rows.
+
+    Where there are more strata than points, the largest have one.
+    """
+    if len(counts) > limit:
+        chosen = sorted(counts, key=lambda stratum: -counts[stratum])[:limit]
+        return {stratum: int(stratum in chosen) for stratum in counts}
     left = limit - len(counts)
     beyond = sum(counts.values()) - len(counts)
     shares = {stratum: (count - 1) * left / max(beyond, 1) for stratum, count in counts.items()}

@@ -19,6 +19,8 @@ from ray_embed.matrix import Matrix, as_matrix
 Array = np.ndarray[Any, Any]
 
 _RECORD = ("index", "key", "label", "split")
+# Features in memory.
+_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,16 @@ class Subset:
 
     def __len__(self) -> int:
         return len(self.index)
+
+
+def affordable(limit: int, dimensions: int) -> int:
+    """Give how many records, at most `limit`, have features that fit into a gigabyte.
+
+    Args:
+        limit: how many at most.
+        dimensions: of all the features of a record that are in memory together.
+    """
+    return max(2, min(limit, _BYTES // (4 * dimensions)))
 
 
 def draw(folder: Folder, column: str, limit: int, among: Array | None = None) -> Subset:
@@ -98,14 +110,34 @@ def at(folder: Folder, column: str, index: Array, total: int) -> Subset:
     rows = dict(zip(numbers, store.each(folder, rows_of, numbers), strict=True))
     found = _taken(folder, column, rows, total)
     by_index = np.argsort(found.index)
-    order = by_index[np.searchsorted(found.index, index, sorter=by_index)]
-    return replace(
-        found,
-        **{
-            name: getattr(found, name)[order]
-            for name in ("features", "index", "keys", "labels", "splits")
-        },
-    )
+    return some(found, by_index[np.searchsorted(found.index, index, sorter=by_index)])
+
+
+def some(subset: Subset, rows: Array) -> Subset:
+    """Give the records at some positions of a subset, in the order of `rows`."""
+    names = ("features", "index", "keys", "labels", "splits")
+    return replace(subset, **{name: getattr(subset, name)[rows] for name in names})
+
+
+def held(folder: Folder, index: Array) -> Array:
+    """Say which records (n,) bool a run holds.
+
+    Args:
+        folder: the run folder, with all its parts.
+        index: (n,) int64, of records.
+
+    Raises:
+        DamagedError: a part is not what was written.
+        StorageError: a part cannot be read.
+    """
+    wanted = np.sort(index)
+
+    def of_part(number: int) -> Array:
+        own: Array = _read(folder, ["index"], number)["index"].to_numpy()
+        return own[_is_in(own, wanted)]
+
+    parts = store.each(folder, of_part, store.part_numbers(folder))
+    return np.isin(index, np.concatenate([wanted[:0], *parts]))
 
 
 def check_finite(subset: Subset, name: str) -> None:
@@ -166,7 +198,9 @@ def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> S
     def take(number: int) -> pa.Table:
         return _read(folder, [*_RECORD, column], number).take(pa.array(rows[number]))
 
-    taken = list(store.each(folder, take, [number for number in rows if len(rows[number])]))
+    # Where nothing is taken, the types are still there.
+    numbers = [number for number in rows if len(rows[number])] or list(rows)[:1]
+    taken = list(store.each(folder, take, numbers))
     records = pa.concat_tables([part.drop_columns([column]) for part in taken])
     texts = {name: _objects(records[name]) for name in ("key", "label", "split")}
     return Subset(

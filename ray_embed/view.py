@@ -158,6 +158,10 @@ def _serve(folder: Path, host: str, port: int | None) -> str:
         url: str = server.launch()
     except program.TensorBoardPortInUseError as error:
         raise InputError(f"--port {port}: it is in use; choose another one") from error
+    except SystemExit as error:
+        # Its server has printed why, and would end the program.
+        where = host if port is None else f"{host} --port {port}"
+        raise InputError(f"--host {where}: TensorBoard cannot listen there") from error
     except program.TensorBoardServerException as error:
         raise RunError(f"TensorBoard does not start: {error.msg}") from error
     _wait_until_active(url.rstrip("/"))

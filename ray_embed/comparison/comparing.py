@@ -19,7 +19,7 @@ from ray_embed.comparison.records import Records
 from ray_embed.evaluation.intervals import Interval
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.measures import measures
-from ray_embed.subset import Subset, check_finite
+from ray_embed.subset import Subset, affordable, check_finite
 
 SAMPLE = 10_000
 NEIGHBOURS = 10
@@ -87,7 +87,8 @@ def compare(
 ) -> Comparison:
     """Judge runs on the records that all of them hold.
 
-    The features of the records drawn, of all columns, are in memory together.
+    The features of the records drawn, of all columns, are in memory together: fewer are drawn where
+    they would not fit into a gigabyte.
 
     Args:
         runs: run folders, paths or URIs; one will do if it has several layers.
@@ -101,6 +102,7 @@ def compare(
         StorageError: a part cannot be read.
     """
     compared = columns([str(run) for run in runs], layer)
+    sample = affordable(sample, sum(column.dimension for column in compared))
     say(f"drawing at most {sample:,} records")
     drawn = records.draw(compared, sample)
     found = []
@@ -117,7 +119,7 @@ def compare(
         alike = tuple(_alike(drawn.subsets))
     return Comparison(
         compared,
-        tuple(subset.features.shape[1] for subset in drawn.subsets),
+        tuple(column.dimension for column in compared),
         drawn.counts,
         drawn.shared,
         tuple(len(subset) for subset in drawn.subsets),

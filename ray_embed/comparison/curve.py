@@ -51,11 +51,16 @@ def draw(comparison: Comparison, file: str) -> None:
     Args:
         comparison: what is drawn.
         file: a .png or .svg file.
+
+    Raises:
+        InputError: there is no measure.
     """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     rows = _drawn(comparison.rows)
+    if not rows:
+        raise InputError(f"--plot {file}: there is no measure to draw of so few records")
     across = min(_ACROSS, len(rows))
     down = -(-len(rows) // across)
     names = [column.name for column in comparison.columns]

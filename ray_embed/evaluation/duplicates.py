@@ -66,11 +66,16 @@ def near_duplicates(pictures: Array, splits: Array) -> Duplicates:
     coarse = averaged(pictures[first], _COARSE).reshape(len(first), -1)
     for rows, columns, differences in _near(flat[first], coarse):
         np.add.at(others, rows, members[columns])
-        once = rows < columns
+        once = np.flatnonzero(rows < columns)
+        # Of look-alikes there may be millions, in order already where they are equally far.
+        once = once[np.argsort(differences[once], kind="stable")[:LISTED]]
         pairs = zip(
-            differences[once].tolist(), first[rows[once]], first[columns[once]], strict=True
+            differences[once].tolist(),
+            first[rows[once]].tolist(),
+            first[columns[once]].tolist(),
+            strict=True,
         )
-        closest = heapq.nsmallest(LISTED, [*closest, *((d, int(a), int(b)) for d, a, b in pairs)])
+        closest = heapq.nsmallest(LISTED, [*closest, *pairs])
     counts = others[unique_of]
     # Nobody is a duplicate of himself.
     counts[np.arange(len(splits)), split_of] -= 1

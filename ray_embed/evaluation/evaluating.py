@@ -36,7 +36,8 @@ class Evaluation:
     the names of those measures of the encoder that are over all records. `near` are the pictures
     that are near-duplicates, None where there are no thumbnails; `equal` the features that are the
     same; `without` the kNN measures, by column, of records that have no near-duplicate in the
-    reference, empty where none has.
+    reference, empty where none has. `apart` is how many of the records drawn are left out, as the
+    run with random weights holds none of them.
     """
 
     layer: str
@@ -46,6 +47,7 @@ class Evaluation:
     near: Duplicates | None
     equal: Duplicates
     without: dict[str, tuple[Measure, ...]]
+    apart: int = 0
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -73,7 +75,8 @@ def evaluate(
     Args:
         run: the run.
         layer: which layer; None for all.
-        sample: how many records at most are judged, drawn by split and label with a fixed seed.
+        sample: how many records at most are judged, drawn by split and label with a fixed seed;
+            fewer where their features would not fit into a gigabyte.
         random_weights: whether the same architecture is judged with random weights too.
 
     Raises:
@@ -86,31 +89,49 @@ def evaluate(
     soundness.check_finished(folder, run._about)
     layers = run.layers if layer is None else (layer,)
     columns = {one: run._column(one) for one in layers}
-    random = None
+    floor = None
     if random_weights:
         from ray_embed.evaluation.random_weights import random_run
 
-        random = random_run(run)
+        floor = random_run(run)
+    drawn = _drawn(run, columns, sample)
+    kept = np.arange(len(drawn))
+    if floor is not None:
+        # What only one of them has set aside would make them unlike.
+        kept = np.flatnonzero(subsets.held(Folder.at(floor.path), drawn.index))
+    records = _finite(folder, subsets.some(drawn, kept))
     floors: dict[str, Judgement] = {}
     near = None
+    pictures = _pictures(folder, records)
+    if pictures is not None:
+        near = duplicates.near_duplicates(pictures, records.splits)
+        floors[PIXELS] = judge(pixels.as_features(records, pictures))
+
+    def of(where: "Run", layer: str) -> Subset:
+        at = Folder.at(where.path)
+        found = subsets.at(at, where._column(layer), records.index, records.total)
+        return _finite(at, found)
+
     found: dict[str, Evaluation] = {}
-    for one, column in columns.items():
-        subset = _finite(folder, subsets.draw(folder, column, sample))
-        # Records and pictures are the same for all layers.
-        if not found:
-            pictures = _pictures(folder, subset)
-            if pictures is not None:
-                near = duplicates.near_duplicates(pictures, subset.splits)
-                floors[PIXELS] = judge(pixels.as_features(subset, pictures))
+    for one in columns:
+        subset = of(run, one) if found else records
         judged = {ENCODER: judge(subset), **floors}
-        if random is not None:
-            at = Folder.at(random.path)
-            judged[RANDOM] = judge(_finite(at, subsets.draw(at, random._column(one), sample)))
+        if floor is not None:
+            judged[RANDOM] = judge(of(floor, one))
         judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, run, one)
         equal = duplicates.equal_features(subset.features, subset.splits)
         without = _without(judged, near, subset)
-        found[one] = Evaluation(one, subset, judged, over_all, near, equal, without)
+        apart = len(drawn) - len(records)
+        found[one] = Evaluation(one, subset, judged, over_all, near, equal, without, apart)
     return found
+
+
+def _drawn(run: "Run", columns: dict[str, str], sample: int) -> Subset:
+    """Draw the records, with the features of the first layer."""
+    outputs = run._about["encoder"]["outputs"]
+    widest = max(one["dimension"] for one in outputs if one["column"] in columns.values())
+    column = next(iter(columns.values()))
+    return subsets.draw(Folder.at(run.path), column, subsets.affordable(sample, widest))
 
 
 def _finite(folder: Folder, subset: Subset) -> Subset:

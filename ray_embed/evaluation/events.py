@@ -10,25 +10,36 @@ from typing import Any
 
 from ray_embed import description
 from ray_embed.alone import alone
+from ray_embed.errors import InputError
 from ray_embed.evaluation.report import lines
 from ray_embed.filesystem import Folder
 from ray_embed.projector import FOLDER
+from ray_embed.results import Run
 
 FILE = "evaluation.json"
 EVENTS = "events.out.tfevents.1.ray_embed"
 
 
-def record(folder: Folder, entries: dict[str, Any]) -> None:
+def record(run: Run, entries: dict[str, Any]) -> None:
     """Write the entries of some layers, beside those of others, as the only one who writes there.
 
     Where there is a projector folder, TensorBoard is given the numbers too.
 
+    Args:
+        run: what was evaluated, as it was when its features were read.
+        entries: by layer.
+
     Raises:
-        InputError: another process writes to it.
+        InputError: another process writes to it, or it holds another run by now.
         StorageError: the storage fails.
     """
-    fingerprint = (description.read_run(folder) or {}).get("fingerprint")
+    folder, fingerprint = Folder.at(run.path), run._about["fingerprint"]
     with alone(folder):
+        if (description.read_run(folder) or {}).get("fingerprint") != fingerprint:
+            raise InputError(
+                f"{folder.shown()}: another run was made there meanwhile, so nothing is recorded; "
+                "evaluate that one"
+            )
         layers = {**_read(folder), **entries}
         content = {"fingerprint": fingerprint, "layers": layers}
         folder.write(FILE, json.dumps(content, indent=1, ensure_ascii=False).encode())

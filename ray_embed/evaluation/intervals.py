@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """95 % confidence intervals: what another draw of as many records might have given."""
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -37,28 +38,35 @@ def of_mean(each: Array) -> Interval | None:
 
 def bootstrap(
     statistic: Callable[..., Array], *data: Array, resamples: int = _RESAMPLES
-) -> Interval:
+) -> Interval | None:
     """Give the percentile bootstrap interval (Efron 1979), by a fixed seed.
 
     Args:
         statistic: of samples (..., n), with `axis`.
         data: (n,) each; the records drawn are the same of all.
         resamples: how many samples are drawn.
+
+    Returns:
+        None where a sample may have no such statistic, as it repeats one record only.
     """
     from scipy.stats import bootstrap as drawn
 
-    found = drawn(
-        data,
-        statistic,
-        n_resamples=resamples,
-        batch=max(1, _BATCH // len(data[0])),
-        paired=True,
-        vectorized=True,
-        confidence_level=LEVEL,
-        method="percentile",
-        rng=_SEED,
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+        # Of what is None below.
+        warnings.simplefilter("ignore")
+        found = drawn(
+            data,
+            statistic,
+            n_resamples=resamples,
+            batch=max(1, _BATCH // len(data[0])),
+            paired=True,
+            vectorized=True,
+            confidence_level=LEVEL,
+            method="percentile",
+            rng=_SEED,
+        ).confidence_interval
+    bounds = float(found.low), float(found.high)
+    return bounds if np.isfinite(bounds).all() else None
 
 
 def jackknife(score: Callable[[Array], float], count: int, value: float) -> Interval:

@@ -37,7 +37,7 @@ def plain(found: "Evaluation") -> dict[str, Any]:
         "total": subset.total,
         "seed": SEED,
         "judged": trial.says if isinstance(trial, Trial) else None,
-        "notes": list(_notes(judgement)),
+        "notes": [*_notes(judgement), *_left_out(found)],
         "measures": {
             column: {one.name: _measure(one, counted(column, one)) for one in judged.measures}
             for column, judged in found.columns.items()
@@ -76,6 +76,12 @@ def _notes(judgement: Judgement) -> list[str]:
     if beyond:
         notes.append(f"{' and '.join(beyond)} neighbours are left out: there are {trial.most}")
     return notes
+
+
+def _left_out(found: "Evaluation") -> list[str]:
+    if not found.apart:
+        return []
+    return [f"{found.apart} records are left out, which the random weights' run has set aside"]
 
 
 def _classes(judgement: Judgement, trial: Trial) -> list[dict[str, Any]]:

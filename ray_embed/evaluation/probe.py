@@ -39,7 +39,14 @@ def told(features: Matrix, trial: Trial) -> Array:
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=_ITERATIONS))
-    known, labels = features[trial.reference], trial.labels[trial.reference]
+    rows = trial.reference
+    if trial.leaves_one_out:
+        # Who is the only one of a class teaches the others nothing, and leaves folds without it.
+        counts = np.bincount(trial.labels[rows])
+        rows = rows[counts[trial.labels[rows]] > 1]
+    known, labels = features[rows], trial.labels[rows]
+    if len(np.unique(labels)) == 1:
+        return np.full(len(trial.judged), labels[0])
     # Its products are small: threads would wait for each other. Folds do not.
     with one_thread(), parallel_config("threading", n_jobs=-1), warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
@@ -52,5 +59,4 @@ def told(features: Matrix, trial: Trial) -> Array:
         count = min(wanted, int(np.bincount(labels).max()))
         folds = StratifiedKFold(count, shuffle=True, random_state=_SEED)
         everyone = cross_val_predict(model, known, labels, cv=folds)
-    found = everyone[np.searchsorted(trial.reference, trial.judged)]
-    return np.asarray(found)
+    return np.asarray(everyone[np.searchsorted(rows, trial.judged)])

@@ -40,7 +40,13 @@ def random_run(run: Run, say: Callable[[str], None] = to_stderr) -> Run:
     say(f"the floor of random weights: {shown(str(config.out))}")
     from ray_embed.pipeline import extract
 
-    found = extract(config)
+    try:
+        found = extract(config)
+    except InputError as error:
+        raise InputError(
+            f"{error}\nthat was the floor of random weights; if {shown(str(config.out))} holds an "
+            "older one, delete that folder"
+        ) from error
     _check_same_records(run, about, found)
     return found
 

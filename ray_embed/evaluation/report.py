@@ -31,10 +31,11 @@ def lines(layer: str, entry: Entry) -> Iterator[str]:
         own = list(without["encoder"])
         count = without["encoder"][own[0]]["n"]
         yield from _table(f"of the {count} without a near-duplicate in the reference", own, without)
-    yield ""
     spectral = [name for name in NAMES if name in names]
-    yield from _table("without labels: no verdict", spectral, columns)
-    yield from _over_all(entry)
+    if spectral:
+        yield ""
+        yield from _table("without labels: no verdict", spectral, columns)
+        yield from _over_all(entry)
     yield ""
     yield from _duplicates(entry)
     yield from _classes(entry)

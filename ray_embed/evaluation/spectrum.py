@@ -17,7 +17,9 @@ NAMES = ("rankme", "alpha_req", "stable_rank", "participation_ratio", "dead_dime
 # As float32 rounds.
 _EPSILON = 1e-7
 _FIRST, _LAST = 4, 100
-# A variance below this share of the largest is rounding.
+# Dimensions in memory at once in double precision.
+_TOGETHER = 4096
+# An eigenvalue below this share of the largest is rounding.
 _NOTHING = 1e-12
 
 
@@ -26,37 +28,47 @@ class Spectrum:
     """Of features (N, D): what the measures below need.
 
     `singular` (min(N, D),) are the singular values of the features as they are, descending;
-    `eigenvalues` (min(N, D),) those of their covariance, descending; `variances` (D,) are those of
-    each dimension. All float64.
+    `eigenvalues` (min(N, D),) those of their covariance, descending. Both float64. `dead` is the
+    share of dimensions that are the same for all records.
     """
 
     singular: Array
     eigenvalues: Array
-    variances: Array
+    dead: float
 
 
 def spectrum(features: Array) -> Spectrum:
-    """Give the spectrum of features (N, D), N > 1."""
+    """Give the spectrum of features (N, D) float32, N > 1."""
+    dead = float(np.mean(features.min(axis=0) == features.max(axis=0)))
+    products = products_of_records if features.shape[1] > len(features) else _products_of_dimensions
+    gram, scatter = products(features)
+    singular, eigenvalues = (
+        np.linalg.eigvalsh(matrix)[::-1].clip(0) for matrix in (gram, scatter / (len(features) - 1))
+    )
+    return Spectrum(np.sqrt(singular), eigenvalues, dead)
+
+
+def _products_of_dimensions(features: Array) -> tuple[Array, Array]:
+    """Give the products (D, D) of the features as they are, and centred."""
     exact = features.astype(np.float64)
     mean = exact.mean(axis=0)
     exact -= mean
-    # The smaller of the two products has the same eigenvalues.
     scatter = exact.T @ exact
-    return of_moments(len(exact), mean, scatter / (len(exact) - 1))
+    return scatter + len(exact) * np.outer(mean, mean), scatter
 
 
-def of_moments(count: int, mean: Array, covariance: Array) -> Spectrum:
-    """Give the spectrum by the moments of the features.
+def products_of_records(features: Array) -> tuple[Array, Array]:
+    """Give the products (N, N) of records (N, D), as they are, and centred.
 
-    Args:
-        count: of the records, more than one.
-        mean: (D,) float64.
-        covariance: (D, D) float64, over count - 1.
+    They have the eigenvalues of the products of the dimensions, but for zeros.
     """
-    kept = min(count, len(mean))
-    gram = covariance * (count - 1) + count * np.outer(mean, mean)
-    values = [np.linalg.eigvalsh(matrix)[::-1][:kept].clip(0) for matrix in (gram, covariance)]
-    return Spectrum(np.sqrt(values[0]), values[1], np.diag(covariance).clip(0))
+    gram, scatter = np.zeros((2, len(features), len(features)))
+    for start in range(0, features.shape[1], _TOGETHER):
+        some = features[:, start : start + _TOGETHER].astype(np.float64)
+        gram += some @ some.T
+        some -= some.mean(axis=0)
+        scatter += some @ some.T
+    return gram, scatter
 
 
 def measures(found: Spectrum) -> list[Measure]:
@@ -65,8 +77,8 @@ def measures(found: Spectrum) -> list[Measure]:
     All but the last are left out where all features are the same; α-ReQ also where there are too
     few eigenvalues to fit a line to.
     """
-    dead = Measure("dead_dimensions", dead_dimensions(found.variances))
-    if not found.eigenvalues[0] > 0:
+    dead = Measure("dead_dimensions", found.dead)
+    if found.dead == 1:
         return [dead]
     return [
         Measure("rankme", rankme(found.singular)),
@@ -132,8 +144,3 @@ def participation_ratio(eigenvalues: Array) -> float:
     Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement.
     """
     return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
-
-
-def dead_dimensions(variances: Array) -> float:
-    """Give the share of dimensions that are the same for all records."""
-    return float(np.mean(variances <= _NOTHING * variances.max()))

@@ -57,8 +57,10 @@ def _of_values(subset: Subset) -> Trial | str:
     if not len(known):
         return _NONE
     reference, judged, says = _parties(subset, known)
-    if len(np.unique(values[judged])) < 2 or len(reference) < 2:
+    if len(np.unique(values[judged])) < 2:
         return "the labels are all the same value, so there is nothing to tell"
+    if len(reference) < 2:
+        return "the first split has one label only, by which nothing can be told"
     return Trial(reference, judged, values, (), says)
 
 

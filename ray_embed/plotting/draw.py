@@ -46,7 +46,9 @@ def plot(run: str, layer: str | None, say: Say) -> None:
     about = description.read_run(folder) or {}
     soundness.check_finished(folder, about)
     with alone(folder):
-        records = subset.draw(folder, column, DRAWN)
+        outputs = about["encoder"]["outputs"]
+        size = next(output["dimension"] for output in outputs if output["column"] == column)
+        records = subset.draw(folder, column, subset.affordable(DRAWN, size))
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
             return
@@ -63,8 +65,9 @@ def plot(run: str, layer: str | None, say: Say) -> None:
 def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: Say) -> None:
     """Map the points that the page shows, where they are few enough, and write the views."""
     shown = min(records.total, limit)
-    if shown > views.MAPPED:
-        say(f"no t-SNE and UMAP for the page: it shows {shown:,} points, not {views.MAPPED:,}")
+    most = subset.affordable(views.MAPPED, records.features.shape[1])
+    if shown > most:
+        say(f"no t-SNE and UMAP for the page: it shows {shown:,} points, not {most:,}")
         return
     if shown != len(records):
         records = subset.draw(folder, column, limit)
@@ -160,7 +163,11 @@ class _Drawing:
         beside = near.rows[rows, :_BESIDE]
         shown = np.column_stack([rows, beside])
         index = self._records.index[labelled[shown.reshape(-1)]]
-        pictures = iter(subset.pictures(self._folder, index))
+        try:
+            pictures = iter(subset.pictures(self._folder, index))
+        except KeyError:
+            self._say("no contact sheet, as thumbnails are missing")
+            return
         codes = classes.codes[labelled]
         records, strips = [], []
         for place, row in enumerate(rows):

@@ -8,6 +8,7 @@ import numpy as np
 
 from ray_embed import pca
 from ray_embed.errors import InputError
+from ray_embed.evaluation.spectrum import products_of_records
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import Matrix
 
@@ -41,10 +42,22 @@ def spectrum(folder: Folder, column: str, features: Matrix) -> Spectrum:
 def _computed(features: Matrix) -> Spectrum:
     from sklearn import decomposition
 
-    if len(features) < 2 or not np.ptp(features, axis=0).any():
-        size = features.shape[1]
-        return Spectrum(np.zeros(size), np.zeros((len(features), size), np.float32), len(features))
+    count, size = features.shape
+    if count < 2 or not np.ptp(features, axis=0).any():
+        kept = min(size, pca.KEPT)
+        return Spectrum(np.zeros(size), np.zeros((count, kept), np.float32), count)
+    if size > count:
+        # As many numbers as points say it all, and a layer may have a hundred times as many.
+        features = _without_loss(features)
     model = decomposition.PCA(svd_solver="full").fit(features.astype(np.float64))
     coordinates = model.transform(features)[:, : pca.KEPT]
     ratios = model.explained_variance_ratio_
-    return Spectrum(ratios, coordinates.astype(np.float32), len(features))
+    return Spectrum(ratios, coordinates.astype(np.float32), count)
+
+
+def _without_loss(features: Matrix) -> Array:
+    """Give (n, n) float64 whose rows lie to each other as those of (n, D) do, D > n."""
+    _, scatter = products_of_records(features)
+    values, vectors = np.linalg.eigh(scatter)
+    turned: Array = vectors * np.sqrt(values.clip(0))
+    return turned

@@ -623,6 +623,20 @@ def test_view_finds_a_port_and_needs_no_tunnel_at_home(runs):
             assert rest is None or "ssh -L" not in rest
 
 
+def test_view_that_is_terminated_leaves_nothing_behind(runs, tmp_path):
+    for name in ("whole", "layers"):
+        shutil.copytree(getattr(runs, name), tmp_path / "runs" / name)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with viewing(tmp_path / "runs", TMPDIR=str(scratch)) as (process, next_line):
+        assert re.search(r"http://(localhost|127\.0\.0\.1):\d+/", next_line())
+        assert list(scratch.glob("ray_embed-*"))
+        process.terminate()
+        assert process.wait(20) == 130
+        assert "Traceback" not in process.stderr.read()
+    assert not list(scratch.glob("ray_embed-*"))
+
+
 def test_view_of_a_port_in_use(runs, ray_embed_process):
     with contextlib.closing(socket.socket()) as taken:
         taken.bind(("127.0.0.1", 0))

@@ -37,6 +37,12 @@ def test_by_singular_values(shape: tuple[int, int]) -> None:
     assert measured["participation_ratio"].value == pytest.approx(ratio)
 
 
+def test_of_a_layer_that_is_as_it_comes() -> None:
+    """Products of 230,400 dimensions would take 400 GB."""
+    features = np.random.default_rng(0).random((12, 230_400), np.float32)
+    assert found(features)["stable_rank"].value == pytest.approx(11, abs=0.2)
+
+
 def test_alpha_is_the_slope_of_a_weighted_line() -> None:
     features = decaying(3000, 120)
     eigenvalues = np.linalg.eigvalsh(np.cov(features.T.astype(np.float64)))[::-1]
@@ -58,6 +64,9 @@ def test_few_dimensions_have_no_alpha() -> None:
 def test_dead_dimensions() -> None:
     features = decaying(100, 10)
     features[:, [2, 5, 6]] = [0, 7.5, -1e4]
+    # Hardly anything beside the others is not dead.
+    features[:, 0] *= 1e4
+    features[:, 1] *= 1e-6
     assert found(features)["dead_dimensions"].value == pytest.approx(0.3)
     assert {one.name: one.value for one in found(np.ones((9, 4), np.float32)).values()} == {
         "dead_dimensions": 1
