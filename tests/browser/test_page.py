@@ -27,9 +27,12 @@ Page = chromium.Page
 STEPS = 120
 PICTURE = os.environ.get("RAY_EMBED_PICTURE")
 NEEDED = (chromium.CHROMIUM, chromium.CHROMEDRIVER)
-pytestmark = pytest.mark.skipif(
-    None in NEEDED, reason="needs Debian's packages chromium and chromium-driver"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        None in NEEDED, reason="needs Debian's packages chromium and chromium-driver"
+    ),
+]
 
 MAGENTA, MAGENTA_SIGN = (255, 0, 255), (1, -1, 1)
 ZEROS = ("007", "08", "10", "7")

@@ -82,7 +82,8 @@ def test_damaged_parts_are_named_and_extracted_again(whole, tmp_path, capsys):
     assert files(run) == files(whole.run)
 
 
-@pytest.mark.parametrize("and_reduce", [True, pytest.param(False, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("and_reduce", [True, False])
 def test_parts_of_others_are_deleted_or_extracted_again(whole, tmp_path, capsys, and_reduce):
     run = copy(whole.run, tmp_path / "run")
     other = tmp_path / "other"
@@ -159,6 +160,7 @@ def test_plan_and_encoder_are_written_again(whole, tmp_path, capsys, harm):
     assert files(run) == files(whole.run)
 
 
+@pytest.mark.slow
 def test_an_edited_description_of_the_encoder_is_written_again(whole, tmp_path, ray_embed):
     run = copy(whole.run, tmp_path / "run")
     path = run / "encoder" / "encoder.json"

@@ -44,9 +44,19 @@ def test_a_few_kills():
     assert TOOLS[0][2] in done.stdout
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(1600)
-@pytest.mark.parametrize(("name", "arguments", "said"), TOOLS, ids=[name for name, _, _ in TOOLS])
+@pytest.mark.parametrize(
+    ("name", "arguments", "said"),
+    [
+        pytest.param(
+            *tool,
+            # A few kills are above.
+            marks=pytest.mark.longest if tool[0] == "torture" else pytest.mark.slow,
+            id=tool[0],
+        )
+        for tool in TOOLS
+    ],
+)
 def test_tool(name, arguments, said):
     done = tool(name, *arguments)
     if name == "storage" and done.returncode == 77:

@@ -77,6 +77,7 @@ def test_a_model_that_kills_the_process(project: Path, ray_embed_process: Comman
     assert not (project / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_model_that_fails(project: Path, ray_embed_process: Command):
     arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:fails")
     result = ray_embed_process("run", *arguments)

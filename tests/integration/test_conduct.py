@@ -419,15 +419,18 @@ def assert_kept_whole(stop, calm):
             assert content == undisturbed[name], name
 
 
+@pytest.mark.slow
 def test_interrupt_is_exit_130_and_soon(story):
     assert story.interrupted.code == 130, story.interrupted.err
     assert story.interrupted.seconds < 15
 
 
+@pytest.mark.slow
 def test_interrupt_has_no_result_on_stdout(story):
     assert story.interrupted.out == ""
 
 
+@pytest.mark.slow
 def test_interrupt_says_the_command_to_go_on(story):
     assert "Traceback" not in story.interrupted.err
     said = re.search(r"go on with: ray-embed (.*)", story.interrupted.err)
@@ -435,27 +438,32 @@ def test_interrupt_says_the_command_to_go_on(story):
     assert shlex.split(said[1]) == story.words
 
 
+@pytest.mark.slow
 def test_interrupt_keeps_every_finished_part_and_none_half(story):
     assert_kept_whole(story.interrupted, story.calm)
     before = finished_parts(story.terminated.files)
     assert before.items() <= finished_parts(story.interrupted.files).items()
 
 
+@pytest.mark.slow
 def test_interrupt_leaves_no_process(story):
     assert story.interrupted.children > 2
     assert story.interrupted.left == []
 
 
+@pytest.mark.slow
 def test_termination_keeps_every_finished_part_and_none_half(story):
     assert story.terminated.code == 130, story.terminated.err
     assert_kept_whole(story.terminated, story.calm)
 
 
+@pytest.mark.slow
 def test_termination_leaves_no_process(story):
     assert story.terminated.children > 2
     assert story.terminated.left == []
 
 
+@pytest.mark.slow
 def test_same_command_finishes_it_as_if_it_had_not_been_stopped(story):
     assert story.resumed.returncode == 0, story.resumed.stderr
     assert "40 records: 39 embedded, 1 rejected" in story.resumed.stdout
@@ -463,10 +471,12 @@ def test_same_command_finishes_it_as_if_it_had_not_been_stopped(story):
         assert contents(story.run / kind) == contents(story.calm / kind), kind
 
 
+@pytest.mark.slow
 def test_nothing_temporary_is_left_after_going_on(story):
     assert contents(story.run / ".tmp") == {}
 
 
+@pytest.mark.slow
 def test_status_of_an_unfinished_run(story, ray_embed):
     done = len(part_files(story.halfway))
     result = ray_embed("status", story.halfway)

@@ -573,17 +573,20 @@ def test_command_with_weights_that_do_not_fit(run_refused: Callable[..., str], t
     has(message, tmp_path / "w", "first", "(3, 3, 3, 6)", "(5, 5, 3, 5)")
 
 
+@pytest.mark.slow
 def test_command_with_an_unknown_layer(run_refused: Callable[..., str]):
     message = run_refused("--model", "my_encoders:functional", "--layer", "secnd")
     has(message, "--layer secnd", "second", "ray-embed layers")
 
 
+@pytest.mark.slow
 def test_command_with_an_unregistered_layer(run_refused: Callable[..., str]):
     image = keras.Input((16, 16, 3))
     keras.Model(image, my_layers.Doubled()(image)).save("m.keras")
     has(run_refused("--model", "m.keras"), "m.keras", "Doubled", "--import")
 
 
+@pytest.mark.slow
 def test_command_with_a_lambda(run_refused: Callable[..., str], tmp_path: Path):
     lambda_model(tf_keras, tmp_path / "marker").save("m", save_format="tf")
     (tmp_path / "marker").unlink()

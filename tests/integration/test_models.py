@@ -114,6 +114,7 @@ def test_subclassed_saved_model_of_keras_2(tmp_path: Path, images: np.ndarray):
     assert_features_equal(found, gap(plain(model, images[:4])))
 
 
+@pytest.mark.slow
 def test_saved_model_exported_by_keras_3(embed: Embed, images: np.ndarray):
     model = my_encoders.functional("keras", augment=False)
     model.export("encoder", verbose=False)
@@ -132,6 +133,7 @@ class Extractor(tf.Module):
         return {"maps": maps, "vector": tf.reduce_max(maps, (1, 2))}
 
 
+@pytest.mark.slow
 def test_saved_model_with_a_signature(embed: Embed, images: np.ndarray):
     module = Extractor()
     tf.saved_model.save(module, "encoder", signatures=module.__call__.get_concrete_function())
@@ -142,6 +144,7 @@ def test_saved_model_with_a_signature(embed: Embed, images: np.ndarray):
     assert_features_equal(vectors, expected["vector"].numpy())
 
 
+@pytest.mark.slow
 def test_registered_layers(embed: Embed, images: np.ndarray):
     model = keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)])
     model.add(my_layers.Doubled())
@@ -184,6 +187,7 @@ def test_functional_model_with_arguments_and_weights(embed: Embed, images: np.nd
     assert_features_equal(found, gap(plain(theirs, images)))
 
 
+@pytest.mark.slow
 def test_sequential_model_of_tf_keras_without_weights(embed: Embed, images: np.ndarray):
     found = embed(
         *("--model", "my_encoders:sequential"),
@@ -359,6 +363,7 @@ def test_random_weights_are_the_same_in_every_actor(ray_embed: Command, tmp_path
 # --- the Python API ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("library", "kind"), [("keras", "functional"), ("tf_keras", "subclassed")])
 def test_model_object_in_hand(
     embed: Embed, pictures: Path, images: np.ndarray, library: str, kind: str
@@ -371,6 +376,7 @@ def test_model_object_in_hand(
     assert_features_equal(features, gap(plain(model, images)))
 
 
+@pytest.mark.slow
 def test_function_in_hand(embed: Embed, pictures: Path, images: np.ndarray):
     def make(width: int) -> Any:
         keras.utils.set_random_seed(3)
@@ -385,6 +391,7 @@ def test_function_in_hand(embed: Embed, pictures: Path, images: np.ndarray):
 # --- pixels --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_grey_model_with_symmetric_scale(embed: Embed, pictures: Path):
     model = my_encoders.functional(input_shape=(12, 20, 1))
     model.save("encoder.keras")
@@ -393,6 +400,7 @@ def test_grey_model_with_symmetric_scale(embed: Embed, pictures: Path):
     assert_features_equal(found, gap(plain(model, grey / np.float32(127.5) - 1)))
 
 
+@pytest.mark.slow
 def test_pixels_as_they_are(embed: Embed, pictures: Path):
     image = keras.Input((None, None, 3))
     x = keras.layers.Rescaling(1 / 127.5, offset=-1)(image)
@@ -410,6 +418,7 @@ def test_preprocessing_of_the_users():
     assert_features_equal(encode(encoder, images)[0], gap(plain(my_encoders.functional(), batch)))
 
 
+@pytest.mark.slow
 def test_preprocessing_that_cannot_be_traced(embed: Embed, pictures: Path):
     found = embed("--model", "my_encoders:functional", "--preprocess", "my_encoders:by_numpy")
     batch = my_encoders.by_numpy(pixels(pictures)).astype(np.float32)
@@ -420,6 +429,7 @@ def test_preprocessing_that_cannot_be_traced(embed: Embed, pictures: Path):
 # --- models that cannot be folded ----------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_fallback_is_recorded(embed: Embed, images: np.ndarray):
     """Python within the graph is there only in the process that made it."""
     found = embed("--model", "my_encoders:with_py_function", "--image-size", "16,16")

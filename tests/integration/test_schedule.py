@@ -149,6 +149,7 @@ def test_a_record_that_ends_actors_is_set_aside(workers, tmp_path):
     assert found[3].rejects == {"crashes the process": 1}
 
 
+@pytest.mark.slow
 def test_going_on_with_nothing_but_poisoned_shards(workers, tmp_path):
     given = job(tmp_path, "all have poison")
     found = schedule.extract_all(workers, given, shards(4), config(), begun=True)
@@ -163,6 +164,7 @@ def test_a_record_that_is_tried_before_any_passes_is_tried_again(workers, tmp_pa
     assert not any(result.rejects for result in found)
 
 
+@pytest.mark.slow
 def test_a_lone_record_is_compared_with_those_of_other_shards(workers, tmp_path):
     lone = [(Shard(9, SPLIT, 9, 36, 36, 1), None)]
     work = [*shards(4), *lone]

@@ -132,6 +132,7 @@ SLOW = """
     """
 
 
+@pytest.mark.slow
 def test_status_while_it_runs(tmp_path):
     (tmp_path / "slow.py").write_text(textwrap.dedent(SLOW))
     source = make_folder(tmp_path / "files", {"a": 60})

@@ -718,17 +718,14 @@ def test_bytes_of_another_range_are_warned_of(ray_embed, tmp_path):
     np.savez("dark.npz", images=images.astype(np.uint8), labels=list("abab"))
     np.savez("bright.npz", images=(15 * images).astype(np.uint8), labels=list("abab"))
     options = ("--model", "m.keras", "--pool", "flatten", *ONE_ACTOR)
-    both = ("--source", "dark.npz", "--source", "bright.npz", *options)
-    result = ray_embed("extract", *both, "--out", "r")
+    np.savez("floats.npz", images=images.astype(np.float32), labels=list("abab"))
+    all_of_them = [f"--source={name}.npz" for name in ("dark", "bright", "floats")] + [*options]
+    result = ray_embed("extract", *all_of_them, "--out", "r")
     assert result.code == 0, result.err
     (warning,) = [line for line in result.err.splitlines() if "warning: " in line]
     assert "dark: no value in the thumbnails of 4 pictures is above 16" in warning
     assert "--preprocess" in warning
     # Whoever says how to scale them knows.
-    result = ray_embed("extract", *both, "--scale", "none", "--out", "unscaled")
-    assert result.code == 0, result.err
-    assert "warning" not in result.err
-    np.savez("dark.npz", images=images.astype(np.float32), labels=list("abab"))
-    result = ray_embed("extract", "--source", "dark.npz", *options, "--out", "floats")
+    result = ray_embed("extract", *all_of_them, "--scale", "none", "--out", "unscaled")
     assert result.code == 0, result.err
     assert "warning" not in result.err

@@ -384,6 +384,7 @@ def parts(run: Path | str) -> dict[str, bytes]:
     return {str(file.relative_to(run)): file.read_bytes() for file in files}
 
 
+@pytest.mark.slow
 def test_datasets_and_sequences_in_hand(ray_session, model, tmp_path):
     floats = images_of(5, 1).astype(np.float32) - 100
     changing = list(zip(images_of(8, 3), range(8), strict=True))

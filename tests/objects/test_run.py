@@ -30,6 +30,7 @@ def local_copy(uri: str, into: Path) -> Path:
     return into
 
 
+@pytest.mark.slow
 def test_a_run_under_faults_gives_the_bytes_of_a_local_one(
     ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
 ) -> None:

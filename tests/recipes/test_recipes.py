@@ -226,7 +226,14 @@ def test_the_run_has_a_first_part_without_rows(folder, known):
     assert known.features.shape == (320, 32)
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        # It starts a Ray of its own.
+        pytest.param(name, marks=[pytest.mark.slow] if name == "Ray Data" else [])
+        for name in CHECKS
+    ],
+)
 def test_recipe(folder, known, monkeypatch, request, name):
     monkeypatch.chdir(folder)
     if name == "Object storage":
