@@ -94,12 +94,7 @@ def evaluate(
         from ray_embed.evaluation.random_weights import random_run
 
         floor = random_run(run)
-    drawn = _drawn(run, columns, sample)
-    kept = np.arange(len(drawn))
-    if floor is not None:
-        # What only one of them has set aside would make them unlike.
-        kept = np.flatnonzero(subsets.held(Folder.at(floor.path), drawn.index))
-    records = _finite(folder, subsets.some(drawn, kept))
+    records, apart = _drawn(run, floor, columns, sample)
     floors: dict[str, Judgement] = {}
     near = None
     pictures = _pictures(folder, records)
@@ -121,17 +116,27 @@ def evaluate(
         judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, run, one)
         equal = duplicates.equal_features(subset.features, subset.splits)
         without = _without(judged, near, subset)
-        apart = len(drawn) - len(records)
         found[one] = Evaluation(one, subset, judged, over_all, near, equal, without, apart)
     return found
 
 
-def _drawn(run: "Run", columns: dict[str, str], sample: int) -> Subset:
-    """Draw the records, with the features of the first layer."""
+def _drawn(
+    run: "Run", floor: "Run | None", columns: dict[str, str], sample: int
+) -> tuple[Subset, int]:
+    """Draw records, with the features of the first layer; those that the floor lacks are counted.
+
+    They are left out: what one of both has set aside would make them unlike.
+    """
+    folder = Folder.at(run.path)
     outputs = run._about["encoder"]["outputs"]
     widest = max(one["dimension"] for one in outputs if one["column"] in columns.values())
     column = next(iter(columns.values()))
-    return subsets.draw(Folder.at(run.path), column, subsets.affordable(sample, widest))
+    drawn = subsets.draw(folder, column, subsets.affordable(sample, widest))
+    if floor is None:
+        return _finite(folder, drawn), 0
+    kept = subsets.held(Folder.at(floor.path), drawn.index)
+    both = subsets.some(drawn, np.flatnonzero(kept))
+    return _finite(folder, both), len(drawn) - len(both)
 
 
 def _finite(folder: Folder, subset: Subset) -> Subset:
