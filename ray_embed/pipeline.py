@@ -52,6 +52,7 @@ class Outcome:
         path = without_credentials(self.run.path, "***@")
         if Folder.at(self.run.projector_path).exists(CONFIG):
             lines.append(f"look      ray-embed view {path}")
+            lines.append(f"judge     ray-embed evaluate {path}")
         else:
             lines.append(f"next      ray-embed reduce {path}")
         return "\n".join(lines)

@@ -17,13 +17,17 @@ from ray_embed.uri import is_uri, shown
 
 @dataclass(frozen=True)
 class Column:
-    """The features of one layer of one run: `column` of its parts, of `dimension` numbers each."""
+    """The features of one layer of one run.
+
+    They are the `column` of its parts, `dimension` numbers each, pooled by `pool`.
+    """
 
     name: str
     run: str
     layer: str
     column: str
     dimension: int
+    pool: str
 
     @cached_property
     def folder(self) -> Folder:
@@ -47,13 +51,12 @@ def columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]
         run = load(uri)
         soundness.check_finished(Folder.at(run.path), run._about)
         layers = run.layers if layer is None else (layer,)
-        dimensions = {
-            output["column"]: output["dimension"] for output in run._about["encoder"]["outputs"]
-        }
+        outputs = {output["column"]: output for output in run._about["encoder"]["outputs"]}
         for one in layers:
             column = run._column(one)
             label = f"{name}:{one}" if len(layers) > 1 else name
-            found.append(Column(label, uri, one, column, dimensions[column]))
+            pool = outputs[column].get("pool", "none")
+            found.append(Column(label, uri, one, column, outputs[column]["dimension"], pool))
     if len(found) < 2:
         given = ", ".join(shown(uri) for uri in runs) or "no run"
         what = "of one layer" if layer is None else f"of which --layer {layer} takes one layer"

@@ -7,15 +7,17 @@ from itertools import combinations
 
 import numpy as np
 
+from ray_embed import subset as subsets
 from ray_embed.comparison import likeness, records
 from ray_embed.comparison.columns import Column, columns
-from ray_embed.comparison.differences import (
+from ray_embed.comparison.records import Records
+from ray_embed.evaluation import pixels
+from ray_embed.evaluation.differences import (
     Difference,
     best,
     difference,
     interval_of_mean,
 )
-from ray_embed.comparison.records import Records
 from ray_embed.evaluation.intervals import Interval
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.measures import measures
@@ -32,13 +34,15 @@ class Row:
     """A measure of all columns.
 
     `measures` and `differences` (to the first column) have an item a column, None where there is
-    none. `best` is the column that is better than the second best one beyond the interval of
-    their difference, None where none is. `higher_is_better` is None where it is no verdict.
+    none. `pixels` is that of raw pixels, None where they are not known. `best` is the column that
+    is better than the second best one beyond the interval of their difference, None where none
+    is. `higher_is_better` is None where it is no verdict.
     """
 
     name: str
     measures: tuple[Measure | None, ...]
     differences: tuple[Difference | None, ...]
+    pixels: Measure | None
     best: int | None
     higher_is_better: bool | None
 
@@ -111,8 +115,12 @@ def compare(
     for column, subset in zip(compared, drawn.subsets, strict=True):
         say(f"judging {column.name} on {len(subset):,} records")
         found.append({measure.name: measure for measure in measures(subset)})
+    floor = _raw_pixels(compared[0], drawn, say)
     names = dict.fromkeys(name for one in found for name in one)
-    rows = tuple(_row(name, [one.get(name) for one in found], drawn.paired) for name in names)
+    rows = tuple(
+        _row(name, [one.get(name) for one in found], floor.get(name), drawn.paired)
+        for name in names
+    )
     alike: tuple[Likeness, ...] = ()
     if drawn.paired and len(drawn.subsets[0]) >= _LEAST:
         say("comparing neighbourhoods")
@@ -130,11 +138,24 @@ def compare(
     )
 
 
-def _row(name: str, found: Sequence[Measure | None], same: bool) -> Row:
+def _raw_pixels(column: Column, drawn: Records, say: Callable[[str], None]) -> dict[str, Measure]:
+    """Judge the pictures of the records, where all are judged on the same and thumbnails are."""
+    if not drawn.paired:
+        return {}
+    subset = drawn.subsets[0]
+    try:
+        pictures = pixels.small(subsets.pictures(column.folder, subset.index))
+    except KeyError:
+        return {}
+    say("judging raw pixels, for what no encoder would give")
+    return {one.name: one for one in measures(pixels.as_features(subset, pictures))}
+
+
+def _row(name: str, found: Sequence[Measure | None], floor: Measure | None, same: bool) -> Row:
     base = found[0]
     differences = [difference(one, base, same) if one and base else None for one in found[1:]]
     verdicts = [one.higher_is_better for one in found if one]
-    return Row(name, tuple(found), (None, *differences), best(found, same), verdicts[0])
+    return Row(name, tuple(found), (None, *differences), floor, best(found, same), verdicts[0])
 
 
 def _alike(subsets: Sequence[Subset]) -> Iterator[Likeness]:

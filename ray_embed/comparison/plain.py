@@ -5,7 +5,7 @@ import math
 from typing import Any
 
 from ray_embed.comparison.comparing import Comparison, Likeness, Row
-from ray_embed.comparison.differences import Difference
+from ray_embed.evaluation.differences import Difference
 from ray_embed.evaluation.intervals import Interval
 from ray_embed.evaluation.measure import Measure
 from ray_embed.uri import shown
@@ -27,6 +27,7 @@ def plain(comparison: Comparison) -> dict[str, Any]:
                 "name": column.name,
                 "path": shown(column.run),
                 "layer": column.layer,
+                "pool": column.pool,
                 "dimension": dimension,
                 "records": count,
                 "judged": judged,
@@ -45,6 +46,7 @@ def _row(row: Row, names: list[str]) -> dict[str, Any]:
     return {
         "higher_is_better": row.higher_is_better,
         "best": None if row.best is None else names[row.best],
+        "raw_pixels": None if row.pixels is None else _measure(row.pixels),
         "values": {
             name: _measure(one) for name, one in zip(names, row.measures, strict=True) if one
         },

@@ -6,7 +6,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from ray_embed.comparison.columns import Column
 from ray_embed.comparison.comparing import Comparison, Row
+from ray_embed.evaluation.differences import verdict
 from ray_embed.evaluation.intervals import Interval
 
 _GAP = "  "
@@ -37,24 +39,40 @@ def lines(comparison: Comparison, width: int) -> Iterator[str]:
     yield ""
     yield from _likeness(comparison, short, width)
     yield ""
-    yield from textwrap.wrap(_verdict(comparison, short), width, break_long_words=False)
+    for line in _verdicts(comparison, short):
+        yield from textwrap.wrap(line, width, break_long_words=False)
 
 
-def _verdict(comparison: Comparison, short: Sequence[str]) -> str:
-    """Count the measures that each is the clear best in."""
+def _verdicts(comparison: Comparison, short: Sequence[str]) -> Iterator[str]:
+    """Count the measures that each is the clear best in, and those in which it beats raw pixels."""
     judged = [row for row in comparison.rows if row.higher_is_better is not None]
     if not judged:
-        return "no verdict: without labels nothing says which one is better"
+        yield "no verdict: without labels nothing says which one is better"
+        return
     wins = Counter(short[row.best] for row in judged if row.best is not None)
     open_ones = len(judged) - wins.total()
     counts = [f"{name} in {count}" for name, count in wins.most_common()]
     counts += [f"none of them in {open_ones}"] if open_ones else []
-    return f"clear best, by {len(judged)} measures: {', '.join(counts)}"
+    yield f"clear best, by {len(judged)} measures: {', '.join(counts)}"
+    beside = [row for row in judged if row.pixels is not None]
+    if beside:
+        beating = [
+            f"{name} in {sum(_beats_pixels(row, at) for row in beside)}"
+            for at, name in enumerate(short)
+        ]
+        yield f"clearly better than raw pixels, by {len(beside)} measures: {', '.join(beating)}"
+
+
+def _beats_pixels(row: Row, at: int) -> bool:
+    measure = row.measures[at]
+    return bool(measure and row.pixels and verdict(measure, row.pixels, same=True) > 0)
 
 
 def _measures(comparison: Comparison, short: Sequence[str], width: int) -> Iterator[str]:
     rows = comparison.rows
     values = [_Text(name, [_value(row, at) for row in rows]) for at, name in enumerate(short)]
+    if any(row.pixels for row in rows):
+        values.append(_Text("raw pixels", [_of_pixels(row) for row in rows]))
     if len(short) == 2:
         # One table is enough for both.
         apart = _Text(f"{short[1]} - {short[0]}", [_difference(row, 1) for row in rows])
@@ -99,7 +117,7 @@ def _what(comparison: Comparison, short: Sequence[str], width: int) -> Iterator[
     texts = [
         _Text("", list(numbers)),
         _Text("", names),
-        _Text("", [f"layer {column.layer}" for column in comparison.columns]),
+        _Text("", [_layer(column) for column in comparison.columns]),
         _Text("", [f"{dimension:,} dimensions" for dimension in comparison.dimensions]),
         _Text("", [
             f"{judged:,} of {count:,} records"
@@ -113,6 +131,11 @@ def _what(comparison: Comparison, short: Sequence[str], width: int) -> Iterator[
     for note in comparison.notes:
         yield from textwrap.wrap(f"note: {note}", width, break_long_words=False)
     yield ""
+
+
+def _layer(column: Column) -> str:
+    pooled = "" if column.pool == "none" else f" ({column.pool})"
+    return f"layer {column.layer}{pooled}"
 
 
 def _blocks(head: _Text, texts: Sequence[_Text], width: int) -> Iterator[str]:
@@ -147,6 +170,10 @@ def _value(row: Row, at: int) -> str:
     measure = row.measures[at]
     mark = _BEST if row.best == at else " "
     return "-" + mark if measure is None else _number(measure.value) + mark
+
+
+def _of_pixels(row: Row) -> str:
+    return "- " if row.pixels is None else _number(row.pixels.value) + " "
 
 
 def _difference(row: Row, at: int) -> str:

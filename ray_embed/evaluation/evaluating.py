@@ -37,7 +37,7 @@ class Evaluation:
     that are near-duplicates, None where there are no thumbnails; `equal` the features that are the
     same; `without` the kNN measures, by column, of records that have no near-duplicate in the
     reference, empty where none has. `apart` is how many of the records drawn are left out, as the
-    run with random weights holds none of them.
+    run with random weights holds none of them; `pool` is how the layer's maps were pooled.
     """
 
     layer: str
@@ -48,6 +48,7 @@ class Evaluation:
     equal: Duplicates
     without: dict[str, tuple[Measure, ...]]
     apart: int = 0
+    pool: str = "none"
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -116,7 +117,8 @@ def evaluate(
         judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, run, one)
         equal = duplicates.equal_features(subset.features, subset.splits)
         without = _without(judged, near, subset)
-        found[one] = Evaluation(one, subset, judged, over_all, near, equal, without, apart)
+        pool = _output(run, columns[one]).get("pool", "none")
+        found[one] = Evaluation(one, subset, judged, over_all, near, equal, without, apart, pool)
     return found
 
 
@@ -128,8 +130,7 @@ def _drawn(
     They are left out: what one of both has set aside would make them unlike.
     """
     folder = Folder.at(run.path)
-    outputs = run._about["encoder"]["outputs"]
-    widest = max(one["dimension"] for one in outputs if one["column"] in columns.values())
+    widest = max(_output(run, column)["dimension"] for column in columns.values())
     column = next(iter(columns.values()))
     drawn = subsets.draw(folder, column, subsets.affordable(sample, widest))
     if floor is None:
@@ -137,6 +138,12 @@ def _drawn(
     kept = subsets.held(Folder.at(floor.path), drawn.index)
     both = subsets.some(drawn, np.flatnonzero(kept))
     return _finite(folder, both), len(drawn) - len(both)
+
+
+def _output(run: "Run", column: str) -> dict[str, Any]:
+    """Give what a run says of a feature column."""
+    outputs: list[dict[str, Any]] = run._about["encoder"]["outputs"]
+    return next(output for output in outputs if output["column"] == column)
 
 
 def _finite(folder: Folder, subset: Subset) -> Subset:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ray_embed.evaluation.differences import verdict
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.measures import PURITY, Judgement
 from ray_embed.evaluation.trial import Trial
@@ -36,6 +37,7 @@ def plain(found: "Evaluation") -> dict[str, Any]:
         "records": len(subset),
         "total": subset.total,
         "seed": SEED,
+        "pool": found.pool,
         "judged": trial.says if isinstance(trial, Trial) else None,
         "notes": [*_notes(judgement), *_left_out(found)],
         "measures": {
@@ -49,6 +51,9 @@ def plain(found: "Evaluation") -> dict[str, Any]:
             for column, measures in found.without.items()
         },
     }
+    if isinstance(trial, Trial):
+        floors = [column for column in found.columns if column != "encoder"]
+        entry["verdicts"] = {floor: _verdict(found, floor) for floor in floors}
     if isinstance(trial, Trial) and trial.classes:
         entry["classes"] = _classes(judgement, trial)
         entry["confused"] = {"neighbours": judgement.voters, "pairs": _confused(judgement, trial)}
@@ -62,6 +67,17 @@ def _measure(one: Measure, count: int) -> dict[str, Any]:
         "n": count,
         "higher_is_better": one.higher_is_better,
     }
+
+
+def _verdict(found: "Evaluation", floor: str) -> dict[str, list[str]]:
+    """Name the measures in which the encoder is better, worse, and neither, beyond the interval."""
+    floors = {one.name: one for one in found.columns[floor].measures}
+    names: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
+    for one in found.columns["encoder"].measures:
+        if one.higher_is_better is not None and one.name in floors:
+            said = verdict(one, floors[one.name], same=True)
+            names[{1: "better", -1: "worse", 0: "unclear"}[said]].append(one.name)
+    return names
 
 
 def _notes(judgement: Judgement) -> list[str]:
@@ -107,8 +123,14 @@ def _confused(judgement: Judgement, trial: Trial) -> list[dict[str, Any]]:
         return []
     wrong = own != told
     pairs = Counter(zip(own[wrong].tolist(), told[wrong].tolist(), strict=True))
+    sizes = np.bincount(own, minlength=len(trial.classes)).tolist()
     return [
-        {"label": trial.classes[a], "taken_for": trial.classes[b], "count": count}
+        {
+            "label": trial.classes[a],
+            "taken_for": trial.classes[b],
+            "count": count,
+            "of": sizes[a],
+        }
         for (a, b), count in pairs.most_common(CONFUSED)
     ]
 

@@ -9,12 +9,14 @@ from ray_embed.evaluation.spectrum import NAMES
 Entry = dict[str, Any]
 
 _WORST = 10
+_AVERAGES = ("gap", "gmp", "gem")
 _PLACES = {"rankme": 1, "stable_rank": 1, "participation_ratio": 1, "alpha_req": 2}
 
 
 def lines(layer: str, entry: Entry) -> Iterator[str]:
     """Give the lines of a layer's entry in `evaluation.json`."""
-    yield f"{layer}: {sampled(entry)}"
+    pooled = "" if entry["pool"] == "none" else f" ({entry['pool']})"
+    yield f"{layer}{pooled}: {sampled(entry)}"
     if entry["judged"]:
         yield f"judged: {entry['judged']}"
     for note in entry["notes"]:
@@ -39,6 +41,7 @@ def lines(layer: str, entry: Entry) -> Iterator[str]:
     yield ""
     yield from _duplicates(entry)
     yield from _classes(entry)
+    yield from _verdicts(entry)
 
 
 def sampled(entry: Entry) -> str:
@@ -115,4 +118,25 @@ def _classes(entry: Entry) -> Iterator[str]:
         yield ""
         yield f"most confused, by {confused['neighbours']} neighbours (cosine)"
         for one in confused["pairs"][:_WORST]:
-            yield f"  {one['label']!s:<20}  taken for {one['taken_for']}: {one['count']}"
+            count = f"{one['count']} of {one['of']}"
+            yield f"  {one['label']!s:<20}  taken for {one['taken_for']}: {count}"
+
+
+def _verdicts(entry: Entry) -> Iterator[str]:
+    """Say, last of all, whether the encoder is any better than its floors."""
+    verdicts = entry.get("verdicts", {})
+    if verdicts:
+        yield ""
+    for floor, names in verdicts.items():
+        better, worse, unclear = (names[kind] for kind in ("better", "worse", "unclear"))
+        yield (
+            f"{floor.replace('_', ' ')}: the encoder is better in {len(better)} of "
+            f"{len(better + worse + unclear)} measures, worse in {len(worse)}, "
+            f"neither beyond the interval in {len(unclear)}"
+        )
+    below = any(len(names["worse"]) > len(names["better"]) for names in verdicts.values())
+    if below and entry["pool"] in _AVERAGES:
+        yield (
+            f"its features are pooled over all positions (--pool {entry['pool']}); a run with "
+            "--pool flatten shows what that takes away"
+        )

@@ -10,10 +10,14 @@ from typing import Any
 import numpy as np
 
 from ray_embed.evaluation.measure import Measure
+from ray_embed.evaluation.neighbours import directions
 
 Array = np.ndarray[Any, Any]
 
-NAMES = ("rankme", "alpha_req", "stable_rank", "participation_ratio", "dead_dimensions")
+NAMES = (
+    *("rankme", "alpha_req", "stable_rank", "participation_ratio"),
+    *("mean_cosine", "dead_dimensions"),
+)
 # As float32 rounds.
 _EPSILON = 1e-7
 _FIRST, _LAST = 4, 100
@@ -28,12 +32,13 @@ class Spectrum:
     """Of features (N, D): what the measures below need.
 
     `singular` (min(N, D),) are the singular values of the features as they are, descending;
-    `eigenvalues` (min(N, D),) those of their covariance, descending. Both float64. `dead` is the
-    share of dimensions that are the same for all records.
+    `eigenvalues` (min(N, D),) those of their covariance, descending. Both float64. `cosine` is
+    the mean over all pairs of records, `dead` the share of dimensions that are the same for all.
     """
 
     singular: Array
     eigenvalues: Array
+    cosine: float
     dead: float
 
 
@@ -45,7 +50,15 @@ def spectrum(features: Array) -> Spectrum:
     singular, eigenvalues = (
         np.linalg.eigvalsh(matrix)[::-1].clip(0) for matrix in (gram, scatter / (len(features) - 1))
     )
-    return Spectrum(np.sqrt(singular), eigenvalues, dead)
+    return Spectrum(np.sqrt(singular), eigenvalues, _mean_cosine(features), dead)
+
+
+def _mean_cosine(features: Array) -> float:
+    """Give the mean cosine of two records: the sum of all pairs is that of the unit vectors."""
+    count = len(features)
+    units = directions(features)
+    total = float(np.square(units.sum(axis=0, dtype=np.float64)).sum())
+    return (total - count) / (count * (count - 1))
 
 
 def _products_of_dimensions(features: Array) -> tuple[Array, Array]:
@@ -72,18 +85,18 @@ def products_of_records(features: Array) -> tuple[Array, Array]:
 
 
 def measures(found: Spectrum) -> list[Measure]:
-    """Give RankMe, α-ReQ, stable rank, participation ratio and the share of dead dimensions.
+    """Give RankMe, α-ReQ, stable rank, participation ratio, mean cosine, share of dead dimensions.
 
-    All but the last are left out where all features are the same; α-ReQ also where there are too
-    few eigenvalues to fit a line to.
+    All but the last two are left out where all features are the same; α-ReQ also where there are
+    too few eigenvalues to fit a line to.
     """
-    dead = Measure("dead_dimensions", found.dead)
+    plain = [Measure("mean_cosine", found.cosine), Measure("dead_dimensions", found.dead)]
     if found.dead == 1:
-        return [dead]
+        return plain
     return [
         Measure("rankme", rankme(found.singular)),
         *of_covariance(found.eigenvalues),
-        dead,
+        *plain,
     ]
 
 

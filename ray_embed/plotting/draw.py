@@ -103,6 +103,9 @@ class _Drawing:
         some = f"{of:,} records" if of == records.total else f"{of:,} of {records.total:,} records"
         self._name = short(name + self._suffix, 40)
         self._about = f"{self._name} · {some}"
+        splits = list(dict.fromkeys(records.splits))
+        among = f" among {' and '.join(map(short, splits))}" if len(splits) in (2, 3) else ""
+        self._among = f"{among} · {self._name}"
 
     def all(self, found: Spectrum) -> None:
         """Draw all that there is something to draw for."""
@@ -145,7 +148,7 @@ class _Drawing:
         shares = neighbours.confusion(near, codes, len(classes.names))
         chosen = by_name(neighbours.most_confused(shares, _CLASSES), classes.names)
         some = "" if len(chosen) == len(classes.names) else f", the {len(chosen)} most confused"
-        title = f"Classes of the {near.rows.shape[1]} nearest neighbours{some} · {self._name}"
+        title = f"Classes of the {near.rows.shape[1]} nearest neighbours{some}{self._among}"
         self._save("confusion", figures.confusion(shares, classes.names, chosen, title))
         self._sheet(labelled, near, neighbours.misplaced(near, codes), classes)
 
@@ -184,7 +187,7 @@ class _Drawing:
                     for other in beside[place]
                 ]
             )
-        title = f"Farthest inside another class, and the nearest neighbours · {self._name}"
+        title = f"Farthest inside another class, and the nearest neighbours{self._among}"
         self._save("misplaced", figures.contact_sheet(records, strips, title))
 
     def _save(self, name: str, figure: Any) -> None:

@@ -2,6 +2,7 @@
 """`compare`: runs side by side on the records that all of them hold."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,9 +107,32 @@ def test_the_better_one_is_marked_and_of_two_alike_none_is(ray_embed: Command, t
     assert line.split()[3].endswith("*")
     assert "*" not in line.split()[2]
     judged = sum(row["higher_is_better"] is True for row in found["measures"].values())
-    assert table.splitlines()[-1] == f"clear best, by {judged} measures: better in {judged}"
-    last = ray_embed("compare", better, same).out.splitlines()[-1]
-    assert last == f"clear best, by {judged} measures: none of them in {judged}"
+    best, pixels = table.splitlines()[-2:]
+    assert best == f"clear best, by {judged} measures: better in {judged}"
+    # Noise tells no class.
+    beating = r"worse in (\d+), better in (\d+)"
+    found = re.fullmatch(f"clearly better than raw pixels, by {judged} measures: {beating}", pixels)
+    assert found
+    assert int(found[1]) <= int(found[2]) == judged
+    best = ray_embed("compare", better, same).out.splitlines()[-2]
+    assert best == f"clear best, by {judged} measures: none of them in {judged}"
+
+
+def test_raw_pixels_stand_beside_as_evaluate_has_them(
+    ray_embed: Command, compared: Compared, tmp_path: Path
+):
+    runs = [make(tmp_path / "a", clustered(1.2)), make(tmp_path / "b", clustered(0.9))]
+    found = compared(*runs)["measures"]
+    (entry,) = json.loads(ray_embed("evaluate", runs[1], "--json").out).values()
+    expected = entry["measures"]["raw_pixels"]
+    assert set(expected) <= set(found)
+    for name, one in expected.items():
+        assert found[name]["raw_pixels"]["value"] == pytest.approx(one["value"]), name
+    for part in (tmp_path / "a" / "thumbnails").iterdir():
+        part.unlink()
+    without = ray_embed("compare", *runs)
+    assert without.code == 0
+    assert "raw pixels" not in without.out
 
 
 def test_pairs_make_the_interval_narrower(compared: Compared, tmp_path: Path):
@@ -336,9 +360,9 @@ def test_a_table_of_ten_runs_fits_the_terminal(
     found = ray_embed("compare", *runs)
     lines = found.out.splitlines()
     assert max(map(len, lines)) <= 80
-    # Each run has a value of each measure, and the blocks are in order.
+    # Each run, and raw pixels, has a value of each measure, and the blocks are in order.
     values = [line for line in lines if line.startswith("knn_5_l2") and "[" not in line]
-    assert sum(len(line.split()) - 2 for line in values) == 10
+    assert sum(len(line.split()) - 2 for line in values) == 11
     heads = [line.split() for line in lines if line.startswith(" ") and "epoch" in line]
     assert [name for head in heads for name in head][:10] == names
     assert "difference to epoch00" in found.out

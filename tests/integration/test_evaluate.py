@@ -13,7 +13,7 @@ import pytest
 from synthetic import FINGERPRINT, make_run
 
 import ray_embed as package
-from ray_embed import pca
+from ray_embed import description, pca
 from ray_embed.filesystem import Folder
 
 COUNT, REFERENCE = 300, 180
@@ -117,6 +117,34 @@ def test_a_leak_is_found_and_taken_out(ray_embed: Any, tmp_path: Path) -> None:
     shown = ray_embed("evaluate", run).out
     assert "40 of test have one in valid" in shown
     assert "of the 80 without a near-duplicate in the reference" in shown
+
+
+def test_verdicts_are_the_differences_beyond_their_intervals(
+    ray_embed: Any, tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", *clouds())
+    (entry,) = json.loads(ray_embed("evaluate", run, "--json").out).values()
+    verdict = entry["verdicts"]["raw_pixels"]
+    # Pictures are noise, features are clouds.
+    assert {"knn_5_cosine", "linear_probe", "silhouette_l2", "kmeans_nmi"} <= set(verdict["better"])
+    assert verdict["worse"] == []
+    said = f"raw pixels: the encoder is better in {len(verdict['better'])} of "
+    assert ray_embed("evaluate", run).out.splitlines()[-1].startswith(said)
+
+    # The other way round: each picture is its class, features are noise, pooled.
+    labels = clouds()[1]
+    noise = np.random.default_rng(5).normal(size=(COUNT, 10)).astype(np.float32)
+    pictures = [np.full((8, 8, 1), 60 * int(label[1]), np.uint8) for label in labels]
+    run = make_run(tmp_path / "pooled", noise, labels, clouds()[2], pictures=pictures)
+    about = json.loads((run / "run.json").read_text())
+    about["encoder"]["outputs"][0]["pool"] = "gap"
+    description.write_run(
+        Folder.at(str(run)), {k: about[k] for k in about if k != "ray_embed"}, "0"
+    )
+    lines = ray_embed("evaluate", run).out.splitlines()
+    assert lines[0].startswith("top (gap): all 300 records")
+    assert lines[-2].startswith("raw pixels: the encoder is better in 0 of ")
+    assert "--pool flatten" in lines[-1]
 
 
 def test_equal_features_are_counted(tmp_path: Path) -> None:

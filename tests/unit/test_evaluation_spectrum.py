@@ -69,8 +69,17 @@ def test_dead_dimensions() -> None:
     features[:, 1] *= 1e-6
     assert found(features)["dead_dimensions"].value == pytest.approx(0.3)
     assert {one.name: one.value for one in found(np.ones((9, 4), np.float32)).values()} == {
-        "dead_dimensions": 1
+        "mean_cosine": pytest.approx(1),
+        "dead_dimensions": 1,
     }
+
+
+def test_mean_cosine_is_that_of_all_pairs() -> None:
+    features = decaying(60, 10)
+    features[7] = 0
+    units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
+    cosines = (units @ units.T)[np.triu_indices(60, 1)]
+    assert found(features)["mean_cosine"].value == pytest.approx(cosines.mean(), abs=1e-6)
 
 
 def test_interval_of_a_share_is_wilson() -> None:

@@ -40,6 +40,21 @@ def difference(measure: Measure, base: Measure, same: bool) -> Difference:
     return Difference(measure.value - base.value, _unpaired(measure, base), False, None)
 
 
+def verdict(measure: Measure, base: Measure, same: bool) -> int:
+    """Say whether a measure is better (1) or worse (-1) than another, beyond the interval; else 0.
+
+    Args:
+        measure: of one encoder; one of which more, or less, is better.
+        base: of the other one.
+        same: whether positions of both stand for the same records.
+    """
+    sign = 1 if measure.higher_is_better else -1
+    interval = difference(measure, base, same).interval
+    if interval is None or min(interval) <= 0 <= max(interval):
+        return 0
+    return sign if min(interval) > 0 else -sign
+
+
 def best(measures: Sequence[Measure | None], same: bool) -> int | None:
     """Give which measure is better than the second best, beyond the interval of their difference.
 
@@ -52,8 +67,7 @@ def best(measures: Sequence[Measure | None], same: bool) -> int | None:
         return None
     sign = 1 if known[0][1].higher_is_better else -1
     (at, first), (_, second), *_ = sorted(known, key=lambda one: -sign * one[1].value)
-    interval = difference(first, second, same).interval
-    return at if interval and min(sign * bound for bound in interval) > 0 else None
+    return at if verdict(first, second, same) > 0 else None
 
 
 def interval_of_mean(values: Array) -> Interval | None:
