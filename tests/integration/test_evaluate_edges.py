@@ -99,12 +99,12 @@ def test_one_float_label_to_tell_by_is_said(ray_embed: Any, tmp_path: Path) -> N
 def test_wide_features_fit_into_memory(
     ray_embed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wide = points(30, 9000)
+    wide = points(30, 1000)
     run = make_run(tmp_path / "run", wide, [f"c{at % 3}" for at in range(30)])
     assert judged(ray_embed, run)["records"] == 30
     assert ray_embed("plot", run).code == 0
     # As if there were room for twenty.
-    monkeypatch.setattr(subset, "_BYTES", 20 * 4 * 9000)
+    monkeypatch.setattr(subset, "_BYTES", 20 * 4 * 1000)
     entry = judged(ray_embed, run)
     assert (entry["records"], entry["total"]) == (20, 30)
     found = json.loads(ray_embed("compare", run, run, "--json").out)
