@@ -46,6 +46,12 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
     return run
 
 
+def output_of(run: dict[str, Any], column: str) -> dict[str, Any]:
+    """Give what ``run.json`` says of a feature column: its layer, pooling and dimension."""
+    outputs: list[dict[str, Any]] = run["encoder"]["outputs"]
+    return next(output for output in outputs if output["column"] == column)
+
+
 def clear(folder: Folder) -> None:
     """Delete what a run folder holds, what marks it as one last of all."""
     names = [name for name in folder.names() if name != TEMPORARY]

@@ -200,7 +200,7 @@ def load(folder: Folder, column: str) -> Components:
     """
     again = f"`ray-embed reduce {folder.shown()}` writes it"
     run = description.read_run(folder) or {}
-    output = next(one for one in run["encoder"]["outputs"] if one["column"] == column)
+    output = description.output_of(run, column)
     if output["dimension"] > MOST_DIMENSIONS:
         raise InputError(
             f"{folder.shown()}: {column} has {output['dimension']} dimensions; there is an exact "

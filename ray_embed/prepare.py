@@ -249,13 +249,12 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
         InputError: a file has changed since the run was begun.
     """
     folder, fresh = prepared.folder, prepared.plan
-    before = {
-        name: value for name, value in (prepared.target.before or {}).items() if name != "ray_embed"
-    }
+    before = prepared.target.before or {}
     if before["config"]["projector_limit"] != config.projector_limit:
         # What reads the run later goes by the points that the page is given.
         asked = before["config"] | {"projector_limit": config.projector_limit}
-        description.write_run(folder, before | {"config": asked}, __version__)
+        content = {name: value for name, value in before.items() if name != "ray_embed"}
+        description.write_run(folder, content | {"config": asked}, __version__)
     kept = kept_plan(folder)
     plan.renew_records(fresh, kept or fresh, scratch, folder)
     for split in kept.splits if kept else ():

@@ -49,7 +49,7 @@ def quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
     Where there are more strata than points, the largest have one.
     """
     if len(counts) > limit:
-        chosen = sorted(counts, key=lambda stratum: -counts[stratum])[:limit]
+        chosen = set(sorted(counts, key=lambda stratum: -counts[stratum])[:limit])
         return {stratum: int(stratum in chosen) for stratum in counts}
     left = limit - len(counts)
     beyond = sum(counts.values()) - len(counts)

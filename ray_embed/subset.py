@@ -160,8 +160,10 @@ def check_finite(subset: Subset, name: str) -> None:
         )
 
 
-def pictures(folder: Folder, index: Array) -> list[thumbnail.Pixels]:
+def pictures(folder: Folder, index: Array) -> list[thumbnail.Pixels] | None:
     """Give the thumbnails (h, w, 1 or 3) uint8 of records, in the order of `index`.
+
+    None where some are missing.
 
     Args:
         folder: the run folder.
@@ -189,6 +191,8 @@ def pictures(folder: Folder, index: Array) -> list[thumbnail.Pixels]:
     for part in store.each(folder, read_part, numbers):
         pngs = zip(part["index"].to_pylist(), part["png"].to_pylist(), strict=True)
         found.update((at, thumbnail.decode_png(png)) for at, png in pngs)
+    if len(found) < len(wanted):
+        return None
     return [found[int(at)] for at in index]
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ray_embed import soundness
+from ray_embed import description, soundness
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.results import load
@@ -51,12 +51,12 @@ def columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]
         run = load(uri)
         soundness.check_finished(Folder.at(run.path), run._about)
         layers = run.layers if layer is None else (layer,)
-        outputs = {output["column"]: output for output in run._about["encoder"]["outputs"]}
         for one in layers:
             column = run._column(one)
             label = f"{name}:{one}" if len(layers) > 1 else name
-            pool = outputs[column].get("pool", "none")
-            found.append(Column(label, uri, one, column, outputs[column]["dimension"], pool))
+            output = description.output_of(run._about, column)
+            pool = output.get("pool", "none")
+            found.append(Column(label, uri, one, column, output["dimension"], pool))
     if len(found) < 2:
         given = ", ".join(shown(uri) for uri in runs) or "no run"
         what = "of one layer" if layer is None else f"of which --layer {layer} takes one layer"

@@ -7,7 +7,6 @@ from itertools import combinations
 
 import numpy as np
 
-from ray_embed import subset as subsets
 from ray_embed.comparison import likeness, records
 from ray_embed.comparison.columns import Column, columns
 from ray_embed.comparison.records import Records
@@ -68,12 +67,11 @@ class Comparison:
     """Runs, or layers of runs, side by side.
 
     `judged` are the numbers of records that the columns were judged on: the same ones where
-    `paired`. `counts` are those that their runs hold, `shared` of them by all; `dimensions` are
-    the D of their features. `notes` are sentences on what to mind.
+    `paired`. `counts` are those that their runs hold, `shared` of them by all. `notes` are
+    sentences on what to mind.
     """
 
     columns: tuple[Column, ...]
-    dimensions: tuple[int, ...]
     counts: tuple[int, ...]
     shared: int
     judged: tuple[int, ...]
@@ -127,7 +125,6 @@ def compare(
         alike = tuple(_alike(drawn.subsets))
     return Comparison(
         compared,
-        tuple(column.dimension for column in compared),
         drawn.counts,
         drawn.shared,
         tuple(len(subset) for subset in drawn.subsets),
@@ -143,9 +140,8 @@ def _raw_pixels(column: Column, drawn: Records, say: Callable[[str], None]) -> d
     if not drawn.paired:
         return {}
     subset = drawn.subsets[0]
-    try:
-        pictures = pixels.small(subsets.pictures(column.folder, subset.index))
-    except KeyError:
+    pictures = pixels.of(column.folder, subset)
+    if pictures is None:
         return {}
     say("judging raw pixels, for what no encoder would give")
     return {one.name: one for one in measures(pixels.as_features(subset, pictures))}

@@ -16,7 +16,6 @@ def plain(comparison: Comparison) -> dict[str, Any]:
     names = [column.name for column in comparison.columns]
     of_columns = zip(
         comparison.columns,
-        comparison.dimensions,
         comparison.counts,
         comparison.judged,
         strict=True,
@@ -28,11 +27,11 @@ def plain(comparison: Comparison) -> dict[str, Any]:
                 "path": shown(column.run),
                 "layer": column.layer,
                 "pool": column.pool,
-                "dimension": dimension,
+                "dimension": column.dimension,
                 "records": count,
                 "judged": judged,
             }
-            for column, dimension, count, judged in of_columns
+            for column, count, judged in of_columns
         ],
         "shared_records": comparison.shared,
         "same_records": comparison.paired,

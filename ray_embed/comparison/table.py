@@ -10,6 +10,7 @@ from ray_embed.comparison.columns import Column
 from ray_embed.comparison.comparing import Comparison, Row
 from ray_embed.evaluation.differences import verdict
 from ray_embed.evaluation.intervals import Interval
+from ray_embed.evaluation.measure import Measure
 
 _GAP = "  "
 _BEST = "*"
@@ -72,7 +73,7 @@ def _measures(comparison: Comparison, short: Sequence[str], width: int) -> Itera
     rows = comparison.rows
     values = [_Text(name, [_value(row, at) for row in rows]) for at, name in enumerate(short)]
     if any(row.pixels for row in rows):
-        values.append(_Text("raw pixels", [_of_pixels(row) for row in rows]))
+        values.append(_Text("raw pixels", [_cell(row.pixels) for row in rows]))
     if len(short) == 2:
         # One table is enough for both.
         apart = _Text(f"{short[1]} - {short[0]}", [_difference(row, 1) for row in rows])
@@ -118,7 +119,7 @@ def _what(comparison: Comparison, short: Sequence[str], width: int) -> Iterator[
         _Text("", list(numbers)),
         _Text("", names),
         _Text("", [_layer(column) for column in comparison.columns]),
-        _Text("", [f"{dimension:,} dimensions" for dimension in comparison.dimensions]),
+        _Text("", [f"{column.dimension:,} dimensions" for column in comparison.columns]),
         _Text("", [
             f"{judged:,} of {count:,} records"
             for judged, count in zip(comparison.judged, comparison.counts, strict=True)
@@ -167,13 +168,11 @@ def _named(row: Row) -> str:
 
 
 def _value(row: Row, at: int) -> str:
-    measure = row.measures[at]
-    mark = _BEST if row.best == at else " "
-    return "-" + mark if measure is None else _number(measure.value) + mark
+    return _cell(row.measures[at], _BEST if row.best == at else " ")
 
 
-def _of_pixels(row: Row) -> str:
-    return "- " if row.pixels is None else _number(row.pixels.value) + " "
+def _cell(measure: Measure | None, mark: str = " ") -> str:
+    return ("-" if measure is None else _number(measure.value)) + mark
 
 
 def _difference(row: Row, at: int) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ray_embed import pca, soundness, store
+from ray_embed import description, pca, soundness, store
 from ray_embed import subset as subsets
 from ray_embed.errors import InputError
 from ray_embed.evaluation import duplicates, intervals, pixels, spectrum
@@ -98,7 +98,7 @@ def evaluate(
     records, apart = _drawn(run, floor, columns, sample)
     floors: dict[str, Judgement] = {}
     near = None
-    pictures = _pictures(folder, records)
+    pictures = pixels.of(folder, records)
     if pictures is not None:
         near = duplicates.near_duplicates(pictures, records.splits)
         floors[PIXELS] = judge(pixels.as_features(records, pictures))
@@ -117,7 +117,7 @@ def evaluate(
         judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, run, one)
         equal = duplicates.equal_features(subset.features, subset.splits)
         without = _without(judged, near, subset)
-        pool = _output(run, columns[one]).get("pool", "none")
+        pool = description.output_of(run._about, columns[one]).get("pool", "none")
         found[one] = Evaluation(one, subset, judged, over_all, near, equal, without, apart, pool)
     return found
 
@@ -130,7 +130,8 @@ def _drawn(
     They are left out: what one of both has set aside would make them unlike.
     """
     folder = Folder.at(run.path)
-    widest = max(_output(run, column)["dimension"] for column in columns.values())
+    outputs = [description.output_of(run._about, column) for column in columns.values()]
+    widest = max(output["dimension"] for output in outputs)
     column = next(iter(columns.values()))
     drawn = subsets.draw(folder, column, subsets.affordable(sample, widest))
     if floor is None:
@@ -138,12 +139,6 @@ def _drawn(
     kept = subsets.held(Folder.at(floor.path), drawn.index)
     both = subsets.some(drawn, np.flatnonzero(kept))
     return _finite(folder, both), len(drawn) - len(both)
-
-
-def _output(run: "Run", column: str) -> dict[str, Any]:
-    """Give what a run says of a feature column."""
-    outputs: list[dict[str, Any]] = run._about["encoder"]["outputs"]
-    return next(output for output in outputs if output["column"] == column)
 
 
 def _finite(folder: Folder, subset: Subset) -> Subset:
@@ -154,14 +149,6 @@ def _finite(folder: Folder, subset: Subset) -> Subset:
         )
     subsets.check_finite(subset, folder.shown())
     return subset
-
-
-def _pictures(folder: Folder, subset: Subset) -> Array | None:
-    """Give the pictures, small; None where thumbnails are missing."""
-    try:
-        return pixels.small(subsets.pictures(folder, subset.index))
-    except KeyError:
-        return None
 
 
 def _over_all(

@@ -8,12 +8,25 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed import subset
+from ray_embed.filesystem import Folder
 from ray_embed.subset import Subset
 
 Array = np.ndarray[Any, Any]
 
 SIDE = 16
 _TOGETHER = 64
+
+
+def of(folder: Folder, records: Subset) -> Array | None:
+    """Give the pictures of a run's records by :func:`small`; None where thumbnails are missing.
+
+    Raises:
+        DamagedError: a part is not what was written.
+        StorageError: a part cannot be read.
+    """
+    thumbnails = subset.pictures(folder, records.index)
+    return None if thumbnails is None else small(thumbnails)
 
 
 def small(thumbnails: Sequence[Array]) -> Array:
@@ -54,6 +67,6 @@ def _weights(size: int, side: int) -> Array:
     return (overlap.clip(0) * side / size).astype(np.float32)
 
 
-def as_features(subset: Subset, pictures: Array) -> Subset:
-    """Give the subset with its pictures (n, side, side, c), flattened, for features."""
-    return replace(subset, features=pictures.reshape(len(pictures), -1))
+def as_features(records: Subset, pictures: Array) -> Subset:
+    """Give the records with their pictures (n, side, side, c), flattened, for features."""
+    return replace(records, features=pictures.reshape(len(pictures), -1))

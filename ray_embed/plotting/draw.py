@@ -46,8 +46,7 @@ def plot(run: str, layer: str | None, say: Say) -> None:
     about = description.read_run(folder) or {}
     soundness.check_finished(folder, about)
     with alone(folder):
-        outputs = about["encoder"]["outputs"]
-        size = next(output["dimension"] for output in outputs if output["column"] == column)
+        size = description.output_of(about, column)["dimension"]
         records = subset.draw(folder, column, subset.affordable(DRAWN, size))
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
@@ -166,11 +165,11 @@ class _Drawing:
         beside = near.rows[rows, :_BESIDE]
         shown = np.column_stack([rows, beside])
         index = self._records.index[labelled[shown.reshape(-1)]]
-        try:
-            pictures = iter(subset.pictures(self._folder, index))
-        except KeyError:
+        thumbnails = subset.pictures(self._folder, index)
+        if thumbnails is None:
             self._say("no contact sheet, as thumbnails are missing")
             return
+        pictures = iter(thumbnails)
         codes = classes.codes[labelled]
         records, strips = [], []
         for place, row in enumerate(rows):

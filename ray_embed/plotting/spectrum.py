@@ -40,24 +40,23 @@ def spectrum(folder: Folder, column: str, features: Matrix) -> Spectrum:
 
 
 def _computed(features: Matrix) -> Spectrum:
-    from sklearn import decomposition
-
     count, size = features.shape
     if count < 2 or not np.ptp(features, axis=0).any():
         kept = min(size, pca.KEPT)
         return Spectrum(np.zeros(size), np.zeros((count, kept), np.float32), count)
     if size > count:
-        # As many numbers as points say it all, and a layer may have a hundred times as many.
-        features = _without_loss(features)
+        return _of_wide(features)
+    from sklearn import decomposition
+
     model = decomposition.PCA(svd_solver="full").fit(features.astype(np.float64))
     coordinates = model.transform(features)[:, : pca.KEPT]
     ratios = model.explained_variance_ratio_
     return Spectrum(ratios, coordinates.astype(np.float32), count)
 
 
-def _without_loss(features: Matrix) -> Array:
-    """Give (n, n) float64 whose rows lie to each other as those of (n, D) do, D > n."""
-    _, scatter = products_of_records(features)
-    values, vectors = np.linalg.eigh(scatter)
-    turned: Array = vectors * np.sqrt(values.clip(0))
-    return turned
+def _of_wide(features: Matrix) -> Spectrum:
+    """Give the same by the products of points, where dimensions are a hundred times as many."""
+    values, vectors = np.linalg.eigh(products_of_records(features)[1])
+    values, vectors = values[::-1].clip(0), vectors[:, ::-1]
+    coordinates = vectors[:, : pca.KEPT] * np.sqrt(values[: pca.KEPT])
+    return Spectrum(values / values.sum(), coordinates.astype(np.float32), len(features))

@@ -121,9 +121,7 @@ def measured(arguments: argparse.Namespace) -> None:
     with threadpool_limits(threads, "blas"):
         # A first call of each library takes a while.
         scipy.linalg.eigvalsh(np.ones((2, 600)).T @ np.ones((2, 600)))
-        found = []
-        measure(lambda: found.append(call()))
-    (result,) = found
+        result = measure(call)
     if arguments.side == "products":
         mean = sum(
             as_matrix(pq.read_table(file, columns=["feature"])["feature"]).sum(0, float)

@@ -14,8 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import sides
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,15 @@ class Taken:
     peak: float
 
 
-def measure(call: Callable[[], object]) -> None:
-    """Call it in this process, and print what it took."""
+def measure(call: Callable[[], Result]) -> Result:
+    """Call it in this process, print what it took, and give what it gives."""
     began = time.perf_counter()
-    call()
+    result = call()
     seconds = time.perf_counter() - began
     status = Path("/proc/self/status").read_text()
     peak = int(status.partition("VmHWM:")[2].split()[0]) / 1024
     print(json.dumps({"seconds": seconds, "peak": peak}))
+    return result
 
 
 def side(script: str, name: str, *arguments: object) -> Taken:
