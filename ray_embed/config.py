@@ -20,6 +20,9 @@ Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
 Scale = Literal["unit", "symmetric", "none"]
 Engine = Literal["auto", "tensorflow", "openvino"]
 Precision = Literal["float32", "bfloat16"]
+Resize = Literal["stretch", "crop", "pad"]
+Interpolation = Literal["bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5"]
+ChannelOrder = Literal["rgb", "bgr"]
 
 _SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -66,7 +69,16 @@ class RunConfig(pydantic.BaseModel):
     layers: tuple[str, ...] = ()
     pool: Pooling | None = None
     image_size: tuple[PositiveInt, PositiveInt] | None = None
+    resize: Resize | None = None
+    crop_fraction: float | None = Field(default=None, gt=0, le=1)
+    interpolation: Interpolation = "bilinear"
+    antialias: bool = False
+    exif_orientation: bool = False
+    channels: Literal["repeat"] | None = None
+    channel_order: ChannelOrder = "rgb"
     scale: Scale | None = None
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     preprocess: Any = None
     engine: Engine = "auto"
     precision: Precision = "float32"
@@ -131,12 +143,53 @@ class RunConfig(pydantic.BaseModel):
             return (sides[1], sides[2] or sides[1])
         return (value, value) if isinstance(value, int) else value
 
+    @pydantic.field_validator("mean", "std", mode="before")
+    @classmethod
+    def _one_number_or_one_a_channel(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(","))
+        return (value,) if isinstance(value, (int, float)) else value
+
+    @pydantic.field_validator("std")
+    @classmethod
+    def _something_to_divide_by(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+        if any(number <= 0 for number in value):
+            raise ValueError("every number must be above 0, as pixels are divided by it")
+        return value
+
+    @pydantic.field_validator("preprocess")
+    @classmethod
+    def _of_keras(cls, value: Any) -> Any:
+        name = value.removeprefix("keras:") if isinstance(value, str) else value
+        return value if name == value else f"keras.applications.{name}:preprocess_input"
+
     @pydantic.field_validator("layers")
     @classmethod
     def _each_layer_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("a layer is given twice")
         return value
+
+    @pydantic.model_validator(mode="after")
+    def _one_way_to_resize(self) -> "RunConfig":
+        if self.crop_fraction is not None and self.resize is not None:
+            raise ValueError(
+                f"crop_fraction {self.crop_fraction:g} cuts out the center after resizing the "
+                f"short side; give it or resize {self.resize}, not both"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
+    def _one_way_to_normalize(self) -> "RunConfig":
+        if self.preprocess is not None and (self.mean or self.std):
+            raise ValueError("preprocess takes the place of mean and std; give one of them")
+        # With `none` means are of pixels from 0 to 255.
+        if self.scale != "none" and any(abs(number) > 2 for number in self.mean):
+            raise ValueError(
+                f"mean {', '.join(f'{number:g}' for number in self.mean)}: it is subtracted after "
+                "scaling to [0, 1]; for means of pixels from 0 to 255 give scale none"
+            )
+        return self
 
     @pydantic.model_validator(mode="after")
     def _kwargs_have_a_split(self) -> "RunConfig":

@@ -2,8 +2,9 @@
 """From image files and arrays to the batches an encoder takes, with a thumbnail of each.
 
 Decoding and resizing are those of ``keras.utils.image_dataset_from_directory``, so that an encoder
-sees the pixels it saw in training: `tf.io.decode_image` with 3 channels, then `tf.image.resize`,
-bilinear without antialias. Records that cannot be decoded leave a gap; :func:`diagnose` says why.
+sees the pixels it saw in training: `tf.io.decode_image` with the encoder's number of channels, then
+`tf.image.resize`, by default bilinear without antialias. Records that cannot be decoded leave a
+gap; :func:`diagnose` says why.
 """
 
 import functools
@@ -14,24 +15,37 @@ from typing import Any
 import numpy as np
 
 from ray_embed import thumbnail
-from ray_embed.headers import MOST_SCANNED, OTHER_BMP, UNKNOWN, read_header
+from ray_embed.headers import JPEG, MOST_SCANNED, OTHER_BMP, PNG, UNKNOWN, read_header
+from ray_embed.orientation import is_turned, turn_upright
+from ray_embed.resizing import resize
 
 Array = np.ndarray[Any, Any]
 
 _AHEAD = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PixelSpec:
     """How the images of one source become the encoder's input.
 
-    `shape` is (H, W, C); without `resize` the images must have it already. `scale` is one of
-    `unit`, `symmetric`, `none`.
+    `shape` is (H, W, C). `resize` is `stretch`, `crop` or `pad`, or None where the images must have
+    the shape already; `crop_fraction`, `interpolation` and `antialias` are those of
+    :func:`ray_embed.resizing.resize`. `scale` is `unit`, `symmetric` or `none`; from what it gives
+    `mean` is subtracted, and that is divided by `std`: one number, or one a channel, in the order
+    of the encoder's channels. `repeat_channel` makes three channels of one.
     """
 
     shape: tuple[int, int, int]
     scale: str
-    resize: bool = True
+    resize: str | None = "stretch"
+    crop_fraction: float | None = None
+    interpolation: str = "bilinear"
+    antialias: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    reverse_channels: bool = False
+    repeat_channel: bool = False
+    turn_upright: bool = False
     max_pixels: int = 1 << 62
 
 
@@ -40,13 +54,14 @@ class Batch:
     """Some records of a shard: their positions in it, and images (n, H, W, C) float32.
 
     `thumbnails` is (n, SIDE, SIDE, 1 or 3) uint8, of which each uses its `sizes`, (n, 2), from the
-    upper left.
+    upper left. `turned`, (n,) bool, is whether a file's orientation is another than upright.
     """
 
     positions: Array
     images: Array
     thumbnails: Array
     sizes: Array
+    turned: Array
 
     def pngs(self) -> Iterator[bytes]:
         """Give each thumbnail as a PNG."""
@@ -140,15 +155,14 @@ def _content_decoder(pixels: PixelSpec) -> Any:
     return decode
 
 
-def _from_content(content: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
+def _from_content(content: Any, pixels: PixelSpec) -> tuple[Any, ...]:
     import tensorflow as tf
 
     kind, count, scanned = read_header(content)
     known = tf.not_equal(kind, UNKNOWN) & tf.not_equal(kind, OTHER_BMP)
     fits = (count <= pixels.max_pixels) & (scanned <= MOST_SCANNED)
     # Decoding nothing fails.
-    image = _decoded(tf.where(known & fits, content, b""))
-    return _prepared(image, image, pixels)
+    return _decoded(tf.where(known & fits, content, b""), kind, pixels)
 
 
 @functools.cache
@@ -158,17 +172,47 @@ def _array_decoder(pixels: PixelSpec) -> Any:
     @tf.function(autograph=False, reduce_retracing=True)  # type: ignore[untyped-decorator]
     def decode(position: Any, image: Any) -> Any:
         shown = image if image.dtype == tf.uint8 else _display(image)
-        return position, *_prepared(image, shown, pixels)
+        return position, *_prepared(image, shown, pixels), tf.constant(False)
 
     return decode
 
 
-def _decoded(content: Any) -> Any:
+def _decoded(content: Any, kind: Any, pixels: PixelSpec) -> tuple[Any, ...]:
+    """Decode a file; returns what :func:`_prepared` does, and whether it is to be turned."""
+    image = _in_channels(content, kind, pixels.shape[2])
+    if pixels.turn_upright:
+        image = turn_upright(image, content)
+    return *_prepared(image, image, pixels), is_turned(content)
+
+
+def _in_channels(content: Any, kind: Any, channels: int) -> Any:
+    """Decode to 1, 3 or 4 channels, as Keras' `color_mode` does where TensorFlow can.
+
+    Of GIF, BMP and CMYK JPEG TensorFlow makes three channels only: gray is made of these by
+    `tf.image.rgb_to_grayscale`. All but PNG get an opaque alpha as the fourth channel.
+    """
     import tensorflow as tf
 
-    image = tf.io.decode_image(content, channels=3, expand_animations=False)
-    image.set_shape((None, None, 3))
-    return image
+    def decoded(count: int) -> Any:
+        image = tf.io.decode_image(content, channels=count, expand_animations=False)
+        image.set_shape((None, None, count))
+        return image
+
+    match channels:
+        case 1:
+            return tf.cond(
+                tf.equal(kind, PNG) | tf.equal(kind, JPEG),
+                lambda: decoded(1),
+                lambda: tf.image.rgb_to_grayscale(decoded(3)),
+            )
+        case 4:
+            opaque = [[0, 0], [0, 0], [0, 1]]
+            return tf.cond(
+                tf.equal(kind, PNG),
+                lambda: decoded(4),
+                lambda: tf.pad(decoded(3), opaque, constant_values=tf.constant(255, tf.uint8)),
+            )
+    return decoded(3)
 
 
 def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
@@ -180,33 +224,55 @@ def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]
         pixels: what the encoder takes.
 
     Returns:
-        (H, W, C) float32, resized, grey where the encoder takes one channel, and scaled; the
-        thumbnail uint8, padded to a square; its height and width.
+        (H, W, C) float32, resized, with the encoder's channels, and scaled; the thumbnail uint8,
+        padded to a square; its height and width.
     """
     import tensorflow as tf
 
-    height, width, channels = pixels.shape
-    sides = tf.cast(tf.shape(image)[:2], tf.float32)
-    if pixels.resize:
-        resized = tf.image.resize(image, (height, width))
-    else:
+    height, width, _ = pixels.shape
+    if pixels.resize is None:
         resized = tf.cast(image, tf.float32)
-    factor = thumbnail.SIDE / tf.reduce_max(sides)
+    else:
+        resized = resize(
+            image,
+            (height, width),
+            pixels.resize,
+            pixels.crop_fraction,
+            pixels.interpolation,
+            pixels.antialias,
+        )
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
     if image is shown and min(height, width) >= thumbnail.SIDE:
-        # What the encoder sees is at hand, and shrinks in a fraction of the time of a big image.
+        # What the encoder sees is there, and shrinks in a fraction of the time of a big image.
+        if pixels.resize != "stretch" or pixels.crop_fraction is not None:
+            sides = tf.constant([height, width], tf.float32)
         method = "bilinear" if max(height, width) < 2 * thumbnail.SIDE else "area"
+        factor = thumbnail.SIDE / tf.reduce_max(sides)
         picture = _thumbnail(resized, sides * factor, method)
     else:
+        factor = thumbnail.SIDE / tf.reduce_max(sides)
         picture = _thumbnail(shown, sides * tf.minimum(1.0, factor), "area")
-    if channels == 1 and image.shape[-1] == 3:
-        resized = tf.image.rgb_to_grayscale(resized)
-    resized = tf.ensure_shape(resized, pixels.shape)
+    return tf.ensure_shape(_normalized(resized, pixels), pixels.shape), *picture
+
+
+def _normalized(image: Any, pixels: PixelSpec) -> Any:
+    """Bring resized pixels, (H, W, c) float32, to the encoder's channels and range."""
+    import tensorflow as tf
+
+    if pixels.repeat_channel and image.shape[-1] == 1:
+        image = tf.image.grayscale_to_rgb(image)
+    if pixels.reverse_channels:
+        image = image[..., ::-1]
     match pixels.scale:
         case "unit":
-            resized = resized / 255.0
+            image = image / 255.0
         case "symmetric":
-            resized = resized / 127.5 - 1.0
-    return resized, *picture
+            image = image / 127.5 - 1.0
+    if pixels.mean:
+        image = image - tf.constant(pixels.mean, tf.float32)
+    if pixels.std:
+        image = image / tf.constant(pixels.std, tf.float32)
+    return image
 
 
 def _thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
@@ -254,8 +320,8 @@ def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
     if scanned > MOST_SCANNED:
         return "too many scans"
     try:
-        image = _decoded(tf.constant(content))
-        prepared = [value.numpy()[None] for value in _prepared(image, image, pixels)]
+        decoded = _decoded(tf.constant(content), tf.constant(kind, tf.int64), pixels)
+        prepared = [value.numpy()[None] for value in decoded]
     except (tf.errors.OpError, ValueError):
         return "corrupt image"
     return Batch(np.zeros(1, np.int64), *prepared)

@@ -19,6 +19,7 @@ from ray_embed import nodes, plan, store
 from ray_embed.decode import Batch, PixelSpec
 from ray_embed.encoder import Encoder, EncoderSpec, keep
 from ray_embed.encoder.engines import Engine, open_engine
+from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.inputs import Inputs, check_unchanged, open_inputs
 from ray_embed.matrix import as_column
@@ -60,13 +61,21 @@ class Ready:
 
 @dataclass(frozen=True)
 class ShardResult:
-    """What became of a shard; `brightest` is the largest value in its thumbnails, 0 to 255."""
+    """What became of a shard.
+
+    `brightest` is the largest value in its thumbnails, 0 to 255; `turned` is how many of its files
+    have an orientation other than upright; `is_uniform` is whether several records got features
+    that are all the same; `values` is the lowest and the highest value of its first float images.
+    """
 
     number: int
     split: str
     rows: int
     rejects: dict[str, int]
     brightest: int
+    turned: int
+    is_uniform: bool
+    values: tuple[float, float] | None
     finished: float
 
 
@@ -77,6 +86,7 @@ class _Gathered:
     features: list[Array]
     reasons: list[str | None]
     batches: list[Batch]
+    values: tuple[float, float] | None = None
 
     def left_out(self) -> list[int]:
         """Give the positions of the records that no batch has held."""
@@ -88,6 +98,17 @@ class _Gathered:
     def brightest(self) -> int:
         """Give the largest value in a thumbnail."""
         return max((int(batch.thumbnails.max()) for batch in self.batches), default=0)
+
+    def turned(self) -> int:
+        """Count the files whose orientation is another than upright."""
+        return sum(int(np.count_nonzero(batch.turned)) for batch in self.batches)
+
+    def is_uniform(self) -> bool:
+        """Return whether several records got the same features, whatever is in their images."""
+        kept = np.flatnonzero([reason is None for reason in self.reasons])
+        if len(kept) < 2:
+            return False
+        return all(bool(np.all(rows[kept] == rows[kept[0]])) for rows in self.features)
 
     def pngs(self) -> Array:
         """Give the thumbnails by position; None where there is none."""
@@ -105,7 +126,7 @@ class _Gathered:
         for at, reason in zip(positions.tolist(), self.reasons, strict=True):
             reasons[at] = reason
         batches = [replace(batch, positions=positions[batch.positions]) for batch in self.batches]
-        return _Gathered(features, reasons, batches)
+        return _Gathered(features, reasons, batches, self.values)
 
 
 @dataclass(frozen=True)
@@ -221,6 +242,9 @@ class Extractor:
             part.features.num_rows,
             dict(reasons),
             gathered.brightest(),
+            gathered.turned(),
+            gathered.is_uniform(),
+            gathered.values,
             time.time(),
         )
 
@@ -257,12 +281,16 @@ class Extractor:
         ordinal = shard.split.ordinal
         pixels, root = opened.job.pixels[ordinal], opened.job.roots[ordinal]
         inputs = open_inputs(shard, root, rows, images, chosen, pixels)
+        values = inputs.range_of_floats()
+        if values is not None and opened.encoder.rescaling.takes_integers:
+            _refuse_fractions(shard, values, opened.encoder)
         batches = self._meter.waiting_for(
             inputs.batches(pixels, opened.encoder.spec.batch_size, self._threads)
         )
         # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
         first = next(batches, None)
         gathered = _gathered(len(inputs), opened.encoder)
+        gathered.values = values
         with self._computing:
             encoding = opened.encode(itertools.chain([first] if first else [], batches), gathered)
         # The other shard's batches queue up behind the last ones of this one.
@@ -287,6 +315,21 @@ def _take_left_out(inputs: Inputs, pixels: PixelSpec, opened: _Opened, gathered:
     finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in gathered.features])
     for at in np.flatnonzero(~finite).tolist():
         gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
+
+
+def _refuse_fractions(shard: Shard, values: tuple[float, float], encoder: Encoder) -> None:
+    """Refuse float images that casting to the encoder's integers would leave nothing of.
+
+    Raises:
+        InputError: they are not levels from 0 to 255.
+    """
+    low, high = values
+    if high <= 1:
+        raise InputError(
+            f"--source {shard.split.split}={shard.split.root}: its images are floats from "
+            f"{low:.3g} to {high:.3g}, but the encoder takes {encoder.rescaling.dtype}; give "
+            "uint8 arrays, or floats from 0 to 255"
+        )
 
 
 def _gathered(count: int, encoder: Encoder) -> _Gathered:

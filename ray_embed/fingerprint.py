@@ -6,6 +6,7 @@ import json
 from importlib import metadata
 from typing import Any
 
+from ray_embed import pixels
 from ray_embed.config import RunConfig
 from ray_embed.encoder import Encoder
 from ray_embed.plan import Plan, SplitPlan
@@ -42,7 +43,7 @@ def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> I
         "layers": [[o.layer, o.pool, o.dimension] for o in encoder.outputs],
         "image size": list(encoder.image_shape),
         "resized": config.image_size is not None,
-        "scale": config.scale or "default",
+        **pixels.identity(config, plan.splits, encoder),
         "preprocess": name_of(config.preprocess),
         "engine": encoder.engine,
         "precision": config.precision,

@@ -7,7 +7,7 @@ import numpy as np
 
 Array = np.ndarray[Any, Any]
 
-UNKNOWN, JPEG, PNG, GIF, BMP, OTHER_BMP = range(6)
+UNKNOWN, JPEG, PNG, GIF, BMP, OTHER_BMP, CMYK_JPEG = range(7)
 # A JPEG may scan its pixels any number of times. Usual are about ten; so many pixels times scans
 # take ten seconds or so. A scan has at least so many bytes.
 MOST_SCANNED, _SCAN_BYTES = 10**11, 10
@@ -22,12 +22,13 @@ def read_header(content: Any) -> tuple[Any, Any, Any]:
     import tensorflow as tf
 
     def jpeg() -> tuple[Any, Any, Any]:
-        height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(content, tf.int64))
+        height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(content, tf.int64))
         count = height * width
         most = count * tf.cast(tf.strings.length(content), tf.int64) // _SCAN_BYTES
         looked_at = tf.where(most > MOST_SCANNED, content, b"")
         pieces = tf.raw_ops.StringSplitV2(input=looked_at[None], sep=b"\xff\xda").values
-        return _constant(JPEG), count, count * tf.size(pieces, tf.int64)
+        kind = tf.where(tf.equal(channels, 4), _constant(CMYK_JPEG), _constant(JPEG))
+        return kind, count, count * tf.size(pieces, tf.int64)
 
     def gif() -> tuple[Any, Any, Any]:
         count = tf.numpy_function(_pixels_of_gif, [content], tf.int64)

@@ -17,6 +17,9 @@ from ray_embed.sources import arrays
 
 Array = np.ndarray[Any, Any]
 
+# So many images of a shard show the range of its values.
+_FIRST = 16
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -40,6 +43,14 @@ class Inputs:
         if self.images is not None:
             return sum(image.nbytes for image in self.images)
         return sum(size or 0 for size, _ in self.planned)
+
+    def range_of_floats(self) -> tuple[float, float] | None:
+        """Return the lowest and the highest value of the first float images; None for others."""
+        if self.images is None or not len(self) or self.images[0].dtype == np.uint8:
+            return None
+        first = [image[np.isfinite(image)] for image in self.images[:_FIRST]]
+        values = np.concatenate(first)
+        return (float(values.min()), float(values.max())) if values.size else None
 
     def batches(self, pixels: PixelSpec, size: int, threads: int) -> Iterator[Batch]:
         """Give the images as the encoder takes them; what cannot be decoded is left out."""
@@ -133,10 +144,13 @@ def _planned(rows: pa.Table) -> list[SizeAndTime]:
 
 def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
     for at, image in enumerate(images):
-        wanted = image.shape[-1:] if pixels.resize else image.shape
-        if wanted != pixels.shape[-len(wanted) :]:
+        channels = image.shape[-1]
+        if channels == 1 and pixels.repeat_channel:
+            channels = pixels.shape[2]
+        fits = pixels.resize is not None or image.shape[:2] == pixels.shape[:2]
+        if channels != pixels.shape[2] or not fits:
             raise InputError(
                 f"--source {shard.split.split}={shard.split.root}: image {shard.position + at} has "
-                f"the shape {image.shape}, the encoder takes {pixels.shape}; give --image-size to "
-                "have images resized, or the channels that the encoder takes"
+                f"the shape {image.shape}, the encoder takes {pixels.shape}; give "
+                + ("--image-size to have images resized" if not fits else "all images its channels")
             )

@@ -51,6 +51,7 @@ def with_options(
 
 _SOURCES = "What to embed"
 _MODEL = "Encoder"
+_PIXELS = "Pixels"
 _FEATURES = "Features"
 _WORK = "Work"
 _RESULT = "Result"
@@ -97,6 +98,55 @@ MODEL_OPTIONS = [
     ),
 ]  # fmt: skip
 
+_pixel_options = [
+    _option(
+        _PIXELS, "--resize", type=click.Choice(["stretch", "crop", "pad"]),
+        help="How files and uint8 arrays are brought to the encoder's size: stretched, cropped to "
+        "its aspect ratio, or padded with black to it.  [stretch]",
+    ),
+    _option(
+        _PIXELS, "--crop-fraction", type=float, metavar="F",
+        help="Instead of --resize, as torchvision and timm evaluate: resize the short side to the "
+        "encoder's size / F, then cut out the center.",
+    ),
+    _option(
+        _PIXELS, "--interpolation",
+        type=click.Choice(["bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5"]),
+        help="[bilinear]",
+    ),
+    _option(
+        _PIXELS, "--antialias", is_flag=True, default=None,
+        help="Filter images that shrink, and round to whole levels, as Pillow does.",
+    ),
+    _option(
+        _PIXELS, "--exif-orientation", is_flag=True, default=None,
+        help="Turn JPEG images upright as their Exif data say. Keras does not.",
+    ),
+    _option(
+        _PIXELS, "--channels", type=click.Choice(["repeat"]),
+        help="Repeat the one channel of gray arrays for an encoder that takes three.",
+    ),
+    _option(
+        _PIXELS, "--channel-order", type=click.Choice(["rgb", "bgr"]),
+        help="Order in which the encoder takes the channels.  [rgb]",
+    ),
+    _option(
+        _PIXELS, "--scale", type=click.Choice(["unit", "symmetric", "none"]),
+        help="Pixels to [0,1], [-1,1], or as they are.  [unit; none for float arrays, and for "
+        "encoders that rescale their input or take integers]",
+    ),
+    _option(
+        _PIXELS, "--mean", metavar="M[,M,M]",
+        help="Subtracted after scaling: one number, or one a channel.",
+    ),
+    _option(_PIXELS, "--std", metavar="S[,S,S]", help="Divided by, after --mean."),
+    _option(
+        _PIXELS, "--preprocess", metavar="MODULE:CALLABLE",
+        help="Instead of --scale, --mean and --std: applied to float32 batches (N,H,W,C) from 0 to "
+        "255; `keras:resnet50` is keras.applications.resnet50:preprocess_input.",
+    ),
+]  # fmt: skip
+
 _feature_options = [
     _option(
         _FEATURES, "--layer", "layers", multiple=True, metavar="NAME",
@@ -106,14 +156,6 @@ _feature_options = [
     _option(
         _FEATURES, "--pool", type=click.Choice(["gap", "gmp", "gem", "cls", "flatten", "none"]),
         help="Pooling.  [gap for maps and tokens, none for vectors]",
-    ),
-    _option(
-        _FEATURES, "--scale", type=click.Choice(["unit", "symmetric", "none"]),
-        help="Pixels to [0,1], [-1,1], or as they are.  [unit; none for float arrays]",
-    ),
-    _option(
-        _FEATURES, "--preprocess", metavar="MODULE:CALLABLE",
-        help="Instead of --scale: applied to float32 batches (N,H,W,C).",
     ),
     _option(
         _FEATURES, "--engine", type=click.Choice(["auto", "tensorflow", "openvino"]),
@@ -156,6 +198,7 @@ _result_options = [
 RUN_OPTIONS = [
     *_source_options,
     *MODEL_OPTIONS,
+    *_pixel_options,
     *_feature_options,
     *_work_options,
     *_result_options,

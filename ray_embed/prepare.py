@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_embed import description, fingerprint, importing, plan
+from ray_embed import description, fingerprint, importing, pixels, plan
 from ray_embed._version import __version__
 from ray_embed.config import RANDOM, RunConfig, is_callable_reference
 from ray_embed.encoder import Encoder, EncoderSpec, keep
@@ -103,9 +103,13 @@ def prepare(
         limit=config.limit,
     )
     encoder = built()
-    for line in (*_passed_over(planned), *(f"warning: {text}" for text in encoder.warnings)):
+    pixels.check(config, planned.splits, encoder)
+    explained = pixels.explain(config, planned.splits, encoder)
+    warnings = (*encoder.warnings, *explained.warnings)
+    for line in (*_passed_over(planned), *encoder.notes, *explained.notes):
         say(line)
-    _check_shapes(config, planned, encoder)
+    for text in warnings:
+        say(f"warning: {text}")
     identity = fingerprint.identity(config, planned, encoder, session.resources.cpus)
     roots = tuple(getattr(source, "location", "") for source in sources)
     prepared = Prepared(target, planned, encoder, fingerprint.plain(identity), walks, roots)
@@ -171,27 +175,6 @@ def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Call
     from ray_embed.encoder.build import build
 
     return functools.partial(build, spec, 1, kept)
-
-
-def _check_shapes(config: RunConfig, planned: Plan, encoder: Encoder) -> None:
-    """Refuse array sources whose images do not fit the encoder."""
-    height, width, channels = encoder.image_shape
-    for split in planned.splits:
-        if split.image_shape is None:
-            if channels not in (1, 3):
-                raise InputError(
-                    f"--model {encoder.spec.model_name}: it takes {channels} channels; image files "
-                    "give 3, or 1 in grey"
-                )
-            continue
-        given = split.image_shape
-        resized = config.image_size is not None or split.image_dtype == "uint8"
-        if given[2] != channels or (given[:2] != (height, width) and not resized):
-            raise InputError(
-                f"--source {split.split}={split.root}: its images are {given[0]}×{given[1]}×"
-                f"{given[2]}, the encoder takes {height}×{width}×{channels}; give --image-size "
-                f"{height},{width} to have float images resized, or the channels it takes"
-            )
 
 
 def _refuse_another(prepared: Prepared, scratch: Folder) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.encoder.rescaling import Rescaling
 from ray_embed.uri import shown
 
 # Those that run the graph with its variables folded to constants.
@@ -64,7 +65,9 @@ class Encoder:
 
     `graph` is the serialized GraphDef with its variables folded to constants, from `inputs` to
     `outputs`; None where the engine calls the Keras model itself, which then is loaded again and
-    given `weights`.
+    given `weights`. `rescaling` is what the encoder does to its pixels before its first layer with
+    weights; `advice` names the preprocessing that a known architecture needs; `notes` are what was
+    decided while building.
     """
 
     spec: EncoderSpec
@@ -78,3 +81,6 @@ class Encoder:
     output_names: tuple[str, ...]
     weights: tuple[np.ndarray[Any, Any], ...]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    rescaling: Rescaling = field(default_factory=lambda: Rescaling(dtype="float32"))
+    advice: str = ""

@@ -24,6 +24,7 @@ from ray_embed.encoder.graph import (
 )
 from ray_embed.encoder.layers import selectable
 from ray_embed.encoder.loading import Loaded
+from ray_embed.encoder.rescaling import Rescaling
 from ray_embed.encoder.untrained import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
 
@@ -59,8 +60,8 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     with at_hand(spec) as here:
         loaded = loading.load(here)
         shape = image_shape(loaded, spec)
-        probe = _noise(min(_PROBE, spec.batch_size), shape, spec)
-        prepared = _preprocessed(spec, probe)
+        prepared = _preprocessed(spec, _noise(2, shape, spec.preprocess is not None))
+        _check_cast(spec, prepared, loaded.dtype)
         if not getattr(loaded.model, "inputs", None):
             # The first call of a subclassed model makes its variables, and its layers are called
             # for that too; those of a functional one are there.
@@ -75,13 +76,18 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
         loading.set_weights(loaded, kept)
     with _explained(spec, prepared):
         values = layer_values(loaded, spec, prepared)
-    outputs, plain = _outputs(spec, values)
+    outputs = _outputs(spec, values)
     encode = function_of(loaded, spec, outputs)
-    _check_deterministic(loaded, spec, encode, plain, probe)
     weights = loading.get_weights(loaded)
     draft = Encoder(
         spec, shape, outputs, "plain", "", _weights_digest(weights), None, "", (), weights
     )
+    draft, warnings = _folded(draft, encode, loaded.dtype)
+    levels = spec.preprocess is not None or draft.rescaling.expects_levels
+    probe = _noise(min(_PROBE, spec.batch_size), shape, levels)
+    plain = [np.asarray(value) for value in encode(probe)]
+    _check_deterministic(loaded, spec, encode, plain, probe)
+    draft = replace(draft, warnings=tuple(warnings))
     return _choose_engine(draft, loaded, encode, plain, probe, threads)
 
 
@@ -93,7 +99,7 @@ def layer_shapes(spec: EncoderSpec) -> dict[str, tuple[int | None, ...]]:
     """
     with at_hand(spec) as here:
         loaded = loading.load(here)
-    images = _noise(2, image_shape(loaded, spec), spec)
+    images = _noise(2, image_shape(loaded, spec), spec.preprocess is not None)
     prepared = _preprocessed(spec, images)
     with _explained(spec, prepared):
         loaded.call(prepared)
@@ -128,10 +134,23 @@ def image_shape(loaded: Loaded, spec: EncoderSpec) -> tuple[int, int, int]:
     return height, width, channels or 3
 
 
-def _noise(count: int, shape: tuple[int, int, int], spec: EncoderSpec) -> Array:
-    # A user's preprocessing gets pixels as they are stored, 0 to 255.
+def _noise(count: int, shape: tuple[int, int, int], levels: bool) -> Array:
+    """Make images from 0 to 1, or of `levels` from 0 to 255, as a user's preprocessing gets."""
     images = np.random.default_rng(0).random((count, *shape), np.float32)
-    return images * np.float32(255) if spec.preprocess is not None else images
+    return images * np.float32(255) if levels else images
+
+
+def _check_cast(spec: EncoderSpec, prepared: Any, dtype: str) -> None:
+    """Refuse a preprocessing whose values an encoder that takes integers could not hold."""
+    if spec.preprocess is None or "int" not in dtype:
+        return
+    low, high = float(np.min(prepared)), float(np.max(prepared))
+    if high <= 2 or ("uint" in dtype and low < -1):
+        raise InputError(
+            f"--preprocess {spec.preprocess}: it gives values from {low:.3g} to {high:.3g}, but "
+            f"the input of {spec.model_name} is of type {dtype}, which would lose them; leave the "
+            "option away, as the encoder takes pixels from 0 to 255"
+        )
 
 
 def _preprocessed(spec: EncoderSpec, images: Array) -> Any:
@@ -165,15 +184,14 @@ def _explained(spec: EncoderSpec, images: Any) -> Iterator[None]:
         ) from error
 
 
-def _outputs(spec: EncoderSpec, values: dict[str, Any]) -> tuple[tuple[Output, ...], list[Array]]:
-    """Give what is known of each layer asked for, and its pooled values."""
-    outputs, pooled = [], []
+def _outputs(spec: EncoderSpec, values: dict[str, Any]) -> tuple[Output, ...]:
+    """Return what is known of each layer asked for."""
+    outputs = []
     for name, value in values.items():
         how = pooling.resolve(spec.pool, name, (None, *value.shape[1:].as_list()))
-        pooled.append(np.asarray(pooling.pool(value, how)))
         column = "feature" if len(values) == 1 else f"feature_{name.replace('/', '.')}"
-        outputs.append(Output(name, column, how, int(pooled[-1].shape[-1])))
-    return tuple(outputs), pooled
+        outputs.append(Output(name, column, how, int(pooling.pool(value, how).shape[-1])))
+    return tuple(outputs)
 
 
 def _check_deterministic(
@@ -239,7 +257,7 @@ def _first_that_agrees(
     import tensorflow as tf
 
     spec = draft.spec
-    draft, warnings = _folded(draft, encode)
+    warnings = list(draft.warnings)
     batch = np.zeros((spec.batch_size, *draft.image_shape), np.float32)
     batch[: len(probe)] = probe
     lowered = spec.precision == "float32"
@@ -248,7 +266,7 @@ def _first_that_agrees(
         if name != "openvino" and not lowered:
             # OpenVINO lowers the precision itself; a graph for TensorFlow must say so.
             lower()
-            draft, more = _folded(draft, encode)
+            draft, more = _folded(draft, encode, draft.rescaling.dtype)
             warnings, lowered = warnings + more, True
         encoder = replace(draft, engine=name)
         if name in GRAPH_ENGINES and draft.graph is None:
@@ -274,13 +292,19 @@ def _first_that_agrees(
     )
 
 
-def _folded(draft: Encoder, encode: Callable[[Any], Features]) -> tuple[Encoder, list[str]]:
-    """Give the encoder with its graph, where it can be folded into one, and why it cannot."""
+def _folded(
+    draft: Encoder, encode: Callable[[Any], Features], dtype: str
+) -> tuple[Encoder, list[str]]:
+    """Give the encoder with its graph, where it can be folded into one, and why it cannot.
+
+    Where it cannot, only the type of its input, `dtype`, tells what pixels it expects.
+    """
     try:
-        folded = fold(encode, (draft.spec.batch_size, *draft.image_shape))
+        folded = fold(encode, (draft.spec.batch_size, *draft.image_shape), dtype)
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        draft = replace(draft, graph=None, architecture=_model_digest(draft))
+        rescaling = Rescaling(dtype=dtype, expects_levels="int" in dtype)
+        draft = replace(draft, graph=None, architecture=_model_digest(draft), rescaling=rescaling)
         return draft, [f"the model cannot be folded into a graph ({reason[0][:200]})"]
     return (
         replace(
@@ -291,6 +315,8 @@ def _folded(draft: Encoder, encode: Callable[[Any], Features]) -> tuple[Encoder,
             architecture=folded.architecture,
             # All that it computes with, also what is no weight by Keras' account.
             weights_digest=folded.content,
+            rescaling=folded.rescaling,
+            advice=folded.advice,
         ),
         [],
     )

@@ -10,8 +10,10 @@ import numpy as np
 
 from ray_embed import importing, pooling
 from ray_embed.encoder import EncoderSpec, Output
+from ray_embed.encoder.families import advise
 from ray_embed.encoder.layers import Recorded, is_feature, recording, select
 from ray_embed.encoder.loading import Loaded
+from ray_embed.encoder.rescaling import Rescaling, find_rescaling
 from ray_embed.errors import InputError
 
 Features = list[Any]
@@ -28,7 +30,13 @@ def preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
     if spec.preprocess is None:
         return lambda images: images
     function = importing.resolve(spec.preprocess, "--preprocess")
-    return lambda images: tf.cast(tf.convert_to_tensor(function(images)), tf.float32)
+
+    def prepare(images: Any) -> Any:
+        # Each call gets an array of its own: a function may work in place.
+        own = np.array(images) if tf.executing_eagerly() else images
+        return tf.cast(tf.convert_to_tensor(function(own)), tf.float32)
+
+    return prepare
 
 
 def run_recorded(loaded: Loaded, images: Any) -> tuple[Any, Recorded]:
@@ -98,12 +106,21 @@ class FoldedGraph:
     output_names: tuple[str, ...]
     architecture: str
     content: str
+    rescaling: Rescaling
+    advice: str
 
 
-def fold(encode: Callable[[Any], Features], batch_shape: tuple[int, int, int, int]) -> FoldedGraph:
+def fold(
+    encode: Callable[[Any], Features], batch_shape: tuple[int, int, int, int], dtype: str
+) -> FoldedGraph:
     """Trace the function for one batch shape and fold its variables to constants.
 
     What no output needs is not in the graph: it ends at the last layer asked for.
+
+    Args:
+        encode: from images to features.
+        batch_shape: (N, H, W, C).
+        dtype: the type of the model's own input.
 
     Raises:
         Exception: whatever TensorFlow raises for a function that cannot be traced or folded.
@@ -128,6 +145,8 @@ def fold(encode: Callable[[Any], Features], batch_shape: tuple[int, int, int, in
         outputs,
         _digest(graph, outputs, weights=False),
         _digest(graph, outputs, weights=True),
+        find_rescaling(graph, frozen.inputs[0].name, outputs, dtype),
+        advise(graph),
     )
 
 

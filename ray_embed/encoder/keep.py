@@ -104,6 +104,7 @@ def about(encoder: Encoder) -> dict[str, Any]:
         "weights": encoder.weights_digest,
         "input_name": encoder.input_name,
         "output_names": list(encoder.output_names),
+        "rescaling": asdict(encoder.rescaling),
     }
 
 

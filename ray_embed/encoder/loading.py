@@ -21,13 +21,15 @@ class Loaded:
     """A model that can be called.
 
     `call` takes (N, H, W, C) float32 and gives the model's outputs; `input_shape` is (H, W, C),
-    each None where the model leaves it open; `model` is the Keras model, or None for a signature.
+    each None where the model leaves it open; `model` is the Keras model, or None for a signature;
+    `dtype` is the type of its input.
     """
 
     call: Callable[[Any], Any]
     input_shape: tuple[int | None, int | None, int | None]
     model: Any = None
     outer: Any = None
+    dtype: str = "float32"
 
 
 def load(spec: EncoderSpec) -> Loaded:
@@ -48,12 +50,31 @@ def load(spec: EncoderSpec) -> Loaded:
     else:
         found = spec.model
     model = find_model(found, spec)
+    shape, dtype = _input_shape(model, spec), _input_dtype(model)
     return Loaded(
-        lambda images: model(images, training=False),
-        _input_shape(model, spec),
+        lambda images: model(_in_range(images, dtype), training=False),
+        shape,
         model,
         found if model is not found else None,
+        dtype,
     )
+
+
+def _input_dtype(model: Any) -> str:
+    """Return the type of a model's input; float32 where the model does not say."""
+    inputs = getattr(model, "inputs", None)
+    dtype = getattr(inputs[0], "dtype", "float32") if inputs else "float32"
+    return str(getattr(dtype, "name", dtype))
+
+
+def _in_range(images: Any, dtype: str) -> Any:
+    """Limit images to what an integer input holds: interpolated pixels may lie beyond."""
+    import tensorflow as tf
+
+    kind = tf.dtypes.as_dtype(dtype)
+    if not kind.is_integer or kind.size > 2:
+        return images
+    return tf.clip_by_value(images, float(kind.min), float(kind.max))
 
 
 def give_weights(loaded: Loaded, spec: EncoderSpec) -> None:
@@ -273,9 +294,11 @@ def _signature(path: Path, spec: EncoderSpec) -> Loaded:
         )
     argument, tensor = next(iter(inputs.items()))
     shape = (None,) * 4 if tensor.shape.rank is None else tuple(tensor.shape)
+    dtype = tensor.dtype.name
     return Loaded(
-        lambda images: signature(**{argument: tf.cast(images, tensor.dtype)}),
+        lambda images: signature(**{argument: tf.cast(_in_range(images, dtype), dtype)}),
         _image_shape(shape, spec),
         # The signature lives as long as the object it came from.
         outer=loaded,
+        dtype=dtype,
     )

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ways to bring an image to the encoder's height and width.
+
+`stretch`, `crop` and `pad` are those of ``keras.utils.image_dataset_from_directory``: stretched,
+the largest center crop of the wanted aspect ratio (``crop_to_aspect_ratio``), and padded with black
+to that aspect ratio (``pad_to_aspect_ratio``). A crop fraction is the evaluation transform of
+torchvision and timm: the short side is resized to the wanted side over the fraction, and the center
+is cut out.
+"""
+
+import math
+from typing import Any
+
+
+def resize(
+    image: Any,
+    size: tuple[int, int],
+    mode: str = "stretch",
+    crop_fraction: float | None = None,
+    interpolation: str = "bilinear",
+    antialias: bool = False,
+) -> Any:
+    """Return an image in another size.
+
+    Args:
+        image: (h, w, c), any numeric type.
+        size: the wanted height and width.
+        mode: `stretch`, `crop` or `pad`; without meaning where there is a crop fraction.
+        crop_fraction: the part of the resized image's short side that is kept, above 0, at most 1.
+        interpolation: a method of `tf.image.resize`.
+        antialias: filter where the image shrinks; bytes are then rounded to whole levels from 0 to
+            255 after each side, as Pillow does.
+
+    Returns:
+        (height, width, c) float32.
+    """
+    import tensorflow as tf
+
+    height, width = size
+    if crop_fraction is not None:
+        covering = _covering(image, height, width, crop_fraction)
+        resized = _resize(image, covering, interpolation, antialias)
+        return _center(resized, height, width)
+    if mode == "crop":
+        image = _crop_to_aspect_ratio(image, height, width)
+    elif mode == "pad":
+        padded = tf.image.resize_with_pad(image, height, width, interpolation, antialias=antialias)
+        return _whole_levels(padded) if antialias and image.dtype == tf.uint8 else padded
+    return tf.ensure_shape(_resize(image, size, interpolation, antialias), (height, width, None))
+
+
+def _resize(image: Any, size: Any, interpolation: str, antialias: bool) -> Any:
+    import tensorflow as tf
+
+    if not (antialias and image.dtype == tf.uint8):
+        resized = tf.image.resize(image, size, interpolation, antialias=antialias)
+        return tf.cast(resized, tf.float32)
+    # Pillow resizes one side after the other, each to whole levels.
+    height, width = tf.unstack(tf.convert_to_tensor(size))
+    for sides in ((tf.shape(image)[0], width), (height, width)):
+        resized = tf.image.resize(image, tf.stack(sides), interpolation, antialias=True)
+        image = _whole_levels(resized)
+    return image
+
+
+def _whole_levels(image: Any) -> Any:
+    import tensorflow as tf
+
+    return tf.round(tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0))
+
+
+def _crop_to_aspect_ratio(image: Any, height: int, width: int) -> Any:
+    import tensorflow as tf
+
+    own_height, own_width = tf.unstack(tf.shape(image)[:2])
+    kept_height = tf.maximum(tf.minimum(own_height, _scaled(own_width, height, width)), 1)
+    kept_width = tf.maximum(tf.minimum(own_width, _scaled(own_height, width, height)), 1)
+    top, left = (own_height - kept_height) // 2, (own_width - kept_width) // 2
+    return image[top : top + kept_height, left : left + kept_width]
+
+
+def _scaled(side: Any, wanted: int, other: int) -> Any:
+    """Return the side that belongs to another one in the wanted aspect ratio, rounded down."""
+    import tensorflow as tf
+
+    # In float32, as Keras computes it.
+    return tf.cast(tf.cast(side * wanted, tf.float32) / other, tf.int32)
+
+
+def _covering(image: Any, height: int, width: int, crop_fraction: float) -> Any:
+    """Return the height and width, in the image's own aspect ratio, whose center is cut out."""
+    import tensorflow as tf
+
+    # A fraction such as 224 / 232 is not exact.
+    wanted_height, wanted_width = (
+        math.floor(side / crop_fraction + 1e-6) for side in (height, width)
+    )
+    own_height, own_width = tf.unstack(tf.shape(image, tf.int64)[:2])
+    is_tall = own_height * wanted_width >= own_width * wanted_height
+    tall = tf.stack([own_height * wanted_width // own_width, wanted_width])
+    wide = tf.stack([wanted_height, own_width * wanted_height // own_height])
+    return tf.cast(tf.where(is_tall, tall, wide), tf.int32)
+
+
+def _center(image: Any, height: int, width: int) -> Any:
+    import tensorflow as tf
+
+    spare = tf.cast(tf.shape(image)[:2] - [height, width], tf.float32)
+    # Half a pixel goes to the even side, as Python's round has it.
+    top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32))
+    cut = image[top : top + height, left : left + width]
+    return tf.ensure_shape(cut, (height, width, None))
