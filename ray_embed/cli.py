@@ -9,13 +9,16 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ray_embed._version import __version__
 from ray_embed.errors import RayEmbedError, RunError
 from ray_embed.options import MODEL_OPTIONS, RUN_OPTIONS, Grouped, with_options
+
+if TYPE_CHECKING:
+    from ray_embed.config import RunConfig
 
 _INTERRUPTED = 130
 _as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
@@ -149,6 +152,16 @@ def layers(**options: Any) -> None:
         click.echo(f"{name}\t({', '.join('N' if side is None else str(side) for side in shape)})")
 
 
+@cli.command(cls=Grouped)
+@with_options(RUN_OPTIONS)
+@click.option("--sheet", default="preview.png", show_default=True, help="Picture to write.")
+def preview(sheet: str, **options: Any) -> None:
+    """Show a few records as the encoder gets them, and what was decided, before a long run."""
+    from ray_embed.preview import preview as show
+
+    show(_configured(options), sheet, click.echo)
+
+
 @cli.command()
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
 @click.option("--layer", metavar="NAME", help="Layer to take of each.  [all, a column each]")
@@ -190,10 +203,7 @@ def demo(out: str) -> None:
 
 
 def _execute(options: dict[str, Any], *, and_reduce: bool) -> None:
-    from ray_embed.config import load_yaml, make_config
-
-    file = options.pop("config")
-    config = make_config({**(load_yaml(file) if file else {}), **_given(options)})
+    config = _configured(options)
     # Ray is imported with this, so only when the options are right.
     from ray_embed.pipeline import execute
 
@@ -201,6 +211,14 @@ def _execute(options: dict[str, Any], *, and_reduce: bool) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         outcome = execute(config, and_reduce=and_reduce)
     click.echo(outcome.summary())
+
+
+def _configured(options: dict[str, Any]) -> "RunConfig":
+    """Make the configuration of a run from the command line, and the file it names."""
+    from ray_embed.config import load_yaml, make_config
+
+    file = options.pop("config")
+    return make_config({**(load_yaml(file) if file else {}), **_given(options)})
 
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:

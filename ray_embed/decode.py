@@ -171,7 +171,7 @@ def _array_decoder(pixels: PixelSpec) -> Any:
 
     @tf.function(autograph=False, reduce_retracing=True)  # type: ignore[untyped-decorator]
     def decode(position: Any, image: Any) -> Any:
-        shown = image if image.dtype == tf.uint8 else _display(image)
+        shown = image if image.dtype == tf.uint8 else to_levels(image)
         return position, *_prepared(image, shown, pixels), tf.constant(False)
 
     return decode
@@ -288,7 +288,7 @@ def _thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
     return tf.pad(tf.saturate_cast(tf.round(small), tf.uint8), right), size
 
 
-def _display(image: Any) -> Any:
+def to_levels(image: Any) -> Any:
     """Bring float pixels to 0 to 255, from [0,1], [-1,1], [0,255] or, stretched, any range."""
     import tensorflow as tf
 

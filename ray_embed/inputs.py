@@ -12,7 +12,7 @@ from ray_embed import decode, files
 from ray_embed.decode import Batch, PixelSpec
 from ray_embed.errors import InputError, RunError
 from ray_embed.files import Contents, File, SizeAndTime
-from ray_embed.plan import Shard
+from ray_embed.plan import Shard, SplitPlan
 from ray_embed.sources import arrays
 
 Array = np.ndarray[Any, Any]
@@ -111,7 +111,7 @@ def open_inputs(
         images = arrays.read_images(root, shard.position, rows.num_rows)
     if len(chosen) < rows.num_rows:
         images = [images[at] for at in chosen] if isinstance(images, list) else images[chosen]
-    _check_shapes(images, shard, pixels)
+    check_shapes(images, shard.split, shard.position, pixels)
     return Inputs(images)
 
 
@@ -142,7 +142,18 @@ def _planned(rows: pa.Table) -> list[SizeAndTime]:
     return list(zip(rows["size"].to_pylist(), rows["mtime"].to_pylist(), strict=True))
 
 
-def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
+def check_shapes(images: Any, split: SplitPlan, position: int, pixels: PixelSpec) -> None:
+    """Compare images in memory with what the encoder takes.
+
+    Args:
+        images: some of a split's, each (h, w, c).
+        split: for the message.
+        position: that of the first one in the split.
+        pixels: what the encoder takes.
+
+    Raises:
+        InputError: one has another number of channels, or another size that is not to be changed.
+    """
     for at, image in enumerate(images):
         channels = image.shape[-1]
         if channels == 1 and pixels.repeat_channel:
@@ -150,7 +161,7 @@ def _check_shapes(images: Any, shard: Shard, pixels: PixelSpec) -> None:
         fits = pixels.resize is not None or image.shape[:2] == pixels.shape[:2]
         if channels != pixels.shape[2] or not fits:
             raise InputError(
-                f"--source {shard.split.split}={shard.split.root}: image {shard.position + at} has "
+                f"--source {split.split}={split.root}: image {position + at} has "
                 f"the shape {image.shape}, the encoder takes {pixels.shape}; give "
                 + ("--image-size to have images resized" if not fits else "all images its channels")
             )

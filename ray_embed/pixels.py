@@ -15,7 +15,7 @@ from ray_embed.plan import SplitPlan
 _NARROW = 0.05
 # Float images up to this are not levels from 0 to 255.
 _MOST_OF_UNIT = 2.0
-_SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]", "none": "given as 0-255"}
+_SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]", "none": "given as 0–255"}
 # The factor and the offset of each scale.
 _LINEAR = {"unit": (1 / 255, 0.0), "symmetric": (1 / 127.5, -1.0), "none": (1.0, 0.0)}
 _FILES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
@@ -209,7 +209,7 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
     parts.append(f"{height}×{width} ({how}, {config.interpolation})")
     if config.preprocess is not None:
-        parts.append("given as 0-255 to --preprocess")
+        parts.append("given as 0–255 to --preprocess")
     else:
         parts.append(_SCALES[decide_scale(config, encoder)])
     if config.mean or config.std:

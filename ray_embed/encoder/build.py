@@ -22,6 +22,7 @@ from ray_embed.encoder.graph import (
     preprocessing,
     run_recorded,
 )
+from ray_embed.encoder.keras_objects import keras_family
 from ray_embed.encoder.layers import selectable
 from ray_embed.encoder.loading import Loaded
 from ray_embed.encoder.rescaling import Rescaling
@@ -83,6 +84,7 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
         spec, shape, outputs, "plain", "", _weights_digest(weights), None, "", (), weights
     )
     draft, warnings = _folded(draft, encode, loaded.dtype)
+    draft = _with_layer_names(draft, loaded)
     levels = spec.preprocess is not None or draft.rescaling.expects_levels
     probe = _noise(min(_PROBE, spec.batch_size), shape, levels)
     plain = [np.asarray(value) for value in encode(probe)]
@@ -266,7 +268,8 @@ def _first_that_agrees(
         if name != "openvino" and not lowered:
             # OpenVINO lowers the precision itself; a graph for TensorFlow must say so.
             lower()
-            draft, more = _folded(draft, encode, draft.rescaling.dtype)
+            in_lower, more = _folded(draft, encode, draft.rescaling.dtype)
+            draft = replace(in_lower, rescaling=draft.rescaling)
             warnings, lowered = warnings + more, True
         encoder = replace(draft, engine=name)
         if name in GRAPH_ENGINES and draft.graph is None:
@@ -320,6 +323,16 @@ def _folded(
         ),
         [],
     )
+
+
+def _with_layer_names(draft: Encoder, loaded: Loaded) -> Encoder:
+    """Name the layers that rescale as the model does: Keras 3 numbers the scopes of its graph."""
+    if keras_family(loaded.model) != "keras":
+        return draft
+    names = {layer.name for layer in loaded.model._flatten_layers()}
+    unnumbered = ((scope, scope.rpartition("_")[0]) for scope in draft.rescaling.layers)
+    layers = tuple(name if name in names else scope for scope, name in unnumbered)
+    return replace(draft, rescaling=replace(draft.rescaling, layers=layers))
 
 
 def _can_be_loaded_again(spec: EncoderSpec) -> bool:

@@ -1,0 +1,247 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``ray-embed preview``: a contact sheet of a few records as the encoder gets them."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from ray_embed import decode, files, inputs, pixels
+from ray_embed.config import RunConfig
+from ray_embed.encoder import Encoder
+from ray_embed.errors import InputError
+from ray_embed.plan import SplitPlan
+from ray_embed.prepare import check_model, encoder_spec
+from ray_embed.sources import Source, Streamed, arrays, open_sources
+
+Array = np.ndarray[Any, Any]
+Say = Callable[[str], None]
+
+RECORDS, _COLUMNS = 9, 3
+# Records to choose from: listing all of a large source would take long.
+_LISTED = 10_000
+_KEY_LENGTH = 28
+
+
+@dataclass(frozen=True)
+class _Sample:
+    """A few records of one split.
+
+    `stored` are the images as they lie in the source, each (h, w, c); `given` are those that the
+    encoder gets, (n, H, W, C) float32; a file that cannot be decoded is in neither.
+    """
+
+    split: SplitPlan
+    keys: list[str]
+    stored: list[Array]
+    given: Array
+
+
+def preview(config: RunConfig, sheet: str, say: Say) -> None:
+    """Show how a few records become the encoder's input; makes no run folder, starts no Ray.
+
+    Args:
+        config: the options of a run.
+        sheet: the picture to write, a .png file.
+        say: takes the lines for the user.
+
+    Raises:
+        InputError: an option, a source or the model does not fit, or matplotlib is missing.
+    """
+    from ray_embed.plotting import style
+    from ray_embed.starting import start_tensorflow
+
+    style.check_installed()
+    if Path(sheet).suffix.lower() != ".png" or not Path(sheet).absolute().parent.is_dir():
+        raise InputError(f"--sheet {sheet}: give a .png file in a folder that is there")
+    check_model(config)
+    sources = open_sources(config)
+    start_tensorflow(None, str(Path.cwd()))
+    from ray_embed.encoder.build import build
+
+    chosen = _chosen(config, sources)
+    shapes = [split.image_shape for split, _, _ in chosen]
+    spec = encoder_spec(config, next((shape for shape in shapes if shape), None), RECORDS)
+    # Which engine is fastest does not matter for what it gets.
+    encoder = build(replace(spec, engine="tensorflow"), 1)
+    splits = tuple(split for split, _, _ in chosen)
+    pixels.check(config, splits, encoder)
+    samples = [_sample(config, *one, encoder) for one in chosen]
+    lines = _lines(config, samples, encoder)
+    for line in lines:
+        say(line)
+    _draw(samples, lines, sheet)
+    say(f"sheet     {sheet}")
+
+
+def _chosen(config: RunConfig, sources: list[Source]) -> list[tuple[SplitPlan, list[str], Any]]:
+    """Return each split with the keys of a few records, and their images or where these are."""
+    each = -(-RECORDS // len(sources))
+    return [
+        _of_stream(config, ordinal, source, each)
+        if isinstance(source, Streamed)
+        else _of_listed(config, ordinal, source, each)
+        for ordinal, source in enumerate(sources)
+    ]
+
+
+def _of_stream(config: RunConfig, ordinal: int, source: Streamed, count: int) -> Any:
+    from ray_embed.sources.stream import StreamReader
+
+    reader = StreamReader(source, min(count, config.limit or count))
+    info = reader.describe()
+    shard = reader.next_shard(count)
+    split = _split(ordinal, source.split, "stream", source.name)
+    split = replace(split, image_shape=info.image_shape, image_dtype=info.image_dtype)
+    return split, shard.rows["key"].to_pylist() if shard else [], shard.images if shard else []
+
+
+def _of_listed(config: RunConfig, ordinal: int, source: Any, count: int) -> Any:
+    limit = min(_LISTED, config.limit or _LISTED)
+    batches, listed = [], 0
+    for batch in source.records(Counter()):
+        batches.append(batch.slice(0, limit - listed))
+        listed += batches[-1].num_rows
+        if listed >= limit:
+            break
+    rows = pa.Table.from_batches(batches)
+    # Spread over what was listed, which is often sorted by label.
+    positions = np.unique(np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows), dtype=int))
+    rows = rows.take(pa.array(positions))
+    split = _split(ordinal, source.split, source.kind, source.root)
+    split = replace(split, image_shape=source.image_shape, image_dtype=source.image_dtype)
+    if source.kind == "array":
+        read = [arrays.read_images(source.location, int(at), 1)[0] for at in positions]
+        return split, rows["key"].to_pylist(), read
+    contents = [
+        (key, files.read(file, (None, None)) if size is not None else "missing")
+        for key, size, file in zip(
+            rows["key"].to_pylist(),
+            rows["size"].to_pylist(),
+            inputs.find_files(source.location, rows),
+            strict=True,
+        )
+    ]
+    there = [(key, content) for key, content in contents if isinstance(content, bytes)]
+    return split, [key for key, _ in there], [content for _, content in there]
+
+
+def _split(ordinal: int, name: str, kind: str, root: str) -> SplitPlan:
+    return SplitPlan(ordinal, name, kind, root, "string", (), RECORDS, 1)
+
+
+def _sample(
+    config: RunConfig, split: SplitPlan, keys: list[str], images: list[Any], encoder: Encoder
+) -> _Sample:
+    import tensorflow as tf
+
+    from ray_embed.encoder.graph import preprocessing
+
+    spec = pixels.pixel_spec(config, split, encoder)
+    if not images:
+        return _Sample(split, [], [], np.zeros((0, *encoder.image_shape), np.float32))
+    if split.kind == "files":
+        batches = decode.content_batches(images, spec, len(images), 1)
+    else:
+        inputs.check_shapes(images, split, 0, spec)
+        batches = decode.array_batches(images, spec, len(images), 1)
+    batch = next(iter(batches), None)
+    if batch is None:
+        return _Sample(split, [], [], np.zeros((0, *encoder.image_shape), np.float32))
+    positions = batch.positions.tolist()
+    stored = [
+        tf.io.decode_image(images[at], expand_animations=False).numpy()
+        if split.kind == "files"
+        else images[at]
+        for at in positions
+    ]
+    given = np.asarray(preprocessing(encoder.spec)(batch.images))
+    return _Sample(split, [keys[at] for at in positions], stored, given)
+
+
+def _lines(config: RunConfig, samples: list[_Sample], encoder: Encoder) -> list[str]:
+    """Return what was decided, and what the encoder's input looks like in numbers."""
+    splits = tuple(sample.split for sample in samples)
+    explained = pixels.explain(config, splits, encoder)
+    height, width, channels = encoder.image_shape
+    lines = [
+        f"encoder   {encoder.spec.model_name}: {height}×{width}×{channels} "
+        f"{encoder.rescaling.dtype}, {encoder.rescaling.describe()}",
+        *encoder.notes,
+        *explained.notes,
+        *(f"warning: {text}" for text in (*encoder.warnings, *explained.warnings)),
+    ]
+    for sample in samples:
+        if not len(sample.given):
+            lines.append(f"{sample.split.split}: none of the first records can be decoded")
+            continue
+        low, mean, high = (float(f(sample.given)) for f in (np.min, np.mean, np.max))
+        lines.append(
+            f"{sample.split.split}: the input batch has minimum {low:.4g}, mean {mean:.4g}, "
+            f"maximum {high:.4g}"
+        )
+        if pixels.has_floats(sample.split) and (
+            warning := pixels.warn_of_floats(sample.split.split, low, high, encoder)
+        ):
+            lines.append(f"warning: {warning}")
+    return lines
+
+
+def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> None:
+    """Draw each record as it is stored and as the encoder gets it, below the lines."""
+    import textwrap
+
+    from ray_embed.plotting import style
+
+    records = [
+        (sample.split.split, key, stored, given)
+        for sample in samples
+        for key, stored, given in zip(sample.keys, sample.stored, sample.given, strict=True)
+    ][:RECORDS]
+    rows = max(1, -(-len(records) // _COLUMNS))
+    text = [part for line in lines for part in textwrap.wrap(line, 170)]
+    header = 0.3 + 0.17 * len(text)
+    with style.styled():
+        figure = style.new_figure(12, header + 2.5 * rows, None)
+        bottom = 2.5 * rows / (header + 2.5 * rows)
+        figure.text(
+            0.02, 1 - 0.15 / (header + 2.5 * rows), "\n".join(text), va="top", fontsize=8,
+            parse_math=False,
+        )  # fmt: skip
+        grid = figure.add_gridspec(
+            rows, 2 * _COLUMNS, top=bottom - 0.03, bottom=0.06 / rows, left=0.02, right=0.98,
+            wspace=0.06, hspace=0.35,
+        )  # fmt: skip
+        for at, (split, key, stored, given) in enumerate(records):
+            row, column = divmod(at, _COLUMNS)
+            name = key if len(key) <= _KEY_LENGTH else f"…{key[1 - _KEY_LENGTH :]}"
+            size = "×".join(str(side) for side in stored.shape)
+            _show(
+                figure.add_subplot(grid[row, 2 * column]), _to_levels(stored),
+                f"{split}: {name}\nstored: {size}",
+            )  # fmt: skip
+            low, mean, high = (float(f(given)) for f in (np.min, np.mean, np.max))
+            _show(
+                figure.add_subplot(grid[row, 2 * column + 1]), _to_levels(given),
+                f"encoder gets\n{low:.3g} to {high:.3g}, mean {mean:.3g}",
+            )  # fmt: skip
+        figure.savefig(sheet, format="png", dpi=110)
+
+
+def _show(axes: Any, image: Array, title: str) -> None:
+    axes.set_title(title, fontsize=7, fontweight="normal", parse_math=False)
+    axes.axis("off")
+    if image.shape[-1] == 1:
+        axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
+    else:
+        axes.imshow(image[..., :3])
+
+
+def _to_levels(image: Array) -> Array:
+    """Return pixels of any range as levels from 0 to 255 that can be shown."""
+    shown = image if image.dtype == np.uint8 else decode.to_levels(image).numpy()
+    return np.clip(np.round(shown), 0, 255).astype(np.uint8)
