@@ -29,7 +29,8 @@ class Listed:
     relative to `root`; null for arrays), `size` (bytes of its file; null where there is none) and
     `mtime` (ns), in the order of the records; it counts in its argument what it passes over.
     `content` is a checksum of images that all lie in one file; `location` is `root` as it opens,
-    with what may not be shown of it.
+    with what may not be shown of it; `notes` are lines for the user.
+    `has_label_column` is whether a listing has one; None for other sources.
     """
 
     split: str
@@ -42,6 +43,8 @@ class Listed:
     image_dtype: str = "uint8"
     content: str = ""
     location: str = ""
+    notes: tuple[str, ...] = ()
+    has_label_column: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def open_sources(config: RunConfig) -> list[Source]:
     """Open every source of the configuration, in order.
 
     Raises:
-        InputError: a source that is not there, or is none of the forms.
+        InputError: a source that is not there, or is none of the forms, or a label column that was
+            named and that no listing has.
     """
     sources = [_open(split, uri, config) for split, uri in config.sources.items()]
     for source in sources:
@@ -76,7 +80,20 @@ def open_sources(config: RunConfig) -> list[Source]:
             raise InputError(
                 f"--source-kwargs for {source.split!r}: its source {source.root} is no callable"
             )
+    if "label_column" in config.model_fields_set:
+        _check_label_column(sources)
     return sources
+
+
+def _check_label_column(sources: list[Source]) -> None:
+    """Refuse a label column that was named and that none of the listings has."""
+    listings = [
+        source
+        for source in sources
+        if isinstance(source, Listed) and source.has_label_column is not None
+    ]
+    if listings and not any(source.has_label_column for source in listings):
+        raise InputError(listings[0].notes[-1])
 
 
 def _open(split: str, uri: Any, config: RunConfig) -> Source:

@@ -13,7 +13,7 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -31,14 +31,20 @@ from ray_embed.sources import Listed
 from ray_embed.uri import shown
 
 _BATCH = 65_536
+_OF_OBJECTS = {
+    "labels": "save labels=labels.astype(str), or of numbers labels.astype(int)",
+    "images": "save images of one size as images=np.stack(images), which gives an array of uint8",
+}
 
 
 def open_arrays(split: str, root: str | Path) -> Listed:
     """Open an ``.npz`` file, a path or URI, as a source; a record's key is its position.
 
+    Without an array `labels` its records have no labels.
+
     Raises:
-        InputError: not an ``.npz``, an array is missing, of another type or rank, or their
-            lengths differ.
+        InputError: not an ``.npz``, the images are missing, an array is of another type or rank,
+            or their lengths differ.
     """
     file, path = find(str(root)), shown(str(root))
     shape, dtype = array_header(file, "images")
@@ -48,29 +54,61 @@ def open_arrays(split: str, root: str | Path) -> Listed:
         raise InputError(
             f"{path}: images have the shape {shape}; (N, H, W, C) or (N, H, W) is needed"
         )
+    if len(shape) == 4 and channels_first(shape[1:]):
+        raise InputError(
+            f"{path}: images have the shape {shape}, with the channels first (NCHW); they are "
+            "needed last: save images=np.transpose(images, (0, 2, 3, 1))"
+        )
     count, height, width = shape[:3]
     if count == 0:
         raise InputError(f"{path}: no images in it")
-    label_shape, _ = array_header(file, "labels")
-    if label_shape not in ((count,), (count, 1)):
-        raise InputError(
-            f"{path}: labels have the shape {label_shape}; one label for each of the "
-            f"{count} images is needed"
-        )
-    with open_file(file) as stream:
-        labels = np.load(stream, allow_pickle=False)["labels"].reshape(-1)
-    arrow = label_array(labels, path)
+    labels, notes = _labels(file, path, count)
     return Listed(
         split,
         path,
         "array",
-        label_type_of(arrow.type, f"{path}: labels"),
-        lambda skipped: _records(file, arrow),
+        label_type_of(labels.type, f"{path}: labels"),
+        lambda skipped: _records(file, labels),
         image_shape=(height, width, shape[3] if len(shape) == 4 else 1),
         image_dtype="uint8" if dtype == np.uint8 else "float",
         content=_checksum(file),
         location=str(root),
+        notes=notes,
     )
+
+
+def channels_first(shape: Sequence[int]) -> bool:
+    """Whether an image's shape is (C, H, W): 1, 3 or 4 channels first, and not last."""
+    first, height, width = shape
+    counts = (1, 3, 4)
+    return first in counts and width not in counts and min(height, width) > max(counts)
+
+
+def _labels(file: File, path: str, count: int) -> tuple[pa.Array, tuple[str, ...]]:
+    """Give the labels of so many images, null where there are none, and a note where so."""
+    names = _names(file)
+    if "labels" not in names:
+        others = ", ".join(name for name in names if name != "images")
+        having = f"; it also has {others}: save the labels as labels=…" if others else ""
+        return pa.nulls(count), (
+            f"{path}: no array 'labels', so its records have no labels{having}",
+        )
+    shape, _ = array_header(file, "labels")
+    if shape not in ((count,), (count, 1)):
+        one_hot = len(shape) == 2 and shape[0] == count
+        mend = "; of one-hot labels save labels=np.argmax(labels, axis=1)" if one_hot else ""
+        raise InputError(
+            f"{path}: labels have the shape {shape}; one label for each of the "
+            f"{count} images is needed{mend}"
+        )
+    with open_file(file) as stream:
+        labels = np.load(stream, allow_pickle=False)["labels"].reshape(-1)
+    return label_array(labels, path), ()
+
+
+def _names(file: File) -> list[str]:
+    with open_file(file) as stream, zipfile.ZipFile(stream) as archive:
+        return [entry.removesuffix(".npy") for entry in archive.namelist()]
 
 
 def _checksum(file: File) -> str:
@@ -146,7 +184,10 @@ def _member(file: File, name: str) -> Iterator[tuple[IO[bytes], tuple[int, ...],
         except (OSError, ValueError, zipfile.BadZipFile) as error:
             raise InputError(f"{file}: not an .npz file: {error}") from error
         if dtype.hasobject:
-            raise InputError(f"{file}: {name} holds Python objects, which are not safe to load")
+            raise InputError(
+                f"{file}: {name} holds Python objects, which are not safe to load; "
+                + _OF_OBJECTS.get(name, "save an array of numbers or text")
+            )
         if fortran and len(shape) > 1:
             raise InputError(f"{file}: {name} is in Fortran order; save np.ascontiguousarray of it")
         yield stream, shape, dtype

@@ -2,6 +2,8 @@
 """The one reader that walks a tf.data dataset, or a sequence, and cuts it into shards."""
 
 import itertools
+import numbers
+import os
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from ray_embed.errors import InputError, RayEmbedError, RunError
 from ray_embed.keys import key_of
 from ray_embed.labels import label_type_of
 from ray_embed.sources import Streamed
+from ray_embed.sources.arrays import channels_first
 
 Image = np.ndarray[Any, Any]
 Record = tuple[Image, Any, str | None]
@@ -23,11 +26,12 @@ _END = object()
 
 @dataclass(frozen=True)
 class StreamInfo:
-    """What must be known of a stream before its first shard."""
+    """What must be known of a stream before its first shard; `notes` are lines for the user."""
 
     label_type: pa.DataType
     image_shape: tuple[int, int, int]
     image_dtype: str
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class StreamReader:
         opened = source.source
         if isinstance(opened, str) or _is_function(opened):
             opened = importing.call(opened, source.kwargs, self._where)
+        # What the first third element is holds for all: "path" or "weight".
+        self._third: str | None = None
+        self._notes: list[str] = []
         records = itertools.islice(self._records(opened), limit)
         first = next(records, None)
         if first is None:
@@ -67,10 +74,13 @@ class StreamReader:
         self._first = image
 
     def describe(self) -> StreamInfo:
-        """Give label type and image shape, from the first record."""
+        """Give label type, image shape and what to note, from the first record."""
         height, width, channels = self._first.shape
         kind = "uint8" if self._first.dtype == np.uint8 else "float"
-        return StreamInfo(self._label_type, (height, width, channels), kind)
+        notes = tuple(self._notes)
+        if pa.types.is_null(self._label_type):
+            notes += ("its records have no labels",)
+        return StreamInfo(self._label_type, (height, width, channels), kind, notes)
 
     def next_shard(self, size: int) -> StreamedShard | None:
         """Read the next shard of at most `size` records; None after the last.
@@ -146,18 +156,20 @@ class StreamReader:
         else:
             raise InputError(
                 f"{self._where}: it gives {type(opened).__name__}; a tf.data.Dataset or a sequence "
-                "(__len__ and __getitem__) of (img, gt) or (img, gt, img_path) is needed"
+                "(__len__ and __getitem__) of img, (img, gt) or (img, gt, img_path) is needed"
             )
 
     def _unpack(self, element: Any, position: int) -> Iterator[Record]:
         """Take one element, a record or a batch, apart into records."""
-        if not isinstance(element, (tuple, list)) or len(element) not in (2, 3):
+        if hasattr(element, "shape"):
+            element = (element,)
+        if not isinstance(element, (tuple, list)) or len(element) not in (1, 2, 3):
             raise InputError(
                 f"{self._where}: element {position} is {_described(element)}; "
-                "(img, gt) or (img, gt, img_path) is needed"
+                "img, (img, gt) or (img, gt, img_path) is needed"
             )
-        image, label = self._array(element[0], "img"), element[1]
-        path = element[2] if len(element) == 3 else None
+        image = self._array(element[0], "img")
+        label, third = (*element[1:], None, None)[:2]
         if image.dtype != np.uint8:
             if image.dtype.kind not in "fiu" and image.dtype.name != "bfloat16":
                 raise InputError(
@@ -165,31 +177,82 @@ class StreamReader:
                     "images in the dataset function"
                 )
             image = image.astype(np.float32)
+        if image.ndim == 2 or self._is_grey_batch(image, label):
+            image = image[..., None]
+        self._check_channels(image.shape)
         if image.ndim == 3:
             labels = self._labels(self._alone(label, "gt"), 1)
-            paths = self._paths(self._alone(path, "img_path"), 1)
+            paths = self._paths(self._alone(third, "img_path"), 1, position)
             yield image, labels[0], paths[0]
         elif image.ndim == 4:
-            labels, paths = self._labels(label, len(image)), self._paths(path, len(image))
-            yield from zip(image, labels, paths, strict=True)
+            labels = self._labels(label, len(image))
+            yield from zip(image, labels, self._paths(third, len(image), position), strict=True)
         else:
             raise InputError(
                 f"{self._where}: img has the shape {image.shape}; "
-                "(H, W, C), or (N, H, W, C) for batches, is needed"
+                "(H, W, C) or (H, W), or (N, H, W, C) for batches, is needed"
             )
+
+    def _is_grey_batch(self, image: Image, label: Any) -> bool:
+        """Whether an image of rank 3 is a batch (N, H, W): it has N labels, and no channels."""
+        if image.ndim != 3 or image.shape[-1] <= 4:
+            return False
+        if label is None or isinstance(label, (dict, tuple)):
+            return False
+        return self._array(label, "gt").shape in (image.shape[:1], (len(image), 1))
+
+    def _check_channels(self, shape: tuple[int, ...]) -> None:
+        if len(shape) not in (3, 4) or not channels_first(shape[-3:]):
+            return
+        order = (1, 2, 0) if len(shape) == 3 else (0, 2, 3, 1)
+        raise InputError(
+            f"{self._where}: img has the shape {shape}, with the channels first (NCHW); they are "
+            f"needed last: give np.transpose(img, {order}), or dataset.map(lambda img, *others: "
+            f"(tf.transpose(img, {order}), *others))"
+        )
 
     def _labels(self, labels: Any, count: int) -> list[Any]:
         """Give `count` labels as Python values; each must be a scalar or of shape (1,)."""
-        return self._values(
-            labels,
-            count,
-            "gt",
-            "give one number or text a record (not the image, a mask or a one-hot vector)",
-        )
+        mend = "give one number or text a record (not the image, a mask or a one-hot vector)"
+        if _is_one_hot(labels):
+            mend = (
+                "it looks one-hot, so give the number of the class: tf.argmax(gt, -1), or in Keras "
+                "label_mode='int'"
+            )
+        return self._values(labels, count, "gt", mend)
 
-    def _paths(self, paths: Any, count: int) -> list[str | None]:
-        values = self._values(paths, count, "img_path", "give one text a record")
-        return [value if value is None else str(value) for value in values]
+    def _paths(self, values: Any, count: int, position: int) -> list[str | None]:
+        """Give `count` paths; None for each where the third element is a sample weight."""
+        given = self._values(values, count, "img_path", "give one text a record")
+        for value in given:
+            self._check_third(value, position)
+        if self._third == "weight":
+            return [None] * count
+        return [value if value is None else str(value) for value in given]
+
+    def _check_third(self, value: Any, position: int) -> None:
+        """Tell a path from a sample weight, by the first record."""
+        if value is None:
+            return
+        is_path = isinstance(value, (str, os.PathLike))
+        if not is_path and not isinstance(value, numbers.Real):
+            raise InputError(
+                f"{self._where}: img_path is {value!r} ({type(value).__name__}) in element "
+                f"{position}; a path is text or bytes"
+            )
+        kind = "path" if is_path else "weight"
+        if self._third is None:
+            self._third = kind
+            if kind == "weight":
+                self._notes.append(
+                    f"the third element of a record is a number ({value!r}), taken for a sample "
+                    "weight and left out; keys are positions (give what is meant as a key as text)"
+                )
+        elif kind != self._third:
+            raise InputError(
+                f"{self._where}: the third element is {value!r} in element {position}, a {kind}, "
+                f"but a {self._third} before; give a path in each record, or in none"
+            )
 
     def _values(self, values: Any, count: int, what: str, mend: str) -> list[Any]:
         if values is None:
@@ -225,6 +288,16 @@ def _is_function(source: Any) -> bool:
         and not hasattr(source, "__getitem__")
         and not hasattr(source, "element_spec")
     )
+
+
+def _is_one_hot(labels: Any) -> bool:
+    """Whether labels are rows of zeros with a single one in each."""
+    if isinstance(labels, (dict, tuple)) or labels is None:
+        return False
+    rows = np.asarray(labels)
+    if rows.ndim != 2 or rows.shape[1] < 2 or rows.dtype.kind not in "biuf":
+        return False
+    return bool(np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(axis=1) == 1))
 
 
 def _described(value: Any) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
-from conftest import Command, assert_features_equal
+from conftest import Command, assert_features_equal, make_folder
 
 import ray_embed as package
 from ray_embed import InputError, Run, RunConfig, RunError, plan
@@ -194,6 +194,91 @@ def test_a_callable_gets_its_arguments():
     assert rows.num_rows == 3
 
 
+def test_a_number_in_third_place_is_a_sample_weight_and_left_out():
+    weights = np.linspace(0.5, 1.5, 10, dtype=np.float32)
+    for third in (weights, weights[:, None], np.arange(10)):
+        for dataset in (TENSORS((IMAGES, TEXTS, third)), TENSORS((IMAGES, TEXTS, third)).batch(4)):
+            rows, _, reader = walked(dataset)
+            assert rows["key"].to_pylist() == [str(i) for i in range(10)]
+            assert rows["label"].to_pylist() == TEXTS
+            (note,) = reader.describe().notes
+            assert "sample weight" in note
+            assert "positions" in note
+    rows, _, reader = walked([(image, 1, Path("a/b.png")) for image in IMAGES[:2]])
+    assert rows["key"].to_pylist() == ["a/b.png", "a/b.png"]
+    assert reader.describe().notes == ()
+
+
+@pytest.mark.parametrize(
+    ("thirds", "tokens"),
+    [
+        (["a", 1.0], ["1.0", "element 1", "path"]),
+        ([1.0, "a"], ["'a'", "element 1", "weight"]),
+        ([None, 2, "a"], ["'a'", "element 2"]),
+        ([1j], ["1j", "element 0"]),
+    ],
+)
+def test_a_third_element_must_stay_what_it_was(thirds, tokens):
+    said = refused([(image, 0, third) for image, third in zip(IMAGES, thirds, strict=False)])
+    for token in tokens:
+        assert token in said
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("content", [IMAGES, (IMAGES,)])
+def test_images_alone_have_no_labels(batch, content):
+    dataset = TENSORS(content)
+    rows, images, reader = walked(dataset.batch(batch) if batch else dataset)
+    assert rows["label"].to_pylist() == [None] * 10
+    assert rows["key"].to_pylist() == [str(i) for i in range(10)]
+    np.testing.assert_array_equal(images, IMAGES)
+    (note,) = reader.describe().notes
+    assert "no labels" in note
+
+
+def test_an_array_of_images_is_a_sequence_without_labels():
+    rows, images, _ = walked(IMAGES)
+    assert rows["label"].to_pylist() == [None] * 10
+    np.testing.assert_array_equal(images, IMAGES)
+
+
+@pytest.mark.parametrize("batch", [None, 3, 1])
+@pytest.mark.parametrize("labels", [np.arange(7), np.arange(7)[:, None], PATHS[:7]])
+def test_images_without_channels_get_one(batch, labels):
+    grey = np.random.default_rng(0).integers(0, 256, (7, 28, 9)).astype(np.uint8)
+    dataset = TENSORS((grey, labels))
+    rows, images, reader = walked(dataset.batch(batch) if batch else dataset)
+    assert rows["label"].to_pylist() == np.reshape(labels, -1).tolist()
+    np.testing.assert_array_equal(images, grey[..., None])
+    assert reader.describe().image_shape == (28, 9, 1)
+
+
+@pytest.mark.parametrize(
+    ("mode", "type_", "expected"),
+    [
+        (None, pa.null(), [None] * 4),
+        ("int", pa.int64(), [0, 0, 1, 1]),
+        ("binary", pa.float64(), [0.0, 0.0, 1.0, 1.0]),
+        ("categorical", None, None),
+    ],
+)
+def test_every_label_mode_of_keras(tmp_path, mode, type_, expected):
+    make_folder(tmp_path, {"cat": 2, "dog": 2})
+    dataset = keras.utils.image_dataset_from_directory(
+        tmp_path, label_mode=mode, shuffle=False, batch_size=3, image_size=(6, 5), verbose=False
+    )
+    if mode == "categorical":
+        said = refused(dataset)
+        for token in ("(2,)", "one-hot", "tf.argmax(gt, -1)", "label_mode='int'"):
+            assert token in said
+        return
+    rows, images, reader = walked(dataset)
+    assert rows["label"].to_pylist() == expected
+    assert rows["label"].type == type_
+    assert [image.shape for image in images] == [(6, 5, 3)] * 4
+    assert len(reader.describe().notes) == (mode is None)
+
+
 # What is none
 
 
@@ -205,16 +290,17 @@ ONE_HOT = np.eye(10, dtype=np.float32)
     ("content", "tokens"),
     [
         ((IMAGES, IMAGES), ["(4, 3, 3)"]),
-        ((IMAGES, ONE_HOT), ["(10,)"]),
+        ((IMAGES, ONE_HOT), ["(10,)", "one-hot", "tf.argmax", "label_mode='int'"]),
+        ((IMAGES, ONE_HOT + 0.5), ["(10,)", "one number or text"]),
+        ((np.moveaxis(IMAGES.repeat(3, 1).repeat(3, 2), 3, 1), PATHS), ["NCHW", "tf.transpose"]),
+        ((np.zeros((10, 1, 28, 28)), np.arange(10)), ["NCHW", "1, 28, 28)"]),
         ((IMAGES, IMAGES[..., :1]), ["(4, 3, 1)"]),
         ((IMAGES, IMAGES[..., 0]), ["(4, 3)"]),
         ((IMAGES, (np.arange(10), np.arange(10))), ["gt"]),
         ((IMAGES, {"class": np.arange(10)}), ["gt"]),
         ((IMAGES, np.arange(10), IMAGES[..., 0]), ["img_path", "(4, 3)"]),
         ((IMAGES, np.arange(10).astype(np.complex64)), ["complex"]),
-        (IMAGES, ["(img, gt)"]),
         ({"image": IMAGES, "label": np.arange(10)}, ["(img, gt)"]),
-        ((IMAGES,), ["(img, gt)"]),
         ((IMAGES, np.arange(10), PATHS, PATHS), ["(img, gt, img_path)"]),
     ],
 )
@@ -228,7 +314,6 @@ def test_what_is_no_record_is_refused_with_its_shape(batch, content, tokens):
 @pytest.mark.parametrize(
     ("image", "tokens"),
     [
-        (IMAGES[0][..., 0], ["(4, 3)", "(H, W, C)"]),
         (IMAGES[0][0, 0, 0], ["()", "(H, W, C)"]),
         (IMAGES[None], ["(1, 10, 4, 3, 3)", "(H, W, C)"]),
         ("a.png", ["img", "decode"]),
@@ -552,7 +637,7 @@ class Pairs:
         return self.n
 
     def __getitem__(self, at):
-        return self.images[at], int(self.images[at, 0, 0, 0])
+        return self.images[at], int(self.images[at, 0, 0, 0]), 0.5
 """
 
 
@@ -566,6 +651,8 @@ def test_a_sequence_named_on_the_command_line(ray_embed: Command, model, tmp_pat
     assert result.code == 0, result.err
     table = package.load("r").to_table()
     assert table["label"].to_pylist() == images_of(9)[:5, 0, 0, 0].tolist()
+    assert table["key"].to_pylist() == ["0", "1", "2", "3", "4"]
+    assert result.err.count("Pairs: the third element of a record is a number (0.5)") == 1
     assert set(table["split"].to_pylist()) == {split_and_uri("my_sequences:Pairs")[0]}
 
 
