@@ -59,6 +59,7 @@ class RunConfig(pydantic.BaseModel):
     path_column: str = "path"
     label_column: str = "label"
     label_type: Literal["text", "int", "float"] = "text"
+    empty_label: Literal["null", "keep"] = "null"
     limit: PositiveInt | None = None
 
     imports: tuple[str, ...] = ()

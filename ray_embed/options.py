@@ -73,6 +73,10 @@ _source_options = [
         _SOURCES, "--label-type", type=click.Choice(["text", "int", "float"]),
         help="Type of a listing's labels.  [text]",
     ),
+    _option(
+        _SOURCES, "--empty-label", type=click.Choice(["null", "keep"]),
+        help="Whether an empty text label of a listing means no label, or is a class.  [null]",
+    ),
     _option(_SOURCES, "--limit", type=int, help="Only the first N records of each source."),
 ]  # fmt: skip
 

@@ -106,7 +106,8 @@ def prepare(
     pixels.check(config, planned.splits, encoder)
     explained = pixels.explain(config, planned.splits, encoder)
     warnings = (*encoder.warnings, *explained.warnings)
-    for line in (*_passed_over(planned), *encoder.notes, *explained.notes):
+    notes = (*planned.notes, *encoder.notes, *explained.notes)
+    for line in (*_passed_over(planned), *notes):
         say(line)
     for text in warnings:
         say(f"warning: {text}")

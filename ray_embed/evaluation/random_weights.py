@@ -69,7 +69,8 @@ def _configured(run: Run, kept: dict[str, Any]) -> RunConfig:
             )
     machines = dict.fromkeys(_MACHINES)
     out = child(run.path, FOLDER)
-    asked = kept | machines | {"weights": RANDOM, "out": out}
+    # A run of before there was the choice has kept empty labels.
+    asked = {"empty_label": "keep"} | kept | machines | {"weights": RANDOM, "out": out}
     arguments = {name: tuples(kept[name]) for name in ("model_kwargs", "source_kwargs")}
     return make_config(asked | arguments)
 

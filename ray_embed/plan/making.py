@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 
 from ray_embed import labels
 from ray_embed.filesystem import Folder
+from ray_embed.labels import LabelCounts
 from ray_embed.plan.digest import Digest
 from ray_embed.plan.outline import Plan, SplitPlan
 from ray_embed.sources import Listed, Source, Streamed
+from ray_embed.sources.missing_files import none_there
 from ray_embed.sources.stream import StreamInfo
 
 _SHARDS_A_FILE = 256
@@ -47,19 +49,39 @@ def make_plan(
     """Write the plan of all listed sources below `target`; streams are planned while walked.
 
     Raises:
-        InputError: a source cannot be listed or is empty.
+        InputError: a source cannot be listed, is empty, or none of its files is there.
     """
     splits = []
+    counts: dict[str, LabelCounts] = {}
+    notes: list[str] = []
     for ordinal, source in enumerate(sources):
         size = _shard_size_of(source, streams.get(source.split), shard_size, batch_size)
         if isinstance(source, Streamed):
-            splits.append(_stream_plan(ordinal, source, streams[source.split], size))
+            info = streams[source.split]
+            splits.append(_stream_plan(ordinal, source, info, size))
+            notes += [f"{source.split}: {note}" for note in info.notes]
         else:
-            splits.append(_write_listed(ordinal, source, target, size, limit))
+            counts[source.split] = LabelCounts()
+            split = _write_listed(ordinal, source, target, size, limit, counts[source.split])
+            splits.append(split)
+            notes += [f"{source.split}: {note}" for note in source.notes]
+            notes += _label_notes(source, split, counts[source.split])
     label_type = labels.common_type(pa.type_for_alias(split.label_type) for split in splits)
     extras = [pa.schema([(name, pa.string()) for name in split.extras]) for split in splits]
     names = tuple(column.name for column in labels.union(extras))
-    return Plan(tuple(splits), str(label_type), names)
+    alike = labels.look_alikes({split: count.counts for split, count in counts.items()})
+    notes += [f"warning: {note}" for note in alike]
+    return Plan(tuple(splits), str(label_type), names, tuple(notes))
+
+
+def _label_notes(source: Listed, split: SplitPlan, counts: LabelCounts) -> list[str]:
+    notes = [f"{source.split}: {note}" for note in counts.notes()]
+    if source.has_label_column and counts.nulls:
+        notes.append(
+            f"{source.split}: {counts.nulls:,} of {split.records:,} records have an empty label "
+            "cell, so no label"
+        )
+    return notes
 
 
 def _stream_plan(ordinal: int, source: Streamed, info: StreamInfo, size: int) -> SplitPlan:
@@ -78,7 +100,12 @@ def _stream_plan(ordinal: int, source: Streamed, info: StreamInfo, size: int) ->
 
 
 def _write_listed(
-    ordinal: int, source: Listed, target: Folder, size: int, limit: int | None
+    ordinal: int,
+    source: Listed,
+    target: Folder,
+    size: int,
+    limit: int | None,
+    counts: LabelCounts,
 ) -> SplitPlan:
     split = SplitPlan(
         ordinal,
@@ -94,8 +121,8 @@ def _write_listed(
     )
     skipped: Counter[str] = Counter()
     digest = Digest((source.image_shape, source.image_dtype, source.content))
-    records = 0
-    labelled = False
+    records = missing = 0
+    first: bytes | None = None
     writer: pq.ParquetWriter | None = None
     try:
         for number, table in enumerate(_shards_of(source.records(skipped), size, limit)):
@@ -111,16 +138,20 @@ def _write_listed(
             writer.write_table(table, row_group_size=size)
             digest.update(table.drop_columns(["path", "mtime"]))
             records += table.num_rows
-            labelled = labelled or table["label"].null_count < table.num_rows
+            missing += table["size"].null_count
+            first = table["path"][0].as_py() if first is None else first
+            counts.add(table["label"])
     finally:
         if writer:
             writer.close()
+    if missing == records and first is not None and source.has_label_column is not None:
+        raise none_there(records, first, source.location, source.split)
     return replace(
         split,
         records=records,
         digest=digest.hexdigest(),
         skipped=dict(skipped),
-        label_type=split.label_type if labelled else str(pa.null()),
+        label_type=split.label_type if counts.nulls < records else str(pa.null()),
     )
 
 

@@ -46,11 +46,12 @@ class SplitPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """The splits in order, and the columns that all parts share."""
+    """The splits in order, the columns that all parts share, and lines for the user."""
 
     splits: tuple[SplitPlan, ...]
     label_type: str
     extras: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def records(self) -> int | None:
@@ -125,6 +126,7 @@ def load(folder: Folder) -> Plan:
             )
             for split in data["splits"]
         ]
-        return Plan(tuple(splits), data["label_type"], tuple(data["extras"]))
+        notes = tuple(data.get("notes", ()))
+        return Plan(tuple(splits), data["label_type"], tuple(data["extras"]), notes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{folder.shown(PLAN)}: damaged; {mend}") from error

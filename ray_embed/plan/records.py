@@ -160,7 +160,11 @@ def first_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: SplitP
             return f"{was['key']!r} was planned where there is now {found['key']!r}"
         for name in _changed(was, found):
             if name not in ("mtime", "path"):
-                return f"{was['key']!r}: {name} was {was[name]!r} and is now {found.get(name)!r}"
+                emptied = (name, was[name], found.get(name)) == ("label", "", None)
+                hint = "; --empty-label keep takes empty labels as before" if emptied else ""
+                return (
+                    f"{was['key']!r}: {name} was {was[name]!r} and is now {found.get(name)!r}{hint}"
+                )
     return "the order of its records"
 
 

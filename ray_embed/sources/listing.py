@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 
 from ray_embed.config import RunConfig
@@ -18,6 +19,16 @@ from ray_embed.keys import key_of
 from ray_embed.labels import OWN_COLUMNS
 from ray_embed.retrying import explained
 from ray_embed.sources import Listed
+from ray_embed.sources.listing_format import (
+    NAMES,
+    SAMPLE_BYTES,
+    check_encoding,
+    explain_columns,
+    find_delimiter,
+    not_utf8,
+    sample_rows,
+)
+from ray_embed.sources.missing_files import check_files
 from ray_embed.uri import is_uri, parent, shown
 
 _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
@@ -26,24 +37,30 @@ _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
 def open_listing(split: str, uri: str, config: RunConfig) -> Listed:
     """Open a listing; relative paths in it start at its folder, labels are text unless asked.
 
-    A path in it may also be a URI, or begin with ``/``: then it is a local one.
+    A path in it may also be a URI, or begin with ``/``: then it is a local one. Without a label
+    column its records have no labels.
 
     Raises:
-        InputError: its name is no text, it cannot be parsed, has no path or label column, has no
-            rows, or an extra column is named as one of ours.
+        InputError: its name is no text, it cannot be parsed, has no path column, has no
+            rows, an extra column is named as one of ours, or its
+            paths are written otherwise than the files lie.
     """
-    listing = _Listing(uri)
-    path = listing.name
+    sample = _sample(uri)
+    path = shown(uri)
+    check_encoding(sample, path)
+    expected = "\t" if path.lower().endswith(".tsv") else ","
+    listing = _Listing(uri, find_delimiter(sample, expected, config.path_column))
     header = _header(listing)
-    for option, column in (
-        ("--path-column", config.path_column),
-        ("--label-column", config.label_column),
-    ):
-        if column not in header:
-            raise InputError(
-                f"{path}: no column {column!r}; its columns are {', '.join(header)}; "
-                f"name the right one with {option}"
-            )
+    if config.path_column not in header:
+        raise explain_columns(
+            sample_rows(sample, listing.delimiter) or [header], path, config.path_column
+        )
+    has_labels = config.label_column in header
+    notes = []
+    if listing.delimiter != expected:
+        notes.append(f"{path}: its columns are separated by {NAMES[listing.delimiter]}")
+    if not has_labels:
+        notes.append(_unlabelled(header, path, config.label_column))
     extras = [name for name in header if name not in (config.path_column, config.label_column)]
     reject_own_names(extras, path)
     listed = Listed(
@@ -54,10 +71,40 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listed:
         lambda skipped: _records(listing, header, extras, config),
         pa.schema([(name, pa.string()) for name in extras]),
         location=listing.folder,
+        notes=tuple(notes),
+        has_label_column=has_labels,
     )
-    if next(listed.records(Counter()), None) is None:
+    first = next(listed.records(Counter()), None)
+    if first is None:
         raise InputError(f"{path}: no rows; a listing has a row for each image")
+    are_there = first["size"].is_valid().to_pylist()
+    check_files(first["path"].to_pylist(), are_there, listing.folder, path)
     return listed
+
+
+def _unlabelled(header: list[str], path: str, wanted: str) -> str:
+    """Say that a listing has no labels.
+
+    Raises:
+        InputError: there is a column of nearly the name of the label column.
+    """
+    columns = f"its columns are {', '.join(header)}; name the right one with --label-column"
+    for name in header:
+        if name.strip().casefold() in (wanted.casefold(), f"{wanted.casefold()}s"):
+            raise InputError(f"{path}: no column {wanted!r}; {columns} {name!r}")
+    return f"{path}: no column {wanted!r}, so its records have no labels; {columns}"
+
+
+def _sample(uri: str) -> bytes:
+    filesystem, path = locate(uri)
+    try:
+        with filesystem.open_input_stream(path, compression=None) as stream:
+            sample: bytes = stream.read(SAMPLE_BYTES)
+            return sample
+    except OSError as error:
+        raise InputError(
+            f"{shown(uri)}: cannot be read as a listing: {explained(error)}"
+        ) from error
 
 
 def reject_own_names(extras: list[str], where: str) -> None:
@@ -78,6 +125,7 @@ class _Listing:
     """A listing, by a local path or a URI."""
 
     uri: str
+    delimiter: str
 
     @property
     def name(self) -> str:
@@ -109,8 +157,7 @@ def _parsed(
             pyarrow.csv.open_csv(
                 stream,
                 parse_options=pyarrow.csv.ParseOptions(
-                    delimiter="\t" if path.lower().endswith(".tsv") else ",",
-                    newlines_in_values=True,
+                    delimiter=listing.delimiter, newlines_in_values=True
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=types, strings_can_be_null=False
@@ -128,25 +175,50 @@ def _records(
 ) -> Iterator[pa.RecordBatch]:
     row = 0
     folder = find(listing.folder)
-    # A file's name may be any bytes.
-    types = {name: pa.string() for name in header} | {config.path_column: pa.binary()}
+    # A file's name may be any bytes; other cells are checked one by one, to name the first wrong.
+    types = {name: pa.binary() for name in header}
     with _parsed(listing, types) as reader:
         for batch in reader:
             if batch.num_rows:
                 paths = batch[config.path_column].to_pylist()
                 _reject_empty(paths, row, listing.name)
                 stats = look_at([below(folder, name) for name in paths])
+                texts = {
+                    name: _as_text(batch[name], row, name, listing.name)
+                    for name in header
+                    if name != config.path_column
+                }
+                labels = pa.nulls(batch.num_rows, _LABEL_TYPES[config.label_type])
+                if config.label_column in texts:
+                    labels = _labels(texts[config.label_column], row, listing.name, config)
                 yield pa.record_batch(
                     {
                         "key": pa.array([key_of(name) for name in paths], pa.string()),
-                        "label": _labels(batch[config.label_column], row, listing.name, config),
-                        **{name: batch[name] for name in extras},
+                        "label": labels,
+                        **{name: texts[name] for name in extras},
                         "path": batch[config.path_column],
                         "size": pa.array([size for size, _ in stats], pa.int64()),
                         "mtime": pa.array([time for _, time in stats], pa.int64()),
                     }
                 )
             row += batch.num_rows
+
+
+def _as_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Array:
+    """Give cells (binary) as text.
+
+    Raises:
+        InputError: naming the first that is not UTF-8.
+    """
+    try:
+        return cells.cast(pa.string())
+    except pa.ArrowInvalid as error:
+        for offset, cell in enumerate(cells.to_pylist()):
+            try:
+                cell.decode()
+            except UnicodeDecodeError:
+                raise not_utf8(listing, row + offset + 1, column, cell) from error
+        raise
 
 
 def _reject_empty(paths: list[bytes], row: int, listing: str) -> None:
@@ -165,7 +237,9 @@ def _int64(text: str) -> int:
 
 def _labels(labels: pa.Array, row: int, path: str, config: RunConfig) -> pa.Array:
     if config.label_type == "text":
-        return labels
+        if config.empty_label == "keep":
+            return labels
+        return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
     parse = _int64 if config.label_type == "int" else float
     values: list[int | float | None] = []
     for offset, text in enumerate(labels.to_pylist()):

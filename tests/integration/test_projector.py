@@ -60,11 +60,12 @@ def runs(ray_session, tmp_path_factory):
         "valid": write_listing(root / "valid", list(AWKWARD), BROKEN),
         "test": write_flat(root / "test", 6),
     }
-    package.run(config(sources, model, root / "whole"))
-    two = package.extract(config(sources, model, root / "two"))
+    kept = {"empty_label": "keep"}
+    package.run(config(sources, model, root / "whole", **kept))
+    two = package.extract(config(sources, model, root / "two", **kept))
     assert not (root / "two" / "projector").exists()
     package.reduce(two.path)
-    package.run(config(sources, model, root / "layers", layers=("early", "late")))
+    package.run(config(sources, model, root / "layers", layers=("early", "late"), **kept))
     return SimpleNamespace(
         root=root,
         model=model,

@@ -31,7 +31,8 @@ def runs(ray_session, tmp_path_factory):
     null = write_flat(root / "null", 15, {0, 1, 2, 3, 8, 9, 10, 11})
     awkward = write_listing(root / "awkward", list(AWKWARD), {4, 5, 6, 7, 13, 16, 17})
     package.extract(config({"flat": null}, model, root / "runs" / "null", layers=("early", "late")))
-    package.extract(config({"valid": awkward}, model, root / "runs" / "awkward"))
+    out = root / "runs" / "awkward"
+    package.extract(config({"valid": awkward}, model, out, empty_label="keep"))
     return SimpleNamespace(null=root / "runs" / "null", awkward=root / "runs" / "awkward")
 
 

@@ -173,10 +173,12 @@ def test_labels_of_a_listing_stay_text(tmp_path):
         tmp_path / "s.csv",
         "path,label\na.png,007\nb.png,NA\nc.png,\nd.png,1e3\ne.png,true\nf.png,null\ng.png, x \n",
     )
-    source = opened(file)
+    source = opened(file, empty_label="keep")
     assert source.label_type == pa.string()
     labels = ["007", "NA", "", "1e3", "true", "null", " x "]
     assert [row["label"] for row in rows(source)] == labels
+    labels[2] = None
+    assert [row["label"] for row in rows(opened(file))] == labels
 
 
 def test_quotes_commas_newlines_and_a_byte_order_mark_in_a_listing(tmp_path):
@@ -306,20 +308,34 @@ def test_labels_of_an_npz_keep_their_type(tmp_path, labels, type_, expected):
     ("content", "tokens"),
     [
         ({}, ["images"]),
-        ({"images": np.zeros((2, 3, 3))}, ["labels"]),
         ({"x": np.zeros((2, 3, 3))}, ["'images'", "has x", "images and labels", "np.savez"]),
         ({"labels": np.zeros(2)}, ["images", "labels"]),
         ({"x": np.zeros(2), "y": np.zeros(2)}, ["images", "x, y"]),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3)}, ["labels", "(3,)", "2"]),
-        ({"images": np.zeros((2, 3, 3)), "labels": np.zeros((2, 10))}, ["labels", "(2, 10)"]),
+        (
+            {"images": np.zeros((2, 3, 3)), "labels": np.zeros((2, 10))},
+            ["labels", "(2, 10)", "np.argmax(labels, axis=1)"],
+        ),
+        (
+            {"images": np.zeros((2, 3, 9, 9)), "labels": np.zeros(2)},
+            ["(2, 3, 9, 9)", "NCHW", "np.transpose(images, (0, 2, 3, 1))"],
+        ),
+        ({"images": np.zeros((2, 1, 28, 28), np.uint8), "labels": np.zeros(2)}, ["NCHW"]),
+        ({"images": np.zeros((2, 4, 224, 224), np.uint8)}, ["NCHW"]),
         ({"images": np.zeros((2, 3, 3)), "labels": np.array(5)}, ["labels", "()"]),
         ({"images": np.zeros((2, 9)), "labels": np.zeros(2)}, ["images", "(2, 9)"]),
         ({"images": np.zeros((2, 3, 3, 3, 3)), "labels": np.zeros(2)}, ["(2, 3, 3, 3, 3)"]),
         ({"images": np.zeros((2, 3, 3), int), "labels": np.zeros(2)}, ["images", "int64"]),
         ({"images": np.zeros((2, 3, 3), "U3"), "labels": np.zeros(2)}, ["images", "<U3"]),
         ({"images": np.zeros((0, 3, 3)), "labels": np.zeros(0)}, ["no images"]),
-        ({"images": np.zeros((2, 3, 3), object), "labels": np.zeros(2)}, ["images", "objects"]),
-        ({"images": np.zeros((2, 3, 3)), "labels": np.array(["a", None])}, ["labels", "objects"]),
+        (
+            {"images": np.zeros((2, 3, 3), object), "labels": np.zeros(2)},
+            ["images", "objects", "np.stack"],
+        ),
+        (
+            {"images": np.zeros((2, 3, 3)), "labels": np.array(["a", None])},
+            ["labels", "objects", ".astype(str)"],
+        ),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(2, complex)}, ["labels", "complex"]),
         ({"images": np.zeros((1, 3, 3)), "labels": np.array([2**64 - 1], np.uint64)}, ["64 bits"]),
         ({"images": np.zeros((1, 3, 3)), "labels": np.zeros(1, "M8[s]")}, ["labels", "datetime"]),
@@ -331,6 +347,21 @@ def test_an_npz_that_is_wrong_is_refused(tmp_path, content, tokens):
         opened(tmp_path / "s.npz")
     for token in ["s.npz", *tokens]:
         assert token in str(raised.value)
+
+
+@pytest.mark.parametrize("shape", [(2, 4, 4, 200), (2, 3, 9, 3), (2, 9, 9, 1), (2, 8, 9, 9)])
+def test_images_of_an_npz_with_the_channels_last_are_taken(tmp_path, shape):
+    np.savez(tmp_path / "s.npz", images=np.zeros(shape), labels=np.zeros(2))
+    assert opened(tmp_path / "s.npz").image_shape == shape[1:]
+
+
+def test_an_npz_without_labels_has_none_and_says_so(tmp_path):
+    np.savez(tmp_path / "s.npz", images=np.zeros((2, 3, 3)), y=np.zeros(2))
+    source = opened(tmp_path / "s.npz")
+    assert [row["label"] for row in rows(source)] == [None, None]
+    (note,) = source.notes
+    for token in ("s.npz", "'labels'", "no labels", "has y"):
+        assert token in note
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):

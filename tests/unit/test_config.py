@@ -397,7 +397,7 @@ def test_a_folder_without_images_is_refused(refused, tmp_path):
     ("text", "tokens"),
     [
         ("file,label\nx.png,1\n", ["'path'", "file, label", "--path-column"]),
-        ("path,class\nx.png,1\n", ["'label'", "path, class", "--label-column"]),
+        ("path,Label\nx.png,1\n", ["'label'", "path, Label", "--label-column 'Label'"]),
         ("path,label\n", ["no rows"]),
         ("", ["list.csv"]),
         ("path,label\nx.png,1,2\n", ["list.csv"]),

@@ -55,7 +55,11 @@ def planned(tmp_path: Path) -> Planner:
 
 
 def listing(path: Path, *rows: str, header: str = "path,label") -> Path:
+    """Write a listing, and an empty file for each of its paths."""
     path.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    at = header.split(",").index("path")
+    for row in rows:
+        (path.parent / row.split(",")[at]).touch()
     return path
 
 
