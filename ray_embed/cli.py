@@ -29,6 +29,11 @@ _sampled = click.option(
     show_default=True,
     help="Records judged at most, drawn by split and label.",
 )
+_labelled = click.option(
+    "--labels",
+    type=click.Choice(["classes", "values"]),
+    help="What labels that are numbers are.  [classes if whole; of floats all, of 50 at most]",
+)
 _GUARDED = ("run", "extract", "reduce", "evaluate", "demo")
 
 
@@ -106,13 +111,21 @@ def status(run: str, verify: bool, as_json: bool) -> None:
 @click.argument("run")
 @click.option("--layer", help="Judge this one.  [all]")
 @_sampled
+@_labelled
 @_as_json
 @click.option(
     "--random-weights",
     is_flag=True,
     help="Judge the same architecture with random weights beside it.",
 )
-def evaluate(run: str, layer: str | None, sample: int, as_json: bool, random_weights: bool) -> None:
+def evaluate(
+    run: str,
+    layer: str | None,
+    sample: int,
+    labels: Any,
+    as_json: bool,
+    random_weights: bool,
+) -> None:
     """Say in numbers how well the features of a run cluster, beside those of raw pixels."""
     from ray_embed.evaluation.evaluating import evaluate as judge
     from ray_embed.evaluation.events import record
@@ -121,7 +134,7 @@ def evaluate(run: str, layer: str | None, sample: int, as_json: bool, random_wei
     # What runs for random weights prints on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
         judged = load(run)
-        found = judge(judged, layer, sample, random_weights)
+        found = judge(judged, layer, sample, random_weights, labels)
     entries = {name: one.to_json() for name, one in found.items()}
     if as_json:
         click.echo(json.dumps(entries, ensure_ascii=False))
@@ -133,11 +146,12 @@ def evaluate(run: str, layer: str | None, sample: int, as_json: bool, random_wei
 @cli.command()
 @click.argument("run")
 @click.option("--layer", help="Whose features, where there are several.")
-def plot(run: str, layer: str | None) -> None:
+@_labelled
+def plot(run: str, layer: str | None, labels: Any) -> None:
     """Draw maps of the features, and where the encoder fails, into RUN/plots."""
     from ray_embed.plotting import plot as draw
 
-    draw(run, layer, click.echo)
+    draw(run, layer, click.echo, labels)
 
 
 @cli.command(cls=Grouped)
@@ -166,13 +180,19 @@ def preview(sheet: str, **options: Any) -> None:
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
 @click.option("--layer", metavar="NAME", help="Layer to take of each.  [all, a column each]")
 @_sampled
+@_labelled
 @_as_json
 @click.option(
     "--plot", metavar="FILE",
     help="Draw the measures over the runs, in the order given, into a .png or .svg file.",
 )  # fmt: skip
 def compare(
-    runs: tuple[str, ...], layer: str | None, sample: int, as_json: bool, plot: str | None
+    runs: tuple[str, ...],
+    layer: str | None,
+    sample: int,
+    labels: Any,
+    as_json: bool,
+    plot: str | None,
 ) -> None:
     """Say which of several runs, or layers of a run, is the better one, and how alike they are.
 
@@ -185,7 +205,7 @@ def compare(
 
     if plot:
         curve.check_target(plot)
-    comparison = judge(runs, layer, sample, lambda line: click.echo(line, err=True))
+    comparison = judge(runs, layer, sample, lambda line: click.echo(line, err=True), labels)
     if plot:
         curve.draw(comparison, plot)
     width = shutil.get_terminal_size((100, 24)).columns

@@ -19,6 +19,7 @@ from ray_embed.uri import child, is_uri, shown
 
 if TYPE_CHECKING:
     from ray_embed.evaluation.evaluating import Evaluation
+    from ray_embed.evaluation.label_kind import LabelKind
 
 
 @dataclass(frozen=True)
@@ -125,26 +126,33 @@ class Run:
         """
         return pca.load(self._folder, self._column(layer)).ratios
 
-    def evaluate(self, layer: str | None = None, sample: int = 10_000) -> "dict[str, Evaluation]":
+    def evaluate(
+        self,
+        layer: str | None = None,
+        sample: int = 10_000,
+        labels: "LabelKind | None" = None,
+    ) -> "dict[str, Evaluation]":
         """Judge the features, beside raw pixels, as `ray-embed evaluate` does; writes nothing.
 
         Args:
             layer: which layer; None for all.
             sample: how many records at most are judged, drawn by split and label with a fixed
                 seed.
+            labels: whether labels that are numbers are "classes" or "values"; None for classes
+                where they are whole numbers, or floats that are all whole and of at most 50 values.
 
         Returns:
             what was found of each layer.
 
         Raises:
-            InputError: shards are missing, there is no such layer or no record, or features are
-                not finite.
+            InputError: shards are missing, there is no such layer or no record, features are not
+                finite, or labels that are no numbers are to be values.
             DamagedError: a part is not what was written.
             StorageError: a part cannot be read.
         """
         from ray_embed.evaluation.evaluating import evaluate
 
-        return evaluate(self, layer, sample)
+        return evaluate(self, layer, sample, labels=labels)
 
     def to_table(self) -> pa.Table:
         """Give all parts as one Arrow table, in order."""

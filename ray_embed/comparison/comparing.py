@@ -18,6 +18,7 @@ from ray_embed.evaluation.differences import (
     interval_of_mean,
 )
 from ray_embed.evaluation.intervals import Interval
+from ray_embed.evaluation.label_kind import LabelKind
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.measures import measures
 from ray_embed.subset import Subset, affordable, check_finite
@@ -86,6 +87,7 @@ def compare(
     layer: str | None = None,
     sample: int = SAMPLE,
     say: Callable[[str], None] = lambda line: None,
+    labels: LabelKind | None = None,
 ) -> Comparison:
     """Judge runs on the records that all of them hold.
 
@@ -97,6 +99,8 @@ def compare(
         layer: the layer to take of each; else a run with several layers is a column a layer.
         sample: how many records at most; drawn by split and label with a fixed seed.
         say: takes a line for the user before each longer step.
+        labels: whether labels that are numbers are "classes" or "values"; None for classes where
+            they are whole numbers, or floats that are all whole and of at most 50 values.
 
     Raises:
         InputError: no such run or layer, or runs that cannot be compared.
@@ -106,7 +110,7 @@ def compare(
     compared = columns([str(run) for run in runs], layer)
     sample = affordable(sample, sum(column.dimension for column in compared))
     say(f"drawing at most {sample:,} records")
-    drawn = records.draw(compared, sample)
+    drawn = records.draw(compared, sample, labels)
     found = []
     for column, subset in zip(compared, drawn.subsets, strict=True):
         check_finite(subset, column.name)
@@ -165,6 +169,8 @@ def _alike(subsets: Sequence[Subset]) -> Iterator[Likeness]:
 
 
 def _notes(compared: Sequence[Column], drawn: Records) -> Iterator[str]:
+    if drawn.label_note:
+        yield drawn.label_note
     if not drawn.paired:
         yield (
             f"the runs share {drawn.shared:,} records only (the same split and key): each is "

@@ -15,6 +15,7 @@ import pyarrow as pa
 from ray_embed import store, subset
 from ray_embed.comparison.columns import Column
 from ray_embed.errors import InputError
+from ray_embed.evaluation.label_kind import LabelKind, choose_labels, with_labels
 from ray_embed.filesystem import Folder
 from ray_embed.subset import Subset
 from ray_embed.uri import shown
@@ -32,7 +33,7 @@ class Records:
     Of each column `subsets` holds its records; where `paired`, row i is the same record in all.
     `counts` are the numbers of records that the columns' runs hold, `shared` how many all of them
     hold. `relabelled` is how many of the judged ones have labels that differ, with a sentence
-    on the first.
+    on the first; `label_note` a sentence on how labels are taken, None where there is none.
     """
 
     subsets: tuple[Subset, ...]
@@ -40,9 +41,10 @@ class Records:
     counts: tuple[int, ...]
     shared: int
     relabelled: tuple[int, str]
+    label_note: str | None = None
 
 
-def draw(columns: Sequence[Column], limit: int) -> Records:
+def draw(columns: Sequence[Column], limit: int, labels: LabelKind | None = None) -> Records:
     """Take the same records of each column into memory, at most `limit`.
 
     Drawn by split and label, with a fixed seed, of the first run's that the others hold too.
@@ -50,9 +52,11 @@ def draw(columns: Sequence[Column], limit: int) -> Records:
     Args:
         columns: at least one.
         limit: how many records at most.
+        labels: whether labels that are numbers are "classes" or "values"; None for what they are.
 
     Raises:
-        InputError: a run has no records, or some have numbers as labels and others classes.
+        InputError: a run has no records, some have numbers as labels and others classes, or labels
+            that are no numbers are to be values.
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
@@ -65,6 +69,8 @@ def draw(columns: Sequence[Column], limit: int) -> Records:
     else:
         subsets = _aligned(columns, folders, among, limit)
         paired = True
+    choice = choose_labels(folders.values(), labels)
+    subsets = [with_labels(one, choice.kind) for one in subsets]
     _refuse_mixed(columns, subsets)
     return Records(
         tuple(subsets),
@@ -72,6 +78,7 @@ def draw(columns: Sequence[Column], limit: int) -> Records:
         tuple(counts[column.run] for column in columns),
         shared,
         _relabelled(columns, subsets) if paired else (0, ""),
+        choice.note,
     )
 
 
@@ -148,7 +155,8 @@ def _refuse_mixed(columns: Sequence[Column], subsets: Sequence[Subset]) -> None:
     if len(first) == 2:
         raise InputError(
             f"{shown(first[True])} has numbers (float) as labels, {shown(first[False])} classes: "
-            "their measures are not the same; compare runs of the same labels"
+            "their measures are not the same; compare runs of the same labels, or say --labels "
+            "classes or --labels values for both"
         )
 
 

@@ -6,16 +6,19 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from ray_embed import description, pca, soundness, store
 from ray_embed import subset as subsets
 from ray_embed.errors import InputError
 from ray_embed.evaluation import duplicates, intervals, pixels, spectrum
 from ray_embed.evaluation.duplicates import Duplicates
+from ray_embed.evaluation.label_kind import LabelKind, choose_labels, with_labels
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.measures import Judgement, judge
 from ray_embed.evaluation.trial import Trial
 from ray_embed.filesystem import Folder
+from ray_embed.labels import LabelCounts, look_alikes
 from ray_embed.subset import Subset
 
 if TYPE_CHECKING:
@@ -37,7 +40,8 @@ class Evaluation:
     that are near-duplicates, None where there are no thumbnails; `equal` the features that are the
     same; `without` the kNN measures, by column, of records that have no near-duplicate in the
     reference, empty where none has. `apart` is how many of the records drawn are left out, as the
-    run with random weights holds none of them; `pool` is how the layer's maps were pooled.
+    run with random weights holds none of them; `pool` is how the layer's maps were pooled. `notes`
+    are sentences on the labels.
     """
 
     layer: str
@@ -49,6 +53,7 @@ class Evaluation:
     without: dict[str, tuple[Measure, ...]]
     apart: int = 0
     pool: str = "none"
+    notes: tuple[str, ...] = ()
 
     @property
     def measures(self) -> dict[str, Measure]:
@@ -69,7 +74,11 @@ class Evaluation:
 
 
 def evaluate(
-    run: "Run", layer: str | None = None, sample: int = SAMPLE, random_weights: bool = False
+    run: "Run",
+    layer: str | None = None,
+    sample: int = SAMPLE,
+    random_weights: bool = False,
+    labels: LabelKind | None = None,
 ) -> dict[str, Evaluation]:
     """Judge the features of a run, of one layer or all.
 
@@ -79,10 +88,12 @@ def evaluate(
         sample: how many records at most are judged, drawn by split and label with a fixed seed;
             fewer where their features would not fit into a gigabyte.
         random_weights: whether the same architecture is judged with random weights too.
+        labels: whether labels that are numbers are "classes" or "values"; None for classes where
+            they are whole numbers, or floats that are all whole and of at most 50 values.
 
     Raises:
-        InputError: shards are missing, there is no such layer or no record, or features are not
-            finite.
+        InputError: shards are missing, there is no such layer or no record, features are not
+            finite, or labels that are no numbers are to be values.
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
@@ -95,7 +106,10 @@ def evaluate(
         from ray_embed.evaluation.random_weights import random_run
 
         floor = random_run(run)
-    records, apart = _drawn(run, floor, columns, sample)
+    choice = choose_labels([folder], labels)
+    drawn, apart = _drawn(run, floor, columns, sample)
+    records = with_labels(drawn, choice.kind)
+    notes = (*([choice.note] if choice.note else []), *_label_notes(records))
     floors: dict[str, Judgement] = {}
     near = None
     pictures = pixels.of(folder, records)
@@ -106,7 +120,7 @@ def evaluate(
     def of(where: "Run", layer: str) -> Subset:
         at = Folder.at(where.path)
         found = subsets.at(at, where._column(layer), records.index, records.total)
-        return _finite(at, found)
+        return with_labels(_finite(at, found), choice.kind)
 
     found: dict[str, Evaluation] = {}
     for one in columns:
@@ -118,8 +132,25 @@ def evaluate(
         equal = duplicates.equal_features(subset.features, subset.splits)
         without = _without(judged, near, subset)
         pool = description.output_of(run._about, columns[one]).get("pool", "none")
-        found[one] = Evaluation(one, subset, judged, over_all, near, equal, without, apart, pool)
+        found[one] = Evaluation(
+            one, subset, judged, over_all, near, equal, without, apart, pool, notes
+        )
     return found
+
+
+def _label_notes(subset: Subset) -> Iterator[str]:
+    """Say which text labels may be mistakes: of no label, or names that look the same."""
+    if not pa.types.is_string(subset.label_type):
+        return
+    every = LabelCounts()
+    by_split: dict[str, LabelCounts] = {}
+    for split in dict.fromkeys(subset.splits):
+        own = pa.array(subset.labels[subset.splits == split].tolist(), pa.string())
+        by_split[split] = LabelCounts()
+        for counts in (every, by_split[split]):
+            counts.add(own)
+    yield from every.notes()
+    yield from look_alikes({split: one.counts for split, one in by_split.items()})
 
 
 def _drawn(

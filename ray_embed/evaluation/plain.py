@@ -39,7 +39,8 @@ def plain(found: "Evaluation") -> dict[str, Any]:
         "seed": SEED,
         "pool": found.pool,
         "judged": trial.says if isinstance(trial, Trial) else None,
-        "notes": [*_notes(judgement), *_left_out(found)],
+        "labels": ("classes" if trial.classes else "values") if isinstance(trial, Trial) else None,
+        "notes": [*found.notes, *_notes(judgement), *_left_out(found)],
         "measures": {
             column: {one.name: _measure(one, counted(column, one)) for one in judged.measures}
             for column, judged in found.columns.items()

@@ -9,6 +9,7 @@ import numpy as np
 
 from ray_embed import description, progress, soundness, subset, views
 from ray_embed.alone import alone
+from ray_embed.evaluation.label_kind import LabelKind, choose_labels, with_labels
 from ray_embed.filesystem import Folder
 from ray_embed.plotting import figures, map_figure, maps, neighbours, style
 from ray_embed.plotting.palette import Classes, by_name, classes_of, is_scale, short
@@ -27,17 +28,19 @@ _SHEET, _BESIDE = 10, 8
 _NONE = "(none)"
 
 
-def plot(run: str, layer: str | None, say: Say) -> None:
+def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None) -> None:
     """Draw a run's features into ``plots/``, and keep maps for the projector's page.
 
     Args:
         run: the run folder.
         layer: whose features, where there are several.
         say: takes the lines for the user.
+        labels: whether labels that are numbers are "classes" or "values"; None for classes where
+            they are whole numbers, or floats that are all whole and of at most 50 values.
 
     Raises:
-        InputError: no such run or layer, shards are missing, features are not finite, or there is
-            no matplotlib.
+        InputError: no such run or layer, shards are missing, features are not finite, labels that
+            are no numbers are to be values, or there is no matplotlib.
         RunError: a part is damaged, or the storage fails.
     """
     style.check_installed()
@@ -52,6 +55,10 @@ def plot(run: str, layer: str | None, say: Say) -> None:
             say("every record was rejected, so there is nothing to draw")
             return
         subset.check_finite(records, folder.shown())
+        choice = choose_labels([folder], labels)
+        records = with_labels(records, choice.kind)
+        if choice.note:
+            say(choice.note)
         if not maps.has_umap():
             say("no UMAP, which needs umap-learn: pip install 'ray_embed[plots]'")
         drawing = _Drawing(folder, column, posixpath.basename(folder.path), records, say)
