@@ -5,6 +5,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DIST := dist
+# Two tests at a time, as much of each is waiting; those of one file share what its fixtures make.
+# In the order of the files, which has the long ones of faults/ and cluster/ early.
+WORKERS ?= 2
+SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo wheel test test-slow test-longest torture lint bench clean
 
@@ -19,11 +23,12 @@ wheel: .venv/installed
 	cp constraints.txt $(DIST)
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-slow: .venv/installed
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m slow
 
+# One after the other: Ray's own fake cloud has fixed ports.
 test-longest: .venv/installed
 	$(BIN)/python -m pytest -m longest
 

@@ -15,6 +15,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ.pop("RAY_ADDRESS", None)
+# Else Ray's workers yield to all else, and those of tests that run side by side to each other.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 import numpy as np
 import object_store
