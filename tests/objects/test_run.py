@@ -7,17 +7,18 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import object_store
 import pyarrow as pa
 import pytest
-from conftest import Command, make_folder
+from conftest import Command, Result, make_folder
 from object_store import Faults
 from pyarrow import fs
-from samples import results_of, save_encoder
+from samples import copy, results_of, save_encoder
 
 import ray_embed
 
@@ -30,40 +31,88 @@ def local_copy(uri: str, into: Path) -> Path:
     return into
 
 
-@pytest.mark.slow
-def test_a_run_under_faults_gives_the_bytes_of_a_local_one(
-    ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
-) -> None:
-    data = make_folder(tmp_path / "data", {"a": 60, "b": 40})
+@dataclass(frozen=True)
+class Shared:
+    """One run on this machine and one on the store, of the same pictures."""
+
+    data: Path
+    local: Path
+    # Of `data`, `encoder.keras` and `run`.
+    root: str
+    done: Counter[str]
+    extracted: Result
+    viewed: Result
+    reduced: Result
+
+
+def arguments_of(root: str, out: str) -> list[object]:
+    """Give the words after `extract` or `run` of a run on the store."""
+    words = ["--source", f"{root}/data", "--model", f"{root}/encoder.keras"]
+    return [*words, "--out", out, *OPTIONS]
+
+
+@pytest.fixture(scope="module")
+def shared(
+    ray_session: None, store_address: str, tmp_path_factory: pytest.TempPathFactory
+) -> Shared:
+    """Make the run on the store while one in twenty requests fails."""
+    folder = tmp_path_factory.mktemp("shared")
+    data = make_folder(folder / "data", {"a": 60, "b": 40})
     (data / "a" / "0007.png").write_bytes(b"no picture")
     (data / "b" / "notes.txt").write_bytes(b"no picture either")
-    save_encoder(tmp_path / "encoder.keras")
-    object_store.upload(data, f"{bucket}/data")
-    object_store.upload(tmp_path / "encoder.keras", f"{bucket}/encoder.keras")
-    local = ray_embed_process(
-        *("run", "--source", "data", "--model", "encoder.keras", "--out", "local", *OPTIONS)
-    )
-    assert local.code == 0, local.err
-    store.share = 0.05
-    away = ray_embed_process(
-        *("run", "--source", f"{bucket}/data", "--model", f"{bucket}/encoder.keras"),
-        *("--out", f"{bucket}/run", *OPTIONS),
-    )
-    store.share = 0
-    print(dict(store.done))
-    assert away.code == 0, away.err
-    assert "100 records: 99 embedded, 1 rejected (1 not an image)" in away.out
-    assert "data: passed over 1 other endings" in away.err
-    assert store.done["500"] and store.done["reset"] and store.done["cut off"], store.done
-    found = local_copy(f"{bucket}/run", tmp_path / "away")
-    assert results_of(found) == results_of(tmp_path / "local")
+    model = save_encoder(folder / "encoder.keras")
+    out, root = folder / "local", "s3://shared"
+    sizes = {"shard_size": 16, "batch_size": 8, "actors": 2, "cpus_per_actor": 1}
+    config = ray_embed.RunConfig(sources={"data": str(data)}, model=str(model), out=out, **sizes)
+    ray_embed.run(config)
+    faults = Faults()
+
+    def called(*arguments: object) -> Result:
+        done = subprocess.run(
+            [sys.executable, "-m", "ray_embed", *map(str, arguments)],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        return Result(done.returncode, done.stdout, done.stderr)
+
+    with (
+        object_store.proxy(store_address, faults) as proxied,
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        for name, value in object_store.environment(proxied).items():
+            patch.setenv(name, value)
+        object_store.make_bucket("shared")
+        object_store.upload(data, f"{root}/data")
+        object_store.upload(model, f"{root}/encoder.keras")
+        faults.share = 0.05
+        extracted = called("extract", *arguments_of(root, f"{root}/run"))
+        viewed = called("view", f"{root}/run")
+        reduced = called("reduce", f"{root}/run")
+    return Shared(data, out, root, faults.done, extracted, viewed, reduced)
+
+
+@pytest.mark.slow
+def test_a_run_under_faults_gives_the_bytes_of_a_local_one(
+    shared: Shared, tmp_path: Path, store: Faults
+) -> None:
+    print(dict(shared.done))
+    assert shared.extracted.code == 0, shared.extracted.err
+    assert shared.reduced.code == 0, shared.reduced.err
+    assert "100 records: 99 embedded, 1 rejected (1 not an image)" in shared.extracted.out
+    assert shared.extracted.out.endswith(f"next      ray-embed reduce {shared.root}/run\n")
+    assert "data: passed over 1 other endings" in shared.extracted.err
+    assert shared.done["500"] and shared.done["reset"] and shared.done["cut off"], shared.done
+    found = local_copy(f"{shared.root}/run", tmp_path / "away")
+    assert results_of(found) == results_of(shared.local)
     # A lease is given back.
     assert not [path for path in found.glob(".tmp/**/*") if path.is_file()]
 
 
 @pytest.mark.slow
 def test_other_forms_of_sources_weights_and_layers(
-    ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
+    ray_embed: Command, ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
 ) -> None:
     """A listing with relative paths and URIs, arrays packed or not, and a checkpoint's prefix."""
     import tensorflow as tf
@@ -87,16 +136,16 @@ def test_other_forms_of_sources_weights_and_layers(
     object_store.upload(tmp_path / "away.csv", f"{bucket}/data/away.csv")
     common = ["--shard-size", 8, "--batch-size", 8]
 
-    def run(out: str, root: str, listing: str) -> None:
-        done = ray_embed_process(
+    def run(call: Command, out: str, root: str, listing: str) -> None:
+        done = call(
             *("run", "--model", f"{root}/encoder.keras", "--weights", f"{root}/weights/ckpt"),
             *("--source", f"listed={root}/data/{listing}", "--source", f"{root}/data/plain.npz"),
             *("--source", f"packed={root}/data/packed.npz", "--out", out, *common),
         )
         assert done.code == 0, done.err
 
-    run("local", str(tmp_path), "local.csv")
-    run(f"{bucket}/run", bucket, "away.csv")
+    run(ray_embed, "local", str(tmp_path), "local.csv")
+    run(ray_embed_process, f"{bucket}/run", bucket, "away.csv")
     expected, found = (table_of(run) for run in (str(tmp_path / "local"), f"{bucket}/run"))
     assert found["split"].value_counts().to_pylist() == expected["split"].value_counts().to_pylist()
     assert found.drop_columns(["key"]).equals(expected.drop_columns(["key"]))
@@ -106,18 +155,12 @@ def test_other_forms_of_sources_weights_and_layers(
 
 @pytest.mark.slow
 def test_judging_with_random_weights_and_comparing(
-    ray_embed_process: Command, tmp_path: Path, bucket: str
+    shared: Shared, ray_embed_process: Command, tmp_path: Path, bucket: str
 ) -> None:
-    save_encoder(tmp_path / "encoder.keras", seed=1)
-    make_folder(tmp_path / "valid", {"a": 30, "b": 20})
-    make_folder(tmp_path / "test", {"a": 20, "b": 15}, seed=9)
-    object_store.upload(tmp_path, bucket)
+    copy(shared.local, tmp_path / "local")
+    fs.copy_files(f"{shared.root}/run", f"{bucket}/run")
     found = {}
-    for root, out in ((tmp_path, "local"), (bucket, f"{bucket}/run")):
-        sources = [f"--source={root}/{split}" for split in ("valid", "test")]
-        options = ("--out", out, *OPTIONS)
-        done = ray_embed_process("run", *sources, "--model", f"{root}/encoder.keras", *options)
-        assert done.code == 0, done.err
+    for out in ("local", f"{bucket}/run"):
         done = ray_embed_process("evaluate", out, "--random-weights", "--json")
         assert done.code == 0, done.err
         found[out] = json.loads(done.out)
@@ -138,23 +181,16 @@ def table_of(run: str) -> pa.Table:
 
 @pytest.mark.slow
 def test_status_reduce_and_view_work_without_ray(
-    ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
+    shared: Shared, ray_embed_process: Command, store: Faults
 ) -> None:
-    make_folder(tmp_path / "data", {"a": 20})
-    save_encoder(tmp_path / "encoder.keras")
-    run = f"{bucket}/runs/one"
-    done = ray_embed_process(
-        *("extract", "--source", "data", "--model", "encoder.keras", "--out", run, *OPTIONS)
-    )
-    assert done.code == 0, done.err
-    assert done.out.endswith(f"next      ray-embed reduce {run}\n")
-    assert ray_embed_process("view", run).code == 2
-    reduced = ray_embed_process("reduce", run)
-    assert reduced.code == 0, reduced.err
+    run = f"{shared.root}/run"
+    # Before it was reduced.
+    assert shared.viewed.code == 2
+    assert shared.reduced.code == 0, shared.reduced.err
     status = ray_embed_process("status", run, "--verify", "--json")
     assert status.code == 0, status.out + status.err
     told = json.loads(status.out)
-    assert (told["run"], told["rows"], told["projector"]) == (run, 20, True)
+    assert (told["run"], told["rows"], told["projector"]) == (run, 99, True)
     imported = subprocess.run(
         [sys.executable, "-X", "importtime", "-m", "ray_embed", "status", run],
         capture_output=True,
@@ -172,7 +208,7 @@ def test_status_reduce_and_view_work_without_ray(
 
         url = viewer.stdout.readline().partition("#")[0]
         about = json.load(urlopen(f"{url}data/plugin/projector/info?run=."))
-        assert about["embeddings"][0]["tensorShape"] == [20, 5]
+        assert about["embeddings"][0]["tensorShape"] == [99, 5]
     finally:
         viewer.kill()
         viewer.wait()
@@ -267,18 +303,12 @@ def test_bad_uris_are_named(
 
 @pytest.mark.slow
 def test_changed_objects_are_refused(
-    ray_embed_process: Command, tmp_path: Path, store: Faults, bucket: str
+    shared: Shared, ray_embed_process: Command, bucket: str
 ) -> None:
-    data = make_folder(tmp_path / "data", {"a": 12})
-    save_encoder(tmp_path / "encoder.keras")
-    object_store.upload(data, f"{bucket}/data")
-    arguments = ["run", "--source", f"{bucket}/data", "--model", "encoder.keras", "--out", "run"]
-    arguments += OPTIONS
-    assert ray_embed_process(*arguments).code == 0
-    # Times on the store are in seconds.
-    time.sleep(1.1)
-    object_store.upload(data / "a" / "0003.png", f"{bucket}/data/a/0003.png")
-    found = ray_embed_process(*arguments)
+    # The same content, a second and more after the other; it matters to no other test.
+    object_store.upload(shared.data / "a" / "0003.png", f"{shared.root}/data/a/0003.png")
+    fs.copy_files(f"{shared.root}/run", f"{bucket}/run")
+    found = ray_embed_process("run", *arguments_of(shared.root, f"{bucket}/run"))
     assert found.code == 2, found.err
     assert "0003.png" in found.err and "has changed" in found.err
 
@@ -308,7 +338,6 @@ def test_what_an_actor_finds_wrong_names_the_uri(
 @pytest.mark.slow
 def test_a_second_writer_is_refused_and_a_dead_one_is_not(
     ray_embed: Command,
-    ray_embed_process: Command,
     tmp_path: Path,
     store: Faults,
     bucket: str,
@@ -331,8 +360,8 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not(
     Folder.at(run).write(
         ".tmp/leases/left", f"process {dead.stdout.decode().strip()} on {here}".encode()
     )
-    found = ray_embed_process(*arguments)
-    assert found.code == 0, found.err
+    with alone.alone(Folder.at(run)):
+        assert "left" not in [info.base_name for info in Folder.at(run).infos(".tmp/leases")]
 
 
 def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
