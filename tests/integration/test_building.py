@@ -14,18 +14,11 @@ import os, sys
 import keras
 import numpy as np
 
-def encoder():
-    keras.utils.set_random_seed(3)
-    images = keras.Input((16, 16, 3))
-    return keras.Model(images, keras.layers.Conv2D(5, 3, activation="relu")(images))
-
 def talkative():
     print("hello from the model")
     os.write(1, b"and from below Python\\n")
     print("a warning", file=sys.stderr)
-    return encoder()
-
-def random():
+    # With other weights each time.
     images = keras.Input((16, 16, 3))
     return keras.Model(images, keras.layers.Conv2D(5, 3)(images))
 
@@ -46,25 +39,36 @@ def project(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_what_is_printed_while_building_goes_nowhere(project: Path, ray_embed_process: Command):
+def test_random_weights_stay_the_same_when_going_on(
+    project: Path, ray_embed_process: Command, ray_embed: Command
+):
     arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:talkative")
-    result = ray_embed_process("run", *arguments)
+    arguments += ("--shard-size", 2)
+    result = ray_embed_process("extract", *arguments)
     assert result.code == 0, result.err
+    # What is printed while building goes nowhere.
     assert "hello" not in result.out
-    features, _ = package.load(str(project / "run")).to_numpy()
-    assert features.shape == (5, 5)
-
-
-@pytest.mark.slow
-def test_random_weights_stay_the_same_when_going_on(project: Path, ray_embed_process: Command):
-    arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:random")
-    assert ray_embed_process("extract", *arguments, "--shard-size", 2).code == 0
+    assert "below Python" not in result.out
     before, _ = package.load(str(project / "run")).to_numpy()
+    assert before.shape == (5, 5)
     (project / "run" / "features" / "part-00000001.parquet").unlink()
-    result = ray_embed_process("extract", *arguments, "--shard-size", 2)
+    # What can be made of the rest is written again.
+    graph = project / "run" / "encoder" / "graph.pb"
+    content = graph.read_bytes()
+    graph.unlink()
+    result = ray_embed_process("extract", *arguments)
     assert result.code == 0, result.err
+    assert "run/encoder: damaged; written again" in result.err
+    assert graph.read_bytes() == content
     after, _ = package.load(str(project / "run")).to_numpy()
     assert np.array_equal(before, after)
+    # Without its weights nobody can build the same one again.
+    (project / "run" / "encoder" / "weights.npz").unlink()
+    result = ray_embed("extract", *arguments)
+    assert result.code == 2
+    assert "run/encoder/weights.npz: it is gone" in result.err
+    assert "--overwrite" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_a_model_that_kills_the_process(project: Path, ray_embed_process: Command):
@@ -84,24 +88,3 @@ def test_a_model_that_fails(project: Path, ray_embed_process: Command):
     assert result.code == 2
     assert "ZeroDivisionError: of the model" in result.err
     assert not (project / "run").exists()
-
-
-@pytest.mark.slow
-def test_what_is_kept_of_the_encoder_is_gone(project: Path, ray_embed_process: Command):
-    arguments = ("--source", "valid=images", "--out", "run", "--model", "my_models:encoder")
-    assert ray_embed_process("extract", *arguments, "--shard-size", 2).code == 0
-    (project / "run" / "features" / "part-00000001.parquet").unlink()
-    graph = project / "run" / "encoder" / "graph.pb"
-    content = graph.read_bytes()
-    graph.unlink()
-    result = ray_embed_process("extract", *arguments, "--shard-size", 2)
-    assert result.code == 0
-    assert "run/encoder: damaged; written again" in result.err
-    assert graph.read_bytes() == content
-    # Without its weights nobody can build the same one again.
-    (project / "run" / "encoder" / "weights.npz").unlink()
-    result = ray_embed_process("extract", *arguments, "--shard-size", 2)
-    assert result.code == 2
-    assert "run/encoder/weights.npz: it is gone" in result.err
-    assert "--overwrite" in result.err
-    assert "Traceback" not in result.err

@@ -70,11 +70,10 @@ def engine_of_run() -> str:
 # --- files ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("library", "ending"), [("keras", ".keras"), ("tf_keras", ".h5")])
-def test_model_file(embed: Embed, images: np.ndarray, library: str, ending: str):
-    model = my_encoders.functional(library)
-    model.save(f"encoder{ending}")
-    found = embed("--model", f"encoder{ending}")
+def test_model_file(embed: Embed, images: np.ndarray):
+    model = my_encoders.functional()
+    model.save("encoder.keras")
+    found = embed("--model", "encoder.keras")
     assert_features_equal(found, gap(plain(model, images)))
 
 
@@ -114,11 +113,11 @@ def test_subclassed_saved_model_of_keras_2(tmp_path: Path, images: np.ndarray):
     assert_features_equal(found, gap(plain(model, images[:4])))
 
 
-@pytest.mark.slow
-def test_saved_model_exported_by_keras_3(embed: Embed, images: np.ndarray):
+def test_saved_model_exported_by_keras_3(tmp_path: Path, images: np.ndarray):
     model = my_encoders.functional("keras", augment=False)
-    model.export("encoder", verbose=False)
-    assert_features_equal(embed("--model", "encoder"), gap(plain(model, images)))
+    model.export(tmp_path / "encoder", verbose=False)
+    found = features_of(tmp_path / "encoder", images[:4])
+    assert_features_equal(found, gap(plain(model, images[:4])))
 
 
 class Extractor(tf.Module):
@@ -133,14 +132,13 @@ class Extractor(tf.Module):
         return {"maps": maps, "vector": tf.reduce_max(maps, (1, 2))}
 
 
-@pytest.mark.slow
-def test_saved_model_with_a_signature(embed: Embed, images: np.ndarray):
+def test_saved_model_with_a_signature(tmp_path: Path, images: np.ndarray):
     module = Extractor()
-    tf.saved_model.save(module, "encoder", signatures=module.__call__.get_concrete_function())
-    expected = module(images)
-    found = embed("--model", "encoder", "--layer", "maps", "--layer", "vector", layer="maps")
-    assert_features_equal(found, gap(expected["maps"].numpy()))
-    vectors, _ = package.load("r").to_numpy("vector")
+    signature = module.__call__.get_concrete_function()
+    tf.saved_model.save(module, tmp_path / "encoder", signatures=signature)
+    expected = module(images[:4])
+    maps, vectors = encode(build(spec(tmp_path / "encoder", layers=("maps", "vector"))), images[:4])
+    assert_features_equal(maps, gap(expected["maps"].numpy()))
     assert_features_equal(vectors, expected["vector"].numpy())
 
 
@@ -184,22 +182,6 @@ def test_functional_model_with_arguments_and_weights(embed: Embed, images: np.nd
         *("--model", "my_encoders:functional", "--weights", "w.weights.h5"),
         *("--model-kwargs", '{"input_shape": [16, 16, 3], "seed": 5}'),
     )
-    assert_features_equal(found, gap(plain(theirs, images)))
-
-
-@pytest.mark.slow
-def test_sequential_model_of_tf_keras_without_weights(embed: Embed, images: np.ndarray):
-    found = embed(
-        *("--model", "my_encoders:sequential"),
-        *("--model-kwargs", '{"library": "tf_keras", "seed": 5}'),
-    )
-    assert_features_equal(found, plain(my_encoders.sequential("tf_keras", seed=5), images))
-
-
-def test_subclassed_model_with_old_weights(embed: Embed, images: np.ndarray):
-    theirs = my_encoders.subclassed("tf_keras", seed=6)
-    theirs.save_weights("w/ckpt", save_format="tf")
-    found = embed(*("--model", "my_encoders:subclassed", "--weights", "w", "--image-size", "16,16"))
     assert_features_equal(found, gap(plain(theirs, images)))
 
 
@@ -364,28 +346,27 @@ def test_random_weights_are_the_same_in_every_actor(ray_embed: Command, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("library", "kind"), [("keras", "functional"), ("tf_keras", "subclassed")])
-def test_model_object_in_hand(
-    embed: Embed, pictures: Path, images: np.ndarray, library: str, kind: str
-):
-    model = getattr(my_encoders, kind)(library, seed=8)
-    size = (16, 16) if kind == "subclassed" else None
-    config = package.RunConfig(sources={"valid": pictures}, model=model, image_size=size, out="r")
+def test_model_object_in_hand(embed: Embed, pictures: Path, images: np.ndarray):
+    model = my_encoders.subclassed("tf_keras", seed=8)
+    sources = {"valid": pictures}
+    config = package.RunConfig(sources=sources, model=model, image_size=(16, 16), out="r")
     features, labels = package.run(config).to_numpy()
     assert list(labels) == ["a", "a", "a", "b", "b"]
     assert_features_equal(features, gap(plain(model, images)))
 
 
-@pytest.mark.slow
-def test_function_in_hand(embed: Embed, pictures: Path, images: np.ndarray):
+def test_functional_model_object_in_hand(images: np.ndarray):
+    model = my_encoders.functional(seed=8)
+    assert_features_equal(features_of(model, images[:4]), gap(plain(model, images[:4])))
+
+
+def test_function_in_hand(images: np.ndarray):
     def make(width: int) -> Any:
         keras.utils.set_random_seed(3)
         return keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(width, 3)])
 
-    config = package.RunConfig(
-        sources={"valid": pictures}, model=make, model_kwargs={"width": 6}, out="r"
-    )
-    assert_features_equal(package.run(config).to_numpy()[0], gap(plain(make(6), images)))
+    found = features_of(make, images[:4], model_kwargs={"width": 6})
+    assert_features_equal(found, gap(plain(make(6), images[:4])))
 
 
 # --- pixels --------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -15,8 +16,11 @@ from encoders import PROJECT, my_encoders, spec
 from samples import config, contents, part_files, table_of
 
 import ray_embed as package
+from ray_embed import description
 from ray_embed.encoder.build import build
 from ray_embed.evaluation.random_weights import random_run
+from ray_embed.filesystem import Folder
+from ray_embed.fingerprint import name_of
 
 if str(PROJECT) not in sys.path:
     sys.path.append(str(PROJECT))
@@ -200,27 +204,6 @@ def test_the_floor_of_a_model_file_and_folders(project):
 
 
 @pytest.mark.slow
-def test_called_again_it_does_what_is_missing(project):
-    data = make_folder(project / "valid", {"a": 8, "b": 4})
-    my_encoders.sequential().save("encoder.keras")
-    run = package.extract(config({"valid": data}, Path("encoder.keras"), Path("run")))
-    floor = random_run(run, [].append)
-    before = contents(Path(floor.path))
-    parts = part_files(Path(floor.path))
-    assert len(parts) == 3
-    times = [part.stat().st_mtime_ns for part in parts]
-    random_run(package.load("run"), [].append)
-    assert contents(Path(floor.path)) == before
-    assert [part.stat().st_mtime_ns for part in parts] == times
-    parts[1].unlink()
-    random_run(run, [].append)
-    assert contents(Path(floor.path)) == before
-    assert [part.stat().st_mtime_ns for part in parts][::2] == times[::2]
-    # And the run itself is as it was.
-    assert package.extract(config({"valid": data}, Path("encoder.keras"), Path("run"))).rows == 12
-
-
-@pytest.mark.slow
 def test_the_floor_of_callables_and_weights(project):
     trained = my_encoders.AutoEncoder((16, 16, 3), seed=5)
     trained.forward_model.save_weights("run7.weights.h5")
@@ -244,52 +227,70 @@ def test_the_floor_of_callables_and_weights(project):
 # --- what cannot be had --------------------------------------------------------------------------
 
 
+def assert_no_floor(run, said):
+    before = contents(Path(run.path))
+    with pytest.raises(package.InputError) as caught:
+        random_run(run, [].append)
+    assert re.search(said, str(caught.value))
+    assert contents(Path(run.path)) == before
+    return str(caught.value)
+
+
 @pytest.mark.slow
-def test_what_is_gone_or_has_changed(project):
-    data = make_folder(project / "valid", {"a": 3, "b": 2})
+def test_what_is_gone_or_has_changed_and_going_on(project):
+    data = make_folder(project / "valid", {"a": 8, "b": 4})
     my_encoders.sequential().save("encoder.keras")
     run = package.extract(config({"valid": data}, Path("encoder.keras"), Path("run")))
     elsewhere = project / "elsewhere"
-    for gone, said in (
+    for gone, was in (
         (project / "encoder.keras", "--model was 'encoder.keras'"),
         (data, f"--source valid was '{data}'"),
     ):
         gone.rename(elsewhere)
-        with pytest.raises(package.InputError) as caught:
-            random_run(run, [].append)
+        said = assert_no_floor(run, "Start in the folder that the run was made in")
+        assert said.startswith(f"run/run.json: {was}, which is not here")
         elsewhere.rename(gone)
-        assert str(caught.value).startswith(f"run/run.json: {said}, which is not here")
-        assert "Start in the folder that the run was made in" in str(caught.value)
-        assert not (project / "run" / "random-weights").exists()
+    # Called again it does what is missing.
+    floor = random_run(run, [].append)
+    before = contents(Path(floor.path))
+    parts = part_files(Path(floor.path))
+    assert len(parts) == 3
+    times = [part.stat().st_mtime_ns for part in parts]
+    random_run(package.load("run"), [].append)
+    assert contents(Path(floor.path)) == before
+    assert [part.stat().st_mtime_ns for part in parts] == times
+    parts[1].unlink()
+    random_run(run, [].append)
+    assert contents(Path(floor.path)) == before
+    assert [part.stat().st_mtime_ns for part in parts][::2] == times[::2]
+    # And the run itself is as it was.
+    assert package.extract(config({"valid": data}, Path("encoder.keras"), Path("run"))).rows == 12
+    shutil.rmtree(floor.path)
     make_folder(data, {"c": 1})
     with pytest.raises(package.InputError, match=r"sources have changed .*source valid"):
         random_run(run, [].append)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("which", ["model", "source"])
-def test_python_objects(project, which):
-    sources = {"valid": make_folder(project / "valid", {"a": 3, "b": 2})}
-    model = "my_encoders:sequential"
-    options = config(sources, model, Path("run")).model_dump()
-    if which == "model":
-        options["model"] = my_encoders.sequential()
-    else:
-        options["sources"] = {"valid": my_random.dataset(5, 1)}
+def test_python_objects_and_what_cannot_be_given_initial_weights(project):
+    """Runs that a floor cannot be made of: refused before anything is written."""
+    folder = make_folder(project / "valid", {"a": 3, "b": 2})
+    given = config({"valid": folder}, "my_encoders:subclassed", Path("run"), image_size=(16, 16))
+    options = given.model_dump() | {"sources": {"valid": my_random.dataset(5, 1)}}
     run = package.extract(package.RunConfig(**options))
-    option = {"model": "--model", "source": "--source valid"}[which]
-    with pytest.raises(package.InputError, match=f"{option} was '.*or module:callable"):
-        random_run(run, [].append)
-
-
-@pytest.mark.slow
-def test_a_model_that_cannot_be_given_initial_weights(project):
-    data = make_folder(project / "valid", {"a": 3, "b": 2})
-    options = {"image_size": (16, 16)}
-    run = package.extract(config({"valid": data}, "my_encoders:subclassed", Path("run"), **options))
-    with pytest.raises(package.InputError, match="the same weights each time"):
-        random_run(run, [].append)
-    assert not (project / "run" / "random-weights").exists()
+    assert_no_floor(run, "--source valid was '.*or module:callable")
+    folder_of_run = Folder.at(run.path)
+    about = description.read_run(folder_of_run)
+    # How it is marked is written anew.
+    del about["ray_embed"]
+    for change, said in (
+        # As a model in hand is described.
+        ({"model": name_of(my_encoders.sequential())}, "--model was '.*or module:callable"),
+        ({"sources": {"valid": str(folder)}}, "the same weights each time"),
+    ):
+        changed = about | {"config": about["config"] | change}
+        description.write_run(folder_of_run, changed, package.__version__)
+        assert_no_floor(run, said)
 
 
 def test_the_command_line_takes_it_too(ray_embed, tmp_path):
