@@ -155,13 +155,13 @@ def test_other_forms_of_sources_weights_and_layers(
 
 @pytest.mark.slow
 def test_judging_with_random_weights_and_comparing(
-    shared: Shared, ray_embed_process: Command, tmp_path: Path, bucket: str
+    shared: Shared, ray_embed: Command, ray_embed_process: Command, tmp_path: Path, bucket: str
 ) -> None:
     copy(shared.local, tmp_path / "local")
     fs.copy_files(f"{shared.root}/run", f"{bucket}/run")
     found = {}
-    for out in ("local", f"{bucket}/run"):
-        done = ray_embed_process("evaluate", out, "--random-weights", "--json")
+    for call, out in ((ray_embed, "local"), (ray_embed_process, f"{bucket}/run")):
+        done = call("evaluate", out, "--random-weights", "--json")
         assert done.code == 0, done.err
         found[out] = json.loads(done.out)
     assert found[f"{bucket}/run"] == found["local"]
@@ -170,7 +170,7 @@ def test_judging_with_random_weights_and_comparing(
     kept = local_copy(f"{bucket}/run", tmp_path / "away")
     assert json.loads((kept / "evaluation.json").read_text())["layers"] == found["local"]
     assert (kept / "random-weights" / "run.json").exists()
-    done = ray_embed_process("compare", "local", f"{bucket}/run/random-weights", "--json")
+    done = ray_embed("compare", "local", f"{bucket}/run/random-weights", "--json")
     assert done.code == 0, done.err
     assert json.loads(done.out)["same_records"]
 
