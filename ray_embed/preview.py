@@ -28,8 +28,18 @@ _KEY_LENGTH = 28
 
 
 @dataclass(frozen=True)
+class _Chosen:
+    """A few records of one split: their keys, and their images or the contents of their files."""
+
+    split: SplitPlan
+    keys: list[str]
+    images: list[Any]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class _Sample:
-    """A few records of one split.
+    """The same, prepared.
 
     `stored` are the images as they lie in the source, each (h, w, c); `given` are those that the
     encoder gets, (n, H, W, C) float32; a file that cannot be decoded is in neither.
@@ -39,6 +49,7 @@ class _Sample:
     keys: list[str]
     stored: list[Array]
     given: Array
+    notes: tuple[str, ...]
 
 
 def preview(config: RunConfig, sheet: str, say: Say) -> None:
@@ -64,13 +75,12 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
     from ray_embed.encoder.build import build
 
     chosen = _chosen(config, sources)
-    shapes = [split.image_shape for split, _, _ in chosen]
+    shapes = [one.split.image_shape for one in chosen]
     spec = encoder_spec(config, next((shape for shape in shapes if shape), None), RECORDS)
     # Which engine is fastest does not matter for what it gets.
     encoder = build(replace(spec, engine="tensorflow"), 1)
-    splits = tuple(split for split, _, _ in chosen)
-    pixels.check(config, splits, encoder)
-    samples = [_sample(config, *one, encoder) for one in chosen]
+    pixels.check(config, tuple(one.split for one in chosen), encoder)
+    samples = [_sample(config, one, encoder) for one in chosen]
     lines = _lines(config, samples, encoder)
     for line in lines:
         say(line)
@@ -78,8 +88,7 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
     say(f"sheet     {sheet}")
 
 
-def _chosen(config: RunConfig, sources: list[Source]) -> list[tuple[SplitPlan, list[str], Any]]:
-    """Return each split with the keys of a few records, and their images or where these are."""
+def _chosen(config: RunConfig, sources: list[Source]) -> list[_Chosen]:
     each = -(-RECORDS // len(sources))
     return [
         _of_stream(config, ordinal, source, each)
@@ -89,7 +98,7 @@ def _chosen(config: RunConfig, sources: list[Source]) -> list[tuple[SplitPlan, l
     ]
 
 
-def _of_stream(config: RunConfig, ordinal: int, source: Streamed, count: int) -> Any:
+def _of_stream(config: RunConfig, ordinal: int, source: Streamed, count: int) -> _Chosen:
     from ray_embed.sources.stream import StreamReader
 
     reader = StreamReader(source, min(count, config.limit or count))
@@ -97,10 +106,11 @@ def _of_stream(config: RunConfig, ordinal: int, source: Streamed, count: int) ->
     shard = reader.next_shard(count)
     split = _split(ordinal, source.split, "stream", source.name)
     split = replace(split, image_shape=info.image_shape, image_dtype=info.image_dtype)
-    return split, shard.rows["key"].to_pylist() if shard else [], shard.images if shard else []
+    keys = shard.rows["key"].to_pylist() if shard else []
+    return _Chosen(split, keys, shard.images if shard else [], info.notes)
 
 
-def _of_listed(config: RunConfig, ordinal: int, source: Any, count: int) -> Any:
+def _of_listed(config: RunConfig, ordinal: int, source: Any, count: int) -> _Chosen:
     limit = min(_LISTED, config.limit or _LISTED)
     batches, listed = [], 0
     for batch in source.records(Counter()):
@@ -116,7 +126,7 @@ def _of_listed(config: RunConfig, ordinal: int, source: Any, count: int) -> Any:
     split = replace(split, image_shape=source.image_shape, image_dtype=source.image_dtype)
     if source.kind == "array":
         read = [arrays.read_images(source.location, int(at), 1)[0] for at in positions]
-        return split, rows["key"].to_pylist(), read
+        return _Chosen(split, rows["key"].to_pylist(), read, source.notes)
     contents = [
         (key, files.read(file, (None, None)) if size is not None else "missing")
         for key, size, file in zip(
@@ -127,23 +137,24 @@ def _of_listed(config: RunConfig, ordinal: int, source: Any, count: int) -> Any:
         )
     ]
     there = [(key, content) for key, content in contents if isinstance(content, bytes)]
-    return split, [key for key, _ in there], [content for _, content in there]
+    keys = [key for key, _ in there]
+    return _Chosen(split, keys, [content for _, content in there], source.notes)
 
 
 def _split(ordinal: int, name: str, kind: str, root: str) -> SplitPlan:
     return SplitPlan(ordinal, name, kind, root, "string", (), RECORDS, 1)
 
 
-def _sample(
-    config: RunConfig, split: SplitPlan, keys: list[str], images: list[Any], encoder: Encoder
-) -> _Sample:
+def _sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Sample:
     import tensorflow as tf
 
     from ray_embed.encoder.graph import preprocessing
 
+    split, images = chosen.split, chosen.images
     spec = pixels.pixel_spec(config, split, encoder)
+    nothing = np.zeros((0, *encoder.image_shape), np.float32)
     if not images:
-        return _Sample(split, [], [], np.zeros((0, *encoder.image_shape), np.float32))
+        return _Sample(split, [], [], nothing, chosen.notes)
     if split.kind == "files":
         batches = decode.content_batches(images, spec, len(images), 1)
     else:
@@ -151,7 +162,7 @@ def _sample(
         batches = decode.array_batches(images, spec, len(images), 1)
     batch = next(iter(batches), None)
     if batch is None:
-        return _Sample(split, [], [], np.zeros((0, *encoder.image_shape), np.float32))
+        return _Sample(split, [], [], nothing, chosen.notes)
     positions = batch.positions.tolist()
     stored = [
         tf.io.decode_image(images[at], expand_animations=False).numpy()
@@ -160,7 +171,7 @@ def _sample(
         for at in positions
     ]
     given = np.asarray(preprocessing(encoder.spec)(batch.images))
-    return _Sample(split, [keys[at] for at in positions], stored, given)
+    return _Sample(split, [chosen.keys[at] for at in positions], stored, given, chosen.notes)
 
 
 def _lines(config: RunConfig, samples: list[_Sample], encoder: Encoder) -> list[str]:
@@ -176,6 +187,7 @@ def _lines(config: RunConfig, samples: list[_Sample], encoder: Encoder) -> list[
         *(f"warning: {text}" for text in (*encoder.warnings, *explained.warnings)),
     ]
     for sample in samples:
+        lines += [f"{sample.split.split}: {note}" for note in sample.notes]
         if not len(sample.given):
             lines.append(f"{sample.split.split}: none of the first records can be decoded")
             continue
