@@ -192,6 +192,11 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
                 f"pixels from 0 to 255 reach the encoder's first layer as {low:.3g} to "
                 f"{high:.3g}, which differ hardly: are they scaled twice?"
             )
+    if config.crop_fraction is not None and not config.antialias:
+        notes.append(
+            "--crop-fraction without --antialias: torchvision and timm filter images that shrink, "
+            "so their pixels differ; give --antialias for theirs"
+        )
     untouched = config.scale is None and not config.mean and not config.std
     if levels and encoder.advice and config.preprocess is None and untouched:
         notes.append(encoder.advice)
