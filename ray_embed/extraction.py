@@ -2,20 +2,18 @@
 """Extraction: which shards are missing, handed to the actors, and counted."""
 
 import pickle
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 
 from ray_embed import pixels, plan, schedule, store
 from ray_embed.config import RunConfig
 from ray_embed.encoder import keep
 from ray_embed.errors import RunError
-from ray_embed.extractor import Item, Job, ShardResult
-from ray_embed.plan import Shard, SplitPlan
+from ray_embed.extractor import Job, ShardResult
 from ray_embed.prepare import Prepared
 from ray_embed.progress import Progress, say
 from ray_embed.session import Session
+from ray_embed.work_queue import WorkQueue
 from ray_embed.workers import Worker
-
-_Work = Iterator[Item]
 
 # Pictures of bytes that hold nothing above this are dark ones, or are meant to hold no more than,
 # say, 16: features of such are nearly those of black.
@@ -43,16 +41,20 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     done = store.Done(prepared.folder)
     shards = prepared.plan.shards
     rejected = sum(store.rejects_by_reason(prepared.folder, done).values())
-    lengths: dict[int, int] = {}
     left = None if shards is None else shards - done.count
     job = _job(config, prepared)
     watch = _Watch(config, prepared)
-    before: list[Item] = []
     with Progress(prepared.plan.records) as progress:
-        work = _missing(prepared, done, lengths, progress, before)
+        work = WorkQueue(
+            prepared.plan.splits,
+            prepared.walks,
+            prepared.target.uri,
+            done.__contains__,
+            progress.skip,
+        )
         there = _there(session, left)
         begun = done.count > 0
-        for shard in schedule.extract_all(there(0), job, work, config, before, begun, there):
+        for shard in schedule.extract_all(there(0), job, work, config, begun, there):
             progress.advance(shard.rows + sum(shard.rejects.values()))
             rejected += sum(shard.rejects.values())
             watch.look_at(shard)
@@ -61,7 +63,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     # What is not there yet has nothing left to do, and might have machines started for it.
     session.crew.dismiss_waiting()
     finished = prepared.plan
-    for ordinal, records in lengths.items():
+    for ordinal, records in work.records.items():
         finished = finished.with_records(ordinal, records)
     if finished != plan.load(prepared.folder):
         plan.save(prepared.folder, finished)
@@ -81,71 +83,6 @@ def _job(config: RunConfig, prepared: Prepared) -> bytes:
     )
     # Ray would take it apart anew for each shard, which takes longer than all else done for one.
     return pickle.dumps(job)
-
-
-def _missing(
-    prepared: Prepared,
-    done: store.Done,
-    lengths: dict[int, int],
-    progress: Progress,
-    before: list[Item],
-) -> _Work:
-    """Yield the shards that are not done, in order.
-
-    Fills in the lengths of streams, and some of the shards that are done.
-    """
-    number = index = 0
-    for split in prepared.plan.splits:
-        if split.kind == "stream":
-            work = _walked(prepared, split, number, index, done, progress)
-        else:
-            work = _listed(split, number, index, done, progress, before)
-        records = yield from work
-        lengths[split.ordinal] = records
-        number += -(-records // split.shard_size)
-        index += records
-
-
-def _listed(
-    split: SplitPlan,
-    number: int,
-    index: int,
-    done: store.Done,
-    progress: Progress,
-    before: list[Item],
-) -> Generator[Item, None, int]:
-    total = split.records or 0
-    for local, position in enumerate(range(0, total, split.shard_size)):
-        records = min(split.shard_size, total - position)
-        shard = Shard(number + local, split, local, index + position, position, records)
-        if shard.number not in done:
-            yield shard, None
-            continue
-        progress.skip(records)
-        if len(before) < schedule.KNOWN:
-            before.append((shard, None))
-    return total
-
-
-def _walked(
-    prepared: Prepared,
-    split: SplitPlan,
-    number: int,
-    index: int,
-    done: store.Done,
-    progress: Progress,
-) -> Generator[Item, None, int]:
-    position = 0
-    walk = prepared.walks[split.split]
-    shards = walk.shards(prepared.target.uri, split, lambda local: number + local in done)
-    for local, walked in enumerate(shards):
-        if number + local in done:
-            progress.skip(walked.records)
-        else:
-            at = (local, index + position, position, walked.records)
-            yield Shard(number + local, split, *at), walked.images
-        position += walked.records
-    return position
 
 
 def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:

@@ -179,7 +179,8 @@ _work_options = [
     _option(_WORK, "--cpus-per-actor", type=int, help="Also its threads.  [up to 4]"),
     _option(_WORK, "--address", help="Ray cluster.  [$RAY_ADDRESS, else a local Ray]"),
     _option(_WORK, "--shard-timeout", type=float, metavar="SECONDS",
-            help="Start an actor anew that has finished nothing for so long."),
+            help="Restart an actor that has finished no shard for so long; stop if all actors have "
+            "waited so long for a dataset to give its next shard."),
     _option(_WORK, "--max-attempts", type=int, help="Tries of a shard whose actor dies.  [3]"),
     _option(_WORK, "--max-rejects", type=int, help="Stop when more records are rejected."),
     _option(_WORK, "--max-pixels", type=int, help="Reject larger images.  [178956970]"),

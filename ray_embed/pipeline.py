@@ -27,6 +27,7 @@ from ray_embed.session import Session, session
 from ray_embed.sources import open_sources
 from ray_embed.target import opened_target
 from ray_embed.uri import shown, without_credentials
+from ray_embed.walk import open_walks
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,12 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
     with (
         opened_target(config) as target,
         session(config, target.threads) as running,
+        open_walks(config, sources, running) as walks,
         tempfile.TemporaryDirectory() as folder,
     ):
         probe.check(config, target)
         scratch = Folder.at(folder)
-        prepared = prepare(config, sources, target, scratch, running)
+        prepared = prepare(config, sources, walks, target, scratch, running)
         begin(config, prepared, scratch)
         finished, speed = _finish(config, prepared, running, and_reduce)
     return Outcome(finished, speed, time.monotonic() - began)

@@ -17,7 +17,7 @@ from ray_embed.plan import Plan
 from ray_embed.progress import say
 from ray_embed.scratch import look_for
 from ray_embed.session import Session
-from ray_embed.sources import Source, Streamed
+from ray_embed.sources import Source
 from ray_embed.target import Target
 from ray_embed.uri import is_uri, shown
 from ray_embed.walk import Walk
@@ -67,13 +67,19 @@ def check_model(config: RunConfig) -> None:
 
 
 def prepare(
-    config: RunConfig, sources: list[Source], target: Target, scratch: Folder, session: Session
+    config: RunConfig,
+    sources: list[Source],
+    walks: dict[str, Walk],
+    target: Target,
+    scratch: Folder,
+    session: Session,
 ) -> Prepared:
     """Plan the records and build the encoder, side by side, and compare them with a run begun.
 
     Args:
         config: what is asked.
         sources: the opened sources.
+        walks: the readers of those that are streamed.
         target: the run folder.
         scratch: where the plan is written for now.
         session: where actors run.
@@ -81,11 +87,6 @@ def prepare(
     Raises:
         InputError: something does not fit; nothing has been written to the run folder.
     """
-    walks = {
-        source.split: Walk(source, config.limit, session)
-        for source in sources
-        if isinstance(source, Streamed)
-    }
     streams = {split: walk.describe() for split, walk in walks.items()}
     shapes = [
         *(getattr(source, "image_shape", None) for source in sources),

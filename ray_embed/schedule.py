@@ -7,7 +7,7 @@ all others are done; then its records are tried alone, see :mod:`ray_embed.narro
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,15 +19,15 @@ from ray_embed.errors import RunError, StorageError
 from ray_embed.extractor import Item, Ready, ShardResult
 from ray_embed.nodes import Loss
 from ray_embed.session import SHARDS_AN_ACTOR
+from ray_embed.work_queue import WorkQueue
 from ray_embed.workers import ActorDiedError, Worker, check_node, result
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 3.0
+# Results may wait so long for a source that actors wait for.
+_MOMENT_SECONDS = 0.05
 # So many shards, and none that was done, are no accident.
 _ALL_FAILING = 3
-
-# So many shards that were done are remembered, of which one will have a record that passes.
-KNOWN = 3
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,8 @@ class _Call:
 def extract_all(
     workers: list[Worker],
     job: bytes,
-    work: Iterator[Item],
+    work: WorkQueue,
     config: RunConfig,
-    done_before: list[Item] | None = None,
     begun: bool = False,
     look: Callable[[int], list[Worker]] | None = None,
 ) -> Iterator[ShardResult]:
@@ -56,37 +55,32 @@ def extract_all(
     Args:
         workers: the extractors.
         job: what all shards have in common, a pickled Job.
-        work: shards, each with a reference to its images where they are streamed.
+        work: the shards, each with a reference to its images where they are streamed.
         config: the limits.
-        done_before: some shards that earlier runs have done, with what `work` says of them; `work`
-            may add to it.
         begun: whether earlier runs have done any.
         look: called every few seconds with how many shards are done; gives the extractors there
             are then.
 
     Raises:
         RayEmbedError: as :meth:`Extractor.extract` raises; actors cannot start; the first shards
-            have all failed.
+            have all failed; a source failed, or has hung.
     """
-    known = [] if done_before is None else done_before
-    board = _Board(workers, job, config, known, begun)
+    board = _Board(workers, job, work, config, begun)
     while True:
-        board.give_out(work)
+        board.give_out()
         if not board.working:
             if board.all_fail and board.anybody_free:
                 yield board.one_alone()
                 continue
-            if not board.all_fail and not board.is_work_left(work):
+            if not board.all_fail and not board.is_work_left():
                 break
-        done, _ = ray.wait(list(board.calls), timeout=_POLL_SECONDS)
-        if not done:
-            check_node()
-        for reference in done:
+        for reference in board.wait():
             if found := board.take(reference):
                 yield found
+        board.check_source()
         board.kill_hanging()
         board.look(look)
-    yield from narrow.each_alone(board.ready_workers, job, board.given_up, config, known)
+    yield from narrow.each_alone(board.ready_workers, job, board.given_up, config, work.finished)
 
 
 class _Board:
@@ -96,12 +90,11 @@ class _Board:
         self,
         workers: list[Worker],
         job: bytes,
+        work: WorkQueue,
         config: RunConfig,
-        known: list[Item],
         any_done: bool,
     ) -> None:
-        self._job, self._config = job, config
-        self._known = known
+        self._job, self._work, self._config = job, work, config
         self._any_done = any_done
         self.calls: dict[Any, _Call] = {}
         self.given_up: list[Item] = []
@@ -115,7 +108,9 @@ class _Board:
         self._draining: frozenset[str] = frozenset()
         self._failed_starts = 0
         self._last: ActorDiedError | None = None
-        self._looked_for_hanging = self._looked = time.monotonic()
+        self._looked_for_hanging = self._looked = self._checked_node = time.monotonic()
+        self._paused_until = 0.0
+        self._idle_since: float | None = None
         self._add(workers)
 
     @property
@@ -133,11 +128,48 @@ class _Board:
         """The extractors that are there, or all where none is."""
         return [worker for worker in self._workers if worker.node] or self._workers
 
-    def is_work_left(self, work: Iterator[Item]) -> bool:
-        """Whether there is a shard that nobody has begun."""
-        if not self._again and (item := next(work, None)):
+    def is_work_left(self) -> bool:
+        """Whether there is, or may come, a shard that nobody has begun."""
+        # Where an actor is free, there was none to give out.
+        if not self._again and not self._free and (item := self._work.take()):
             self._again.append(item)
-        return bool(self._again)
+        return bool(self._again) or not self._work.is_over
+
+    def wait(self) -> Iterable[Any]:
+        """Wait for calls to end, or for the source where actors wait for it; return the calls."""
+        calls = list(self.calls)
+        if self._needs_source():
+            self._work.wait(_MOMENT_SECONDS)
+            # All of them, as shards may come far more seldom than calls end.
+            done = ray.wait(calls, num_returns=len(calls), timeout=0)[0] if calls else []
+        elif calls:
+            done = ray.wait(calls, timeout=_POLL_SECONDS)[0]
+        else:
+            time.sleep(_POLL_SECONDS)
+            done = []
+        now = time.monotonic()
+        if not done and now - self._checked_node >= _POLL_SECONDS:
+            self._checked_node = now
+            check_node()
+        return done
+
+    def _needs_source(self) -> bool:
+        """Whether the next shard of the source is wanted now."""
+        wanted = bool(self._free) or not self.working
+        return wanted and not (self._again or self._is_held or self._work.is_over)
+
+    def check_source(self) -> None:
+        """Report a source that gives nothing while all actors wait for it.
+
+        Raises:
+            RunError: it has done so for longer than the timeout of a shard.
+        """
+        if self.working or not self._free or not self._needs_source():
+            self._idle_since = None
+            return
+        if self._idle_since is None:
+            self._idle_since = time.monotonic()
+        self._work.check_silence(self._idle_since)
 
     def look(self, look: Callable[[int], list[Worker]] | None) -> None:
         """Take in extractors that are new, and clear nodes that are to be taken away."""
@@ -172,12 +204,12 @@ class _Board:
         worker.renew(worker.actor)
         self._get_ready(worker)
 
-    def give_out(self, work: Iterator[Item]) -> None:
+    def give_out(self) -> None:
         """Give shards to whoever is free; none while all have failed."""
         while (
-            not self.all_fail
+            not self._is_held
             and self._free
-            and (item := self._again.popleft() if self._again else next(work, None))
+            and (item := self._again.popleft() if self._again else self._work.take())
         ):
             worker = self._free.popleft()
             if not self._under_way[worker]:
@@ -185,6 +217,11 @@ class _Board:
             self._under_way[worker] += 1
             reference = worker.actor.extract.remote(self._job, *item)
             self.calls[reference] = _Call(worker, worker.actor, item)
+
+    @property
+    def _is_held(self) -> bool:
+        """Whether no shard is to be given out for now."""
+        return self.all_fail or time.monotonic() < self._paused_until
 
     @property
     def all_fail(self) -> bool:
@@ -219,8 +256,8 @@ class _Board:
         except StorageError as error:
             self._ended(call)
             self._try_again(call.item, error)
-            # What is full or does not answer may mend itself; the others go on meanwhile.
-            time.sleep(_POLL_SECONDS)
+            # What is full or does not answer may recover; what is under way goes on meanwhile.
+            self._paused_until = time.monotonic() + _POLL_SECONDS
             return None
         if call.item is None:
             self._note_ready(call.worker, found)
@@ -238,24 +275,31 @@ class _Board:
     def _note_done(self, item: Item, found: ShardResult) -> None:
         self._any_done = True
         self._done += 1
-        if found.rows and len(self._known) < KNOWN:
-            self._known.append(item)
+        if found.rows:
+            self._work.remember(item)
 
     def kill_hanging(self) -> None:
-        """Kill actors that have finished nothing for too long; their calls end with that."""
+        """Kill actors that have finished nothing for too long; their calls end with that.
+
+        One with a call that has ended is none of them, however long ago that was taken last.
+        """
         now, timeout = time.monotonic(), self._config.shard_timeout
         if timeout is None or now - self._looked_for_hanging < _POLL_SECONDS:
             return
         self._looked_for_hanging = now
-        working = {
-            call.worker
-            for call in self.calls.values()
-            if call.item and call.actor is call.worker.actor
+        late = {
+            reference: call.worker
+            for reference, call in self.calls.items()
+            if call.item
+            and call.actor is call.worker.actor
+            and now - self._progress[call.worker] > timeout
         }
-        for worker in working:
-            if now - self._progress[worker] > timeout:
-                ray.kill(worker.actor)
-                self._progress[worker] = now
+        if not late:
+            return
+        ended, _ = ray.wait(list(late), num_returns=len(late), timeout=0)
+        for worker in set(late.values()) - {late[reference] for reference in ended}:
+            ray.kill(worker.actor)
+            self._progress[worker] = now
 
     def _get_ready(self, worker: Worker) -> None:
         self.calls[worker.actor.ready.remote(self._job)] = _Call(worker, worker.actor, None)

@@ -113,7 +113,7 @@ def stand_in() -> None:
     """Let the schedule work without Ray."""
     from ray_embed import schedule
 
-    schedule.ray = SimpleNamespace(wait=lambda calls, timeout: (calls[:1], calls[1:]))
+    schedule.ray = SimpleNamespace(wait=lambda calls, **_: (calls[:1], calls[1:]))
     schedule.result = lambda reference: reference.get()
     schedule._POLL_SECONDS = 0
 
@@ -131,7 +131,7 @@ def whole(config: Any, session: Any) -> None:
     sources = open_sources(config)
     with opened_target(config) as target, tempfile.TemporaryDirectory() as folder:
         scratch = Folder.at(folder)
-        prepared = prepare(config, sources, target, scratch, session)
+        prepared = prepare(config, sources, {}, target, scratch, session)
         begin(config, prepared, scratch)
         pipeline._finish(config, prepared, session, True)
 

@@ -2,21 +2,30 @@
 """Who does which shard: as many at once as the actors take, each once, and none for ever."""
 
 import os
+import signal
 import sys
+import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import ray
 
-from ray_embed import schedule
+from ray_embed import plan, schedule, walk
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.extractor import Ready, ShardResult
-from ray_embed.plan import Shard, SplitPlan
+from ray_embed.filesystem import Folder
+from ray_embed.plan import Plan, SplitPlan
+from ray_embed.sources import Streamed
+from ray_embed.walk import Walk
+from ray_embed.work_queue import WorkQueue
 from ray_embed.workers import Worker
 
-SPLIT = SplitPlan(0, "valid", "files", "/none", "string", (), 4, 256, records=4000)
+SPLIT = SplitPlan(0, "valid", "files", "/none", "string", (), 4, 256)
+STREAM = replace(SPLIT, kind="stream", shards_a_file=1)
 
 
 class Stub:
@@ -59,6 +68,8 @@ class Stub:
         if shard.number == int(number):
             if what == "hang" and times == 1:
                 time.sleep(600)
+            if what == "slow":
+                time.sleep(3.5)
             if what == "fail":
                 raise InputError("a planned file is gone")
             if what == "full" or (what == "full once" and times == 1):
@@ -99,10 +110,12 @@ def config(**limits):
     return RunConfig(sources={"valid": "/none"}, model="none:none", **given)
 
 
+def queue_of(*splits, walks=None, out=""):
+    return WorkQueue(splits, walks or {}, out, lambda number: False, lambda records: None)
+
+
 def shards(count):
-    return (
-        (Shard(number, SPLIT, number, 4 * number, 4 * number, 4), None) for number in range(count)
-    )
+    return queue_of(replace(SPLIT, records=4 * count))
 
 
 def extracted(workers, job, count, **limits):
@@ -118,7 +131,15 @@ def test_each_shard_is_done_once(workers, tmp_path):
 
 def test_no_more_is_taken_than_two_shards_an_actor(workers, tmp_path):
     taken = []
-    work = (taken.append(item) or item for item in shards(50))
+    work = shards(50)
+    take = work.take
+
+    def counted():
+        if item := take():
+            taken.append(item)
+        return item
+
+    work.take = counted
     for done, _ in enumerate(schedule.extract_all(workers, job(tmp_path), work, config()), 1):
         # The next one is taken only after this one is handed on.
         assert len(taken) - (done - 1) <= 4
@@ -166,15 +187,14 @@ def test_a_record_that_is_tried_before_any_passes_is_tried_again(workers, tmp_pa
 
 @pytest.mark.slow
 def test_a_lone_record_is_compared_with_those_of_other_shards(workers, tmp_path):
-    lone = [(Shard(9, SPLIT, 9, 36, 36, 1), None)]
-    work = [*shards(4), *lone]
-    given = job(tmp_path, "lone poison", 9)
-    found = list(schedule.extract_all(workers, given, iter(work), config()))
-    assert [result.rejects for result in found if result.number == 9] == [
+    work = queue_of(replace(SPLIT, records=17))
+    found = list(schedule.extract_all(workers, job(tmp_path, "lone poison", 4), work, config()))
+    assert [result.rejects for result in found if result.number == 4] == [
         {"crashes the process": 1}
     ]
-    with pytest.raises(RunError, match="shard 9: none of its records can be extracted"):
-        list(schedule.extract_all(workers, given, iter(lone), config()))
+    lone = queue_of(replace(SPLIT, records=1))
+    with pytest.raises(RunError, match="shard 0: none of its records can be extracted"):
+        list(schedule.extract_all(workers, job(tmp_path, "lone poison", 0), lone, config()))
 
 
 def test_a_shard_that_ends_actors_without_a_record_that_does_is_named(workers, tmp_path):
@@ -209,3 +229,170 @@ def test_storage_is_tried_again_and_not_for_ever(workers, tmp_path, monkeypatch)
 def test_actors_that_cannot_start_end_the_run(ray_session, tmp_path, start, what, said):
     with pytest.raises(RunError, match=f"(?s){said}"):
         extracted(workers_of(1, start), job(tmp_path, what), 20)
+
+
+def test_an_actor_whose_results_nobody_took_is_not_killed(workers, tmp_path):
+    found, actors = [], [worker.actor for worker in workers]
+    for result in schedule.extract_all(
+        workers, job(tmp_path), shards(20), config(shard_timeout=1.5)
+    ):
+        if not found:
+            time.sleep(4)
+        found.append(result.number)
+    assert sorted(found) == list(range(20))
+    assert [worker.actor for worker in workers] == actors
+    # They all still answer.
+    ray.get([actor.ready.remote(job(tmp_path)) for actor in actors])
+
+
+def test_storage_that_fails_does_not_keep_results_waiting(workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(schedule, "_POLL_SECONDS", 5.0)
+    given = job(tmp_path, "full once", 0)
+    found = schedule.extract_all(workers[:1], given, shards(2), config())
+    taken = {result.number: time.time() for result in found}
+    began = {path.name[0]: path.stat().st_mtime for path in sorted(tmp_path.iterdir())}
+    assert taken[1] - began["1"] < 4
+    # It is tried again only after a while.
+    assert taken[0] - taken[1] > 1
+
+
+# Sources that are slow or hang
+
+
+class Slow:
+    """Records in hand, before some of which something is called."""
+
+    def __init__(self, count, before):
+        self.count, self.before = count, before
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, position):
+        self.before.get(position, lambda: None)()
+        return np.full((2, 2, 3), position, np.uint8), position
+
+
+def streamed(workers, job, tmp_path, source, **limits):
+    """Extract a sequence in hand, in shards of 4 records; gives the numbers as they come."""
+    given = config(**limits)
+    folder = Folder.at(str(tmp_path / "run"))
+    plan.save(folder, Plan((STREAM,), "int64", ()))
+    reading = Walk(Streamed("valid", source, {}), None, given.shard_timeout, None)
+    try:
+        reading.describe()
+        work = queue_of(STREAM, walks={"valid": reading}, out=folder.path)
+        for result in schedule.extract_all(workers, job, work, given):
+            yield result.number
+        assert work.records == {0: len(source)}
+    finally:
+        reading.close()
+
+
+def readers():
+    return [thread for thread in threading.enumerate() if thread.name == "reader-valid"]
+
+
+def tries_in(folder):
+    return sorted(int(path.name.split("-")[0]) for path in folder.iterdir())
+
+
+def test_a_source_may_sleep_for_longer_than_the_timeout_while_shards_are_extracted(
+    workers, tmp_path
+):
+    tried = tmp_path / "tried"
+    tried.mkdir()
+    # For about half of the time a shard is under way.
+    source, actors = Slow(16, {4: lambda: time.sleep(7)}), [worker.actor for worker in workers]
+    found = streamed(workers, job(tried, "slow", 0), tmp_path, source, shard_timeout=6)
+    assert sorted(found) == [0, 1, 2, 3]
+    assert tries_in(tried) == [0, 1, 2, 3]
+    assert [worker.actor for worker in workers] == actors
+    assert not readers()
+
+
+def test_a_source_that_hangs_is_named(workers, tmp_path):
+    hangs, tried = threading.Event(), tmp_path / "tried"
+    tried.mkdir()
+    found = []
+    with pytest.raises(RunError) as raised:
+        for number in streamed(
+            workers, job(tried), tmp_path, Slow(16, {9: hangs.wait}), shard_timeout=2
+        ):
+            found.append(number)
+    for token in ("--source valid=Slow", "no shard for 2 s", "first 8 records", "--shard-timeout"):
+        assert token in str(raised.value)
+    assert sorted(found) == [0, 1]
+    before = sorted((tmp_path / "run" / "plan").rglob("part-*"))
+    assert len(before) == 2
+    # What hung goes on some time, and must not write into a folder that may be another's.
+    (thread,) = readers()
+    hangs.set()
+    thread.join(10)
+    assert not readers()
+    assert sorted((tmp_path / "run" / "plan").rglob("part-*")) == before
+    assert sorted(streamed(workers, job(tried), tmp_path, Slow(16, {}))) == [0, 1, 2, 3]
+
+
+def test_a_source_that_hangs_at_its_first_record_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(walk, "_POLL_SECONDS", 0.1)
+    hangs = threading.Event()
+    with pytest.raises(RunError, match=r"valid=Slow: .* no shard for 0.5 s .* not even its first"):
+        next(streamed([], b"", tmp_path, Slow(4, {0: hangs.wait}), shard_timeout=0.5))
+    hangs.set()
+
+
+def test_waiting_for_a_source_is_said(workers, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(walk, "_PATIENCE", 0.5)
+    source = Slow(8, {4: lambda: time.sleep(2)})
+    assert sorted(streamed(workers, job(tmp_path), tmp_path, source)) == [0, 1]
+    said = capsys.readouterr().err
+    assert said.count("waiting for --source valid=Slow: the dataset has given no shard") == 1
+    assert "after its first 4 records" in said
+
+
+def test_errors_of_a_source_arrive_as_themselves(workers, tmp_path):
+    def fail():
+        raise OSError("the disk is gone")
+
+    with pytest.raises(RunError, match=r"failed at element 6.*the disk is gone"):
+        list(streamed(workers, job(tmp_path), tmp_path, Slow(16, {6: fail})))
+    assert not readers()
+
+
+def test_a_draining_node_is_seen_while_the_source_is_silent(workers, tmp_path, monkeypatch):
+    seen, old = threading.Event(), [worker.actor for worker in workers]
+
+    def draining():
+        # Once, as the actors that are started again have the same node.
+        if seen.is_set() or not tries_in(tried):
+            return frozenset()
+        seen.set()
+        return frozenset({ray.get_runtime_context().get_node_id()})
+
+    tried = tmp_path / "tried"
+    tried.mkdir()
+    monkeypatch.setattr(schedule.nodes, "draining", draining)
+    monkeypatch.setattr(schedule, "_LOOK_SECONDS", 0.2)
+    waited = []
+    source = Slow(16, {4: lambda: waited.append(seen.wait(20))})
+    assert sorted(streamed(workers, job(tried), tmp_path, source)) == [0, 1, 2, 3]
+    assert waited == [True]
+    assert all(worker.actor not in old for worker in workers)
+
+
+def test_an_interrupt_is_prompt_while_a_source_hangs(workers, tmp_path, monkeypatch):
+    monkeypatch.setattr(walk, "_CLOSE_SECONDS", 0.1)
+    hangs = threading.Event()
+    timer = threading.Timer(3, signal.raise_signal, [signal.SIGINT])
+
+    def hang():
+        timer.start()
+        hangs.wait()
+
+    with pytest.raises(KeyboardInterrupt):
+        list(streamed(workers, job(tmp_path), tmp_path, Slow(16, {8: hang})))
+    (thread,) = readers()
+    hangs.set()
+    thread.join(10)
+    assert not readers()

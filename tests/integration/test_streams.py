@@ -543,6 +543,7 @@ def test_datasets_and_sequences_in_hand(ray_session, model, tmp_path):
 
 
 MODULE = """
+import time
 from pathlib import Path
 
 import numpy as np
@@ -558,6 +559,8 @@ def make(count, shape, folder):
     def load(image, at):
         if mode == "broken" and at == 10:
             raise OSError("the disk is gone")
+        if mode == "hanging" and at == 10:
+            time.sleep(600)
         return image
 
     def record(image, at):
@@ -573,7 +576,7 @@ def make(count, shape, folder):
 
 
 @pytest.mark.slow
-def test_a_callable_that_breaks_is_gone_on_with_once_it_is_mended(
+def test_a_callable_that_breaks_or_hangs_is_resumed_once_it_is_repaired(
     ray_embed: Command, model, tmp_path
 ):
     (tmp_path / "my_streams.py").write_text(MODULE)
@@ -592,6 +595,10 @@ def test_a_callable_that_breaks_is_gone_on_with_once_it_is_mended(
     for token in ("my_streams:make", "10", "the disk is gone", "ray-embed run"):
         assert token in result.err
     assert not (tmp_path / "r" / "projector").exists()
+    result = run("hanging", "r", "--shard-timeout", 10)
+    assert result.code == 1
+    for token in ("my_streams:make", "no shard for 10 s", "first 8 records", "ray-embed run"):
+        assert token in result.err
     kept = parts("r")
     assert set(kept) <= {
         f"{kind}/part-0000000{n}.parquet" for kind in ("features", "thumbnails") for n in (0, 1)
