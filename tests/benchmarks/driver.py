@@ -64,7 +64,9 @@ class Idle:
     def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
         from ray_embed.extractor import ShardResult
 
-        return ShardResult(shard.number, shard.split.split, RECORDS, {}, 255, time.time())
+        return ShardResult(
+            shard.number, shard.split.split, RECORDS, {}, 255, 0, False, None, time.time()
+        )
 
 
 class Pool:

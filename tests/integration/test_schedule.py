@@ -83,7 +83,9 @@ class Stub:
         reasons = list((rejected or {}).values())
         rows = shard.records - len(reasons)
         rejects = dict.fromkeys(reasons, 1)
-        return ShardResult(shard.number, shard.split.split, rows, rejects, 255, time.time())
+        return ShardResult(
+            shard.number, shard.split.split, rows, rejects, 255, 0, False, None, time.time()
+        )
 
 
 def workers_of(count, start=""):
