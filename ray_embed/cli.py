@@ -207,7 +207,7 @@ def compare(
         curve.check_target(plot)
     comparison = judge(runs, layer, sample, lambda line: click.echo(line, err=True), labels)
     if plot:
-        curve.draw(comparison, plot)
+        curve.draw(comparison, plot, lambda line: click.echo(line, err=True))
     width = shutil.get_terminal_size((100, 24)).columns
     found = plain(comparison)
     click.echo(json.dumps(found) if as_json else "\n".join(lines(comparison, width)))

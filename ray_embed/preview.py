@@ -84,7 +84,8 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
     lines = _lines(config, samples, encoder)
     for line in lines:
         say(line)
-    _draw(samples, lines, sheet)
+    if advice := _draw(samples, lines, sheet):
+        say(advice)
     say(f"sheet     {sheet}")
 
 
@@ -203,11 +204,16 @@ def _lines(config: RunConfig, samples: list[_Sample], encoder: Encoder) -> list[
     return lines
 
 
-def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> None:
-    """Draw each record as it is stored and as the encoder gets it, below the lines."""
+def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> str | None:
+    """Draw each record as it is stored and as the encoder gets it, below the lines.
+
+    Returns:
+        A line on letters that no font has, if there are any.
+    """
     import textwrap
 
     from ray_embed.plotting import style
+    from ray_embed.plotting.fonts import choose_lettering
 
     records = [
         (sample.split.split, key, stored, given)
@@ -215,9 +221,10 @@ def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> None:
         for key, stored, given in zip(sample.keys, sample.stored, sample.given, strict=True)
     ][:RECORDS]
     rows = max(1, -(-len(records) // _COLUMNS))
-    text = [part for line in lines for part in textwrap.wrap(line, 170)]
+    lettering = choose_lettering((), (*lines, *(key for _, key, _, _ in records)))
+    text = [part for line in lines for part in textwrap.wrap(lettering.text(line), 170)]
     header = 0.3 + 0.17 * len(text)
-    with style.styled():
+    with style.styled(lettering):
         figure = style.new_figure(12, header + 2.5 * rows, None)
         bottom = 2.5 * rows / (header + 2.5 * rows)
         figure.text(
@@ -230,7 +237,8 @@ def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> None:
         )  # fmt: skip
         for at, (split, key, stored, given) in enumerate(records):
             row, column = divmod(at, _COLUMNS)
-            name = key if len(key) <= _KEY_LENGTH else f"…{key[1 - _KEY_LENGTH :]}"
+            name = lettering.text(key)
+            name = name if len(name) <= _KEY_LENGTH else f"…{name[1 - _KEY_LENGTH :]}"
             size = "×".join(str(side) for side in stored.shape)
             _show(
                 figure.add_subplot(grid[row, 2 * column]), _to_levels(stored),
@@ -242,6 +250,7 @@ def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> None:
                 f"encoder gets\n{low:.3g} to {high:.3g}, mean {mean:.3g}",
             )  # fmt: skip
         figure.savefig(sheet, format="png", dpi=110)
+    return lettering.advice()
 
 
 def _show(axes: Any, image: Array, title: str) -> None:

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures as curves: over the checkpoints of a training, or the layers of an encoder."""
 
-import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,9 @@ import numpy as np
 
 from ray_embed.comparison.comparing import Comparison, Row
 from ray_embed.errors import InputError
+from ray_embed.plotting import style
+from ray_embed.plotting.fonts import choose_lettering
+from ray_embed.plotting.palette import short
 
 FORMATS = (".png", ".svg")
 # A picture of all of them would be read by nobody.
@@ -26,6 +28,8 @@ _MAIN = (
 _ACROSS = 3
 _PANEL = (4.0, 3.0)  # inches
 _COLOUR = "#0072B2"
+_LONGEST_NAME = 32
+_TABLE = "names with letters that no font on this machine has:"
 
 
 def check_target(file: str) -> None:
@@ -45,40 +49,38 @@ def check_target(file: str) -> None:
         raise InputError("--plot needs matplotlib: pip install 'ray_embed[plots]'") from error
 
 
-def draw(comparison: Comparison, file: str) -> None:
+def draw(comparison: Comparison, file: str, say: Callable[[str], None]) -> None:
     """Draw a panel for each main measure, with the columns from left to right as given.
 
     Args:
         comparison: what is drawn.
         file: a .png or .svg file.
+        say: takes the lines for the user.
 
     Raises:
         InputError: there is no measure.
     """
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
     rows = _drawn(comparison.rows)
     if not rows:
         raise InputError(f"--plot {file}: there is no measure to draw of so few records")
     across = min(_ACROSS, len(rows))
     down = -(-len(rows) // across)
     names = [column.name for column in comparison.columns]
-    # Ids of an SVG are random otherwise.
-    with rc_context({"svg.hashsalt": "ray_embed"}):
-        # Not by pyplot, which would look for a screen.
-        figure = Figure(figsize=(_PANEL[0] * across, _PANEL[1] * down), layout="constrained")
+    lettering = choose_lettering(names)
+    drawn = [short(lettering.name(name), _LONGEST_NAME) for name in names]
+    with style.styled(lettering):
+        figure = style.new_figure(_PANEL[0] * across, _PANEL[1] * down)
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for panel, row in zip(panels, rows, strict=False):
-            _draw_row(panel, row, names)
+            _draw_row(panel, row, drawn)
         for panel in panels[len(rows) :]:
             panel.set_axis_off()
-        figure.suptitle(_title(comparison), fontsize=9)
-        drawn = io.BytesIO()
-        suffix = Path(file).suffix[1:].lower()
-        date = {"Date": None} if suffix == "svg" else {}
-        figure.savefig(drawn, format=suffix, dpi=150, metadata=date)
-    Path(file).write_bytes(drawn.getvalue())
+        style.add_title(figure, _title(comparison))
+        style.add_table(figure, _TABLE, lettering.table(names))
+        content = style.rendered(figure, Path(file).suffix[1:].lower())
+    Path(file).write_bytes(content)
+    if advice := lettering.advice():
+        say(advice)
 
 
 def _title(comparison: Comparison) -> str:

@@ -2,7 +2,7 @@
 """``ray-embed plot``: draws what a run's features look like, and keeps maps for the page."""
 
 import posixpath
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,8 @@ from ray_embed.alone import alone
 from ray_embed.evaluation.label_kind import LabelKind, choose_labels, with_labels
 from ray_embed.filesystem import Folder
 from ray_embed.plotting import figures, map_figure, maps, neighbours, style
-from ray_embed.plotting.palette import Classes, by_name, classes_of, is_scale, short
+from ray_embed.plotting.fonts import Lettering, choose_lettering, letters
+from ray_embed.plotting.palette import Classes, by_name, classes_of, is_scale, lettered, short
 from ray_embed.plotting.spectrum import Spectrum, spectrum
 from ray_embed.projector import CONFIG, FOLDER
 from ray_embed.results import load
@@ -26,6 +27,7 @@ DRAWN = 5_000
 _CLASSES = 15
 _SHEET, _BESIDE = 10, 8
 _NONE = "(none)"
+_TABLE = "labels with letters that no font on this machine has:"
 
 
 def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None) -> None:
@@ -61,11 +63,29 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
             say(choice.note)
         if not maps.has_umap():
             say("no UMAP, which needs umap-learn: pip install 'ray_embed[plots]'")
-        drawing = _Drawing(folder, column, posixpath.basename(folder.path), records, say)
-        with style.styled():
+        name = posixpath.basename(folder.path)
+        lettering = _lettering_of(records, name)
+        drawing = _Drawing(folder, column, name, records, lettering, say)
+        with style.styled(lettering):
             drawing.all(spectrum(folder, column, records.features))
         limit = int(about["config"]["projector_limit"])
         _keep_views(folder, column, records, limit, say)
+
+
+def _lettering_of(records: Subset, name: str) -> Lettering:
+    """Choose fonts for the names of some records' classes, and of their files and run."""
+    names: list[str] = []
+    if not is_scale(records.label_type):
+        classes = classes_of(records.labels)
+        names += (
+            classes.names[code] for code in by_name(np.arange(len(classes.names)), classes.names)
+        )
+    names += dict.fromkeys(records.splits)
+    return choose_lettering(names, (name, *map(_file_name, records.keys)))
+
+
+def _file_name(key: object) -> str:
+    return posixpath.basename(str(key))
 
 
 def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: Say) -> None:
@@ -99,23 +119,36 @@ class _Drawing:
         column: the features.
         name: of the run.
         records: the records.
+        lettering: how their names are drawn.
         say: takes the lines for the user.
     """
 
-    def __init__(self, folder: Folder, column: str, name: str, records: Subset, say: Say) -> None:
+    def __init__(
+        self,
+        folder: Folder,
+        column: str,
+        name: str,
+        records: Subset,
+        lettering: Lettering,
+        say: Say,
+    ) -> None:
         self._folder, self._records, self._say = folder, records, say
+        self._lettering = lettering
         self._suffix = column.removeprefix("feature")
         of = len(records)
         some = f"{of:,} records" if of == records.total else f"{of:,} of {records.total:,} records"
-        self._name = short(name + self._suffix, 40)
+        self._name = short(lettering.text(name + self._suffix), 40)
         self._about = f"{self._name} · {some}"
         splits = list(dict.fromkeys(records.splits))
-        among = f" among {' and '.join(map(short, splits))}" if len(splits) in (2, 3) else ""
+        named = " and ".join(short(lettering.text(split)) for split in splits)
+        among = f" among {named}" if len(splits) in (2, 3) else ""
         self._among = f"{among} · {self._name}"
 
     def all(self, found: Spectrum) -> None:
         """Draw all that there is something to draw for."""
-        records = self._records
+        records, lettering = self._records, self._lettering
+        if advice := lettering.advice():
+            self._say(advice)
         progress.say(f"mapping {len(records):,} records, which may take a minute or two")
         drawn = [
             maps.judged(name, records.features, points)
@@ -126,21 +159,22 @@ class _Drawing:
             self._say(f"{map_figure.NAMES[each.name]:<8}{lost}")
         if is_scale(records.label_type):
             values = np.array([np.nan if v is None else v for v in records.labels], float)
-            figure = map_figure.by_scale(drawn, values, f"Maps by label · {self._about}", "label")
+            figure = map_figure.by_scale(drawn, values, "label")
+            names: tuple[str, ...] = ()
         else:
-            classes = classes_of(records.labels)
-            title = f"Maps by label · {self._about}"
-            figure = map_figure.by_class(drawn, classes, title, _NONE)
-        self._save("maps_by_label", figure)
-        splits = classes_of(records.splits)
+            classes = lettered(classes_of(records.labels), lettering)
+            figure = map_figure.by_class(drawn, classes, _NONE)
+            names = classes.names[: classes.colored]
+        self._save("maps_by_label", figure, f"Maps by label · {self._about}", names)
+        splits = lettered(classes_of(records.splits), lettering)
         if len(splits.names) > 1:
-            title = f"Maps by split · {self._about}"
             # Splits lie one upon the other, if all is well.
-            figure = map_figure.by_class(drawn, splits, title, _NONE, named=False)
-            self._save("maps_by_split", figure)
+            figure = map_figure.by_class(drawn, splits, _NONE, named=False)
+            title = f"Maps by split · {self._about}"
+            self._save("maps_by_split", figure, title, splits.names[: splits.colored])
         some = "" if found.records is None else f" of {found.records:,} records"
         title = f"Explained variance{some} · {self._name}"
-        self._save("explained_variance", figures.variance(found.ratios, title))
+        self._save("explained_variance", figures.variance(found.ratios), title)
         if is_scale(records.label_type) or len(classes.names) < 2:
             self._say("no confusion and no contact sheet, which need two classes")
             return
@@ -155,7 +189,8 @@ class _Drawing:
         chosen = by_name(neighbours.most_confused(shares, _CLASSES), classes.names)
         some = "" if len(chosen) == len(classes.names) else f", the {len(chosen)} most confused"
         title = f"Classes of the {near.rows.shape[1]} nearest neighbours{some}{self._among}"
-        self._save("confusion", figures.confusion(shares, classes.names, chosen, title))
+        figure = figures.confusion(shares, classes.drawn, chosen)
+        self._save("confusion", figure, title, [classes.names[code] for code in chosen])
         self._sheet(labelled, near, neighbours.misplaced(near, codes), classes)
 
     def _sheet(
@@ -180,22 +215,31 @@ class _Drawing:
         codes = classes.codes[labelled]
         records, strips = [], []
         for place, row in enumerate(rows):
-            record = labelled[row]
-            name = posixpath.basename(str(self._records.keys[record]))
-            key = short(f"{self._records.splits[record]} {name}", 26)
-            inside = short(classes.names[found.inside[place]], 18)
             share = f"{100 * found.shares[place]:.0f} % of its {near.rows.shape[1]}"
-            said = f"{key}\n{share} neighbours\nare {inside}"
-            records.append((next(pictures), classes.names[codes[row]], said))
+            inside = classes.drawn[found.inside[place]]
+            said = (self._called(labelled[row]), f"{share} neighbours", f"are {inside}")
+            records.append((next(pictures), classes.drawn[codes[row]], said))
             strips.append(
                 [
-                    (next(pictures), classes.names[codes[other]], bool(codes[other] == codes[row]))
+                    (next(pictures), classes.drawn[codes[other]], bool(codes[other] == codes[row]))
                     for other in beside[place]
                 ]
             )
         title = f"Farthest inside another class, and the nearest neighbours{self._among}"
-        self._save("misplaced", figures.contact_sheet(records, strips, title))
+        used = {*codes[shown.reshape(-1)], *found.inside[:_SHEET]}
+        names = [classes.names[code] for code in used]
+        self._save("misplaced", figures.contact_sheet(records, strips), title, names)
 
-    def _save(self, name: str, figure: Any) -> None:
+    def _called(self, record: int) -> str:
+        """Return a record's split and file name, or its index where no font has the letters."""
+        split, name = self._records.splits[record], _file_name(self._records.keys[record])
+        if letters(name) & self._lettering.missing:
+            name = f"record {self._records.index[record]}"
+        return f"{self._lettering.text(split)} {name}"
+
+    def _save(self, name: str, figure: Any, title: str, names: Iterable[str] = ()) -> None:
+        """Write a picture with its title, and below it a table of names that are numbers in it."""
+        style.add_title(figure, title)
+        style.add_table(figure, _TABLE, self._lettering.table(names))
         for written in style.save(self._folder, f"{name}{self._suffix}", figure):
             self._say(self._folder.shown(written))

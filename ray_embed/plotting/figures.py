@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed.plotting.palette import COLORS, short
-from ray_embed.plotting.style import FAINT, INK, new_figure
+from ray_embed.plotting.style import FAINT, INK, fitted, new_figure
 from ray_embed.thumbnail import Pixels
 
 Array = np.ndarray[Any, Any]
@@ -17,14 +17,15 @@ _MARKS = (0.5, 0.9, 0.99)
 _OWN, _FOREIGN = (COLORS[0], 1.8, "-"), (COLORS[2], 1.8, (0, (3, 1.2)))
 # Inches: a picture and what lies between two, a row with its labels, the text before it.
 _CELL, _ROW, _SAID, _GAP, _EDGE = 0.95, 1.12, 1.75, 0.15, 0.35
+# Points of the letters at a picture, and before a row.
+_LABEL, _SAYING = 7.5, 8.0
 
 
-def variance(ratios: Array, title: str) -> Any:
+def variance(ratios: Array) -> Any:
     """Draw the share of the variance that the first components explain together.
 
     Args:
         ratios: (c,) the share of each component, the largest first.
-        title: of the picture.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -32,7 +33,6 @@ def variance(ratios: Array, title: str) -> Any:
     numbers = np.arange(1, len(shares) + 1)
     figure = new_figure(6, 4)
     panel = figure.subplots()
-    panel.set_title(title, loc="left")
     panel.plot(numbers, shares, "o-", color=COLORS[0], lw=1.5, ms=3)
     for mark in _MARKS:
         # Rounding may leave the sum a little short.
@@ -64,14 +64,13 @@ def variance(ratios: Array, title: str) -> Any:
     return figure
 
 
-def confusion(shares: Array, names: Sequence[str], chosen: Array, title: str) -> Any:
+def confusion(shares: Array, names: Sequence[str], chosen: Array) -> Any:
     """Draw whose neighbours are of which class.
 
     Args:
         shares: (classes, classes), each row adding up to 1.
         names: of all classes.
         chosen: the classes to show; what the others have is one column at the end.
-        title: of the picture.
     """
     shown = shares[np.ix_(chosen, chosen)]
     columns = [short(names[code]) for code in chosen]
@@ -81,7 +80,6 @@ def confusion(shares: Array, names: Sequence[str], chosen: Array, title: str) ->
     side = 0.42 * len(chosen)
     figure = new_figure(max(4.8, 3.2 + 0.42 * len(columns)), max(3.4, 2.2 + side))
     panel = figure.subplots()
-    panel.set_title(title, loc="left")
     # By the root, for what is confused is mostly little.
     image = panel.imshow(np.sqrt(shown), cmap="Blues", vmin=0, vmax=1, aspect="equal")
     for (row, column), share in np.ndenumerate(shown):
@@ -106,31 +104,29 @@ def confusion(shares: Array, names: Sequence[str], chosen: Array, title: str) ->
 
 
 def contact_sheet(
-    records: Sequence[tuple[Pixels, str, str]],
+    records: Sequence[tuple[Pixels, str, Sequence[str]]],
     neighbours: Sequence[Sequence[tuple[Pixels, str, bool]]],
-    title: str,
 ) -> Any:
     """Draw pictures, each beside its nearest neighbours.
 
     Args:
-        records: for each row the picture, its label, and what else is to be said of it.
+        records: for each row the picture, its label, and the lines that are written before it.
         neighbours: for each row the pictures of the neighbours, the nearest first, their labels,
             and whether that is the record's own label.
-        title: of the picture.
     """
     from matplotlib.lines import Line2D
 
     columns = 1 + max(map(len, neighbours))
     width, height = _SAID + columns * _CELL + _GAP, len(records) * _ROW
-    figure = new_figure(width, height + 2 * _EDGE, layout=None)
+    figure = new_figure(width, height + _EDGE, layout=None)
     # One picture for all, its coordinates in inches: hundreds of axes would take half a minute.
     panel = figure.add_axes((0, 0, 1, 1))
-    panel.set(xlim=(0, width), ylim=(height + _EDGE, -_EDGE))
+    panel.set(xlim=(0, width), ylim=(height + _EDGE, 0))
     panel.axis("off")
-    panel.text(0.1, -0.5 * _EDGE, title, fontsize=11, va="center")
     for at, ((pixels, label, said), near) in enumerate(zip(records, neighbours, strict=True)):
         top = at * _ROW
-        panel.text(0.1, top + 0.5 * _CELL, said, fontsize=8, va="center", linespacing=1.4)
+        lines = "\n".join(fitted(figure, line, _SAID - 0.2, _SAYING) for line in said)
+        panel.text(0.1, top + 0.5 * _CELL, lines, fontsize=_SAYING, va="center", linespacing=1.4)
         _show(panel, (_SAID, top), pixels, label, (INK, 2.2, "-"))
         for place, (other, its_label, own) in enumerate(near, start=1):
             corner = (_SAID + _GAP + place * _CELL, top)
@@ -142,6 +138,9 @@ def contact_sheet(
             for (color, lw, style), name in (*legend, (_FOREIGN, "of another class"))
         ],
         loc="lower left",
+        # Of the figure, also where more than it is saved.
+        bbox_to_anchor=(0, 0, 1, 1),
+        bbox_transform=figure.transFigure,
         ncols=3,
         frameon=False,
         handlelength=2.5,
@@ -171,5 +170,6 @@ def _show(
     panel.add_patch(
         Rectangle((left, top), side, side, fill=False, ec=color, lw=line, ls=style, zorder=3)
     )
-    said = {"ha": "center", "va": "top", "fontsize": 7.5, "color": color}
-    panel.text(left + side / 2, top + side + 0.04, short(label, 14), **said)
+    said = {"ha": "center", "va": "top", "fontsize": _LABEL, "color": color}
+    name = fitted(panel.figure, label, side, _LABEL)
+    panel.text(left + side / 2, top + side + 0.04, name, **said)

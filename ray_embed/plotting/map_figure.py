@@ -17,42 +17,48 @@ _PANEL, _LEGEND, _BAR = 4.6, 2.3, 0.9
 # Classes are drawn in turns, so that the last one does not cover all others.
 _TURNS = 6
 _LISTED = 12
+# Numbers that matplotlib can put ticks at.
+_LARGEST = 1e300
 # Characters of a name at its class, and of one that may stand upon it.
 _NAMED, _HIDES = 14, 3
 
 
-def by_class(
-    maps: Sequence[Map], classes: Classes, title: str, none: str, *, named: bool = True
-) -> Any:
+def by_class(maps: Sequence[Map], classes: Classes, none: str, *, named: bool = True) -> Any:
     """Draw maps coloured by class, with a legend.
 
     Args:
         maps: of the same n records.
         classes: of these records.
-        title: of the picture.
         none: what a record without a class is called.
         named: whether the names stand at the classes' medians, too.
     """
-    figure, panels = _panels(maps, title, _LEGEND)
+    figure, panels = _panels(maps, _LEGEND)
     size = _dot_size(len(classes.codes))
     for panel, each in zip(panels, maps, strict=True):
         _scatter(panel, each.points, classes, size)
-    _legend(figure, classes, none)
-    if not named:
-        return figure
+    legend = _legend(figure, classes, none)
     # Where the names go depends on where the panels are.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
+    # It stays there where more than the figure is saved.
+    legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+    if not named:
+        return figure
     for panel, each in zip(panels, maps, strict=True):
         _name_classes(panel, each.points, classes)
     return figure
 
 
-def by_scale(maps: Sequence[Map], values: Array, title: str, name: str) -> Any:
+def by_scale(maps: Sequence[Map], values: Array, name: str) -> Any:
     """Draw maps coloured by numbers (n,) float64, NaN where there is none."""
-    figure, panels = _panels(maps, title, _BAR)
+    figure, panels = _panels(maps, _BAR)
     size = _dot_size(len(values))
     known = np.isfinite(values)
+    largest = np.abs(values[known]).max(initial=0)
+    if largest > _LARGEST:
+        # The ticks of the bar would overflow.
+        exponent = int(np.log10(largest))
+        values, name = values / 10.0**exponent, f"{name} / 1e{exponent}"
     # A few far out would leave all others one colour.
     low, high = np.percentile(values[known], [1, 99]) if known.any() else (0.0, 1.0)
     lowest, highest = (values[known].min(), values[known].max()) if known.any() else (low, high)
@@ -85,11 +91,10 @@ def by_scale(maps: Sequence[Map], values: Array, title: str, name: str) -> Any:
     return figure
 
 
-def _panels(maps: Sequence[Map], title: str, side: float) -> tuple[Any, list[Any]]:
-    figure = new_figure(_PANEL * len(maps) + side, _PANEL + 0.9)
+def _panels(maps: Sequence[Map], side: float) -> tuple[Any, list[Any]]:
+    figure = new_figure(_PANEL * len(maps) + side, _PANEL + 0.6)
     # Squares that are as wide as they may be leave no room below, unless it is asked for.
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
     for panel, each in zip(axes, maps, strict=True):
         panel.set_title(NAMES[each.name], loc="left")
@@ -147,7 +152,7 @@ def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
     for code in range(classes.colored):
         middle = np.median(points[classes.codes == code, :2], axis=0)
         text = panel.annotate(
-            short(classes.names[code], _NAMED),
+            short(classes.drawn[code], _NAMED),
             middle,
             xytext=(0, 0),
             textcoords="offset points",
@@ -160,7 +165,7 @@ def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
             path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white", alpha=0.9)],
         )
         # A long name would hide a small class.
-        beside = len(classes.names[code]) > _HIDES
+        beside = len(classes.drawn[code]) > _HIDES
         for x, y in _offsets()[1:] if beside else _offsets():
             text.set_position((x, y))
             box = text.get_window_extent(renderer).expanded(1.02, 1.05)
@@ -193,7 +198,7 @@ def _offsets() -> list[tuple[float, float]]:
     ]
 
 
-def _legend(figure: Any, classes: Classes, none: str) -> None:
+def _legend(figure: Any, classes: Classes, none: str) -> Any:
     from matplotlib.lines import Line2D
 
     def entry(color: str, marker: str, name: str, count: int) -> Any:
@@ -201,7 +206,7 @@ def _legend(figure: Any, classes: Classes, none: str) -> None:
         return Line2D([], [], color=color, marker=marker, ls="", ms=6, mew=0, label=label)
 
     entries = [
-        entry(COLORS[code], MARKERS[code], short(classes.names[code]), classes.counts[code])
+        entry(COLORS[code], MARKERS[code], short(classes.drawn[code]), classes.counts[code])
         for code in by_name(np.arange(classes.colored), classes.names)
     ]
     others = classes.counts[classes.colored :]
@@ -210,7 +215,7 @@ def _legend(figure: Any, classes: Classes, none: str) -> None:
     lost = int((classes.codes < 0).sum())
     if lost:
         entries.append(entry(REST, "o", none, lost))
-    figure.legend(
+    return figure.legend(
         handles=entries[:_LISTED],
         loc="outside right upper",
         frameon=False,

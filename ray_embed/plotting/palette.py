@@ -2,13 +2,15 @@
 """Which classes get a colour, and which: to be told apart with any eyes, by colour and marker."""
 
 import re
-from dataclasses import dataclass
+import unicodedata
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_embed import metadata
+from ray_embed.plotting.fonts import Lettering, clean
 
 Array = np.ndarray[Any, Any]
 
@@ -32,12 +34,13 @@ class Classes:
     """The classes of some records.
 
     `codes` (n,) int64 has the class of each record, -1 where it has none. `names` are the classes,
-    the largest first, `counts` their sizes.
+    the largest first, `counts` their sizes. `drawn` are the names as pictures have them.
     """
 
     codes: Array
     names: tuple[str, ...]
     counts: tuple[int, ...]
+    drawn: tuple[str, ...]
 
     @property
     def colored(self) -> int:
@@ -60,7 +63,13 @@ def classes_of(labels: Array) -> Classes:
     places[order] = np.arange(len(found))
     codes = np.full(len(labels), -1, np.int64)
     codes[present] = places[inverse]
-    return Classes(codes, tuple(map(str, found[order])), tuple(map(int, counts[order])))
+    names = tuple(map(str, found[order]))
+    return Classes(codes, names, tuple(map(int, counts[order])), names)
+
+
+def lettered(classes: Classes, lettering: Lettering) -> Classes:
+    """Return classes whose names are drawn as the fonts allow."""
+    return replace(classes, drawn=tuple(map(lettering.name, classes.names)))
 
 
 def by_name(codes: Array, names: tuple[str, ...]) -> Array:
@@ -80,10 +89,31 @@ def is_scale(label_type: pa.DataType) -> bool:
 
 
 def short(name: str, longest: int = _LONGEST) -> str:
-    """Give a name as a picture has room for it: its start and its end, in one line."""
-    name = " ".join(name.split())
-    if len(name) > longest:
-        end = longest // 3
-        name = f"{name[: longest - end - 1]}…{name[-end:]}"
-    # It would begin a formula.
-    return name.replace("$", r"\$")
+    """Shorten a name to so many columns, in one line: its start, an ellipsis and its end.
+
+    East Asian letters take two columns, combining marks none.
+    """
+    name = clean(name)
+    if sum(map(_columns, name)) <= longest:
+        return name
+    end = longest // 3
+    last = _first_columns(name[::-1], end)[::-1]
+    while last and unicodedata.category(last[0]).startswith("M"):
+        # A mark belongs to the letter before it.
+        last = last[1:]
+    return f"{_first_columns(name, longest - end - 1)}…{last}"
+
+
+def _first_columns(name: str, longest: int) -> str:
+    taken = 0
+    for at, letter in enumerate(name):
+        taken += _columns(letter)
+        if taken > longest:
+            return name[:at]
+    return name
+
+
+def _columns(letter: str) -> int:
+    if unicodedata.category(letter) in ("Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1

@@ -5,7 +5,9 @@ import io
 import re
 import shutil
 import sys
+import warnings
 import xml.etree.ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -14,8 +16,9 @@ from PIL import Image
 from synthetic import clusters, make_run
 
 from ray_embed.cli import main
+from ray_embed.comparison import curve
 from ray_embed.filesystem import Folder
-from ray_embed.plotting import maps, neighbours, palette, plot
+from ray_embed.plotting import draw, fonts, map_figure, maps, neighbours, palette, plot, style
 
 PICTURES = ("maps_by_label", "maps_by_split", "explained_variance", "confusion", "misplaced")
 
@@ -52,6 +55,193 @@ def drawn(folder):
         found.add(png.stem)
     assert len(list((folder / "plots").iterdir())) == 2 * len(found)
     return found
+
+
+def write_font(path, family, letters, boxed=True):
+    """Write a font with a box for each letter, or with nothing to draw for it."""
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.pens.ttGlyphPen import TTGlyphPen
+
+    pen = TTGlyphPen(None)
+    if boxed:
+        pen.moveTo((50, 0))
+        for corner in ((50, 800), (900, 800), (900, 0)):
+            pen.lineTo(corner)
+        pen.closePath()
+    glyphs = {".notdef": TTGlyphPen(None).glyph(), "box": pen.glyph()}
+    builder = FontBuilder(1000)
+    builder.setupGlyphOrder(list(glyphs))
+    builder.setupCharacterMap({ord(letter): "box" for letter in letters})
+    builder.setupGlyf(glyphs)
+    builder.setupHorizontalMetrics(dict.fromkeys(glyphs, (1000, 0)))
+    builder.setupHorizontalHeader(ascent=800, descent=-200)
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
+    builder.setupOS2(sTypoAscender=800, sTypoDescender=-200)
+    builder.setupPost()
+    builder.save(path)
+    return str(path)
+
+
+@pytest.fixture
+def flat(monkeypatch):
+    """Draw the components for t-SNE too, and no maps for the page: both take seconds."""
+    monkeypatch.setattr(maps, "tsne", lambda components, size: components[:, :size])
+    monkeypatch.setattr(draw, "_keep_views", lambda *_: None)
+
+
+@pytest.fixture
+def installed(tmp_path, flat, monkeypatch):
+    """Let no fonts be installed but matplotlib's own and those in the list that is given."""
+    from matplotlib import font_manager
+
+    manager = font_manager.fontManager
+    own = [entry for entry in manager.ttflist if "mpl-data" in str(entry.fname)]
+    monkeypatch.setattr(manager, "ttflist", own)
+    found = []
+    monkeypatch.setattr(font_manager, "findSystemFonts", lambda: found)
+    yield found
+    # What matplotlib remembers of fonts that are gone.
+    manager._findfont_cached.cache_clear()
+
+
+KOREAN = ("고양이", "강아지", "비행기", "아주 긴 이름을 가진 자동차 " * 4)
+
+
+def korean_run(path):
+    features, codes = clusters(4, 120)
+    labels = [KOREAN[code] for code in codes]
+    keys = [f"사진/{at:04d}번.png" for at in range(120)]
+    return make_run(path, {"gap": features}, labels, ["valid"] * 70 + ["test"] * 50, keys=keys)
+
+
+def texts_of(svg):
+    return re.findall(r"<!-- (.*?) -->", svg.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def assert_nothing_is_cut_off(folder):
+    for png in sorted(folder.glob("*.png")):
+        pixels = np.asarray(Image.open(png).convert("L"))
+        edge = np.concatenate([pixels[:3].ravel(), pixels[-3:].ravel()])
+        edge = np.concatenate([edge, pixels[:, :3].ravel(), pixels[:, -3:].ravel()])
+        assert edge.min() == 255, png.name
+
+
+def test_labels_are_drawn_by_a_font_that_has_their_letters(tmp_path, call, installed):
+    letters = set("".join(KOREAN) + "사진번한국어") - {" "}
+    few = sorted(letters)[:-2]
+    installed.append(write_font(tmp_path / "last.ttf", "LastResort", letters))
+    installed.append(write_font(tmp_path / "color.ttf", "Blank", letters, boxed=False))
+    installed.append(write_font(tmp_path / "few.ttf", "Some Sans", few))
+    installed.append(write_font(tmp_path / "all.ttf", "Other Sans", letters))
+    run = korean_run(tmp_path / "한국어")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Glyph")
+        code, out, err = call("plot", run)
+    assert code == 0, err
+    assert "no font" not in out
+    lettering = fonts.choose_lettering(KOREAN)
+    assert lettering.families == ("DejaVu Sans", "Other Sans")
+    assert not lettering.missing
+    drawn = texts_of(run / "plots" / "maps_by_label.svg")
+    assert any(re.fullmatch(r"고양이 \(\d+\)", text) for text in drawn)
+    assert "Maps by label · 한국어 · 120 records" in drawn
+    assert any("번.png" in text for text in texts_of(run / "plots" / "misplaced.svg"))
+    assert_nothing_is_cut_off(run / "plots")
+
+
+def test_labels_whose_letters_no_font_has_are_numbers_with_a_table(tmp_path, call, installed):
+    run = korean_run(tmp_path / "한국어")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Glyph")
+        code, out, err = call("plot", run)
+    assert code == 0, err
+    (line,) = (line for line in out.splitlines() if line.startswith("no font"))
+    assert "install Noto Sans CJK (Debian, Ubuntu: apt install fonts-noto-cjk)" in line
+    # In the order of names.
+    assert sorted(KOREAN).index("고양이") == 1
+    for name in ("maps_by_label", "confusion", "misplaced"):
+        drawn = texts_of(run / "plots" / f"{name}.svg")
+        assert any("#2 \\uace0\\uc591\\uc774" in text for text in drawn), name
+        assert any(text.startswith("#2") for text in drawn)
+        assert not [text for text in drawn if not text.isascii() and "고" in text]
+    assert "Maps by label · \\ud55c\\uad6d\\uc5b4 · 120 records" in texts_of(
+        run / "plots" / "maps_by_label.svg"
+    )
+    assert any("valid record" in text for text in texts_of(run / "plots" / "misplaced.svg"))
+    assert_nothing_is_cut_off(run / "plots")
+
+
+def test_the_font_to_install_is_named_by_script(installed):
+    def advice(*names):
+        return fonts.choose_lettering(names).advice() or ""
+
+    assert "Noto Sans CJK" in advice("猫")
+    assert "Noto Sans Thai (" in advice("แมว")
+    assert "Noto Sans Devanagari (" in advice("बिल्ली")
+    assert "Symbola" in advice("🐈")
+    assert "U+3FFFD: names" in advice("\U0003fffd")
+    assert advice("plain", "žluťoučký", "a\u0301", "\ufeffmarked", "x\u200by", "(empty)") == ""
+
+
+def test_common_fonts_come_first_by_the_script_of_the_labels(tmp_path, installed):
+    for family in ("Noto Sans CJK JP", "Noto Sans CJK KR", "Noto Sans CJK SC", "Arial Unicode MS"):
+        installed.append(write_font(tmp_path / f"{family}.ttf", family, "猫の고a"))
+    installed.append(write_font(tmp_path / "every.ttf", "Everything", "猫の고ม"))
+    for names, family in (("猫", "SC"), ("猫の", "JP"), ("猫고", "KR")):
+        assert fonts.choose_lettering([names]).families[1:] == (f"Noto Sans CJK {family}",)
+    assert fonts.choose_lettering(["猫", "ม"]).families[2:] == ("Everything",)
+
+
+def test_names_are_shortened_by_the_room_they_take():
+    assert palette.short("고양이 고양이 고양이", 9) == "고양…이"
+    assert palette.short("abcdefghij", 9) == "abcde…hij"
+    assert palette.short("$a$\n b") == "$a$ b"
+    # Composed, as macOS does not.
+    assert palette.short("\u1100\u1161") == "가"
+    assert fonts.clean("a\x1b[31m\ufe0f") == "a\\x1b[31m"
+
+
+@pytest.mark.parametrize("name", ["W" * 300, r"a rather long name of $x_{$ \frac{$ " * 9])
+def test_nothing_is_cut_off(name, tmp_path, call, flat):
+    features, codes = clusters(12, 150)
+    run = make_run(
+        tmp_path / (re.sub("[^a-zA-Z ]", "_", name)[:120] + "x"),
+        {"gap": features},
+        [f"{name}{code} {name}" for code in codes],
+        ["a" * 60] * 100 + ["b" * 60] * 50,
+        keys=[f"{name[:200]}{at}.png" for at in range(150)],
+    )
+    assert call("plot", run)[0] == 0
+    assert_nothing_is_cut_off(run / "plots")
+
+
+def test_names_in_a_curve_are_drawn_whole(tmp_path, installed):
+    measure = SimpleNamespace(value=0.5, interval=(0.4, 0.6))
+    names = ["실행", "run $x_{$ " + "W" * 90, "c"]
+    comparison = SimpleNamespace(
+        rows=[SimpleNamespace(name="rankme", measures=[measure] * 3, higher_is_better=True)],
+        columns=[SimpleNamespace(name=name) for name in names],
+        judged=(1_000, 1_200),
+        paired=False,
+    )
+    said = []
+    for ending in ("png", "svg"):
+        curve.draw(comparison, str(tmp_path / f"curve.{ending}"), said.append)
+    assert "fonts-noto-cjk" in said[0]
+    assert_nothing_is_cut_off(tmp_path)
+    drawn = texts_of(tmp_path / "curve.svg")
+    assert "#1" in drawn
+    assert any("#1 \\uc2e4\\ud589" in text for text in drawn)
+
+
+def test_labels_near_the_largest_number_are_drawn(tmp_path):
+    values = np.array([0.0, 1e306, 1.7e308, -1e308] * 5)
+    points = np.random.default_rng(0).random((20, 2)).astype(np.float32)
+    drawn = [maps.Map("pca", points, None, None, 20)]
+    with style.styled(fonts.Lettering()), warnings.catch_warnings(action="error"):
+        figure = map_figure.by_scale(drawn, values, "label")
+        assert style.rendered(figure, "png")
+    assert figure.axes[1].get_ylabel() == "label / 1e308"
 
 
 def test_pictures_appear_and_open_also_where_the_folder_was_moved(tmp_path, call):

@@ -1,0 +1,256 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose fonts that have the letters of the labels; where none has, number the labels instead."""
+
+import contextlib
+import logging
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+DEFAULT = "DejaVu Sans"
+_KOREAN = (
+    *("Noto Sans CJK KR", "Source Han Sans K", "Source Han Sans KR", "Noto Sans KR"),
+    *("Malgun Gothic", "Apple SD Gothic Neo", "AppleGothic", "NanumGothic", "Nanum Gothic"),
+    *("NanumBarunGothic", "UnDotum"),
+)
+_JAPANESE = (
+    *("Noto Sans CJK JP", "Source Han Sans", "Source Han Sans JP", "Noto Sans JP"),
+    *("Hiragino Sans", "Hiragino Kaku Gothic ProN", "Yu Gothic", "Meiryo", "MS Gothic"),
+    *("IPAexGothic", "IPAPGothic", "IPAGothic", "TakaoPGothic", "VL PGothic"),
+)
+_CHINESE = (
+    *("Noto Sans CJK SC", "Source Han Sans SC", "Source Han Sans CN", "Noto Sans SC"),
+    *("PingFang SC", "Hiragino Sans GB", "Microsoft YaHei", "SimHei", "Heiti SC", "STHeiti"),
+    *("WenQuanYi Micro Hei", "WenQuanYi Zen Hei", "Noto Sans CJK TC", "Noto Sans TC"),
+    *("PingFang TC", "Microsoft JhengHei", "Droid Sans Fallback", "Arial Unicode MS"),
+)
+# These map every character to a placeholder, or hold pictures in color that Agg cannot draw.
+_USELESS = re.compile(r"last ?resort|adobe ?(blank|notdef)|color ?emoji|colrv1", re.IGNORECASE)
+_EAST_ASIAN = {"CJK", "HANGUL", "HIRAGANA", "KATAKANA", "BOPOMOFO", "IDEOGRAPHIC", "HALFWIDTH"}
+_EAST_ASIAN |= {"FULLWIDTH"}
+_JOINERS = "\u200c\u200d"
+# Letters that the message for the user lists.
+_LISTED = 6
+
+
+@dataclass(frozen=True)
+class Lettering:
+    """How texts are drawn.
+
+    Attributes:
+        families: font families for matplotlib, which takes each letter from the first that has it.
+        missing: letters that none of them has.
+        numbers: for each name with such letters the number that is drawn in its place.
+    """
+
+    families: tuple[str, ...] = (DEFAULT,)
+    missing: frozenset[str] = frozenset()
+    numbers: dict[str, int] = field(default_factory=dict)
+
+    def name(self, name: str) -> str:
+        """Return a name as it is drawn: itself, or its number."""
+        return f"#{self.numbers[name]}" if name in self.numbers else clean(name)
+
+    def text(self, text: str) -> str:
+        """Return a text with the letters that no font has as ``\\uXXXX``."""
+        return "".join(_escaped(c) if c in self.missing else c for c in clean(text))
+
+    def table(self, names: Iterable[str]) -> list[str]:
+        """Return a line for each of these names that is drawn as a number: "#1 name"."""
+        numbered = sorted(
+            {self.numbers[name]: name for name in names if name in self.numbers}.items()
+        )
+        return [f"#{number} {self.text(name)}" for number, name in numbered]
+
+    def advice(self) -> str | None:
+        """Say in a line which fonts to install; None where no letter is missing."""
+        if not self.missing:
+            return None
+        letters = sorted(self.missing)
+        listed = " ".join(
+            letter if letter.isprintable() else f"U+{ord(letter):04X}"
+            for letter in letters[:_LISTED]
+        )
+        more = f" and {len(letters) - _LISTED} more" if len(letters) > _LISTED else ""
+        fonts = dict.fromkeys(font for letter in letters if (font := _font_to_install(letter)))
+        mend = f"; install {' and '.join(fonts)}, then draw again" if fonts else ""
+        names = "names with them become numbers or codes"
+        return f"no font here can draw {listed}{more}: {names}{mend}"
+
+
+def choose_lettering(names: Sequence[str], texts: Iterable[str] = ()) -> Lettering:
+    """Choose fonts for names, which may become numbers, and for other texts, which may not.
+
+    Args:
+        names: class names and the like, in the order in which they are numbered.
+        texts: titles, file names.
+    """
+    needed = frozenset().union(*map(letters, names), *map(letters, texts))
+    families, missing = _choose_families(needed)
+    without = [name for name in dict.fromkeys(names) if letters(name) & missing]
+    return Lettering(families, missing, {name: at for at, name in enumerate(without, 1)})
+
+
+def clean(text: str) -> str:
+    """Return a text in one line, composed, without the characters that only steer a layout."""
+    composed = unicodedata.normalize("NFC", " ".join(text.split()))
+    return "".join(
+        _escaped(c) if unicodedata.category(c) in ("Cc", "Cs") else c
+        for c in composed
+        if not _is_invisible(c)
+    )
+
+
+def letters(text: str) -> frozenset[str]:
+    """Return the characters of a text that a font must have."""
+    return frozenset(c for c in clean(text) if not c.isspace() and c not in _JOINERS)
+
+
+def _is_invisible(letter: str) -> bool:
+    is_selector = "\ufe00" <= letter <= "\ufe0f" or "\U000e0100" <= letter <= "\U000e01ef"
+    return is_selector or (unicodedata.category(letter) == "Cf" and letter not in _JOINERS)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode()
+
+
+def _choose_families(needed: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return font families, the default first, and the letters that none has."""
+    with quiet_matplotlib():
+        from matplotlib import font_manager
+
+        missing = needed - _drawn_by(font_manager, DEFAULT, needed)
+        if not missing:
+            return (DEFAULT,), missing
+        _add_new_fonts(font_manager)
+        ranks = {name: at for at, name in enumerate(_preferred(missing))}
+        families = [DEFAULT]
+        entries = _one_a_family(font_manager.fontManager.ttflist)
+        covered = {name: _covered_by(entry, missing) for name, entry in entries.items()}
+
+        def worth(name: str) -> tuple[Any, ...]:
+            sans = not name.startswith("Noto Sans")
+            return (
+                name not in ranks,
+                -len(covered[name] & missing),
+                ranks.get(name, 0),
+                sans,
+                name,
+            )
+
+        while missing:
+            useful = [name for name, found in covered.items() if found & missing]
+            if not useful:
+                break
+            best = min(useful, key=worth)
+            # Another file of the family may be the one that matplotlib takes.
+            drawn = _drawn_by(font_manager, best, covered.pop(best) & missing)
+            if drawn:
+                families.append(best)
+                missing -= drawn
+        return tuple(families), missing
+
+
+def _preferred(missing: frozenset[str]) -> tuple[str, ...]:
+    """Return common families, those first that draw Han characters as the other letters do."""
+    scripts = {_script(letter) for letter in missing}
+    if scripts & {"HIRAGANA", "KATAKANA"}:
+        return *_JAPANESE, *_KOREAN, *_CHINESE
+    if "HANGUL" in scripts:
+        return *_KOREAN, *_CHINESE, *_JAPANESE
+    return *_CHINESE, *_JAPANESE, *_KOREAN
+
+
+def _one_a_family(entries: Iterable[Any]) -> dict[str, Any]:
+    """Return for each family the upright face that is nearest to the regular weight."""
+
+    def distance(entry: Any) -> tuple[bool, int]:
+        weight = entry.weight if isinstance(entry.weight, int) else 400
+        return entry.style != "normal", abs(weight - 400)
+
+    found: dict[str, Any] = {}
+    for entry in entries:
+        if _USELESS.search(entry.name):
+            continue
+        if entry.name not in found or distance(entry) < distance(found[entry.name]):
+            found[entry.name] = entry
+    return found
+
+
+def _covered_by(entry: Any, needed: frozenset[str]) -> frozenset[str]:
+    # Versions before 3.11 know the first face of a collection only.
+    return _outlined(entry.fname, getattr(entry, "index", 0), needed)
+
+
+def _drawn_by(font_manager: Any, family: str, needed: frozenset[str]) -> frozenset[str]:
+    """Return the letters that both weights in use have, in the files that matplotlib takes."""
+    for weight in ("normal", "bold"):
+        properties = font_manager.FontProperties(family=[family], weight=weight)
+        try:
+            path = font_manager.fontManager.findfont(properties, fallback_to_default=False)
+        except ValueError:
+            return frozenset()
+        needed = _outlined(str(path), getattr(path, "face_index", 0), needed)
+    return needed
+
+
+def _outlined(path: str, face: int, needed: frozenset[str]) -> frozenset[str]:
+    """Return the letters that a font file has an outline of."""
+    from matplotlib.ft2font import FT2Font
+
+    try:
+        font = FT2Font(path, face_index=face) if face else FT2Font(path)
+        found = frozenset(letter for letter in needed if font.get_char_index(ord(letter)))
+        for letter in sorted(found)[:1]:
+            # Bitmaps in color have none.
+            font.load_char(ord(letter))
+            if not len(font.get_path()[0]):
+                return frozenset()
+    except (OSError, RuntimeError, TypeError):
+        # Gone, or of a kind that FreeType does not read.
+        return frozenset()
+    return found
+
+
+def _add_new_fonts(font_manager: Any) -> None:
+    """Let matplotlib know fonts that were installed after it has cached its list."""
+    manager = font_manager.fontManager
+    known = {str(entry.fname) for entry in manager.ttflist}
+    for path in sorted(font_manager.findSystemFonts()):
+        if path not in known:
+            # matplotlib skips what it cannot read, too; its errors there have no common class.
+            with contextlib.suppress(Exception):
+                manager.addfont(path)
+
+
+@contextlib.contextmanager
+def quiet_matplotlib() -> Iterator[None]:
+    """Hide matplotlib's remarks on its caches and font lookup, of which no user can make use."""
+    logger = logging.getLogger("matplotlib")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def _script(letter: str) -> str:
+    """Return the first word of a character's Unicode name, which is its script for letters."""
+    return unicodedata.name(letter, "").partition(" ")[0]
+
+
+def _font_to_install(letter: str) -> str | None:
+    script = _script(letter)
+    # Names of Han characters read "CJK UNIFIED IDEOGRAPH-4E00".
+    if script in _EAST_ASIAN:
+        return "Noto Sans CJK (Debian, Ubuntu: apt install fonts-noto-cjk)"
+    if unicodedata.category(letter) in ("So", "Sk", "Sm"):
+        return "Symbola (Debian, Ubuntu: apt install fonts-symbola)"
+    if not script:
+        # Private or not assigned.
+        return None
+    return f"Noto Sans {script.title()} (Debian, Ubuntu: apt install fonts-noto-core)"
