@@ -160,9 +160,13 @@ def layers(**options: Any) -> None:
     """List the layers that --layer accepts, with their output shapes."""
     from ray_embed.config import make_config
     from ray_embed.pipeline import layers as shapes
+    from ray_embed.starting import quiet_keras
 
     config = make_config({"sources": {"none": ""}, **_given(options)})
-    for name, shape in shapes(config).items():
+    # What the user's code prints is no layer.
+    with quiet_keras(), contextlib.redirect_stdout(sys.stderr):
+        found = shapes(config)
+    for name, shape in found.items():
         click.echo(f"{name}\t({', '.join('N' if side is None else str(side) for side in shape)})")
 
 
@@ -172,8 +176,10 @@ def layers(**options: Any) -> None:
 def preview(sheet: str, **options: Any) -> None:
     """Show a few records as the encoder gets them, and what was decided, before a long run."""
     from ray_embed.preview import preview as show
+    from ray_embed.starting import quiet_keras
 
-    show(_configured(options), sheet, click.echo)
+    with quiet_keras():
+        show(_configured(options), sheet, click.echo)
 
 
 @cli.command()

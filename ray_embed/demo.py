@@ -81,7 +81,10 @@ def _digits() -> tuple[Array, Array]:
 
 
 def _train(images: Array, path: Path) -> None:
-    import keras
+    from ray_embed.starting import quiet_start
+
+    with quiet_start():
+        import keras
     from keras import layers
 
     keras.utils.set_random_seed(0)

@@ -12,6 +12,7 @@ from ray_embed.errors import StorageError, first_line
 from ray_embed.filesystem import TEMPORARY, Folder
 from ray_embed.merging import Merge
 from ray_embed.scratch import check_space
+from ray_embed.starting import quiet_start
 
 # A line of the metadata, about.
 _LINE_BYTES = 128
@@ -67,7 +68,8 @@ def writing(target: Path) -> Iterator[None]:
     Raises:
         StorageError: instead of them.
     """
-    import tensorflow as tf
+    with quiet_start():
+        import tensorflow as tf
 
     try:
         yield

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_embed.matrix import Matrix
+from ray_embed.starting import quiet_start
 
 # In a run folder.
 FOLDER = "projector"
@@ -60,7 +61,8 @@ def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
     Returns:
         their index, to join them by, and the file.
     """
-    import tensorflow as tf
+    with quiet_start():
+        import tensorflow as tf
 
     prefix = f"{folder}/slices"
     shapes = [(part.total, part.values.shape[1], part.start, len(part.values)) for part in slices]
@@ -80,7 +82,8 @@ def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes
     TensorFlow joins indexes while it renames the data files, without looking into them: so empty
     ones stand for those that may be on another machine by now.
     """
-    import tensorflow as tf
+    with quiet_start():
+        import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix=".slices-", dir=folder) as scratch:
         prefixes = [f"{scratch}/{number:08d}" for number in range(len(indexes))]

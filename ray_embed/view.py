@@ -22,6 +22,7 @@ from ray_embed.filesystem import Folder, locate
 from ray_embed.projector import CONFIG
 from ray_embed.results import Run, load
 from ray_embed.scratch import fetched
+from ray_embed.starting import quiet_start
 from ray_embed.uri import child, shown
 
 # How far below a folder runs are looked for: `runs/run7`, and `runs/training3/epoch-10`.
@@ -135,7 +136,9 @@ def view(runs: Sequence[str], host: str, port: int | None, say: Callable[[str], 
         RunError: TensorBoard does not start, or a run cannot be fetched.
     """
     with log_folder(runs, say) as folder:
-        url = _serve(folder, host, port).rstrip("/")
+        # TensorBoard imports TensorFlow once it is asked for the runs.
+        with quiet_start():
+            url = _serve(folder, host, port).rstrip("/")
         say(f"{url}/#projector")
         if "SSH_CONNECTION" in os.environ:
             used = url.rpartition(":")[2]

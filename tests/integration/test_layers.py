@@ -398,6 +398,8 @@ def test_layers_command(ray_embed_process: Command, tmp_path: Path):
     shutil.copy(PROJECT / "my_encoders.py", tmp_path)
     result = ray_embed_process("layers", "--model", "my_encoders:subclassed", "--image-size", "16")
     assert result.code == 0, result.err
+    # Nothing of TensorFlow's or Keras'.
+    assert result.err == ""
     lines = [line.split("\t") for line in result.out.splitlines()]
     assert lines[:4] == [
         ["stem", "(N, 7, 7, 6)"],
@@ -411,6 +413,7 @@ def test_layers_command_with_bad_input(ray_embed_process: Command, tmp_path: Pat
     shutil.copy(PROJECT / "my_encoders.py", tmp_path)
     result = ray_embed_process("layers", "--model", "my_encoders:subclassed")
     assert result.code == 2
+    assert result.err.startswith("ray-embed: --model my_encoders:subclassed: ")
     assert "--image-size" in result.err
     assert "Traceback" not in result.err
     assert result.out == ""
