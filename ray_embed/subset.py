@@ -18,6 +18,9 @@ from ray_embed.matrix import Matrix, as_matrix
 
 Array = np.ndarray[Any, Any]
 
+# Squares of features in between fit into float32, added up over a million dimensions too.
+_SMALLEST, _LARGEST = 1e-16, 1e16
+
 _RECORD = ("index", "key", "label", "split")
 # Features in memory.
 _BYTES = 1 << 30
@@ -141,7 +144,7 @@ def held(folder: Folder, index: Array) -> Array:
 
 
 def check_finite(subset: Subset, name: str) -> None:
-    """Refuse features that are not finite, which would make all numbers NaN.
+    """Refuse features that are not finite, or whose squares are not: all numbers would be wrong.
 
     Args:
         subset: the records.
@@ -157,6 +160,13 @@ def check_finite(subset: Subset, name: str) -> None:
             f"{name}: the features of {len(unsound)} of {len(subset)} records are not finite, "
             f"{subset.splits[first]} {subset.keys[first]!r} for one; mend the encoder, or take "
             "another --layer"
+        )
+    largest = float(np.abs(subset.features).max(initial=0))
+    if largest and not _SMALLEST < largest < _LARGEST:
+        size = "large" if largest >= _LARGEST else "small"
+        raise InputError(
+            f"{name}: the features are too {size} to compute distances in float32 (the largest is "
+            f"{largest:.1e}); check the encoder's weights and --scale, or take another --layer"
         )
 
 

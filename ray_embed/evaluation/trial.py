@@ -11,6 +11,9 @@ from ray_embed.subset import Subset
 
 Array = np.ndarray[Any, Any]
 
+# Labels beyond it are brought to another unit.
+_LARGEST = 1e100
+
 
 @dataclass(frozen=True)
 class Trial:
@@ -56,6 +59,10 @@ def _of_values(subset: Subset) -> Trial | str:
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return _NONE
+    largest = np.abs(values[known]).max()
+    if largest and not 1 / _LARGEST < largest < _LARGEST:
+        # R² is the same in any unit, and squares must stay finite.
+        values = np.ldexp(values, -int(np.frexp(largest)[1]))
     reference, judged, says = _parties(subset, known)
     if len(np.unique(values[judged])) < 2:
         return "the labels are all the same value, so there is nothing to tell"

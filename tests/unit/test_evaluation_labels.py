@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every measure by labels, recomputed by scikit-learn directly or by hand."""
 
+import warnings
 from collections import Counter
 
 import numpy as np
@@ -8,10 +9,11 @@ import pyarrow as pa
 import pytest
 from synthetic import make_subset
 
+from ray_embed.errors import InputError
 from ray_embed.evaluation import knn
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.measures import judge, measures
-from ray_embed.subset import Subset
+from ray_embed.subset import Subset, check_finite
 
 CLASSES, COUNT, REFERENCE = 6, 500, 300
 
@@ -267,3 +269,35 @@ def test_few_records_have_few_neighbours() -> None:
     found = {one.name for one in measures(make_subset(features, (labels % 2).tolist(), splits))}
     assert "knn_5_l2" in found
     assert not {"knn_20_l2", "knn_weighted_20", "purity_20"} & found
+
+
+def test_a_reference_with_a_record_a_class_warns_of_nothing() -> None:
+    features, _ = clouds(120)
+    labels = [str(at % 30) for at in range(120)]
+    subset = make_subset(features, labels, ["valid"] * 30 + ["test"] * 90)
+    with warnings.catch_warnings(action="error"):
+        assert "linear_probe" in {one.name for one in measures(subset)}
+
+
+@pytest.mark.parametrize("unit", [1e306, 1e-306])
+def test_values_are_judged_in_any_unit(unit: float) -> None:
+    features, _ = clouds(90)
+    values = features[:, 0] + np.arange(90) / 90
+    splits = ["valid"] * 60 + ["test"] * 30
+
+    def found(values: np.ndarray) -> dict[str, float]:
+        subset = make_subset(features, values.tolist(), splits, pa.float64())
+        return {one.name: one.value for one in measures(subset)}
+
+    plain = found(values.astype(np.float64))
+    with warnings.catch_warnings(action="error"):
+        assert found(values * unit) == pytest.approx(plain)
+
+
+@pytest.mark.parametrize(("largest", "size"), [(1e20, "large"), (1e-20, "small")])
+def test_features_whose_squares_are_lost_are_refused(largest: float, size: str) -> None:
+    features, labels = clouds(40)
+    subset = make_subset(features / np.abs(features).max() * largest, labels.tolist())
+    with pytest.raises(InputError, match=f"the run: the features are too {size}"):
+        check_finite(subset, "the run")
+    check_finite(make_subset(np.zeros((4, 2)), list("abab")), "the run")
