@@ -4,11 +4,12 @@
 import contextlib
 import json
 import os
-import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -260,6 +261,7 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Run the command line; exits with 0, 1 (failed while running), 2 (bad input) or 130."""
+    started = time.time()
     # Where Ray is imported already, this is somebody's Python, which is not to be copied.
     if (
         sys.argv[1:2]
@@ -269,26 +271,26 @@ def main() -> None:
     ):
         from ray_embed.guard import guarded
 
-        with _interrupts_said():
-            guarded(_main, _abandoned)
-    _main()
+        with _interrupts_said(started):
+            guarded(partial(_main, started), partial(_abandoned, started))
+    _main(started)
 
 
-def _main() -> NoReturn:
+def _main(started: float) -> NoReturn:
     # Read by TensorFlow when it is imported, here or in an actor.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with _interrupts_said():
+        with _interrupts_said(started):
             code = cli.main(standalone_mode=False)
     except RayEmbedError as error:
         click.echo(f"ray-embed: {error}", err=True)
         if isinstance(error, RunError) and error.goes_on:
-            _say_how_to_go_on()
+            _say_next_step(started)
         code = error.exit_code
     except OSError as error:
         # Of a file that is none of the run folder's: a temporary one, say.
         click.echo(f"ray-embed: {error}", err=True)
-        _say_how_to_go_on()
+        _say_next_step(started)
         code = 1
     except click.ClickException as error:
         error.show()
@@ -297,39 +299,30 @@ def _main() -> NoReturn:
 
 
 @contextlib.contextmanager
-def _interrupts_said() -> Iterator[None]:
+def _interrupts_said(started: float) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, click.Abort, SystemExit) as error:
         # Ray turns SIGTERM into an exit by its number.
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
             raise
-        click.echo(f"interrupted; finished shards are kept; go on with: {_command()}", err=True)
+        click.echo("interrupted", err=True)
+        _say_next_step(started)
         sys.exit(_INTERRUPTED)
 
 
-def _abandoned(how: str) -> int:
+def _abandoned(started: float, how: str) -> int:
     click.echo(
-        f"ray-embed: the program was ended ({how}) without a word: one of Ray's processes may have "
-        "been killed, or the memory was full",
+        f"ray-embed: the process ended unexpectedly ({how}): the memory may have been full, or one "
+        "of Ray's processes was killed",
         err=True,
     )
-    _say_how_to_go_on()
+    _say_next_step(started)
     return 1
 
 
-def _say_how_to_go_on() -> None:
-    click.echo(f"what is finished is kept; go on with: {_command()}", err=True)
+def _say_next_step(started: float) -> None:
+    from ray_embed.resuming import next_step
 
-
-def _command() -> str:
-    """Give the command that goes on: the same one, but never to start anew, nor with a password."""
-    from ray_embed.uri import without_credentials
-
-    given = [
-        without_credentials(argument, "***@")
-        for argument in sys.argv[1:]
-        if argument != "--overwrite"
-    ]
-    command = shlex.join(["ray-embed", *given])
-    return f"{command} (with no overwrite in the file)" if "--config" in command else command
+    if line := next_step(cli, sys.argv[1:], started):
+        click.echo(line, err=True)

@@ -15,7 +15,7 @@ class InputError(RayEmbedError):
 
 
 class RunError(RayEmbedError):
-    """The run failed while working; what was finished is kept.
+    """The run failed while working; finished shards are kept.
 
     Args:
         message: what happened, and the mend.

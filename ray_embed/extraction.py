@@ -89,7 +89,7 @@ def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:
     if config.max_rejects is not None and rejected > config.max_rejects:
         raise RunError(
             f"{rejected} records were rejected, more than --max-rejects {config.max_rejects}; see "
-            f"{out}/rejects; what is finished is kept: go on with a higher --max-rejects"
+            f"{out}/rejects; to accept them, resume with a higher --max-rejects"
         )
 
 

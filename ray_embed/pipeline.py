@@ -72,7 +72,7 @@ def run(config: RunConfig) -> Run:
 
     Raises:
         InputError: something given does not fit; nothing has been written.
-        RunError: it failed while running; what is finished is kept.
+        RunError: it failed while running; finished shards are kept.
     """
     return execute(config, and_reduce=True).run
 

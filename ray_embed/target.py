@@ -98,9 +98,14 @@ def _check_path(out: str, path: Path) -> None:
 def default_out(config: RunConfig) -> str:
     """Name the run folder after the model and its weights: ``runs/<model>-<weights>``."""
     model = config.model if isinstance(config.model, str) else fingerprint.name_of(config.model)
-    names = [Path(_last_name(str(model))).stem]
-    if config.weights:
-        names.append(_last_name(config.weights).partition(".")[0])
+    return default_name(str(model), config.weights)
+
+
+def default_name(model: str, weights: str | None) -> str:
+    """Name the run folder of a model and its weights, as they were given."""
+    names = [Path(_last_name(model)).stem]
+    if weights:
+        names.append(_last_name(weights).partition(".")[0])
     return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in names)
 
 

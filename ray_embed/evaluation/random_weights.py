@@ -33,7 +33,7 @@ def random_run(run: Run, say: Callable[[str], None] = to_stderr) -> Run:
     Raises:
         InputError: model, preprocessing or a source was a Python object, is gone, or has changed;
             or the model cannot be given random weights.
-        RunError: it failed while running; what is finished is kept.
+        RunError: it failed while running; finished shards are kept.
     """
     about = description.read_run(Folder.at(run.path)) or {}
     config = _configured(run, about["config"])

@@ -77,7 +77,7 @@ def test_full_then_read_only_then_large_enough(inputs):
     codes = [line for line in done.stdout.splitlines() if line.startswith("exit")]
     assert codes == ["exit 1", "exit 2", "exit 0"], done.stderr
     assert "cannot be written: No space left on device" in done.stderr
-    assert "what is finished is kept; go on with: ray-embed run" in done.stderr
+    assert "Finished shards are kept. Resume with: ray-embed run" in done.stderr
     assert "disk/run may not be written to; give another folder" in done.stderr
     assert "Traceback" not in done.stderr
     assert results_of(inputs / "copied") == results_of(inputs / "calm")

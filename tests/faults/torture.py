@@ -193,7 +193,7 @@ def torture(work: Path, calm: Path, kills: int, seed: int) -> tuple[Counter[str]
             number += 1
             if dealt.total() >= kills:
                 break
-        elif not killed_itself and "go on with: ray-embed run" not in said:
+        elif not killed_itself and " with: ray-embed run" not in said:
             wrong.append(f"exit {code} without a word on how to go on: ...{said[-500:]}")
         elif "Traceback" in said and not killed_itself:
             wrong.append(f"a traceback: ...{said[-1500:]}")

@@ -278,7 +278,7 @@ def test_too_many_rejects_stop_the_run_and_more_may_be_allowed(sample, tmp_path,
     assert result.out == ""
     assert "--max-rejects 3" in result.err
     assert "Traceback" not in result.err
-    assert "ray-embed run" in result.err
+    assert "Finished shards are kept. Resume with: ray-embed run" in result.err
     kept = {part: part.read_bytes() for part in part_files(tmp_path / "r")}
     assert kept
     assert not (tmp_path / "r" / "projector").exists()
@@ -386,7 +386,7 @@ def story(ray_session, tmp_path_factory):
         lambda pid: os.killpg(pid, signal.SIGINT),
     )
     halfway = copy(folder / "run", root / "halfway")
-    said = re.search(r"go on with: ray-embed (.*)", interrupted.err)
+    said = re.search(r"Resume with: ray-embed (.*)", interrupted.err)
     resumed = subprocess.run(
         [*command[:3], *(shlex.split(said[1]) if said else words)],
         cwd=folder,
@@ -433,7 +433,7 @@ def test_interrupt_has_no_result_on_stdout(story):
 @pytest.mark.slow
 def test_interrupt_says_the_command_to_go_on(story):
     assert "Traceback" not in story.interrupted.err
-    said = re.search(r"go on with: ray-embed (.*)", story.interrupted.err)
+    said = re.search(r"Resume with: ray-embed (.*)", story.interrupted.err)
     assert said
     assert shlex.split(said[1]) == story.words
 
