@@ -81,11 +81,20 @@ def numpy_dtype(variable: Any) -> Any:
 
 
 def weights_of(layer: Any) -> list[Any]:
-    """Give the variables that make up the weights of a layer or model, none if it has none yet."""
+    """Give the variables that make up the weights of a layer or model, none if it has none yet.
+
+    tf_keras counts those of metrics too that are attributes of a model, but not every file of its
+    weights has them.
+    """
     try:
-        return list(layer.weights)
+        weights = list(layer.weights)
     except ValueError:  # a tf_keras model that was never called
         return []
+    if keras_family(layer) != "tf_keras":
+        return weights
+    metrics = [metric for one in layer._flatten_layers() for metric in one._metrics]
+    aside = {id(variable) for metric in metrics for variable in metric.variables}
+    return [variable for variable in weights if id(variable) not in aside]
 
 
 def children_of(value: Any) -> list[tuple[str, Any]]:

@@ -12,6 +12,7 @@ from ray_embed.encoder.keras_objects import (
     STRUCTURE,
     numpy_dtype,
     wanted_shape,
+    weights_of,
 )
 from ray_embed.errors import InputError
 
@@ -42,7 +43,7 @@ def load_checkpoint(
 
 def _find(checkpoint: Checkpoint, model: Any, names: Sequence[str], around: Sequence[Any]) -> Match:
     """The only match of all of the model's weights, looked for in the likeliest places first."""
-    wanted = list(model.weights)
+    wanted = weights_of(model)
     tried: list[Match] = []
 
     def attempt(target: Any, weights: Sequence[Any], starts: Iterator[list[int]]) -> Match | None:
@@ -68,7 +69,7 @@ def _find(checkpoint: Checkpoint, model: Any, names: Sequence[str], around: Sequ
     found = attempt(model, wanted, _levels(checkpoint, names)) if names else None
     found = found or attempt(model, wanted, iter([[0]]))
     for outer in around:
-        found = found or attempt(outer, list(outer.weights), _levels(checkpoint))
+        found = found or attempt(outer, weights_of(outer), _levels(checkpoint))
     found = found or attempt(model, wanted, _levels(checkpoint, ["model"]))
     found = found or attempt(model, wanted, _levels(checkpoint))
     if found is None:
