@@ -158,17 +158,27 @@ def plot(run: str, layer: str | None, labels: Any) -> None:
 @cli.command(cls=Grouped)
 @with_options(MODEL_OPTIONS)
 def layers(**options: Any) -> None:
-    """List the layers that --layer accepts, with their output shapes."""
+    """List the layers that --layer accepts, with their output shapes.
+
+    Models inside the model come first, marked with --submodel, which accepts them.
+    """
     from ray_embed.config import make_config
-    from ray_embed.pipeline import layers as shapes
+    from ray_embed.pipeline import models_and_layers
     from ray_embed.starting import quiet_keras
 
     config = make_config({"sources": {"none": ""}, **_given(options)})
     # What the user's code prints is no layer.
     with quiet_keras(), contextlib.redirect_stdout(sys.stderr):
-        found = shapes(config)
-    for name, shape in found.items():
-        click.echo(f"{name}\t({', '.join('N' if side is None else str(side) for side in shape)})")
+        models, layers = models_and_layers(config)
+    for name, shape in models.items():
+        click.echo(f"{name}\t{_shape_text(shape) or '-'}\t--submodel {shlex.quote(name)}")
+    for name, shape in layers.items():
+        click.echo(f"{name}\t{_shape_text(shape)}")
+
+
+def _shape_text(shape: tuple[int | None, ...]) -> str:
+    sides = ", ".join("N" if side is None else str(side) for side in shape)
+    return sides and f"({sides})"
 
 
 @cli.command(cls=Grouped)

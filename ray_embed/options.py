@@ -87,7 +87,11 @@ MODEL_OPTIONS = [
         "or an object that holds one.",
     ),
     _option(_MODEL, "--model-kwargs", metavar="JSON", help="Arguments of the callable."),
-    _option(_MODEL, "--submodel", metavar="NAME", help="The attribute that holds the encoder."),
+    _option(
+        _MODEL, "--submodel", metavar="NAME",
+        help="The encoder inside the model: an attribute or a layer that is a model itself, nested "
+        "as outer.inner; `ray-embed layers` lists them.",
+    ),
     _option(
         _MODEL, "--weights", metavar="W",
         help="A .weights.h5, .h5 or .keras file, or a TensorFlow checkpoint (prefix or folder); "
@@ -95,7 +99,7 @@ MODEL_OPTIONS = [
     ),
     _option(
         _MODEL, "--import", "imports", multiple=True, metavar="MODULE",
-        help="A module that registers custom layers. Repeatable.",
+        help="A module with the custom layers, models and functions of a model file. Repeatable.",
     ),
     _option(
         _MODEL, "--image-size", metavar="H,W", help="Size images are resized to.  [the model's]"

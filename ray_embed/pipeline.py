@@ -143,9 +143,22 @@ def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    from ray_embed.encoder.build import layer_shapes
+    return models_and_layers(config)[1]
+
+
+def models_and_layers(
+    config: RunConfig,
+) -> tuple[dict[str, tuple[int | None, ...]], dict[str, tuple[int | None, ...]]]:
+    """Give what :func:`layers` gives, and before it the models inside that `submodel=` accepts.
+
+    A model that the whole does not call has an empty shape.
+
+    Raises:
+        InputError: the model cannot be loaded or called.
+    """
+    from ray_embed.encoder.build import shapes_inside
     from ray_embed.starting import start_tensorflow
 
     check_model(config)
     start_tensorflow(None, str(Path.cwd()))
-    return layer_shapes(encoder_spec(config, None, 1))
+    return shapes_inside(encoder_spec(config, None, 1))

@@ -25,11 +25,14 @@ from ray_embed.encoder.graph import (
 from ray_embed.encoder.keras_objects import keras_family
 from ray_embed.encoder.layers import selectable
 from ray_embed.encoder.loading import Loaded
+from ray_embed.encoder.outer import describe_input_inside
 from ray_embed.encoder.rescaling import Rescaling
+from ray_embed.encoder.submodels import nested_models
 from ray_embed.encoder.untrained import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
 
 Array = np.ndarray[Any, Any]
+Shape = tuple[int | None, ...]
 
 # Guarantee for float32: |f - g| <= RELATIVE·|g| + ABSOLUTE·max|g|.
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
@@ -72,7 +75,7 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
             with _explained(spec, prepared):
                 give_random_weights(loaded, here, prepared)
         else:
-            loading.give_weights(loaded, here)
+            loading.give_weights(loaded, here, prepared)
     if kept is not None:
         loading.set_weights(loaded, kept)
     with _explained(spec, prepared):
@@ -89,12 +92,32 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     probe = _noise(min(_PROBE, spec.batch_size), shape, levels)
     plain = [np.asarray(value) for value in encode(probe)]
     _check_deterministic(loaded, spec, encode, plain, probe)
-    draft = replace(draft, warnings=tuple(warnings))
+    draft = replace(draft, warnings=tuple(warnings), notes=_notes(loaded, shape))
     return _choose_engine(draft, loaded, encode, plain, probe, threads)
 
 
-def layer_shapes(spec: EncoderSpec) -> dict[str, tuple[int | None, ...]]:
+def _notes(loaded: Loaded, shape: tuple[int, int, int]) -> tuple[str, ...]:
+    if loaded.outer is None or loaded.model is None:
+        return ()
+    note = describe_input_inside(loaded.model, (loaded.outer, *loaded.between), shape)
+    return (note,) if note else ()
+
+
+def layer_shapes(spec: EncoderSpec) -> dict[str, Shape]:
     """Give the layers that `--layer` accepts with their output shapes, the batch as None.
+
+    Raises:
+        InputError: the model cannot be loaded or called.
+    """
+    return shapes_inside(spec)[1]
+
+
+def shapes_inside(spec: EncoderSpec) -> tuple[dict[str, Shape], dict[str, Shape]]:
+    """Give the models inside that `--submodel` accepts, and the layers that `--layer` accepts.
+
+    Returns:
+        The output shapes of both by name, the batch as None. A model that is not called has an
+        empty shape.
 
     Raises:
         InputError: the model cannot be loaded or called.
@@ -106,9 +129,17 @@ def layer_shapes(spec: EncoderSpec) -> dict[str, tuple[int | None, ...]]:
     with _explained(spec, prepared):
         loaded.call(prepared)
         _, recorded = run_recorded(loaded, prepared)
-    return {
-        path: (None, *value.shape[1:].as_list()) for path, value in selectable(recorded).items()
+    start = f"{spec.submodel}." if spec.submodel else ""
+    models = {
+        start + one.path: next(map(_output_shape, recorded.get(one.layer, [])), ())
+        for one in nested_models(loaded.model)
     }
+    return models, {path: _output_shape(value) for path, value in selectable(recorded).items()}
+
+
+def _output_shape(value: Any) -> Shape:
+    shape = getattr(value, "shape", None)
+    return () if shape is None else (None, *tuple(shape)[1:])
 
 
 def image_shape(loaded: Loaded, spec: EncoderSpec) -> tuple[int, int, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the weights of a `.weights.h5`, `.h5` or `.keras` file into a model: all or none."""
+"""Loads the weights of a file that Keras wrote, whatever its name, into a model: all or none."""
 
 import contextlib
 import re
@@ -11,17 +11,21 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ray_embed.encoder.file_kind import ZIP, file_kind
 from ray_embed.encoder.keras_objects import MEND, variable_path, wanted_shape, weights_of
 from ray_embed.errors import InputError, first_line
 
 
-def load_hdf5(model: Any, weights: str, around: Sequence[Any] = ()) -> None:
+def load_hdf5(
+    model: Any, weights: str, around: Sequence[Any] = (), paths: Sequence[str] = ()
+) -> None:
     """Give every weight of `model` its value from the file, or change nothing.
 
     Args:
         model: a built Keras 3 or tf_keras model.
         weights: path of the file.
         around: models that contain `model`, one of which may have been saved instead.
+        paths: where `model` is in the outermost of these, by attributes (`inner/encoder`).
 
     Raises:
         InputError: the file cannot be read or does not belong to the model.
@@ -35,6 +39,10 @@ def load_hdf5(model: Any, weights: str, around: Sequence[Any] = ()) -> None:
                 return
             except InputError as error:
                 errors.append(error)
+        for inner, held in _parts(path, weights, paths if count is not None else ()):
+            with contextlib.suppress(InputError):
+                _load_by_keras(model, inner, held, weights)
+                return
     raise errors[0]  # that of the model itself
 
 
@@ -47,7 +55,7 @@ def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
     """
     with tempfile.TemporaryDirectory(prefix="ray_embed_weights_") as scratch:
         source = Path(weights).resolve()
-        if weights.endswith(".keras"):
+        if file_kind(source) == ZIP:
             source = _unpacked(weights, Path(scratch))
         with _opened(source, weights) as file:
             older = "layer_names" in file.attrs or "model_weights" in file
@@ -55,6 +63,25 @@ def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
         link = Path(scratch, "older.h5" if older else "newer.weights.h5")
         link.symlink_to(source)
         yield str(link), count
+
+
+def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
+    """Yield the parts of a newer-layout file as files of their own, and how many values they hold.
+
+    So the encoder's weights are loaded even where the model around it cannot be built.
+    """
+    import h5py
+
+    part = Path(path).with_name("part.weights.h5")
+    for name in paths:
+        with _opened(path, weights) as file, h5py.File(part, "w") as out:
+            group = file.get(name)
+            if not isinstance(group, h5py.Group):
+                continue
+            for key in group:
+                file.copy(group[key], out, key)
+            count = _count_values(out)
+        yield str(part), count
 
 
 @contextlib.contextmanager

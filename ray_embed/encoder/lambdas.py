@@ -7,7 +7,7 @@ those that the user's code has registered are let through.
 
 import json
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Container, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +16,23 @@ from ray_embed.errors import InputError
 _CODE = {"Lambda", "__lambda__"}
 
 
-def refuse_lambdas(path: Path, configs: list[str]) -> None:
+def refuse_lambdas(
+    path: Path, configs: Sequence[Any], known: Container[str] = (), imports: Sequence[str] = ()
+) -> None:
     """Refuse a model file whose stored configuration holds a Python Lambda.
 
     Args:
         path: the file, for the error.
-        configs: the JSON texts stored in it.
+        configs: the configurations stored in it, parsed.
+        known: the names of functions that Keras is given.
+        imports: the modules that were searched for functions, for the error.
 
     Raises:
-        InputError: naming the layer, or where a text is not JSON.
+        InputError: naming the layer or function.
     """
-    for text in configs:
-        for item in _dicts(_parsed(path, text)):
+    where = f"not in {', '.join(imports)}" if imports else "not registered"
+    for config in configs:
+        for item in _dicts(config):
             if _is_code(item):
                 config = item.get("config")
                 name = (config if isinstance(config, dict) else item).get("name", "?")
@@ -36,14 +41,38 @@ def refuse_lambdas(path: Path, configs: list[str]) -> None:
                     "file, which is not run; build the model in a function of yours and give "
                     "--model module:callable with --weights"
                 )
-            if item.get("class_name") == "function" and not _is_registered(item.get("config")):
+            function = item.get("config")
+            if item.get("class_name") == "function" and not (
+                (isinstance(function, str) and function in known) or _is_registered(function)
+            ):
                 raise InputError(
-                    f"--model {path}: it uses the Python function {item.get('config')!r}, which is "
-                    "not registered; name the module that registers it with --import"
+                    f"--model {path}: it uses the Python function {function!r}, which is {where}; "
+                    "name the module that has it with --import"
                 )
 
 
-def _parsed(path: Path, text: str) -> Any:
+def holds_lambda(config: Any) -> bool:
+    """Whether a stored configuration holds Python code, which Keras does not run."""
+    return any(
+        # An activation's code has no name of its own.
+        {"value", "defaults", "closure"} <= item.keys() or (_is_code(item) and not _is_named(item))
+        for item in _dicts(config)
+    )
+
+
+def _is_named(item: dict[str, Any]) -> bool:
+    """Whether a Lambda's function is stored by its name, not as code."""
+    config = item.get("config")
+    function = config.get("function") if isinstance(config, dict) else None
+    return isinstance(function, dict) and function.get("class_name") == "function"
+
+
+def parsed(path: Path, text: str) -> Any:
+    """Parse a configuration.
+
+    Raises:
+        InputError: it is not JSON.
+    """
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

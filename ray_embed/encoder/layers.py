@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Iterator
 from typing import Any
 
-from ray_embed.encoder.keras_objects import layer_classes
+from ray_embed.encoder.keras_objects import keras_family, layer_classes
 from ray_embed.errors import InputError
 
 Recorded = dict[str, list[Any]]
@@ -48,6 +48,25 @@ def recording() -> Iterator[Recorded]:
     finally:
         for cls, original in originals:
             cls.__call__ = original
+
+
+@contextlib.contextmanager
+def inputs_of(layer: Any) -> Iterator[list[Any]]:
+    """Record what `layer` is called with, wherever that happens."""
+    seen: list[Any] = []
+    cls = layer_classes()[keras_family(layer)]
+    original = cls.__call__
+
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        if self is layer and args:
+            seen.append(args[0])
+        return original(self, *args, **kwargs)
+
+    cls.__call__ = call
+    try:
+        yield seen
+    finally:
+        cls.__call__ = original
 
 
 def is_feature(value: Any) -> bool:

@@ -2,8 +2,10 @@
 """Loads the model in every form it may be given in, with its weights."""
 
 import contextlib
+import importlib
+import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +14,21 @@ import numpy as np
 from ray_embed import importing
 from ray_embed.config import is_callable_reference
 from ray_embed.encoder import EncoderSpec, lambdas, saved_graph
+from ray_embed.encoder.custom_objects import (
+    Objects,
+    describe_missing,
+    find_custom_objects,
+    missing_objects,
+)
+from ray_embed.encoder.file_kind import HDF5, ZIP, file_kind, with_ending
 from ray_embed.encoder.keras_objects import finish_normalization, keras_family
+from ray_embed.encoder.submodels import attributes_of, find_submodel, nested_models
 from ray_embed.errors import InputError
+
+_OTHER_FORMS = (
+    "\nKeras cannot read every .h5 file that it writes: save the model as .keras, or give --model "
+    "module:callable, and this file to --weights"
+)
 
 
 @dataclass(frozen=True)
@@ -22,7 +37,8 @@ class Loaded:
 
     `call` takes (N, H, W, C) float32 and gives the model's outputs; `input_shape` is (H, W, C),
     each None where the model leaves it open; `model` is the Keras model, or None for a signature;
-    `dtype` is the type of its input.
+    `dtype` is the type of its input; `outer` is what holds it, and `between` what leads from there
+    to it; `custom_objects` are the classes and functions that it was loaded with.
     """
 
     call: Callable[[Any], Any]
@@ -30,6 +46,8 @@ class Loaded:
     model: Any = None
     outer: Any = None
     dtype: str = "float32"
+    between: tuple[Any, ...] = ()
+    custom_objects: Objects = field(default_factory=dict)
 
 
 def load(spec: EncoderSpec) -> Loaded:
@@ -40,23 +58,26 @@ def load(spec: EncoderSpec) -> Loaded:
     """
     for module in spec.imports:
         importing.import_module(module, f"--import {module}")
+    objects: Objects = {}
     if isinstance(spec.model, str) and not is_callable_reference(spec.model):
         path = Path(spec.model)
         if (path / "saved_model.pb").exists() and lambdas.saved_model_configs(path) is None:
             return _signature(path, spec)
-        found = _from_file(path)
+        found, objects = _from_file(path, spec)
     elif isinstance(spec.model, str) or importing.makes(spec.model):
         found = importing.call(spec.model, spec.model_kwargs, "--model")
     else:
         found = spec.model
-    model = find_model(found, spec)
+    *holders, model = find_model(found, spec)
     shape, dtype = _input_shape(model, spec), _input_dtype(model)
     return Loaded(
         lambda images: model(_in_range(images, dtype), training=False),
         shape,
         model,
-        found if model is not found else None,
+        holders[0] if holders else None,
         dtype,
+        tuple(holders[1:]),
+        objects,
     )
 
 
@@ -77,8 +98,13 @@ def _in_range(images: Any, dtype: str) -> Any:
     return tf.clip_by_value(images, float(kind.min), float(kind.max))
 
 
-def give_weights(loaded: Loaded, spec: EncoderSpec) -> None:
+def give_weights(loaded: Loaded, spec: EncoderSpec, images: Any) -> None:
     """Load `--weights` into the model; a subclassed one must have been called before.
+
+    Args:
+        loaded: the model.
+        spec: the path of the weights.
+        images: (N, H, W, C) float32 that the model takes.
 
     Raises:
         InputError: they do not fit, or the model takes none.
@@ -92,7 +118,16 @@ def give_weights(loaded: Loaded, spec: EncoderSpec) -> None:
         )
     from ray_embed.encoder.weights import load_weights
 
-    load_weights(loaded.model, spec.weights, loaded.outer)
+    load_weights(loaded.model, spec.weights, loaded.outer, images, loaded.between)
+
+
+def custom_object_scope(loaded: Loaded) -> contextlib.AbstractContextManager[Any]:
+    """Let Keras know the classes and functions that the model was loaded with."""
+    library = sys.modules[keras_family(loaded.model)]
+    scope: contextlib.AbstractContextManager[Any] = library.saving.custom_object_scope(
+        loaded.custom_objects
+    )
+    return scope
 
 
 @contextlib.contextmanager
@@ -156,87 +191,111 @@ def set_weights(loaded: Loaded, values: tuple[np.ndarray[Any, Any], ...]) -> Non
         finish_normalization([loaded.model])
 
 
-def _from_file(path: Path) -> Any:
-    if not path.exists():
-        raise InputError(
-            f"--model {path}: no such file; give a .keras or .h5 file, a SavedModel folder, or "
-            "module:callable"
-        )
+def _from_file(path: Path, spec: EncoderSpec) -> tuple[Any, Objects]:
+    """Load a model file or folder; give it, and the custom objects that it was loaded with."""
+    stored = _read_stored(path)
+    library = importlib.import_module(stored.family)
+    objects = find_custom_objects(stored.configs, spec.imports, stored.family, f"--model {path}")
+    if stored.family == "tf_keras":
+        lambdas.refuse_lambdas(path, stored.configs, objects, spec.imports)
     if path.is_dir():
-        configs = lambdas.saved_model_configs(path)
-        if configs is None:
-            raise InputError(f"--model {path}: a folder without saved_model.pb is no SavedModel")
-        lambdas.refuse_lambdas(path, configs)
         saved_graph.refuse_reaching(path)
-        return _load_keras_2(path)
-    match path.suffix.lower():
-        case ".keras":
-            version, config = lambdas.keras_archive(path)
-        case ".h5" | ".hdf5":
-            version, config = lambdas.hdf5_model(path)
-        case _:
-            raise InputError(
-                f"--model {path}: not a model; give a .keras or .h5 file, a SavedModel folder, or "
-                "module:callable"
+    with with_ending(path, stored.ending) as file:
+        try:
+            found = library.saving.load_model(
+                file, custom_objects=objects, compile=False, safe_mode=True
             )
-    if version.startswith(("1.", "2.")):
-        lambdas.refuse_lambdas(path, [config])
-        return _load_keras_2(path)
-    import keras
-
-    return _loaded(path, lambda: keras.saving.load_model(path, compile=False, safe_mode=True))
-
-
-def _load_keras_2(path: Path) -> Any:
-    import tf_keras
-
-    return _loaded(path, lambda: tf_keras.models.load_model(path, compile=False))
+        except Exception as error:
+            reason = _missing(stored, objects, spec)
+            if not reason:
+                reason = (str(error).strip() or type(error).__name__)[:1500]
+                reason = reason.replace(str(file), str(path))
+                if stored.ending == ".h5":
+                    reason += _OTHER_FORMS
+            raise InputError(f"--model {path}: cannot be loaded: {reason}") from error
+    return found, objects
 
 
-def _loaded(path: Path, load_model: Callable[[], Any]) -> Any:
-    try:
-        return load_model()
-    except Exception as error:
-        text = str(error).strip() or type(error).__name__
-        mend = ""
-        if "safe_mode" in text or "lambda" in text.lower():
-            mend = (
-                "\nPython code stored in a model file is not run; build the model in a function "
-                "of yours and give --model module:callable with --weights"
-            )
-        elif "class" in text.lower() or "custom" in text.lower():
-            mend = "\nlayers of your own: name the module that registers them with --import"
-        raise InputError(f"--model {path}: cannot be loaded: {text[:1500]}{mend}") from error
+@dataclass(frozen=True)
+class _Stored:
+    """What a model file says: the Keras that reads it, its configuration, and its true ending."""
+
+    family: str
+    configs: list[Any]
+    ending: str
 
 
-def find_model(found: Any, spec: EncoderSpec) -> Any:
-    """Give the Keras model that is asked for in what was loaded.
+def _read_stored(path: Path) -> _Stored:
+    """Read what a model file or folder says of itself.
+
+    Raises:
+        InputError: there is none, or it is no model.
+    """
+    forms = "give a .keras or .h5 file, a SavedModel folder, or module:callable"
+    if not path.exists():
+        raise InputError(f"--model {path}: no such file; {forms}")
+    if path.is_dir():
+        texts = lambdas.saved_model_configs(path)
+        if texts is None:
+            raise InputError(f"--model {path}: a folder without saved_model.pb is no SavedModel")
+        version, ending = "2.0", ""
+    else:
+        kind = file_kind(path)
+        if kind == ZIP:
+            (version, text), ending = lambdas.keras_archive(path), ".keras"
+        elif kind == HDF5:
+            (version, text), ending = lambdas.hdf5_model(path), ".h5"
+        else:
+            raise InputError(f"--model {path}: not a model; {forms}")
+        texts = [text]
+    family = "tf_keras" if version.startswith(("1.", "2.")) else "keras"
+    configs = [_without_training(lambdas.parsed(path, text)) for text in texts]
+    return _Stored(family, configs, ending)
+
+
+def _without_training(stored: Any) -> Any:
+    """Leave away what is not made when a model is loaded for inference."""
+    if not isinstance(stored, dict):
+        return stored
+    training = ("compile_config", "training_config")
+    return {key: value for key, value in stored.items() if key not in training}
+
+
+def _missing(stored: _Stored, objects: Objects, spec: EncoderSpec) -> str:
+    """Say what the file needs that Keras is not given, as far as its configuration tells."""
+    if any(map(lambdas.holds_lambda, stored.configs)):
+        return (
+            "it holds a Lambda; Python code stored in a model file is not run; build the model in "
+            "a function of yours and give --model module:callable with --weights"
+        )
+    missing = missing_objects(stored.configs, objects, stored.family)
+    return describe_missing(missing, spec.imports, stored.family) if missing else ""
+
+
+def find_model(found: Any, spec: EncoderSpec) -> list[Any]:
+    """Give the Keras model that is asked for in what was loaded, last, and before it what holds it.
 
     Raises:
         InputError: there is none.
     """
     where = f"--model {spec.model_name}"
-    inside = [name for name, value in _attributes(found).items() if keras_family(value)]
+    inside = [name for name, value in attributes_of(found).items() if keras_family(value)]
+    inside += [one.path for one in nested_models(found) if one.path not in inside]
     if spec.submodel:
-        model: Any = found
-        for name in spec.submodel.split("."):
-            model = getattr(model, name, None)
-        if model is None:
+        chain = find_submodel(found, spec.submodel)
+        if not chain or chain[-1] is None:
             raise InputError(
-                f"{where}: it has no attribute {spec.submodel!r}; "
-                f"its attributes that are Keras models: {', '.join(inside) or 'none'}"
+                f"{where}: it has no attribute, and no layer that is a model, called "
+                f"{spec.submodel!r}; the models in it: {', '.join(inside) or 'none'}"
             )
         where = f"{where}, --submodel {spec.submodel}"
     else:
-        model = found
-    if not keras_family(model):
+        chain = [found]
+    if not keras_family(chain[-1]):
         mend = f"; name the one inside with --submodel: {', '.join(inside)}" if inside else ""
-        raise InputError(f"{where}: it is {type(model).__name__}, a Keras model is needed{mend}")
-    return model
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    return {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
+        kind = type(chain[-1]).__name__
+        raise InputError(f"{where}: it is {kind}, a Keras model is needed{mend}")
+    return chain
 
 
 def _input_shape(model: Any, spec: EncoderSpec) -> tuple[int | None, int | None, int | None]:
@@ -247,11 +306,25 @@ def _input_shape(model: Any, spec: EncoderSpec) -> tuple[int | None, int | None,
         return (None, None, None)
     if len(inputs) > 1:
         names = ", ".join(f"{i.name.split(':')[0]} {tuple(i.shape)}" for i in inputs)
+        mend = _of_images(model, spec) or "wrap it in a model of one input"
         raise InputError(
             f"--model {spec.model_name}: it has several inputs ({names}); an encoder takes one "
-            "batch of images: wrap it in a model of one input"
+            f"batch of images: {mend}"
         )
-    return _image_shape(tuple(inputs[0].shape), spec)
+    shape = tuple(inputs[0].shape)
+    mend = "" if len(shape) == 4 else _of_images(model, spec)
+    return _image_shape(shape, spec, mend)
+
+
+def _of_images(model: Any, spec: EncoderSpec) -> str:
+    """Say which models inside `model` take one batch of images, an empty string for none."""
+    start = f"{spec.submodel}." if spec.submodel else ""
+    paths = [
+        start + one.path
+        for one in nested_models(model)
+        if [len(image.shape) for image in getattr(one.model, "inputs", None) or ()] == [4]
+    ]
+    return f"name the model inside that does with --submodel: {', '.join(paths)}" if paths else ""
 
 
 def _keras_3_functional(model: Any) -> bool:
@@ -260,12 +333,12 @@ def _keras_3_functional(model: Any) -> bool:
 
 
 def _image_shape(
-    shape: tuple[int | None, ...], spec: EncoderSpec
+    shape: tuple[int | None, ...], spec: EncoderSpec, mend: str = ""
 ) -> tuple[int | None, int | None, int | None]:
     if len(shape) != 4:
         raise InputError(
             f"--model {spec.model_name}: its input has the shape {shape}; "
-            "images (N, H, W, C) are needed"
+            f"images (N, H, W, C) are needed{mend and f': {mend}'}"
         )
     return shape[1], shape[2], shape[3]
 

@@ -14,7 +14,14 @@ from ray_embed import importing
 from ray_embed.config import RANDOM, is_callable_reference
 from ray_embed.encoder import EncoderSpec
 from ray_embed.encoder.keras_objects import has_base, is_positional, keras_family
-from ray_embed.encoder.loading import Loaded, find_model, get_weights, set_weights, variables
+from ray_embed.encoder.loading import (
+    Loaded,
+    custom_object_scope,
+    find_model,
+    get_weights,
+    set_weights,
+    variables,
+)
 from ray_embed.errors import InputError, first_line
 
 Weights = tuple[np.ndarray[Any, Any], ...]
@@ -37,7 +44,8 @@ def give_random_weights(loaded: Loaded, spec: EncoderSpec, images: Any) -> None:
         raise _cannot(spec, "it is a SavedModel without Keras layers, whose weights are fixed")
     before = get_weights(loaded)
     sys.modules[keras_family(loaded.model)].utils.set_random_seed(_SEED)
-    fresh = _initial(loaded.model, spec, images, before)
+    with custom_object_scope(loaded):
+        fresh = _initial(loaded.model, spec, images, before)
     kept = {
         id(variable)
         for layer in loaded.model._flatten_layers()
@@ -60,7 +68,7 @@ def _initial(model: Any, spec: EncoderSpec, images: Any, before: Weights) -> Wei
             error = failed
     try:
         if called:
-            again = find_model(importing.call(spec.model, spec.model_kwargs, "--model"), spec)
+            again = find_model(importing.call(spec.model, spec.model_kwargs, "--model"), spec)[-1]
         else:
             again = type(model).from_config(model.get_config())
         again(images, training=False)

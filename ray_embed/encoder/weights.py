@@ -1,25 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads weights from a file of any accepted kind into a model: all of them or none."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ray_embed.encoder.checkpoint_file import find_checkpoint, plain_prefix
+from ray_embed.encoder.file_kind import file_kind
 from ray_embed.encoder.hdf5_weights import load_hdf5
-from ray_embed.encoder.keras_objects import finish_normalization, keras_family, weights_of
+from ray_embed.encoder.keras_objects import finish_normalization, weights_of
+from ray_embed.encoder.outer import build_models, models_around
+from ray_embed.encoder.submodels import nested_models
 from ray_embed.encoder.tf_checkpoint import load_checkpoint
 from ray_embed.errors import InputError
 
 
-def load_weights(model: Any, weights: str, outer: Any | None = None) -> None:
+def load_weights(
+    model: Any,
+    weights: str,
+    outer: Any | None = None,
+    images: Any | None = None,
+    between: Sequence[Any] = (),
+) -> None:
     """Give every weight of `model` its value from a file; on an error nothing is changed.
 
     Args:
         model: a Keras 3 or tf_keras model whose variables exist.
-        weights: path of a `.weights.h5`, `.h5` or `.keras` file, prefix of a TensorFlow
+        weights: path of a file that Keras wrote, whatever its name, prefix of a TensorFlow
             checkpoint, or a folder with one.
-        outer: the object that holds `model` as an attribute, if any. The file may have been saved
-            from it: the weights go into it where only that fits.
+        outer: the object that `model` is inside of, if any. The file may have been saved from it:
+            the weights go into it where only that fits.
+        images: (N, H, W, C) float32 that `model` takes, to build what was never called of `outer`.
+        between: the objects inside `outer` that lead to `model`.
 
     Raises:
         InputError: the file is missing, damaged, of another kind, or does not belong to the model:
@@ -29,28 +41,31 @@ def load_weights(model: Any, weights: str, outer: Any | None = None) -> None:
         raise InputError(
             f"{weights}: the model has no variables to load into; build it or call it once"
         )
-    around = _models_around(model, outer)
-    if Path(weights).is_file() and weights.endswith((".h5", ".keras")):
-        load_hdf5(model, weights, around)
-    else:
-        names = [name for name, value in _attributes(outer) if value is model]
-        with plain_prefix(find_checkpoint(weights)) as prefix:
-            load_checkpoint(prefix, weights, model, names, around)
+    holders = [] if outer is None else [outer, *between]
+    around = models_around(model, holders)
+    try:
+        _load(model, weights, holders, around)
+    except InputError as error:
+        if images is None:
+            raise
+        tried, problems = build_models(around, images)
+        if not tried:
+            raise
+        try:
+            _load(model, weights, holders, around)
+        except InputError:
+            raise InputError(" ".join([str(error), *problems])) from error
     finish_normalization([model, *around])
 
 
-def _models_around(model: Any, outer: Any | None) -> list[Any]:
-    """The Keras models at hand that contain all of `model`: outer itself, or attributes of it."""
-    wanted = {id(variable) for variable in weights_of(model)}
-    return [
-        value
-        for value in (outer, *(value for _, value in _attributes(outer)))
-        if value is not model
-        and keras_family(value)
-        and hasattr(value, "load_weights")
-        and wanted <= {id(variable) for variable in weights_of(value)}
-    ]
-
-
-def _attributes(outer: Any | None) -> list[tuple[str, Any]]:
-    return list(getattr(outer, "__dict__", {}).items())
+def _load(model: Any, weights: str, holders: Sequence[Any], around: Sequence[Any]) -> None:
+    paths = [one.path for holder in holders for one in nested_models(holder) if one.model is model]
+    around = [value for value in around if weights_of(value)]
+    if Path(weights).is_file() and file_kind(weights):
+        load_hdf5(model, weights, around, [path.replace(".", "/") for path in paths])
+        return
+    attributes = [item for holder in holders for item in getattr(holder, "__dict__", {}).items()]
+    names = [name for name, value in attributes if value is model]
+    names += [path.rpartition(".")[2] for path in paths]
+    with plain_prefix(find_checkpoint(weights)) as prefix:
+        load_checkpoint(prefix, weights, model, list(dict.fromkeys(names)), around)
