@@ -54,10 +54,15 @@ def refuse_lambdas(
 def holds_lambda(config: Any) -> bool:
     """Whether a stored configuration holds Python code, which Keras does not run."""
     return any(
-        # An activation's code has no name of its own.
-        {"value", "defaults", "closure"} <= item.keys() or (_is_code(item) and not _is_named(item))
+        _is_nameless_code(item) or (_is_code(item) and not _is_named(item))
         for item in _dicts(config)
     )
+
+
+def _is_nameless_code(item: dict[str, Any]) -> bool:
+    """Whether this is an activation's code: its bytes, defaults and closure, and nothing else."""
+    code = item.get("value") if len(item) == 1 else None
+    return isinstance(code, list) and len(code) == 3 and isinstance(code[0], str)
 
 
 def _is_named(item: dict[str, Any]) -> bool:
