@@ -66,6 +66,8 @@ class RunConfig(pydantic.BaseModel):
     submodel: str | None = None
     model_kwargs: dict[str, Any] = {}
     weights: str | None = None
+    tags: tuple[str, ...] | None = None
+    signature: str | None = None
 
     layers: tuple[str, ...] = ()
     pool: Pooling | None = None
@@ -128,6 +130,20 @@ class RunConfig(pydantic.BaseModel):
     @classmethod
     def _path_as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
+
+    @pydantic.field_validator("model", mode="after")
+    @classmethod
+    def _folder_of_saved_model(cls, value: Any) -> Any:
+        if isinstance(value, str) and PurePosixPath(value).name == "saved_model.pb":
+            return value.removesuffix("saved_model.pb").rstrip("/") or "."
+        return value
+
+    @pydantic.field_validator("tags", mode="before")
+    @classmethod
+    def _separated_by_commas(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [tag.strip() for tag in value.split(",") if tag.strip()]
+        return value if value is None else tuple(sorted(value))
 
     @pydantic.field_validator("layers", "imports", mode="before")
     @classmethod

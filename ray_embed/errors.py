@@ -1,11 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """What can go wrong, by who can mend it. The command line turns these into exit codes."""
 
+import re
+
+# Keras colors and emboldens parts of its messages, whether or not a terminal shows them.
+_ANSI_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
 
 class RayEmbedError(Exception):
-    """Base of the errors below: a sentence for the user, shown without a traceback."""
+    """Base of the errors below: a sentence for the user, shown without a traceback.
+
+    Args:
+        arguments: the message first; ANSI codes are removed from it, as it may quote Keras.
+    """
 
     exit_code = 1
+
+    def __init__(self, *arguments: object) -> None:
+        super().__init__(*(without_ansi(a) if isinstance(a, str) else a for a in arguments))
 
 
 class InputError(RayEmbedError):
@@ -48,7 +60,7 @@ class DamagedError(RunError):
         super().__init__(message, goes_on=False)
         self.number = number
         # What pickle calls the class with.
-        self.args = (message, number)
+        self.args = (self.args[0], number)
 
     def __str__(self) -> str:
         return f"{self.args[0]}; `ray-embed run` with the same options extracts it again"
@@ -56,4 +68,9 @@ class DamagedError(RunError):
 
 def first_line(error: Exception) -> str:
     """Give the first line of another library's error, for a message of ours."""
-    return str(error).strip().partition("\n")[0][:200]
+    return without_ansi(str(error)).strip().partition("\n")[0][:200]
+
+
+def without_ansi(text: str) -> str:
+    """Return the text without ANSI color codes."""
+    return _ANSI_CODE.sub("", text)

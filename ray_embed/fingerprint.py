@@ -50,6 +50,9 @@ def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> I
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
         "max pixels": config.max_pixels,
+        # Only what was asked for: runs made before these options keep their identity.
+        **({} if config.tags is None else {"tags": list(config.tags)}),
+        **({} if config.signature is None else {"signature": config.signature}),
         "versions": versions(),
     }
 

@@ -83,8 +83,8 @@ _source_options = [
 MODEL_OPTIONS = [
     _option(
         _MODEL, "--model", metavar="M",
-        help="A .keras or .h5 file, a SavedModel folder, or module:callable giving a Keras model "
-        "or an object that holds one.",
+        help="A .keras or .h5 file, a SavedModel folder, the model.json of `to_json()` (with "
+        "--weights), or module:callable giving a Keras model or an object that holds one.",
     ),
     _option(_MODEL, "--model-kwargs", metavar="JSON", help="Arguments of the callable."),
     _option(
@@ -96,6 +96,14 @@ MODEL_OPTIONS = [
         _MODEL, "--weights", metavar="W",
         help="A .weights.h5, .h5 or .keras file, or a TensorFlow checkpoint (prefix or folder); "
         "`random` for the initial ones of the model's layers, as a floor to compare with.",
+    ),
+    _option(
+        _MODEL, "--tags", metavar="TAG,…",
+        help="Tags of the graph to take from a SavedModel; '' for none.  [serve, or what fits]",
+    ),
+    _option(
+        _MODEL, "--signature", metavar="NAME",
+        help="Signature of a SavedModel to call.  [serving_default, or what fits]",
     ),
     _option(
         _MODEL, "--import", "imports", multiple=True, metavar="MODULE",

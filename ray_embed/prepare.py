@@ -11,6 +11,8 @@ from ray_embed import description, fingerprint, importing, pixels, plan
 from ray_embed._version import __version__
 from ray_embed.config import RANDOM, RunConfig, is_callable_reference
 from ray_embed.encoder import Encoder, EncoderSpec, keep
+from ray_embed.encoder.model_files import refuse_other_forms
+from ray_embed.encoder.model_json import require_weights
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.plan import Plan
@@ -46,7 +48,7 @@ class Prepared:
 
 
 def check_model(config: RunConfig) -> None:
-    """Look whether the model's file is there, which takes next to no time.
+    """Look whether the model's file is there and may be a model, which takes next to no time.
 
     Raises:
         InputError: it is not.
@@ -54,16 +56,17 @@ def check_model(config: RunConfig) -> None:
     for option, path in (("--model", config.model), ("--weights", config.weights)):
         if isinstance(path, str) and is_uri(path):
             look_for(path, option)
-    if (
-        isinstance(config.model, str)
-        and not is_uri(config.model)
-        and not is_callable_reference(config.model)
-        and not Path(config.model).exists()
-    ):
+    model = config.model
+    if not isinstance(model, str) or is_uri(model) or is_callable_reference(model):
+        return
+    refuse_other_forms(Path(model))
+    if not Path(model).exists():
         raise InputError(
-            f"--model {config.model}: no such file; give a .keras or .h5 file, a SavedModel "
-            "folder, or module:callable"
+            f"--model {model}: no such file; give a .keras or .h5 file, a SavedModel folder, or "
+            "module:callable"
         )
+    if config.weights is None:
+        require_weights(Path(model))
 
 
 def prepare(
@@ -151,6 +154,8 @@ def encoder_spec(
         config.engine,
         config.precision,
         batch_size,
+        config.tags,
+        config.signature,
     )
 
 

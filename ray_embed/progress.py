@@ -9,6 +9,8 @@ from typing import Self
 
 from tqdm import tqdm
 
+from ray_embed.errors import without_ansi
+
 _SECONDS_A_LINE, _LOOK_SECONDS = 60.0, 0.5
 # Of less nobody can tell how fast it is.
 _SECONDS_TO_TELL = 3.0
@@ -16,7 +18,8 @@ _SECONDS_TO_TELL = 3.0
 
 def say(text: str) -> None:
     """Print a line for the user, without breaking a progress bar."""
-    tqdm.write(text, file=sys.stderr)
+    # Warnings quote Keras, too.
+    tqdm.write(without_ansi(text), file=sys.stderr)
 
 
 class Reminder:

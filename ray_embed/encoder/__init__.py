@@ -38,6 +38,8 @@ class EncoderSpec:
     engine: str = "auto"
     precision: str = "float32"
     batch_size: int = 16
+    tags: tuple[str, ...] | None = None
+    signature: str | None = None
 
     @property
     def model_name(self) -> str:
@@ -67,7 +69,7 @@ class Encoder:
     `outputs`; None where the engine calls the Keras model itself, which then is loaded again and
     given `weights`. `rescaling` is what the encoder does to its pixels before its first layer with
     weights; `advice` names the preprocessing that a known architecture needs; `notes` are what was
-    decided while building.
+    chosen while building, where there was a choice.
     """
 
     spec: EncoderSpec

@@ -30,6 +30,7 @@ from ray_embed.encoder.rescaling import Rescaling
 from ray_embed.encoder.submodels import nested_models
 from ray_embed.encoder.untrained import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
+from ray_embed.progress import say
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]
@@ -84,7 +85,17 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     encode = function_of(loaded, spec, outputs)
     weights = loading.get_weights(loaded)
     draft = Encoder(
-        spec, shape, outputs, "plain", "", _weights_digest(weights), None, "", (), weights
+        spec,
+        shape,
+        outputs,
+        "plain",
+        "",
+        _weights_digest(weights),
+        None,
+        "",
+        (),
+        weights,
+        notes=loaded.notes,
     )
     draft, warnings = _folded(draft, encode, loaded.dtype)
     draft = _with_layer_names(draft, loaded)
@@ -124,6 +135,8 @@ def shapes_inside(spec: EncoderSpec) -> tuple[dict[str, Shape], dict[str, Shape]
     """
     with at_hand(spec) as here:
         loaded = loading.load(here)
+    for note in loaded.notes:
+        say(note)
     images = _noise(2, image_shape(loaded, spec), spec.preprocess is not None)
     prepared = _preprocessed(spec, images)
     with _explained(spec, prepared):

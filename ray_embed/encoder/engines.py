@@ -21,6 +21,9 @@ from ray_embed.encoder.graph import function_of
 
 Array = np.ndarray[Any, Any]
 
+# As TensorFlow's graphs number the types.
+_FLOAT32 = 1
+
 
 @dataclass(frozen=True)
 class Engine:
@@ -92,6 +95,7 @@ def _openvino(encoder: Encoder, threads: int) -> Engine:
     import tensorflow as tf
 
     graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
+    output_names = [_named_output(graph, name) for name in encoder.output_names]
     model = openvino.convert_model(graph)
     model.reshape([encoder.spec.batch_size, *encoder.image_shape])
     precision = {"float32": "f32", "bfloat16": "bf16"}[encoder.spec.precision]
@@ -107,7 +111,7 @@ def _openvino(encoder: Encoder, threads: int) -> Engine:
             "INFERENCE_PRECISION_HINT": precision,
         },
     )
-    ports = [compiled.output(name) for name in encoder.output_names]
+    ports = [compiled.output(name) for name in output_names]
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for _ in range(threads):
         free.put(compiled.create_infer_request())
@@ -121,6 +125,16 @@ def _openvino(encoder: Encoder, threads: int) -> Engine:
             free.put(request)
 
     return Engine(run, threads)
+
+
+def _named_output(graph: Any, name: str) -> str:
+    """Return a name that OpenVINO keeps: of all outputs of an operation, it names the first one."""
+    operation, _, number = name.partition(":")
+    if number in ("", "0"):
+        return name
+    added = f"{operation}_output_{number}"
+    graph.node.add(name=added, op="Identity", input=[name]).attr["T"].type = _FLOAT32
+    return f"{added}:0"
 
 
 def _keras(encoder: Encoder) -> Engine:

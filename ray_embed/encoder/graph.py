@@ -59,7 +59,8 @@ def layer_values(loaded: Loaded, spec: EncoderSpec, images: Any) -> dict[str, An
     if spec.layers:
         return {name: select(name, recorded) for name in spec.layers}
     if isinstance(output, dict):
-        outputs = output
+        main = loaded.main_output
+        outputs = output if main is None else {main: output[main]}
     elif isinstance(output, (list, tuple)):
         outputs = {f"output {at}": value for at, value in enumerate(output)}
     else:

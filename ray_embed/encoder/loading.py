@@ -13,7 +13,7 @@ import numpy as np
 
 from ray_embed import importing
 from ray_embed.config import is_callable_reference
-from ray_embed.encoder import EncoderSpec, lambdas, saved_graph
+from ray_embed.encoder import EncoderSpec, lambdas, saved_graph, saved_model
 from ray_embed.encoder.custom_objects import (
     Objects,
     describe_missing,
@@ -22,6 +22,8 @@ from ray_embed.encoder.custom_objects import (
 )
 from ray_embed.encoder.file_kind import HDF5, ZIP, file_kind, with_ending
 from ray_embed.encoder.keras_objects import finish_normalization, keras_family
+from ray_embed.encoder.model_files import refuse_other_forms
+from ray_embed.encoder.model_json import is_model_json, keras_of, model_from_json, require_weights
 from ray_embed.encoder.submodels import attributes_of, find_submodel, nested_models
 from ray_embed.errors import InputError
 
@@ -38,7 +40,9 @@ class Loaded:
     `call` takes (N, H, W, C) float32 and gives the model's outputs; `input_shape` is (H, W, C),
     each None where the model leaves it open; `model` is the Keras model, or None for a signature;
     `dtype` is the type of its input; `outer` is what holds it, and `between` what leads from there
-    to it; `custom_objects` are the classes and functions that it was loaded with.
+    to it; `custom_objects` are the classes and functions that it was loaded with; `main_output` is
+    the one of several outputs that is taken where no layer is asked for; `notes` say what was
+    chosen.
     """
 
     call: Callable[[Any], Any]
@@ -48,6 +52,8 @@ class Loaded:
     dtype: str = "float32"
     between: tuple[Any, ...] = ()
     custom_objects: Objects = field(default_factory=dict)
+    main_output: str | None = None
+    notes: tuple[str, ...] = ()
 
 
 def load(spec: EncoderSpec) -> Loaded:
@@ -59,10 +65,11 @@ def load(spec: EncoderSpec) -> Loaded:
     for module in spec.imports:
         importing.import_module(module, f"--import {module}")
     objects: Objects = {}
+    if saved_model.is_called_by_signature(spec):
+        return _signature(Path(spec.model), spec)
     if isinstance(spec.model, str) and not is_callable_reference(spec.model):
         path = Path(spec.model)
-        if (path / "saved_model.pb").exists() and lambdas.saved_model_configs(path) is None:
-            return _signature(path, spec)
+        refuse_other_forms(path)
         found, objects = _from_file(path, spec)
     elif isinstance(spec.model, str) or importing.makes(spec.model):
         found = importing.call(spec.model, spec.model_kwargs, "--model")
@@ -110,6 +117,8 @@ def give_weights(loaded: Loaded, spec: EncoderSpec, images: Any) -> None:
         InputError: they do not fit, or the model takes none.
     """
     if spec.weights is None:
+        if isinstance(spec.model, str):
+            require_weights(Path(spec.model))
         return
     if loaded.model is None:
         raise InputError(
@@ -202,8 +211,12 @@ def _from_file(path: Path, spec: EncoderSpec) -> tuple[Any, Objects]:
         saved_graph.refuse_reaching(path)
     with with_ending(path, stored.ending) as file:
         try:
-            found = library.saving.load_model(
-                file, custom_objects=objects, compile=False, safe_mode=True
+            if stored.ending == ".json":
+                found = model_from_json(path, objects)
+            else:
+                found = library.saving.load_model(
+                    file, custom_objects=objects, compile=False, safe_mode=True
+                )
             )
         except Exception as error:
             reason = _missing(stored, objects, spec)
@@ -239,6 +252,9 @@ def _read_stored(path: Path) -> _Stored:
         if texts is None:
             raise InputError(f"--model {path}: a folder without saved_model.pb is no SavedModel")
         version, ending = "2.0", ""
+    elif is_model_json(path):
+        texts, ending = [path.read_text(encoding="utf-8")], ".json"
+        version = "2.0" if keras_of(path) == "tf_keras" else "3.0"
     else:
         kind = file_kind(path)
         if kind == ZIP:
@@ -346,32 +362,16 @@ def _image_shape(
 def _signature(path: Path, spec: EncoderSpec) -> Loaded:
     import tensorflow as tf
 
-    saved_graph.refuse_reaching(path)
-    try:
-        loaded = tf.saved_model.load(str(path))
-    except Exception as error:
-        raise InputError(f"--model {path}: cannot be loaded: {error}") from error
-    names = list(loaded.signatures)
-    name = "serving_default" if "serving_default" in names else next(iter(names), None)
-    if name is None:
-        raise InputError(
-            f"--model {path}: a SavedModel without signatures; save it with Keras' "
-            "model.export(folder), or with tf.saved_model.save(..., signatures=...)"
-        )
-    signature = loaded.signatures[name]
-    inputs = signature.structured_input_signature[1]
-    if len(inputs) != 1:
-        raise InputError(
-            f"--model {path}: its signature {name!r} has several inputs "
-            f"({', '.join(sorted(inputs))}); an encoder takes one batch of images"
-        )
-    argument, tensor = next(iter(inputs.items()))
+    opened = saved_model.open_signature(path, spec.tags, spec.signature)
+    signature, argument, tensor = opened.function, opened.argument, opened.tensor
     shape = (None,) * 4 if tensor.shape.rank is None else tuple(tensor.shape)
     dtype = tensor.dtype.name
     return Loaded(
         lambda images: signature(**{argument: tf.cast(_in_range(images, dtype), dtype)}),
         _image_shape(shape, spec),
         # The signature lives as long as the object it came from.
-        outer=loaded,
+        outer=opened.loaded,
+        main_output=opened.main_output,
+        notes=opened.notes,
         dtype=dtype,
     )

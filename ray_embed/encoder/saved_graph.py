@@ -31,6 +31,21 @@ def refuse_reaching(path: Path) -> None:
     Raises:
         InputError: it could, naming the operation; or it cannot be parsed.
     """
+    for graph in read_saved_model(path).meta_graphs:
+        if found := _reaching(graph) or _elsewhere(graph):
+            raise InputError(
+                f"--model {path}: it holds the operation {found}, which reaches beyond the model "
+                "(files, Python, or the network) and is not run; export the encoder without it, or "
+                "build the model in a function of yours and give --model module:callable"
+            )
+
+
+def read_saved_model(path: Path) -> Any:
+    """Read the Protocol Buffer of a SavedModel; nothing of it is run.
+
+    Raises:
+        InputError: it cannot be parsed.
+    """
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
 
@@ -39,13 +54,7 @@ def refuse_reaching(path: Path) -> None:
         saved.ParseFromString((path / "saved_model.pb").read_bytes())
     except (OSError, DecodeError) as error:
         raise InputError(f"--model {path}: saved_model.pb cannot be read: {error}") from error
-    for graph in saved.meta_graphs:
-        if found := _reaching(graph) or _elsewhere(graph):
-            raise InputError(
-                f"--model {path}: it holds the operation {found}, which reaches beyond the model "
-                "(files, Python, or the network) and is not run; export the encoder without it, or "
-                "build the model in a function of yours and give --model module:callable"
-            )
+    return saved
 
 
 def _reaching(graph: Any) -> str | None:
