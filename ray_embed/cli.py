@@ -4,6 +4,7 @@
 import contextlib
 import json
 import os
+import shlex
 import shutil
 import signal
 import sys

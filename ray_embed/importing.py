@@ -10,7 +10,7 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from ray_embed import shipping
+from ray_embed import legacy_keras, shipping
 from ray_embed.errors import InputError
 
 _BRING = (
@@ -61,9 +61,9 @@ def import_module(name: str, given: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
+            mend = legacy_keras.advice(error) or f"; install it, or {_BRING}"
             raise InputError(
-                f"{given}: its import of {error.name!r} fails: no such module; install it, "
-                f"or {_BRING}"
+                f"{given}: its import of {error.name!r} fails: no such module{mend}"
             ) from error
         raise InputError(
             f"{given}: no module named {error.name!r} in {(*_added, Path.cwd())[0]} nor on the "
@@ -72,6 +72,7 @@ def import_module(name: str, given: str) -> Any:
     except Exception as error:
         raise InputError(
             f"{given}: fails while being imported: {type(error).__name__}: {error}"
+            f"{legacy_keras.advice(error)}"
         ) from error
 
 
@@ -120,5 +121,5 @@ def call(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
         given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
         raise InputError(
             f"{option} {reference}: calling it with ({given}) fails: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {error}{legacy_keras.advice(error)}"
         ) from error

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from ray_embed import nodes, resources, room
+from ray_embed import legacy_keras, nodes, resources, room
 from ray_embed.config import LOCAL, RunConfig, ray_address
 from ray_embed.crew import Crew
 from ray_embed.encoder import Encoder, EncoderSpec, apart
@@ -38,6 +38,8 @@ class Session:
         each: what each extractor gets.
         actors: how many extractors there are; None for as many as fit on the nodes, as they come.
         build: builds the encoder beside the actors; None to have the first extractor build it.
+        inherits: whether actors have the environment of this process, as those of a Ray that it has
+            started.
     """
 
     def __init__(
@@ -46,9 +48,11 @@ class Session:
         each: Resources,
         actors: int | None,
         build: apart.Build | None = None,
+        inherits: bool = False,
     ) -> None:
         self.resources = each
         self._build = build
+        self._environment = {} if inherits else legacy_keras.environment()
         self.folder = str(Path.cwd())
         self._attempts = config.max_attempts
         self._started: list[Any] = []
@@ -86,6 +90,8 @@ class Session:
             options: for Ray.
         """
         options["name"] = f"{self._name}-{name}"
+        if self._environment:
+            options["runtime_env"] = {"env_vars": self._environment}
         handle = ray.remote(actor).options(**options).remote(*arguments)
         self._started.append(handle)
         return handle
@@ -166,7 +172,7 @@ def session(config: RunConfig, threads: int | None = None) -> Iterator[Session]:
         stack.callback(ray.shutdown)
         if ours:
             each, actors = room.here(config, here, threads)
-            yield Session(config, each, actors, build)
+            yield Session(config, each, actors, build, inherits=True)
         else:
             yield Session(config, room.found(config, threads), config.actors)
 

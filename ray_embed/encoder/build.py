@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed import pooling
+from ray_embed import legacy_keras, pooling
 from ray_embed.config import RANDOM
 from ray_embed.encoder import GRAPH_ENGINES, Encoder, EncoderSpec, Output, engines, loading
 from ray_embed.encoder.at_hand import at_hand
@@ -62,7 +62,7 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
         raise InputError(
             f"Keras is set to the backend {keras.config.backend()!r}; set KERAS_BACKEND=tensorflow"
         )
-    with at_hand(spec) as here:
+    with legacy_keras.advised(), at_hand(spec) as here:
         loaded = loading.load(here)
         shape = image_shape(loaded, spec)
         prepared = _preprocessed(spec, _noise(2, shape, spec.preprocess is not None))
@@ -133,7 +133,7 @@ def shapes_inside(spec: EncoderSpec) -> tuple[dict[str, Shape], dict[str, Shape]
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    with at_hand(spec) as here:
+    with legacy_keras.advised(), at_hand(spec) as here:
         loaded = loading.load(here)
     for note in loaded.notes:
         say(note)

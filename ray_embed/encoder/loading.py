@@ -217,7 +217,6 @@ def _from_file(path: Path, spec: EncoderSpec) -> tuple[Any, Objects]:
                 found = library.saving.load_model(
                     file, custom_objects=objects, compile=False, safe_mode=True
                 )
-            )
         except Exception as error:
             reason = _missing(stored, objects, spec)
             if not reason:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads a TensorFlow object-graph checkpoint into a Keras 3 or tf_keras model: all or nothing."""
 
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -14,7 +15,11 @@ from ray_embed.encoder.keras_objects import (
     wanted_shape,
     weights_of,
 )
+from ray_embed.encoder.untracked import left_out_by_keras
 from ray_embed.errors import InputError
+
+# What a checkpoint holds beside the variables of models.
+_BESIDE = re.compile(r"^_CHECKPOINTABLE_OBJECT_GRAPH$|(^|/)(save_counter|step|.*optimizer.*)/")
 
 
 def load_checkpoint(
@@ -74,7 +79,12 @@ def _find(checkpoint: Checkpoint, model: Any, names: Sequence[str], around: Sequ
     found = found or attempt(model, wanted, _levels(checkpoint))
     if found is None:
         # The place where most of the model was found tells best what is wrong.
-        raise _mismatch(checkpoint, max(tried, key=lambda match: len(match.found)), wanted)
+        best = max(tried, key=lambda match: len(match.found))
+        stored = sum(not _BESIDE.search(key) for key in checkpoint.shapes)
+        reason = None if best.problems else left_out_by_keras(model, set(best.found), stored)
+        if reason:
+            raise InputError(f"{checkpoint.shown}: {reason}")
+        raise _mismatch(checkpoint, best, wanted)
     return found
 
 

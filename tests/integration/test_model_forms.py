@@ -8,8 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from encoders import encode, features_of, gap, my_encoders, my_layers, noise, plain, spec
+from conftest import Command, make_folder
+from encoders import encode, features_of, gap, my_encoders, my_layers, noise, pixels, plain, spec
 
+import ray_embed as package
 from ray_embed.encoder.build import build, layer_shapes
 from ray_embed.errors import InputError
 
@@ -245,3 +247,49 @@ def test_files_that_tensorflow_writes(tmp_path: Path) -> None:
             session, str(tmp_path / "m"), {"images": images}, {"features": features}
         )
     assert_close(features_of(tmp_path / "m", noise()), gap(plain(model, noise())))
+
+
+# --- through the command line --------------------------------------------------------------------
+
+OLD = """
+import tensorflow as tf
+
+def encoder():
+    image = tf.keras.Input((16, 16, 3))
+    maps = tf.nn.relu(tf.keras.layers.Conv2D(4, 3, kernel_initializer="ones")(image))
+    return tf.keras.Model(image, tf.reduce_mean(maps, (1, 2)))
+"""
+
+
+@pytest.mark.slow
+def test_code_for_keras_2(ray_embed: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Ray here was started before the variable was set, as that of a cluster was."""
+    folder = make_folder(Path("valid"), {"a": 2})
+    Path("old_code.py").write_text(OLD)
+    arguments = ("extract", "--source", folder, "--model", "old_code:encoder", "--out", "r")
+    result = ray_embed(*arguments)
+    assert result.code == 2
+    assert "set TF_USE_LEGACY_KERAS=1" in result.err
+    assert "\x1b" not in result.err
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    result = ray_embed(*arguments)
+    assert result.code == 0, result.err
+    images = pixels(folder) / np.float32(255)
+    expected = gap(tf.nn.relu(tf.nn.conv2d(images, np.ones((3, 3, 3, 4)), 1, "VALID")).numpy())
+    assert_close(package.load("r").to_numpy()[0], expected)
+
+
+@pytest.mark.slow
+def test_signature_and_its_note(ray_embed: Command, hub_module: Path) -> None:
+    folder = make_folder(Path("valid"), {"a": 2})
+    arguments = ("extract", "--source", folder, "--model", hub_module / "saved_model.pb")
+    result = ray_embed(*arguments, "--out", "r")
+    assert result.code == 0, result.err
+    notes = [line for line in result.err.splitlines() if "of the SavedModel" in line]
+    assert len(notes) == 1
+    assert "warning" not in notes[0]
+    identity = json.loads(Path("r/run.json").read_text())["identity"]
+    assert not {"tags", "signature"} & set(identity)
+    result = ray_embed(*arguments, "--out", "r", "--signature", "default", "--tags", "")
+    assert result.code == 2
+    assert "signature: was None, is default" in result.err
