@@ -47,11 +47,14 @@ class PixelSpec:
     repeat_channel: bool = False
     turn_upright: bool = False
     max_pixels: int = 1 << 62
+    takes_bytes: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
     """Some records of a shard: their positions in it, and images (n, H, W, C) float32.
+
+    For an encoder that takes the bytes of files, `images` is (n,) of these.
 
     `thumbnails` is (n, SIDE, SIDE, 1 or 3) uint8, of which each uses its `sizes`, (n, 2), from the
     upper left. `turned`, (n,) bool, is whether a file's orientation is another than upright.
@@ -139,7 +142,8 @@ def _file_decoder(pixels: PixelSpec) -> Any:
     import tensorflow as tf
 
     def decode(position: Any, path: Any) -> Any:
-        return position, *_from_content(tf.io.read_file(path), pixels)
+        content = tf.io.read_file(path)
+        return position, *_with_bytes(content, _from_content(content, pixels), pixels)
 
     return decode
 
@@ -150,9 +154,15 @@ def _content_decoder(pixels: PixelSpec) -> Any:
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def decode(position: Any, content: Any) -> Any:
-        return position, *_from_content(content, pixels)
+        return position, *_with_bytes(content, _from_content(content, pixels), pixels)
 
     return decode
+
+
+def _with_bytes(content: Any, prepared: tuple[Any, ...], pixels: PixelSpec) -> tuple[Any, ...]:
+    """Put the file itself in place of its pixels, for an encoder that takes these."""
+    # It has been decoded all the same: what is no image is not to reach the encoder.
+    return (content, *prepared[1:]) if pixels.takes_bytes else prepared
 
 
 def _from_content(content: Any, pixels: PixelSpec) -> tuple[Any, ...]:
@@ -324,4 +334,6 @@ def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
         prepared = [value.numpy()[None] for value in decoded]
     except (tf.errors.OpError, ValueError):
         return "corrupt image"
+    if pixels.takes_bytes:
+        prepared[0] = np.array([content], object)
     return Batch(np.zeros(1, np.int64), *prepared)

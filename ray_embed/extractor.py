@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The actor's work: decode → encode → pool one shard, and write its part."""
 
+import contextlib
 import itertools
 import pickle
 import threading
@@ -18,7 +19,7 @@ import pyarrow as pa
 from ray_embed import nodes, plan, store
 from ray_embed.decode import Batch, PixelSpec
 from ray_embed.encoder import Encoder, EncoderSpec, keep
-from ray_embed.encoder.engines import Engine, open_engine
+from ray_embed.encoder.engines import Engine, blank_batch, open_engine
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.inputs import Inputs, check_unchanged, open_inputs
@@ -32,7 +33,7 @@ Array = np.ndarray[Any, Any]
 # A shard, and a reference to its images where they are streamed.
 Item = tuple[Shard, Any]
 
-_NOT_FINITE, _MISSING = "not finite", "missing"
+_NOT_FINITE, _MISSING, _REFUSED = "not finite", "missing", "unreadable by the encoder"
 
 
 @dataclass(frozen=True)
@@ -151,16 +152,46 @@ class _Opened:
 
     def take(self, batch: Batch, gathered: _Gathered) -> None:
         """Encode a batch, padded to the one shape the engine has, and put it where it belongs."""
-        count, size = len(batch.positions), self.encoder.spec.batch_size
-        images = batch.images
-        if count < size:
-            images = np.zeros((size, *images.shape[1:]), np.float32)
-            images[:count] = batch.images
         with self.meter.doing("computing"):
-            found = self.engine(images)
+            if self.encoder.takes_bytes:
+                found = self._run_on_bytes(batch, gathered)
+            else:
+                found = self._run(batch.images)
         for target, values in zip(gathered.features, found, strict=True):
-            target[batch.positions] = values[:count]
+            target[batch.positions] = values
         gathered.batches.append(replace(batch, images=np.zeros(0)))
+
+    def _run(self, images: Array) -> list[Array]:
+        """Encode images, padded to a batch; returns the features of each output."""
+        count, size = len(images), self.encoder.spec.batch_size
+        if count < size:
+            batch = blank_batch(self.encoder, size)
+            batch[:count] = images
+            images = batch
+        return [values[:count] for values in self.engine(images)]
+
+    def _run_on_bytes(self, batch: Batch, gathered: _Gathered) -> list[Array]:
+        """Encode the contents of files; those that the encoder itself cannot decode are rejected.
+
+        They are images that TensorFlow can read, but not all of its decoders read all of them.
+        """
+        import tensorflow as tf
+
+        with contextlib.suppress(tf.errors.InvalidArgumentError):
+            return self._run(batch.images)
+        found = [
+            np.zeros((len(batch.positions), output.dimension), np.float32)
+            for output in self.encoder.outputs
+        ]
+        for number, position in enumerate(batch.positions.tolist()):
+            try:
+                values = self._run(batch.images[number : number + 1])
+            except tf.errors.InvalidArgumentError:
+                gathered.reasons[position] = _REFUSED
+            else:
+                for target, one in zip(found, values, strict=True):
+                    target[number] = one[0]
+        return found
 
 
 class Extractor:
@@ -190,7 +221,7 @@ class Extractor:
         """Get ready for a job, and encode a blank image."""
         opened = self._open(job)
         size = opened.encoder.spec.batch_size
-        opened.engine(np.zeros((size, *opened.encoder.image_shape), np.float32))
+        opened.engine(blank_batch(opened.encoder, size))
         return Ready(size, nodes.this_one())
 
     def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> int:

@@ -78,6 +78,7 @@ def pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSp
         repeat_channel=config.channels == "repeat",
         turn_upright=config.exif_orientation,
         max_pixels=config.max_pixels,
+        takes_bytes=encoder.takes_bytes,
     )
 
 
@@ -113,6 +114,9 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
     Raises:
         InputError: a number of channels, a size, or a scale that does not fit.
     """
+    if encoder.takes_bytes:
+        _check_takes_files(config, splits, encoder)
+        return
     model = f"--model {encoder.spec.model_name}"
     channels = encoder.image_shape[2]
     for option, given in (("--mean", config.mean), ("--std", config.std)):
@@ -131,6 +135,28 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
         )
     for split in splits:
         _check_shape(config, split, encoder)
+
+
+def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
+    """Refuse what does not go with an encoder that takes the bytes of image files.
+
+    Raises:
+        InputError: a source of arrays, or an option for pixels.
+    """
+    what = f"--model {encoder.spec.model_name} takes the bytes of image files"
+    for split in splits:
+        if split.image_shape is not None:
+            raise InputError(
+                f"--source {split.split}={split.root}: it gives arrays, and {what}; give a folder "
+                "of images or a listing, or export a model that takes images (N, H, W, C)"
+            )
+    for name in ("scale", *_OPTIONS):
+        value = getattr(config, name)
+        if value != RunConfig.model_fields[name].default:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value}: {what}, and decodes, resizes and "
+                "scales them itself; leave the option away"
+            )
 
 
 def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
@@ -165,6 +191,8 @@ def _channels_fix(given: int, wanted: int) -> str:
 
 def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> Explanation:
     """Return what was decided of the pixels, and what looks wrong."""
+    if encoder.takes_bytes:
+        return Explanation()
     notes, warnings = [], []
     rescaling, scale = encoder.rescaling, decide_scale(config, encoder)
     levels = any(not has_floats(split) for split in splits)

@@ -79,6 +79,11 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
     spec = encoder_spec(config, next((shape for shape in shapes if shape), None), RECORDS)
     # Which engine is fastest does not matter for what it gets.
     encoder = build(replace(spec, engine="tensorflow"), 1)
+    if encoder.takes_bytes:
+        raise InputError(
+            f"--model {encoder.spec.model_name}: it takes the bytes of image files and decodes "
+            "them itself, so there is no input batch to show"
+        )
     pixels.check(config, tuple(one.split for one in chosen), encoder)
     samples = [_sample(config, one, encoder) for one in chosen]
     lines = _lines(config, samples, encoder)

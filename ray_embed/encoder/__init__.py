@@ -86,3 +86,8 @@ class Encoder:
     notes: tuple[str, ...] = ()
     rescaling: Rescaling = field(default_factory=lambda: Rescaling(dtype="float32"))
     advice: str = ""
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether batches hold the contents of image files, and `image_shape` is for thumbnails."""
+        return self.rescaling.dtype == "string"

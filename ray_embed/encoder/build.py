@@ -14,6 +14,7 @@ from ray_embed import legacy_keras, pooling
 from ray_embed.config import RANDOM
 from ray_embed.encoder import GRAPH_ENGINES, Encoder, EncoderSpec, Output, engines, loading
 from ray_embed.encoder.at_hand import at_hand
+from ray_embed.encoder.encoded_images import encoded_noise
 from ray_embed.encoder.graph import (
     Features,
     fold,
@@ -39,6 +40,8 @@ Shape = tuple[int | None, ...]
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
 # bfloat16 keeps 8 bits of each number, and errors add up over the layers.
 _BFLOAT16 = 5e-2
+# Of an encoder that takes the bytes of files: a little more than thumbnails need.
+_SHAPE_FOR_THUMBNAILS = (128, 128, 3)
 # Of images that a layer flips or not, so many are the same in another call once in 2 ** _PROBE.
 _PROBE = 8
 
@@ -65,7 +68,7 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     with legacy_keras.advised(), at_hand(spec) as here:
         loaded = loading.load(here)
         shape = image_shape(loaded, spec)
-        prepared = _preprocessed(spec, _noise(2, shape, spec.preprocess is not None))
+        prepared = _preprocessed(spec, _probe_images(loaded, spec, shape, 2))
         _check_cast(spec, prepared, loaded.dtype)
         if not getattr(loaded.model, "inputs", None):
             # The first call of a subclassed model makes its variables, and its layers are called
@@ -99,8 +102,8 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     )
     draft, warnings = _folded(draft, encode, loaded.dtype)
     draft = _with_layer_names(draft, loaded)
-    levels = spec.preprocess is not None or draft.rescaling.expects_levels
-    probe = _noise(min(_PROBE, spec.batch_size), shape, levels)
+    levels = draft.rescaling.expects_levels
+    probe = _probe_images(loaded, spec, shape, min(_PROBE, spec.batch_size), levels)
     plain = [np.asarray(value) for value in encode(probe)]
     _check_deterministic(loaded, spec, encode, plain, probe)
     draft = replace(draft, warnings=tuple(warnings), notes=_notes(loaded, shape))
@@ -137,7 +140,7 @@ def shapes_inside(spec: EncoderSpec) -> tuple[dict[str, Shape], dict[str, Shape]
         loaded = loading.load(here)
     for note in loaded.notes:
         say(note)
-    images = _noise(2, image_shape(loaded, spec), spec.preprocess is not None)
+    images = _probe_images(loaded, spec, image_shape(loaded, spec), 2)
     prepared = _preprocessed(spec, images)
     with _explained(spec, prepared):
         loaded.call(prepared)
@@ -162,6 +165,9 @@ def image_shape(loaded: Loaded, spec: EncoderSpec) -> tuple[int, int, int]:
         InputError: the model leaves the size open and nothing else gives it, or `--image-size` is
             not the model's.
     """
+    if loaded.takes_bytes:
+        _refuse_options_for_pixels(spec)
+        return _SHAPE_FOR_THUMBNAILS
     height, width, channels = loaded.input_shape
     if spec.image_size:
         if any(a not in (None, b) for a, b in zip((height, width), spec.image_size, strict=True)):
@@ -178,6 +184,34 @@ def image_shape(loaded: Loaded, spec: EncoderSpec) -> tuple[int, int, int]:
             f"--model {spec.model_name}: it has no fixed input size; give --image-size H,W"
         )
     return height, width, channels or 3
+
+
+def _refuse_options_for_pixels(spec: EncoderSpec) -> None:
+    given = {
+        "--image-size": spec.image_size,
+        "--preprocess": spec.preprocess,
+        "--engine openvino": spec.engine == "openvino" or None,
+    }
+    for option, value in given.items():
+        if value is not None:
+            raise InputError(
+                f"{option}: --model {spec.model_name} takes the bytes of image files, and decodes "
+                "them in its own TensorFlow graph; leave the option away, or export a model that "
+                "takes images (N, H, W, C)"
+            )
+
+
+def _probe_images(
+    loaded: Loaded,
+    spec: EncoderSpec,
+    shape: tuple[int, int, int],
+    count: int,
+    levels: bool = False,
+) -> Array:
+    """Make noise, as the encoder takes it: the contents of files, or pixels; see :func:`_noise`."""
+    if loaded.takes_bytes:
+        return encoded_noise(count)
+    return _noise(count, shape, levels or spec.preprocess is not None)
 
 
 def _noise(count: int, shape: tuple[int, int, int], levels: bool) -> Array:
@@ -304,11 +338,15 @@ def _first_that_agrees(
 
     spec = draft.spec
     warnings = list(draft.warnings)
-    batch = np.zeros((spec.batch_size, *draft.image_shape), np.float32)
+    batch = engines.blank_batch(draft, spec.batch_size)
     batch[: len(probe)] = probe
     lowered = spec.precision == "float32"
     gpu = bool(tf.config.list_physical_devices("GPU"))
-    for name in engines.candidates(spec.engine, gpu):
+    names = engines.candidates(spec.engine, gpu)
+    if draft.takes_bytes:
+        # Decoding is TensorFlow's alone.
+        names = tuple(name for name in names if name not in ("openvino", "xla"))
+    for name in names:
         if name != "openvino" and not lowered:
             # OpenVINO lowers the precision itself; a graph for TensorFlow must say so.
             lower()
@@ -347,7 +385,8 @@ def _folded(
     Where it cannot, only the type of its input, `dtype`, tells what pixels it expects.
     """
     try:
-        folded = fold(encode, (draft.spec.batch_size, *draft.image_shape), dtype)
+        shape = () if dtype == "string" else draft.image_shape
+        folded = fold(encode, (draft.spec.batch_size, *shape), dtype)
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         rescaling = Rescaling(dtype=dtype, expects_levels="int" in dtype)

@@ -17,6 +17,7 @@ import numpy as np
 
 from ray_embed.encoder import Encoder, loading
 from ray_embed.encoder.at_hand import at_hand
+from ray_embed.encoder.encoded_images import blank_images
 from ray_embed.encoder.graph import function_of
 
 Array = np.ndarray[Any, Any]
@@ -27,7 +28,7 @@ _FLOAT32 = 1
 
 @dataclass(frozen=True)
 class Engine:
-    """Runs batches (B, H, W, C) float32; gives one (B, D) float32 an output.
+    """Runs batches (B, H, W, C) float32, or (B,) bytes; gives one (B, D) float32 an output.
 
     `at_once` batches may be under way side by side, each called from a thread of its own.
     """
@@ -74,6 +75,13 @@ def open_engine(encoder: Encoder, threads: int) -> Engine:
         case "xla" | "folded":
             return _folded(encoder)
     return _keras(encoder)
+
+
+def blank_batch(encoder: Encoder, count: int) -> Array:
+    """Return black images, as the encoder takes them: float32 pixels, or the bytes of files."""
+    if encoder.takes_bytes:
+        return blank_images(count)
+    return np.zeros((count, *encoder.image_shape), np.float32)
 
 
 def _folded(encoder: Encoder) -> Engine:
@@ -143,7 +151,7 @@ def _keras(encoder: Encoder) -> Engine:
     with at_hand(encoder.spec) as here:
         loaded = loading.load(here)
     encode = function_of(loaded, encoder.spec, encoder.outputs)
-    encode(tf.zeros((1, *encoder.image_shape)))
+    encode(tf.constant(blank_batch(encoder, 1)))
     loading.set_weights(loaded, encoder.weights)
     call = tf.function(encode, autograph=False) if encoder.engine == "function" else encode
 

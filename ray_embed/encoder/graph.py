@@ -112,7 +112,7 @@ class FoldedGraph:
 
 
 def fold(
-    encode: Callable[[Any], Features], batch_shape: tuple[int, int, int, int], dtype: str
+    encode: Callable[[Any], Features], batch_shape: tuple[int, ...], dtype: str
 ) -> FoldedGraph:
     """Trace the function for one batch shape and fold its variables to constants.
 
@@ -120,7 +120,7 @@ def fold(
 
     Args:
         encode: from images to features.
-        batch_shape: (N, H, W, C).
+        batch_shape: (N, H, W, C), or (N,) for the contents of files.
         dtype: the type of the model's own input.
 
     Raises:
@@ -131,7 +131,8 @@ def fold(
         convert_variables_to_constants_v2,
     )
 
-    images = tf.TensorSpec(batch_shape, tf.float32, name="images")
+    takes_bytes = dtype == "string"
+    images = tf.TensorSpec(batch_shape, tf.string if takes_bytes else tf.float32, name="images")
     # Not tf.function, whose graphs keep what has side effects: a sampling layer beside the layer
     # asked for changes the state of its random generator, which no constant can.
     traced = tf.compat.v1.wrap_function(encode, [images])
@@ -146,8 +147,11 @@ def fold(
         outputs,
         _digest(graph, outputs, weights=False),
         _digest(graph, outputs, weights=True),
-        find_rescaling(graph, frozen.inputs[0].name, outputs, dtype),
-        advise(graph),
+        # What decodes files itself is given no pixels.
+        Rescaling(dtype=dtype)
+        if takes_bytes
+        else find_rescaling(graph, frozen.inputs[0].name, outputs, dtype),
+        "" if takes_bytes else advise(graph),
     )
 
 
@@ -165,9 +169,35 @@ def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
     """
     nodes = {node.name: node for node in graph.node}
     known: dict[str, bytes] = {}
-    stack = [_node_of(name) for name in outputs]
+    loops: list[str] = []
+    ends = [_node_of(name) for name in outputs]
+    _hash_below(ends, nodes, known, loops, weights)
+    parts = [known[name] for name in ends]
+    # Hashing what a loop hands to its next iteration may meet further loops.
+    for name in loops:
+        before = _node_of(nodes[name].input[0])
+        _hash_below([before], nodes, known, loops, weights)
+        parts.append(known[before])
+    return hashlib.sha256(b"".join(parts)).hexdigest()
+
+
+def _hash_below(
+    names: list[str],
+    nodes: dict[str, Any],
+    known: dict[str, bytes],
+    loops: list[str],
+    weights: bool,
+) -> None:
+    """Hash nodes and all that they depend on, into `known`.
+
+    Loops are cut where they are closed, at their NextIteration nodes, which go into `loops`.
+    """
+    stack = list(names)
     while stack:
         name = stack[-1]
+        if nodes[name].op == "NextIteration" and name not in known:
+            known[name] = hashlib.sha256(f"NextIteration {len(loops)}".encode()).digest()
+            loops.append(name)
         inputs = [_node_of(item) for item in nodes[name].input]
         missing = [item for item in inputs if item not in known]
         if missing and name not in known:
@@ -178,7 +208,6 @@ def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
             ports = [item.partition(":")[2].encode() for item in nodes[name].input]
             parts = [known[item] + port for item, port in zip(inputs, ports, strict=True)]
             known[name] = _node_digest(nodes[name], parts, weights)
-    return hashlib.sha256(b"".join(known[_node_of(name)] for name in outputs)).hexdigest()
 
 
 def _node_of(name: str) -> str:

@@ -20,6 +20,7 @@ from ray_embed.encoder.custom_objects import (
     find_custom_objects,
     missing_objects,
 )
+from ray_embed.encoder.encoded_images import call_with_contents
 from ray_embed.encoder.file_kind import HDF5, ZIP, file_kind, with_ending
 from ray_embed.encoder.keras_objects import finish_normalization, keras_family
 from ray_embed.encoder.model_files import refuse_other_forms
@@ -39,10 +40,10 @@ class Loaded:
 
     `call` takes (N, H, W, C) float32 and gives the model's outputs; `input_shape` is (H, W, C),
     each None where the model leaves it open; `model` is the Keras model, or None for a signature;
-    `dtype` is the type of its input; `outer` is what holds it, and `between` what leads from there
-    to it; `custom_objects` are the classes and functions that it was loaded with; `main_output` is
-    the one of several outputs that is taken where no layer is asked for; `notes` say what was
-    chosen.
+    `dtype` is the type of its input: of `string`, `call` takes (N,) contents of image files.
+    `outer` is what holds the model, and `between` what leads from there to it; `custom_objects` are
+    the classes and functions that it was loaded with. `main_output` is the one of several outputs
+    that is taken where no layer is asked for; `notes` say what was chosen.
     """
 
     call: Callable[[Any], Any]
@@ -54,6 +55,11 @@ class Loaded:
     custom_objects: Objects = field(default_factory=dict)
     main_output: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether it takes the contents of image files."""
+        return self.dtype == "string"
 
 
 def load(spec: EncoderSpec) -> Loaded:
@@ -363,6 +369,15 @@ def _signature(path: Path, spec: EncoderSpec) -> Loaded:
 
     opened = saved_model.open_signature(path, spec.tags, spec.signature)
     signature, argument, tensor = opened.function, opened.argument, opened.tensor
+    if opened.takes_bytes:
+        return Loaded(
+            lambda contents: call_with_contents(signature, argument, contents),
+            (None, None, None),
+            outer=opened.loaded,
+            main_output=opened.main_output,
+            notes=opened.notes,
+            dtype="string",
+        )
     shape = (None,) * 4 if tensor.shape.rank is None else tuple(tensor.shape)
     dtype = tensor.dtype.name
     return Loaded(

@@ -194,12 +194,16 @@ def _follow(
 
 
 def _in_order(nodes: dict[str, Any], wanted: Iterable[str]) -> list[str]:
-    """Return the wanted nodes and all that they need, each after its inputs."""
+    """Return the wanted nodes and all that they need, each after its inputs.
+
+    Those that close a loop come before theirs, as a loop has no order.
+    """
     ordered: dict[str, None] = {}
     stack = list(wanted)[::-1]
     while stack:
         name = stack[-1]
-        missing = [other for item in nodes[name].input if (other := _node_of(item)) not in ordered]
+        inputs = [] if nodes[name].op == "NextIteration" else nodes[name].input
+        missing = [other for item in inputs if (other := _node_of(item)) not in ordered]
         if missing and name not in ordered:
             stack.extend(missing)
             continue

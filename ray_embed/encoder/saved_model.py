@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_embed.config import is_callable_reference
-from ray_embed.encoder import EncoderSpec, lambdas, saved_graph
+from ray_embed.encoder import EncoderSpec, encoded_images, lambdas, saved_graph
 from ray_embed.errors import InputError
 
 # The likeliest first. TensorFlow 1 Hub modules have no tag for inference, and name the features of
@@ -31,16 +31,18 @@ class Opened:
     tensor: Any
     loaded: Any
     main_output: str | None
+    takes_bytes: bool
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class _Choice:
-    """A signature of one of a SavedModel's graphs, and why it cannot be an encoder, if so."""
+    """A signature of one of a SavedModel's graphs."""
 
     tags: tuple[str, ...]
     name: str
     definition: Any
+    graph: Any
 
     @property
     def rank(self) -> tuple[int, str, int, str]:
@@ -106,12 +108,18 @@ def open_signature(path: Path, tags: Iterable[str] | None, name: str | None) -> 
             f"the signature {choice.name} has {len(outputs)} outputs: {main!r} is taken; others "
             "with --layer"
         )
-    return Opened(function, argument, tensor, loaded, main, tuple(notes))
+    takes_bytes = tensor.dtype == tf.string
+    if takes_bytes:
+        notes.append(
+            f"the signature {choice.name} takes the bytes of image files, and decodes and scales "
+            "them itself"
+        )
+    return Opened(function, argument, tensor, loaded, main, takes_bytes, tuple(notes))
 
 
 def _choices(path: Path) -> list[_Choice]:
     return [
-        _Choice(tuple(sorted(graph.meta_info_def.tags)), name, definition)
+        _Choice(tuple(sorted(graph.meta_info_def.tags)), name, definition, graph)
         for graph in saved_graph.read_saved_model(path).meta_graphs
         for name, definition in graph.signature_def.items()
         # For loading alone.
@@ -136,10 +144,11 @@ def _chosen(
             f"--signature {name}: the SavedModel {path} has no such signature; it has "
             f"{', '.join(_names(tagged))}"
         )
-    problems = [(choice, _problem(choice.definition)) for choice in named]
+    problems = [(choice, _problem(choice)) for choice in named]
     fitting = [choice for choice, problem in problems if problem is None]
     if fitting:
-        return fitting[0]
+        # Images rather than the bytes of files: those are decoded here as Keras does.
+        return min(fitting, key=lambda choice: _takes_bytes(choice.definition))
     unlike = dict.fromkeys(f"its signature {c.name!r} {problem}" for c, problem in problems)
     raise InputError(
         f"--model {path}: {'; '.join(unlike)}; an encoder takes one batch of images (N, H, W, C): "
@@ -147,22 +156,32 @@ def _chosen(
     )
 
 
-def _problem(definition: Any) -> str | None:
+def _takes_bytes(definition: Any) -> bool:
+    import tensorflow as tf
+
+    return any(tf.as_dtype(tensor.dtype) == tf.string for tensor in definition.inputs.values())
+
+
+def _problem(choice: _Choice) -> str | None:
     """Say why a signature cannot be an encoder of images; None where it may be one."""
     import tensorflow as tf
 
+    definition = choice.definition
     if len(definition.inputs) != 1:
         names = ", ".join(sorted(definition.inputs)) or "none"
         return f"has several inputs ({names})" if definition.inputs else "has no inputs"
     tensor = next(iter(definition.inputs.values()))
     dtype = tf.as_dtype(tensor.dtype)
+    rank = None if tensor.tensor_shape.unknown_rank else len(tensor.tensor_shape.dim)
     if dtype == tf.string:
-        return "takes texts or encoded images (string)"
+        reason = encoded_images.foreign_operation(choice.graph, tensor.name)
+        if reason is None and rank not in (None, 0, 1):
+            reason = f"has {rank} axes"
+        return reason and f"takes a string that is no image file: its graph {reason}"
     if not (dtype.is_floating or dtype.is_integer):
         return f"takes {dtype.name}"
-    shape = tensor.tensor_shape
-    if not shape.unknown_rank and len(shape.dim) != 4:
-        sides = tuple(None if side.size < 0 else side.size for side in shape.dim)
+    if rank not in (None, 4):
+        sides = tuple(None if side.size < 0 else side.size for side in tensor.tensor_shape.dim)
         return f"takes an input of the shape {sides}"
     return None
 
