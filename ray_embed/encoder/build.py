@@ -98,7 +98,6 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
         "",
         (),
         weights,
-        notes=loaded.notes,
     )
     draft, warnings = _folded(draft, encode, loaded.dtype)
     draft = _with_layer_names(draft, loaded)
@@ -112,9 +111,9 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
 
 def _notes(loaded: Loaded, shape: tuple[int, int, int]) -> tuple[str, ...]:
     if loaded.outer is None or loaded.model is None:
-        return ()
+        return loaded.notes
     note = describe_input_inside(loaded.model, (loaded.outer, *loaded.between), shape)
-    return (note,) if note else ()
+    return (*loaded.notes, note) if note else loaded.notes
 
 
 def layer_shapes(spec: EncoderSpec) -> dict[str, Shape]:
