@@ -26,6 +26,7 @@ def one_thread() -> Iterator[None]:
             import scipy.linalg  # noqa: F401
             from threadpoolctl import threadpool_limits
 
+            _take_control()
             _limited = threadpool_limits(1, "blas")
     try:
         yield
@@ -33,4 +34,17 @@ def one_thread() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if not _inside:
+                _take_control()
                 _limited.restore_original_limits()
+
+
+def _take_control() -> None:
+    """Let this thread change the setting, which threadpoolctl 3.8 leaves to the first that did.
+
+    It ignores all other threads without a word, until that one has ended.
+    """
+    from threadpoolctl import OpenBLASController
+
+    clear = getattr(OpenBLASController, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
