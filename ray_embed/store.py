@@ -4,6 +4,7 @@
 A shard is done if and only if its features part is there; nothing else records progress.
 """
 
+import contextlib
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from ray_embed.ahead import mapping
 from ray_embed.errors import DamagedError, StorageError, first_line
 from ray_embed.filesystem import Folder
+from ray_embed.matrix import Matrix, as_column, as_matrix
 from ray_embed.retrying import explained, of_storage
 
 Result = TypeVar("Result")
@@ -28,6 +30,9 @@ PCA = "pca"
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
 # Footers and the like, which are small, of parts on an object store.
 _AT_ONCE = 32
+# Reading a whole part takes three times its bytes, which of a large one are many: it is read
+# through a buffer, some rows at a time.
+_LARGE, _BUFFER, _BATCH_BYTES = 64 << 20, 1 << 20, 8 << 20
 
 REJECT_SCHEMA = pa.schema(
     [("index", pa.int64()), ("key", pa.string()), ("split", pa.string()), ("reason", pa.string())]
@@ -161,8 +166,25 @@ def with_part(
     path = folder.shown(name)
     # Where each request takes long, what is read together is asked for together.
     options = {"page_checksum_verification": True, "pre_buffer": not folder.is_local}
+
+    def opened(stream: pa.NativeFile) -> Result:
+        buffered = folder.is_local and stream.size() > _LARGE
+        return read(pq.ParquetFile(stream, **options, buffer_size=_BUFFER if buffered else 0))
+
+    with _explaining(path, number):
+        return folder.read_with(name, opened)
+
+
+@contextlib.contextmanager
+def _explaining(path: str, number: int) -> Iterator[None]:
+    """Let errors of reading a part name it.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
+    """
     try:
-        return folder.read_with(name, lambda stream: read(pq.ParquetFile(stream, **options)))
+        yield
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         if isinstance(error, OSError) and of_storage(error):
             raise StorageError(f"{path}: cannot be read: {explained(error)}") from error
@@ -263,11 +285,69 @@ def read_part(
     return with_part(folder, kind, number, read)
 
 
+def feature_batches(folder: Folder, number: int, column: str, fingerprint: str) -> Iterator[Matrix]:
+    """Read the features (n, D) of a part of the run, some rows at a time.
+
+    A local part is never in memory as a whole, others are, as a failed request is repeated.
+
+    Raises:
+        DamagedError: it is not what was written, or of another run or shard.
+        StorageError: it cannot be read.
+    """
+    if not folder.is_local:
+        yield as_matrix(read_part(folder, FEATURES, number, [column], fingerprint)[column])
+        return
+    path = folder.shown(part_name(FEATURES, number))
+    with (
+        _explaining(path, number),
+        folder.filesystem.open_input_file(folder.join(part_name(FEATURES, number))) as stream,
+        pq.ParquetFile(
+            stream, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
+        ) as part,
+    ):
+        check_owner(path, about_of(part), number, fingerprint)
+        # Reading leaves out a column that is not there.
+        dimension = part.schema_arrow.field(column).type.list_size
+        yield from _batches(part, column, dimension)
+
+
+def _batches(part: pq.ParquetFile, column: str, dimension: int) -> Iterator[Matrix]:
+    rows = max(1, _BATCH_BYTES // (4 * dimension))
+    for batch in part.iter_batches(rows, columns=[column], use_threads=False):
+        yield as_matrix(pa.chunked_array([batch.column(0)]))
+
+
 def _columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
+    wanted = part.schema_arrow.names if columns is None else columns
+    large = [name for name in wanted if _is_large(part, name)]
+    if large:
+        table = part.read([name for name in wanted if name not in large], use_threads=False)
+        for name in large:
+            table = table.append_column(part.schema_arrow.field(name), _large(part, name))
+        return table.select(wanted)
     # Parts are small: handing columns to threads takes longer than reading them.
     table = part.read(columns, use_threads=False)
     # Reading leaves out a column that is not there.
     return table if columns is None else table.select(columns)
+
+
+def _is_large(part: pq.ParquetFile, name: str) -> bool:
+    at = part.schema_arrow.get_field_index(name)
+    kind = part.schema_arrow.field(at).type if at >= 0 else None
+    if kind is None or not pa.types.is_fixed_size_list(kind):
+        return False
+    return bool(4 * kind.list_size * part.metadata.num_rows > _LARGE)
+
+
+def _large(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
+    """Read a column of features into memory once."""
+    dimension = part.schema_arrow.field(name).type.list_size
+    values = np.empty((part.metadata.num_rows, dimension), np.float32)
+    start = 0
+    for rows in _batches(part, name, dimension):
+        values[start : start + len(rows)] = rows
+        start += len(rows)
+    return as_column(values)
 
 
 def feature_columns(schema: pa.Schema) -> list[str]:
