@@ -12,7 +12,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # Each thread has some items in memory, which must not grow with the machine.
-_MOST = 8
+MOST = 8
 
 
 class Mapped(Protocol):
@@ -25,7 +25,7 @@ class Mapped(Protocol):
 
 
 @contextlib.contextmanager
-def mapping(threads: int | None = None, most: int = _MOST) -> Iterator[Mapped]:
+def mapping(threads: int | None = None, most: int = MOST) -> Iterator[Mapped]:
     """Give a `map` that works ahead on threads; one may be fed with the results of another.
 
     Each is at most `threads` items ahead of what has been taken from it. Leaving with an error

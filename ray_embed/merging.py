@@ -8,7 +8,7 @@ only their indexes and their text.
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed import metadata, pca, projector, sample, store
+from ray_embed.ahead import MOST
 from ray_embed.blas import one_thread
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import Matrix, as_column, as_matrix
@@ -27,6 +28,7 @@ from ray_embed.matrix import Matrix, as_column, as_matrix
 _SPHERED = 50
 # Of two dimensions it shows nothing, as it looks for a third component.
 _FLAT = 2
+_AT_ONCE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,17 @@ class Piece:
     group: Group
     drawn: tuple[sample.Rows, ...] = ()
     first: int = 0
+
+
+def at_once(groups: Iterable[Group], width: int) -> int:
+    """Return how many groups may be merged at a time, so that they fit in memory.
+
+    Args:
+        groups: all of them.
+        width: the numbers of a record, of all layers.
+    """
+    largest = max(group.rows * width * 4 for group in groups)
+    return max(1, min(MOST, _AT_ONCE_BYTES // (2 * max(largest, 1))))
 
 
 @dataclass(frozen=True)

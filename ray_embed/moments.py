@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first pass over the parts: their moments, a block of parts at a time, for the exact PCA.
+"""The first pass over the parts: their moments, a block of parts at a time, for the PCA.
 
 Blocks do not depend on each other, so that any process may do any of them; boundaries, and the
 order in which their moments are added, follow from the parts alone, so that the bits do.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
 
-from ray_embed import pca, store
+from ray_embed import pca, store, wide_pca
 from ray_embed.ahead import Mapped
 from ray_embed.blas import one_thread
 from ray_embed.errors import DamagedError
@@ -35,10 +35,11 @@ class Block:
     parts: tuple[int, ...]
 
 
-def at_once(dimensions: Iterable[int]) -> int:
+def at_once(dimensions: Collection[int]) -> int:
     """Give how many blocks may be under way at a time, so that they fit in memory."""
     most = max((size for size in dimensions if size <= pca.MOST_DIMENSIONS), default=1)
-    return max(1, _AT_ONCE_BYTES // (_EACH * most * most))
+    limits = [wide_pca.at_once(size) for size in dimensions if size > pca.MOST_DIMENSIONS]
+    return min([max(1, _AT_ONCE_BYTES // (_EACH * most * most)), *limits])
 
 
 def components(
@@ -54,7 +55,8 @@ def components(
         out: the run folder.
         fingerprint: of the run.
         groups: all parts, in order; at least one has rows.
-        dimensions: of each feature column. Those with too many are left out.
+        dimensions: of each feature column. Those with too many for a D x D matrix get the first
+            components; see `wide_pca`.
         mapped: does the blocks.
 
     Raises:
@@ -64,8 +66,10 @@ def components(
     folder = Folder.at(out)
     found = {}
     for column, size in dimensions.items():
-        if size <= pca.MOST_DIMENSIONS:
-            shift = _shift(folder, fingerprint, groups, column)
+        shift = _shift(folder, fingerprint, groups, column)
+        if size > pca.MOST_DIMENSIONS:
+            found[column] = wide_pca.components(out, fingerprint, groups, column, shift, mapped)
+        else:
             blocks = (Block(column, shift, parts) for parts in _blocks(groups, size))
             made = mapped(partial(moments_of, out, fingerprint), blocks)
             with one_thread():

@@ -8,9 +8,10 @@ covariance then gives what scikit-learn's ``PCA(svd_solver="full")`` gives of al
 In a run folder they are the file `pca.parquet`, which needs neither TensorFlow nor Ray.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +24,7 @@ from ray_embed.filesystem import Folder
 from ray_embed.matrix import Matrix
 
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Result = TypeVar("Result")
 
 FILE = "pca.parquet"
 # A row a component, and one before them, numbered 0, whose vector is the mean.
@@ -35,12 +37,17 @@ SCHEMA = pa.schema(
         ("vector", pa.list_(pa.float64())),
     ]
 )
-# Moments of more dimensions than these take half a gigabyte, and their components minutes.
+# How the components of a layer were found, as JSON; layers without it are exact, by their moments.
+_METHOD = "ray_embed.pca."
+# Moments of more dimensions than these take half a gigabyte, and their components minutes; see
+# `wide_pca` for these.
 MOST_DIMENSIONS = 8192
 # Of more components the coordinates are not kept.
 KEPT = 50
 # Enough for a product to run at full speed, and to be added up at little cost.
 _ROWS = 1024
+# Of more dimensions fewer rows, so that they take no more memory.
+_NUMBERS = _ROWS * MOST_DIMENSIONS
 
 
 @dataclass(frozen=True)
@@ -52,31 +59,65 @@ class Moments:
     products: Array
 
 
+COVARIANCE, GRAM, KRYLOV = "covariance", "gram", "krylov"
+
+
+@dataclass(frozen=True)
+class Method:
+    """How principal components were computed, and how exact they are.
+
+    `name` is COVARIANCE (exact, from the products of the dimensions), GRAM (exact, from the
+    products of the records) or KRYLOV (approximate). `passes` is how often the parts were read to
+    find them. `total` is the whole variance, exact, None where the variances of all components are
+    known. `residuals` (k,), of KRYLOV, are |Cv - λv| of each component v with variance λ, where C
+    is the covariance: C has an eigenvalue no further from λ than that.
+    """
+
+    name: str
+    passes: int
+    total: float | None = None
+    residuals: tuple[float, ...] = ()
+
+
 @dataclass(frozen=True)
 class Components:
     """What a PCA gives.
 
-    `mean` is (D,); `variances` (D,) are those of all components, the largest first, over N - 1;
-    `vectors` (k, D) are the first components, of length 1. All float64.
+    `mean` is (D,); `variances` (c,) are those of the components, the largest first, over N - 1:
+    of all D of them, of the N - 1 that the points span, or of the first k. `vectors` (k, D) are the
+    first components, of length 1. All float64. `method` is how they were computed.
     """
 
     mean: Array
     variances: Array
     vectors: Array
+    method: Method = Method(COVARIANCE, 1)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all variances are known, but for those that are 0."""
+        return self.method.total is None
 
     @property
     def ratios(self) -> Array:
-        """The share of each component in the whole variance (D,); 0 where there is none."""
-        total = self.variances.sum()
+        """The share of each component in the whole variance (c,); 0 where there is none."""
+        total = self.variances.sum() if self.method.total is None else self.method.total
         return self.variances / total if total else np.zeros_like(self.variances)
+
+    @property
+    def error(self) -> float:
+        """The largest residual, as a share of its variance; 0 for exact components."""
+        pairs = zip(self.method.residuals, self.variances, strict=False)
+        return max((residual / variance for residual, variance in pairs if variance), default=0.0)
 
     def project(self, features: Matrix) -> Matrix:
         """Give the coordinates (n, k) float32 of features (n, D) float32."""
         found = np.empty((len(features), len(self.vectors)), np.float32)
-        for start in range(0, len(features), _ROWS):
-            rows = features[start : start + _ROWS].astype(np.float64)
+        together = max(1, min(_ROWS, _NUMBERS // len(self.mean)))
+        for start in range(0, len(features), together):
+            rows = features[start : start + together].astype(np.float64)
             rows -= self.mean
-            found[start : start + _ROWS] = rows @ self.vectors.T
+            found[start : start + together] = rows @ self.vectors.T
         return found
 
 
@@ -153,10 +194,10 @@ def components(found: Moments, shift: Array) -> Components:
     variances[degrees:] = 0
     first = size - kept(found.count, size)
     vectors = eigh(covariance, subset_by_index=[first, size - 1], overwrite_a=True)[1].T[::-1]
-    return Components(shift + offset, variances, _signed(np.ascontiguousarray(vectors)))
+    return Components(shift + offset, variances, signed(np.ascontiguousarray(vectors)))
 
 
-def _signed(vectors: Array) -> Array:
+def signed(vectors: Array) -> Array:
     """Make the largest entry of each vector positive, as scikit-learn does: both signs are right"""
     largest = np.abs(vectors).argmax(axis=1)
     signs = np.sign(vectors[np.arange(len(vectors)), largest])
@@ -172,6 +213,9 @@ def save(folder: Folder, found: dict[str, Components], fingerprint: str) -> None
     """Write the components of a run, by layer."""
     tables = [_table(layer, of_one) for layer, of_one in found.items()]
     footer = {"ray_embed.fingerprint": fingerprint}
+    for layer, of_one in found.items():
+        if of_one.method.name != COVARIANCE:
+            footer[_METHOD + layer] = json.dumps(asdict(of_one.method))
     folder.write(FILE, store.encoded(pa.concat_tables(tables).replace_schema_metadata(footer)))
 
 
@@ -194,27 +238,69 @@ def load(folder: Folder, column: str) -> Components:
     """Read the components of a feature column of a reduced run.
 
     Raises:
-        InputError: there are none: it has not been reduced, or has too many dimensions.
+        InputError: there are none, as it has not been reduced.
         RunError: the file is not what was written.
         StorageError: it cannot be read.
     """
+    return _read(folder, column, _components)
+
+
+def method(folder: Folder, column: str) -> tuple[Method, float]:
+    """Read how the components of a feature column were computed, and their error; not the vectors.
+
+    Raises:
+        As :func:`load`.
+    """
+
+    def read(file: pq.ParquetFile, layer: str) -> tuple[Method, float]:
+        rows = _rows(file, layer, ["layer", "variance"])
+        found = _method(file, layer)
+        none = np.zeros((0, 0))
+        return found, Components(none, rows["variance"].to_numpy()[1:], none, found).error
+
+    return _read(folder, column, read)
+
+
+def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Result]) -> Result:
     again = f"`ray-embed reduce {folder.shown()}` writes it"
     run = description.read_run(folder) or {}
-    output = description.output_of(run, column)
-    if output["dimension"] > MOST_DIMENSIONS:
-        raise InputError(
-            f"{folder.shown()}: {column} has {output['dimension']} dimensions; there is an exact "
-            f"PCA of {MOST_DIMENSIONS} at most"
-        )
+    layer = description.output_of(run, column)["layer"]
     if not folder.exists(FILE):
         raise InputError(f"{folder.shown(FILE)}: no such file; {again}")
     content = pa.BufferReader(folder.read(FILE))
     try:
-        table = pq.ParquetFile(content, page_checksum_verification=True).read()
-        rows = table.filter(pc.equal(table["layer"], output["layer"]))
-        vectors = [vector.values.to_numpy() for vector in rows["vector"] if vector.is_valid]
-        return Components(vectors[0], rows["variance"].to_numpy()[1:], np.stack(vectors[1:]))
-    except (OSError, ValueError, KeyError, IndexError, pa.ArrowException) as error:
+        return read(pq.ParquetFile(content, page_checksum_verification=True), layer)
+    except _NoLayerError:
+        # An earlier version wrote none of a layer with many dimensions.
+        raise InputError(f"{folder.shown(FILE)}: no PCA of the layer {layer}; {again}") from None
+    except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise RunError(
             f"{folder.shown(FILE)}: damaged: {first_line(error)}; {again} again", goes_on=False
         ) from error
+
+
+class _NoLayerError(Exception):
+    """The file has no components of the layer."""
+
+
+def _components(file: pq.ParquetFile, layer: str) -> Components:
+    rows = _rows(file, layer, SCHEMA.names)
+    vectors = [vector.values.to_numpy() for vector in rows["vector"] if vector.is_valid]
+    variances = rows["variance"].to_numpy()[1:]
+    return Components(vectors[0], variances, np.stack(vectors[1:]), _method(file, layer))
+
+
+def _rows(file: pq.ParquetFile, layer: str, columns: list[str]) -> pa.Table:
+    table = file.read(columns)
+    rows = table.filter(pc.equal(table["layer"], layer))
+    if not len(rows):
+        raise _NoLayerError
+    return rows
+
+
+def _method(file: pq.ParquetFile, layer: str) -> Method:
+    content = (file.schema_arrow.metadata or {}).get((_METHOD + layer).encode())
+    if content is None:
+        return Method(COVARIANCE, 1)
+    found = json.loads(content)
+    return Method(**found | {"residuals": tuple(found["residuals"])})

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from ray_embed import (
     description,
+    merging,
     metadata,
     moments,
     pca,
@@ -69,7 +70,7 @@ def merge(
 ) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
-    The exact PCA of all points comes first, and is written beside the features.
+    The PCA of all points comes first, and is written beside the features.
 
     Args:
         out: the run folder.
@@ -125,14 +126,15 @@ def merge(
         if not folder.is_local:
             # TensorBoard sees nothing without it: it goes first and comes last.
             folder.delete(f"{projector.FOLDER}/{projector.CONFIG}")
-        with placing.writing(target), mapping(threads) as mapped:
+        together = merging.at_once(survey.groups, width)
+        with placing.writing(target), mapping(threads, together) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
             events.carry(folder, target)
             saved = views.saved(folder, lambda name: (target / name).read_bytes())
             for name, content in saved.files.items():
                 (target / name).write_bytes(content)
             target.chmod(0o755)
-        _delete_stale(folder, numbers if components else [])
+        _delete_stale(folder, numbers)
         if folder.is_local:
             folder.move(f"{TEMPORARY}/{target.name}", projector.FOLDER)
         else:
@@ -148,16 +150,12 @@ def _components(
     threads: int | None,
     elsewhere: Mapped | None,
 ) -> dict[str, pca.Components]:
-    """Compute the exact PCA, and write it to the run folder."""
+    """Compute the PCA, and write it to the run folder."""
     folder, fingerprint = Folder.at(out), run["fingerprint"]
     with mapping(threads, moments.at_once(dimensions.values())) as mapped:
         found = moments.components(out, fingerprint, survey.groups, dimensions, elsewhere or mapped)
     layers = {output["column"]: output["layer"] for output in run["encoder"]["outputs"]}
-    if found:
-        by_layer = {layers[column]: of_one for column, of_one in found.items()}
-        pca.save(folder, by_layer, fingerprint)
-    else:
-        folder.delete(pca.FILE)
+    pca.save(folder, {layers[column]: of_one for column, of_one in found.items()}, fingerprint)
     return found
 
 
@@ -172,7 +170,7 @@ def _no_run(out: str) -> InputError:
 
 
 def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:
-    """Say what TensorBoard's page will not show of a reduced run, and what has no PCA.
+    """Say what TensorBoard's page will not show of a reduced run, and how wide its PCA was made.
 
     Args:
         folder: the run folder.
@@ -188,16 +186,26 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
         )
     for output in run["encoder"]["outputs"]:
         if output["dimension"] > pca.MOST_DIMENSIONS:
-            yield (
-                f"{output['column']} has {output['dimension']} dimensions, which are too many for "
-                f"an exact PCA ({pca.MOST_DIMENSIONS} at most), so none is written"
-            )
+            yield _method(folder, output["column"], output["dimension"])
         if points == 1 or output["dimension"] == 1:
             few = "one point" if points == 1 else "one dimension"
             yield (
                 f"warning: {projector.variable_of(output['column'])} has only {few}: TensorBoard "
                 "lists tensors of two and more points and dimensions, so it will not show it"
             )
+
+
+def _method(folder: Folder, column: str, dimension: int) -> str:
+    """Say how the PCA of features with many dimensions was computed, and how exact it is."""
+    method, error = pca.method(folder, column)
+    name = pca.column_of(column)
+    if method.name == pca.GRAM:
+        return f"{name}: exact PCA of {dimension:,} dimensions, from the products of the records"
+    return (
+        f"{name}: approximate PCA of {dimension:,} dimensions (block Krylov, {method.passes} "
+        f"passes); the variance of each of the {len(method.residuals)} components is within "
+        f"{100 * error:.2g} % of an exact one"
+    )
 
 
 def _survey(

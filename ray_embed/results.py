@@ -98,7 +98,9 @@ class Run:
     def to_pca(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Give the first coordinates (N, k) float32 of all embedded records, in order.
 
-        They are those of an exact PCA of all of them; k is 50, or fewer where there are no more.
+        They are those of a PCA of all of them; k is 50, or fewer where there are no more. It is
+        exact up to 8,192 dimensions or 4,096 records, else approximate: the residuals of its
+        components are in the metadata of ``pca.parquet``.
 
         Args:
             layer: which layer's, where there are several.
@@ -116,7 +118,10 @@ class Run:
         return as_matrix(self._read(store.PCA).to_table(columns=[name])[name])
 
     def explained_variance(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Give the share (D,) of each principal component in the variance, the largest first.
+        """Give the share (c,) of each principal component in the variance, the largest first.
+
+        Up to 8,192 dimensions of all D of them; above, of the N - 1 that N records span, or where
+        there are more than 4,096 records of the first 50.
 
         Args:
             layer: which layer's, where there are several.

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed import sample, store, thumbnail
+from ray_embed import pca, sample, store, thumbnail
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
 from ray_embed.matrix import Matrix, as_matrix
@@ -70,6 +70,38 @@ def draw(folder: Folder, column: str, limit: int, among: Array | None = None) ->
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
+    drawn, total = _drawn(folder, limit, among)
+    return _taken(folder, column, drawn, total)
+
+
+def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Matrix]:
+    """Draw the records that `draw` draws; read their principal components instead of features.
+
+    Args:
+        folder: the run folder, with all its parts, reduced.
+        column: the features.
+        limit: how many records at most.
+
+    Returns:
+        their `index` (n,) int64, and coordinates (n, k) float32.
+
+    Raises:
+        DamagedError: a part is not what was written.
+        StorageError: a part cannot be read.
+    """
+    drawn, _ = _drawn(folder, limit, None)
+    name = pca.column_of(column)
+
+    def take(number: int) -> pa.Table:
+        part = store.read_part(folder, store.PCA, number, ["index", name])
+        return part.take(pa.array(drawn[number]))
+
+    taken = pa.concat_tables(list(store.each(folder, take, drawn)))
+    return taken["index"].to_numpy(), as_matrix(taken[name])
+
+
+def _drawn(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, Array], int]:
+    """Draw rows of the parts; returns them by part, and of how many records they are."""
     numbers = list(store.part_numbers(folder))
 
     def strata_of(number: int) -> tuple[pa.Table, Array]:
@@ -87,7 +119,7 @@ def draw(folder: Folder, column: str, limit: int, among: Array | None = None) ->
     tables = store.each(folder, strata_of, numbers)
     for number, (table, rows) in zip(numbers, tables, strict=True):
         drawn[number] = rows[chosen.of(table)]
-    return _taken(folder, column, drawn, total)
+    return drawn, total
 
 
 def at(folder: Folder, column: str, index: Array, total: int) -> Subset:

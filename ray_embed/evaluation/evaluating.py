@@ -187,10 +187,13 @@ def _over_all(
 ) -> tuple[Judgement, tuple[str, ...]]:
     """Let the spectrum be that of all records, where it is known."""
     try:
-        variances = pca.load(folder, run._column(layer)).variances
+        found = pca.load(folder, run._column(layer))
     except InputError:
         return judged, ()
-    whole = {one.name: one for one in spectrum.of_covariance(variances)}
+    if not found.is_complete:
+        # The first components say nothing of the others.
+        return judged, ()
+    whole = {one.name: one for one in spectrum.of_covariance(found.variances)}
     kept = tuple(whole.get(one.name, one) for one in judged.measures)
     return replace(judged, measures=kept), tuple(whole)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed import description, progress, soundness, subset, views
+from ray_embed import description, progress, soundness, store, subset, views
 from ray_embed.alone import alone
 from ray_embed.evaluation.label_kind import LabelKind, choose_labels, with_labels
 from ray_embed.filesystem import Folder
@@ -92,16 +92,23 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
     """Map the points that the page shows, where they are few enough, and write the views."""
     shown = min(records.total, limit)
     most = subset.affordable(views.MAPPED, records.features.shape[1])
-    if shown > most:
+    # The coordinates that `reduce` has written are few numbers, where features are many.
+    is_reduced = all(
+        folder.exists(store.part_name(store.PCA, number)) for number in store.part_numbers(folder)
+    )
+    if shown > (views.MAPPED if is_reduced else most):
         say(f"no t-SNE and UMAP for the page: it shows {shown:,} points, not {most:,}")
         return
-    if shown != len(records):
-        records = subset.draw(folder, column, limit)
-    progress.say(f"mapping the {len(records):,} points of the page, in three dimensions")
-    components = spectrum(folder, column, records.features).coordinates
+    progress.say(f"mapping the {shown:,} points of the page, in three dimensions")
+    if shown > most:
+        index, components = subset.draw_components(folder, column, limit)
+    else:
+        if shown != len(records):
+            records = subset.draw(folder, column, limit)
+        index, components = records.index, spectrum(folder, column, records.features).coordinates
     found = maps.projections(components, 3)
     found["pca"] = components[:, : views.COMPONENTS]
-    views.keep(folder, column, records.index, found)
+    views.keep(folder, column, index, found)
     if not folder.exists(f"{FOLDER}/{CONFIG}"):
         return
     saved = views.saved(folder, lambda name: folder.read(f"{FOLDER}/{name}"))
@@ -173,6 +180,8 @@ class _Drawing:
             title = f"Maps by split · {self._about}"
             self._save("maps_by_split", figure, title, splits.names[: splits.colored])
         some = "" if found.records is None else f" of {found.records:,} records"
+        if found.first_of is not None:
+            some = f", the first {len(found.ratios)} of {found.first_of:,} components"
         title = f"Explained variance{some} · {self._name}"
         self._save("explained_variance", figures.variance(found.ratios), title)
         if is_scale(records.label_type) or len(classes.names) < 2:

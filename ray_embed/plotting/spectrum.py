@@ -21,12 +21,14 @@ class Spectrum:
 
     `ratios` (c,) float64 are the shares of the variance, the largest first, `coordinates` (n, k)
     float32 those of n records on the first k components. `records` is how many they were computed
-    of, None for all of the run.
+    of, None for all of the run. `first_of` is the number of components of which only the first c
+    are known, None where all are.
     """
 
     ratios: Array
     coordinates: Matrix
     records: int | None
+    first_of: int | None = None
 
 
 def spectrum(folder: Folder, column: str, features: Matrix) -> Spectrum:
@@ -34,9 +36,10 @@ def spectrum(folder: Folder, column: str, features: Matrix) -> Spectrum:
     try:
         found = pca.load(folder, column)
     except InputError:
-        # Not reduced yet, or too wide.
+        # Not reduced yet.
         return _computed(features)
-    return Spectrum(found.ratios, found.project(features), None)
+    first_of = None if found.is_complete else features.shape[1]
+    return Spectrum(found.ratios, found.project(features), None, first_of)
 
 
 def _computed(features: Matrix) -> Spectrum:

@@ -17,10 +17,11 @@ from sklearn.decomposition import PCA
 from synthetic import make_run
 
 import ray_embed as package
-from ray_embed import moments, pca, reducer
+from ray_embed import moments, pca, reducer, subset, wide_pca
 from ray_embed.blas import one_thread
 from ray_embed.errors import InputError, RunError
 from ray_embed.filesystem import Folder
+from ray_embed.plotting import spectrum
 
 
 def points(count, size, offset=0.0, seed=0):
@@ -459,18 +460,50 @@ def test_a_layer_that_is_called_as_coordinates_are(tmp_path):
     assert_as_sklearn(path, layers["x"], "x")
 
 
-def test_too_many_dimensions_are_said_and_all_else_goes_on(run, tmp_path, monkeypatch, ray_embed):
-    monkeypatch.setattr(pca, "MOST_DIMENSIONS", 59)
-    path = copy(run, tmp_path / "run")
-    result = ray_embed("reduce", path)
-    assert result.code == 0
-    assert "60 dimensions" in result.err
-    assert "exact PCA" in result.err
-    assert set(tensors(path)[0]) == {"embedding"}
-    assert not (path / "pca.parquet").exists()
-    assert not part_files(path, "pca")
-    with pytest.raises(InputError, match="60 dimensions"):
-        package.load(str(path)).to_pca()
+@pytest.mark.parametrize(
+    ("most", "said"),
+    [
+        (4096, "pca: exact PCA of 400 dimensions, from the products of the records"),
+        (100, "pca: approximate PCA of 400 dimensions (block Krylov, 4 passes); the variance of"),
+    ],
+)
+def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, said):
+    monkeypatch.setattr(pca, "MOST_DIMENSIONS", 399)
+    monkeypatch.setattr(wide_pca, "MOST_RECORDS", most)
+    values = np.random.default_rng(0).normal(size=(300, 400)) * np.arange(1, 401) ** -1.0 + 2
+    path = make_run(tmp_path / "run", {"top": values.astype(np.float32)}, rejected=[3, 4])
+    folder = Folder.at(str(path))
+    package.reduce(str(path), 100)
+    (line,) = list(reducer.unseen(folder, 298, 1000))
+    assert line.startswith(said)
+    if most == 100:
+        assert line.endswith(f"of the 50 components is within {said_error(path)} % of an exact one")
+    named, listed, settings = tensors(path)
+    assert listed == ["sample", "sample_pca"]
+    assert named["sample_pca"].shape == (100, 49)
+    assert [one.bookmarks_path for one in settings.embeddings] == ["bookmarks.json"] * 2
+    coordinates = package.load(str(path)).to_pca()
+    assert coordinates.shape == (298, 50)
+    ratios = package.load(str(path)).explained_variance()
+    np.testing.assert_allclose(
+        coordinates.var(axis=0, ddof=1) / values[5:].var(axis=0, ddof=1).sum(),
+        ratios[:50],
+        rtol=0.05,
+    )
+    # A plot reads the same coordinates, where the features would not fit into memory.
+    index, read = subset.draw_components(folder, "feature", 100)
+    lines = (path / "projector" / "sample.tsv").read_text().splitlines()[1:]
+    assert index.tolist() == [int(line.split("\t")[3]) for line in lines]
+    where = np.searchsorted(table_of(path)["index"].to_numpy(), index)
+    assert np.array_equal(read, coordinates[where])
+    drawn = spectrum.spectrum(folder, "feature", values[index].astype(np.float32))
+    assert drawn.first_of == (None if most == 4096 else 400)
+    np.testing.assert_allclose(drawn.coordinates, read, atol=1e-4)
+
+
+def said_error(path):
+    found = pca.load(Folder.at(str(path)), "feature")
+    return f"{100 * max(found.method.residuals / found.variances):.2g}"
 
 
 def test_other_processes_give_the_same_bytes(run, tmp_path, small_blocks, ray_session):
