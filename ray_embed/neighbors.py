@@ -22,6 +22,8 @@ METRICS = ("cosine", "l2")
 _RECORD = ["index", "key", "label", "split"]
 # Distances in memory at once.
 _AT_ONCE = 1 << 22
+# Numbers of a record from which on fewer records are taken together, and numbers taken together.
+_WIDE, _NUMBERS = 8192, 1 << 23
 # Squared distances below this share of the squared lengths are rounding, of float32 features too.
 _NOTHING = 1e-13
 
@@ -118,8 +120,12 @@ class _Search:
 
     def add(self, rows: Array, places: Array) -> None:
         """Take rows (m, D) into account, which come after all others; (m,) is where they are."""
-        if not len(rows):
-            return
+        # In double precision, a part of wide features would take a gigabyte or more.
+        together = max(1, _NUMBERS // rows.shape[1]) if rows.shape[1] > _WIDE else len(rows)
+        for start in range(0, len(rows), max(1, together)):
+            self._add(rows[start : start + together], places[start : start + together])
+
+    def _add(self, rows: Array, places: Array) -> None:
         wide = rows.astype(np.float64)
         size = max(1, _AT_ONCE // (len(rows) + self._k))
         blocks = [slice(at, at + size) for at in range(0, max(1, len(self._points)), size)]

@@ -2,17 +2,21 @@
 """How alike two encoders see the same records: by neighbourhoods, and by linear CKA."""
 
 from collections.abc import Sequence
+from itertools import combinations_with_replacement
 from typing import Any
 
 import numpy as np
 
 from ray_embed.evaluation.neighbours import directions
+from ray_embed.evaluation.spectrum import products_of_records
 from ray_embed.matrix import Matrix
 
 Array = np.ndarray[Any, Any]
 
 # Columns of the product of two matrices of features that are in memory at a time.
 _BLOCK = 512
+# Of features with so many times as many dimensions as records the kernels are smaller.
+_WIDE = 4
 
 
 def neighbours(features: Matrix, k: int) -> Array:
@@ -58,14 +62,30 @@ def cka(features: Sequence[Matrix]) -> Array:
         (m, m) float64, with NaN where features hardly vary.
     """
     hsic = np.empty((len(features), len(features)))
+    if max(one.shape[1] for one in features) > _WIDE * len(features[0]):
+        kernels = [products_of_records(one)[1] for one in features]
+        for at, after in combinations_with_replacement(range(len(kernels)), 2):
+            hsic[at, after] = hsic[after, at] = _hsic_of_kernels(kernels[at], kernels[after])
+        return _normalized(hsic)
     for at, one in enumerate(features):
         x = _centred(one)
         hsic[at, at] = _hsic(x, x)
         for after, other in enumerate(features[at + 1 :], start=at + 1):
             hsic[at, after] = hsic[after, at] = _hsic(x, _centred(other))
+    return _normalized(hsic)
+
+
+def _normalized(hsic: Array) -> Array:
     own = np.where(np.diag(hsic) > 0, np.diag(hsic), np.nan)
     found: Array = hsic / np.sqrt(np.outer(own, own))
     return found
+
+
+def _hsic_of_kernels(one: Array, other: Array) -> float:
+    """Estimate HSIC from the (n, n) kernels of centered features, which may be wide."""
+    of_one, of_other = (kernel - np.diag(np.diag(kernel)) for kernel in (one, other))
+    trace = float(np.vdot(of_one, of_other))
+    return _estimate(trace, of_one.sum(axis=0), of_other.sum(axis=0), len(one))
 
 
 def _hsic(x: Array, y: Array) -> float:
@@ -79,6 +99,10 @@ def _hsic(x: Array, y: Array) -> float:
     rows_x, rows_y = x @ x.sum(axis=0) - of_x, y @ y.sum(axis=0) - of_y
     products = (x[:, at : at + _BLOCK].T @ y for at in range(0, x.shape[1], _BLOCK))
     trace = sum(float(np.vdot(product, product)) for product in products) - of_x @ of_y
+    return _estimate(float(trace), rows_x, rows_y, n)
+
+
+def _estimate(trace: float, rows_x: Array, rows_y: Array, n: int) -> float:
     total = rows_x.sum() * rows_y.sum() / ((n - 1) * (n - 2))
     return float((trace + total - 2 * (rows_x @ rows_y) / (n - 2)) / (n * (n - 3)))
 

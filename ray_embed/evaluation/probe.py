@@ -15,6 +15,11 @@ Array = np.ndarray[Any, Any]
 FOLDS, FOLDS_OF_MANY, MANY = 5, 2, 2000
 _SEED = 0
 _ITERATIONS = 100
+# Features of more dimensions are replaced by as many numbers as there are records, where these are
+# no more than that.
+_WIDE, _MOST_RECORDS = 8192, 4096
+# Dimensions in memory at once in double precision.
+_TOGETHER = 4096
 
 
 def told(features: Matrix, trial: Trial) -> Array:
@@ -55,10 +60,59 @@ def told(features: Matrix, trial: Trial) -> Array:
         # Of a reference with a few records a class: what it tells is asked for all the same.
         warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
         if not trial.leaves_one_out:
+            if _is_wide(known):
+                return _predict_wide(features, rows, labels, trial.judged)
             found: Array = model.fit(known, labels).predict(features[trial.judged])
             return found
         wanted = FOLDS if len(labels) <= MANY else FOLDS_OF_MANY
         count = min(wanted, int(np.bincount(labels).max()))
         folds = StratifiedKFold(count, shuffle=True, random_state=_SEED)
-        everyone = cross_val_predict(model, known, labels, cv=folds)
+        if _is_wide(known):
+            everyone = np.empty_like(labels)
+            for train, test in folds.split(labels, labels):
+                everyone[test] = _predict_wide(known, train, labels[train], test)
+        else:
+            everyone = cross_val_predict(model, known, labels, cv=folds)
     return np.asarray(everyone[np.searchsorted(rows, trial.judged)])
+
+
+def _is_wide(features: Matrix) -> bool:
+    records, dimensions = features.shape
+    return bool(dimensions > _WIDE and records <= _MOST_RECORDS)
+
+
+def _predict_wide(features: Matrix, train: Array, labels: Array, test: Array) -> Array:
+    """Predict what logistic regression on standardized features predicts, without their width.
+
+    Its weights lie in the space of the training records, however many dimensions these have, and
+    neither its loss nor its steps change when that space is turned: so records are given by their
+    coordinates in it, as many as there are training records.
+
+    Args:
+        features: (N, D) float32.
+        train: positions of the records to learn from.
+        labels: their classes (n,) int64.
+        test: positions of the records to predict.
+
+    Returns:
+        the classes (m,) int64.
+    """
+    from scipy.linalg import eigh
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.preprocessing import StandardScaler
+
+    own, others = np.zeros((len(train), len(train))), np.zeros((len(test), len(train)))
+    for start in range(0, features.shape[1], _TOGETHER):
+        some = features[:, start : start + _TOGETHER].astype(np.float64)
+        known = StandardScaler().fit(some[train])
+        learned = known.transform(some[train])
+        own += learned @ learned.T
+        others += known.transform(some[test]) @ learned.T
+    squares, axes = eigh(own, overwrite_a=True)
+    kept = squares > len(own) * np.finfo(np.float64).eps * squares[-1]
+    # Features that are all the same have none.
+    kept[-1] = True
+    axes = axes[:, kept] / np.sqrt(squares[kept].clip(np.finfo(np.float64).tiny))
+    model = LogisticRegression(max_iter=_ITERATIONS).fit(axes * squares[kept], labels)
+    found: Array = model.predict(others @ axes)
+    return found

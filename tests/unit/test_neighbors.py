@@ -193,6 +193,19 @@ def test_more_queries_than_fit_at_once(run, monkeypatch):
     assert run.neighbors(queries, k=4) == at_once
 
 
+@pytest.mark.parametrize("metric", ["cosine", "l2"])
+def test_wide_features_are_taken_a_few_records_at_a_time(run, monkeypatch, metric):
+    from ray_embed import neighbors
+
+    queries = cloud(seed=1, count=5)
+    whole = run.neighbors(queries, 7, metric)
+    monkeypatch.setattr(neighbors, "_WIDE", DIMENSION - 1)
+    monkeypatch.setattr(neighbors, "_NUMBERS", 3 * DIMENSION)
+    found = run.neighbors(queries, 7, metric)
+    assert found.drop_columns("distance").equals(whole.drop_columns("distance"))
+    assert np.allclose(found["distance"], whole["distance"], atol=1e-6)
+
+
 def test_layers(tmp_path):
     columns = {"feature_early": cloud(), "feature_late": cloud(seed=6)[:, :4]}
     run = write(tmp_path / "run", columns)

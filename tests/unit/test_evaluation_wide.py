@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measures of wide features that are computed without their width give what they gave with it."""
+
+import numpy as np
+import pytest
+from synthetic import clusters, make_subset
+
+from ray_embed.comparison import likeness
+from ray_embed.evaluation import probe
+from ray_embed.evaluation.trial import trial
+
+
+@pytest.mark.parametrize("splits", [None, ["a"] * 150 + ["b"] * 100])
+def test_the_linear_probe_predicts_the_same(monkeypatch, splits):
+    features, codes = clusters(5, 250, 400, spread=3.0)
+    subset = make_subset(features, [f"c{code}" for code in codes], splits)
+    by = trial(subset)
+    plain = probe.told(subset.features, by)
+    monkeypatch.setattr(probe, "_WIDE", 100)
+    monkeypatch.setattr(probe, "_TOGETHER", 150)
+    monkeypatch.setattr("sklearn.model_selection.cross_val_predict", None)
+    monkeypatch.setattr("sklearn.pipeline.make_pipeline", lambda *steps: None)
+    wide = probe.told(subset.features, by)
+    # Both stop after as many steps, between which rounding decides a few records.
+    assert (wide == plain).mean() >= 0.97
+    assert (wide == by.labels[by.judged]).mean() > 0.3
+
+
+def test_the_linear_probe_of_equal_features_predicts_the_largest_class(monkeypatch):
+    monkeypatch.setattr(probe, "_WIDE", 10)
+    subset = make_subset(np.ones((30, 20)), ["a"] * 20 + ["b"] * 10)
+    assert not probe.told(subset.features, trial(subset)).any()
+
+
+def test_cka_is_the_same_by_kernels(monkeypatch):
+    random = np.random.default_rng(0)
+    one = random.normal(size=(90, 300)).astype(np.float32)
+    features = [one, one[:, :40] ** 2, random.normal(size=(90, 200)).astype(np.float32)]
+    plain = likeness.cka(features)
+    monkeypatch.setattr(likeness, "_WIDE", 1)
+    monkeypatch.setattr(likeness, "_hsic", None)
+    np.testing.assert_allclose(likeness.cka(features), plain, rtol=1e-9, atol=1e-12)
+    equal = likeness.cka([one, np.ones((90, 300), np.float32)])
+    assert np.isnan(equal[1]).all()
