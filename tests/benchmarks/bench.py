@@ -23,7 +23,7 @@ from processes import HERE
 from rows import Row, from_last_line, table
 
 ROUNDS = ("whole_process", "once_warm", "mixed_inputs")  # those that are repeated
-OTHERS = ("actor_memory", "planning", "driver", "reducing", "exact_pca", "evaluating")
+OTHERS = ("actor_memory", "planning", "driver", "reducing", "exact_pca", "wide_pca", "evaluating")
 
 
 def run(name: str, arguments: list[str]) -> tuple[list[Row], bool]:

@@ -154,3 +154,18 @@ def test_what_breaks_first_follows_from_what_a_shard_costs():
     assert "at most 2,000 shards a second: 1,024,000 images, 256 such GPUs" in said
     assert "--shard-size 1024: 0.50 seconds a second" in said
     assert "0.32 with 32, 2.56 with 256" in said
+
+
+def test_wide_components_are_those_that_numpy_finds(tmp_path):
+    import dataclasses
+
+    import wide_pca
+
+    assert wide_pca.shapes_of("3000x230400,20x9") == [(3000, 230400), (20, 9)]
+    wide_pca.make_run(tmp_path, 60, 8200, 25)
+    found = wide_pca.components(tmp_path, 1)()
+    assert (found.method.name, found.vectors.shape) == ("gram", (50, 8200))
+    assert wide_pca.right(tmp_path, found)
+    off = dataclasses.replace(found, variances=found.variances * 1.001)
+    assert not wide_pca.right(tmp_path, off)
+    wide_pca.reading(tmp_path, 1)()
