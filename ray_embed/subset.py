@@ -246,11 +246,22 @@ def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> S
 
     # Where nothing is taken, the types are still there.
     numbers = [number for number in rows if len(rows[number])] or list(rows)[:1]
-    taken = list(store.each(folder, take, numbers))
-    records = pa.concat_tables([part.drop_columns([column]) for part in taken])
+    features: Matrix | None = None
+    taken: list[pa.Table] = []
+    start = 0
+    for part in store.each(folder, take, numbers):
+        own = as_matrix(part[column])
+        if features is None:
+            # One after the other: all parts and all rows would be twice as much.
+            features = np.empty((sum(map(len, rows.values())), own.shape[1]), np.float32)
+        features[start : start + len(own)] = own
+        start += len(own)
+        taken.append(part.drop_columns([column]))
+    assert features is not None  # noqa: S101 - there is a part at least
+    records = pa.concat_tables(taken)
     texts = {name: _objects(records[name]) for name in ("key", "label", "split")}
     return Subset(
-        np.concatenate([as_matrix(part[column]) for part in taken]),
+        features,
         records["index"].to_numpy(),
         texts["key"],
         texts["label"],

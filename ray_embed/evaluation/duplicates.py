@@ -8,6 +8,7 @@ Two pictures are near-duplicates if their thumbnails, averaged down to 16×16, d
 import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ THRESHOLD = 0.01 * 255
 LISTED = 100
 _COARSE = 4
 _BLOCK = 512
+# Bytes of a row from which on it is compared by a digest.
+_LONG = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,12 @@ def same_rows(values: Array) -> tuple[Array, Array]:
     """Give the first row of each different one (u,), and which of them each row (N,) is."""
     contiguous = np.ascontiguousarray(values)
     # Zeros of either sign are the same number.
-    as_bytes = (contiguous + 0.0).view(np.dtype((np.void, contiguous.strides[0]))).ravel()
+    if contiguous.strides[0] > _LONG:
+        # Sorting long rows takes several times their memory.
+        digests = [blake2b(row + 0.0, digest_size=16).digest() for row in contiguous]
+        as_bytes = np.array(digests, np.dtype((np.void, 16)))
+    else:
+        as_bytes = (contiguous + 0.0).view(np.dtype((np.void, contiguous.strides[0]))).ravel()
     _, first, unique_of = np.unique(as_bytes, return_index=True, return_inverse=True)
     return first, unique_of
 

@@ -12,6 +12,7 @@ from ray_embed.matrix import Matrix
 Array = np.ndarray[Any, Any]
 
 METRICS = ("cosine", "l2")
+_TOGETHER = 64
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,13 @@ def directions(features: Matrix) -> Matrix:
     A row of zeros, which has no direction, gets one of its own: like other such rows, and at right
     angles to all else.
     """
-    lengths = np.linalg.norm(features, axis=1, keepdims=True)
+    # The squares of all features would take as much memory as these.
+    lengths = np.concatenate(
+        [
+            np.linalg.norm(features[start : start + _TOGETHER], axis=1, keepdims=True)
+            for start in range(0, max(1, len(features)), _TOGETHER)
+        ]
+    )
     is_zero = lengths == 0
-    scaled: Matrix = (features / np.where(is_zero, 1, lengths)).astype(np.float32)
+    scaled: Matrix = (features / np.where(is_zero, 1, lengths)).astype(np.float32, copy=False)
     return np.hstack([scaled, is_zero.astype(np.float32)]) if is_zero.any() else scaled

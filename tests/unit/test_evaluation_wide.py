@@ -6,7 +6,7 @@ import pytest
 from synthetic import clusters, make_subset
 
 from ray_embed.comparison import likeness
-from ray_embed.evaluation import probe
+from ray_embed.evaluation import duplicates, neighbours, probe
 from ray_embed.evaluation.trial import trial
 
 
@@ -42,3 +42,25 @@ def test_cka_is_the_same_by_kernels(monkeypatch):
     np.testing.assert_allclose(likeness.cka(features), plain, rtol=1e-9, atol=1e-12)
     equal = likeness.cka([one, np.ones((90, 300), np.float32)])
     assert np.isnan(equal[1]).all()
+
+
+def test_equal_rows_are_found_by_digests(monkeypatch):
+    random = np.random.default_rng(0)
+    values = random.normal(size=(40, 6)).astype(np.float32)
+    values[[7, 30]] = values[3]
+    values[3, 0], values[30, 0], values[7, 0] = 0.0, -0.0, 0.0
+    splits = np.array(["a"] * 20 + ["b"] * 20, object)
+    plain = duplicates.equal_features(values, splits)
+    monkeypatch.setattr(duplicates, "_LONG", 8)
+    found = duplicates.equal_features(values, splits)
+    assert found.pairs == plain.pairs == ((3, 7, 0.0), (3, 30, 0.0))
+    assert found.splits == plain.splits
+    assert np.array_equal(found.found, plain.found)
+
+
+def test_directions_are_the_same_some_rows_at_a_time(monkeypatch):
+    values = np.random.default_rng(0).normal(size=(40, 300)).astype(np.float32)
+    whole = (values / np.linalg.norm(values, axis=1, keepdims=True)).astype(np.float32)
+    monkeypatch.setattr(neighbours, "_TOGETHER", 7)
+    assert neighbours.directions(values).tobytes() == whole.tobytes()
+    assert neighbours.directions(values[:0]).shape == (0, 300)
