@@ -47,16 +47,22 @@ def resolve(pool: str | None, layer: str, shape: tuple[int | None, ...]) -> str:
     return chosen
 
 
-def pool(features: Any, how: str) -> Any:
+def pool(features: Any, how: str, channel_axis: int = -1) -> Any:
     """Pool a TensorFlow tensor to (N, D) float32.
 
     Args:
-        features: (N, H, W, C), (N, T, C) or (N, C), any float type; channels last.
+        features: (N, H, W, C), (N, T, C) or (N, C), any float type.
         how: a pooling that fits the rank.
+        channel_axis: the axis of the channels where it is not the last. They are moved there
+            first, so that `flatten`, too, gives the order of a model with channels last.
     """
     import tensorflow as tf
 
     features = tf.cast(features, tf.float32)
+    rank = features.shape.rank
+    if channel_axis not in (-1, rank - 1):
+        others = [axis for axis in range(rank) if axis != channel_axis]
+        features = tf.transpose(features, [*others, channel_axis])
     places = list(range(1, features.shape.rank - 1))
     match how:
         case "gap":

@@ -21,7 +21,8 @@ class EncoderSpec:
     """What is asked of an encoder: the options of a run that concern it.
 
     `image_shape` is that of the images of an array source, used where the model's own input has
-    no fixed size; `folder` goes on the import path.
+    no fixed size; `folder` goes on the import path. `channels_first` tells whether the model takes
+    (N, C, H, W); None leaves that to what the model itself says.
     """
 
     model: Any
@@ -40,6 +41,7 @@ class EncoderSpec:
     batch_size: int = 16
     tags: tuple[str, ...] | None = None
     signature: str | None = None
+    channels_first: bool | None = None
 
     @property
     def model_name(self) -> str:
@@ -53,12 +55,16 @@ class EncoderSpec:
 
 @dataclass(frozen=True)
 class Output:
-    """One layer asked for: the column its features go to, its pooling, and their dimension."""
+    """One layer asked for: the column its features go to, its pooling, and their dimension.
+
+    `channel_axis` is the axis of its channels where that is not the last one.
+    """
 
     layer: str
     column: str
     pool: str
     dimension: int
+    channel_axis: int = -1
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@
 import contextlib
 import functools
 import hashlib
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -14,6 +15,7 @@ from ray_embed import legacy_keras, pooling
 from ray_embed.config import RANDOM
 from ray_embed.encoder import GRAPH_ENGINES, Encoder, EncoderSpec, Output, engines, loading
 from ray_embed.encoder.at_hand import at_hand
+from ray_embed.encoder.axes import tracking
 from ray_embed.encoder.encoded_images import encoded_noise
 from ray_embed.encoder.graph import (
     Features,
@@ -24,7 +26,15 @@ from ray_embed.encoder.graph import (
     run_recorded,
 )
 from ray_embed.encoder.keras_objects import keras_family
-from ray_embed.encoder.layers import selectable
+from ray_embed.encoder.layers import batch_fault, selectable
+from ray_embed.encoder.layout import (
+    channel_axes,
+    check_batch_axis,
+    check_independent,
+    fixed_batch,
+    layout_notes,
+    with_variables,
+)
 from ray_embed.encoder.loading import Loaded
 from ray_embed.encoder.outer import describe_input_inside
 from ray_embed.encoder.rescaling import Rescaling
@@ -42,6 +52,10 @@ _RELATIVE, _ABSOLUTE = 1e-5, 1e-6
 _BFLOAT16 = 5e-2
 # Of an encoder that takes the bytes of files: a little more than thumbnails need.
 _SHAPE_FOR_THUMBNAILS = (128, 128, 3)
+# What TensorFlow's operations say on a CPU that lacks their channels-first form.
+_NHWC_ONLY = re.compile(r"only support(s|ed)? (the |for )?(NHWC|channels_last)", re.IGNORECASE)
+# Images that tell the axes of a layer's output, whose shape must not be a chance; then one less.
+_FEW = 3
 # Of images that a layer flips or not, so many are the same in another call once in 2 ** _PROBE.
 _PROBE = 8
 
@@ -68,23 +82,28 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     with legacy_keras.advised(), at_hand(spec) as here:
         loaded = loading.load(here)
         shape = image_shape(loaded, spec)
-        prepared = _preprocessed(spec, _probe_images(loaded, spec, shape, 2))
+        fixed = fixed_batch(loaded)
+        prepared = _preprocessed(spec, _probe_images(loaded, spec, shape, fixed or _FEW))
         _check_cast(spec, prepared, loaded.dtype)
-        if not getattr(loaded.model, "inputs", None):
-            # The first call of a subclassed model makes its variables, and its layers are called
-            # for that too; those of a functional one are there.
-            with _explained(spec, prepared):
-                loaded.call(prepared)
+        with _explained(spec, prepared):
+            loaded = with_variables(loaded, here, prepared)
         if here.weights == RANDOM:
             with _explained(spec, prepared):
-                give_random_weights(loaded, here, prepared)
+                images = loading.arranged(prepared, loaded.channels_first)
+                give_random_weights(loaded, here, images)
         else:
             loading.give_weights(loaded, here, prepared)
+    # Those who load it again have to give it the same layout.
+    spec = replace(spec, channels_first=loaded.channels_first or spec.channels_first)
     if kept is not None:
         loading.set_weights(loaded, kept)
+    with _explained(spec, prepared), tracking(prepared) as channels:
+        values = layer_values(loaded, spec, channels.images, channels.watch)
     with _explained(spec, prepared):
-        values = layer_values(loaded, spec, prepared)
-    outputs = _outputs(spec, values)
+        fewer = layer_values(loaded, spec, prepared[:-1]) if fixed is None else {}
+    check_batch_axis(loaded, spec, prepared, values, fewer)
+    axes, notes = channel_axes(loaded, values, channels)
+    outputs = _outputs(spec, values, axes)
     encode = function_of(loaded, spec, outputs)
     weights = loading.get_weights(loaded)
     draft = Encoder(
@@ -105,14 +124,19 @@ def build(spec: EncoderSpec, threads: int = 1, kept: tuple[Array, ...] | None = 
     probe = _probe_images(loaded, spec, shape, min(_PROBE, spec.batch_size), levels)
     plain = [np.asarray(value) for value in encode(probe)]
     _check_deterministic(loaded, spec, encode, plain, probe)
-    draft = replace(draft, warnings=tuple(warnings), notes=_notes(loaded, shape))
+    if fewer:
+        check_independent(spec, _pooled(values, outputs), _pooled(fewer, outputs))
+    notes = [*_notes(loaded, shape), *layout_notes(loaded, shape), *notes]
+    draft = replace(draft, warnings=tuple(warnings), notes=tuple(notes))
     return _choose_engine(draft, loaded, encode, plain, probe, threads)
 
 
 def _notes(loaded: Loaded, shape: tuple[int, int, int]) -> tuple[str, ...]:
     if loaded.outer is None or loaded.model is None:
         return loaded.notes
-    note = describe_input_inside(loaded.model, (loaded.outer, *loaded.between), shape)
+    height, width, channels = shape
+    given = (channels, height, width) if loaded.channels_first else shape
+    note = describe_input_inside(loaded.model, (loaded.outer, *loaded.between), given)
     return (*loaded.notes, note) if note else loaded.notes
 
 
@@ -137,19 +161,29 @@ def shapes_inside(spec: EncoderSpec) -> tuple[dict[str, Shape], dict[str, Shape]
     """
     with legacy_keras.advised(), at_hand(spec) as here:
         loaded = loading.load(here)
-    for note in loaded.notes:
-        say(note)
-    images = _probe_images(loaded, spec, image_shape(loaded, spec), 2)
-    prepared = _preprocessed(spec, images)
+        for note in loaded.notes:
+            say(note)
+        fixed = fixed_batch(loaded)
+        images = _probe_images(loaded, spec, image_shape(loaded, spec), fixed or _FEW)
+        prepared = _preprocessed(spec, images)
+        with _explained(spec, prepared):
+            loaded = with_variables(loaded, here, prepared)
+    batches = [prepared] if fixed else [prepared, prepared[:-1]]
     with _explained(spec, prepared):
-        loaded.call(prepared)
-        _, recorded = run_recorded(loaded, prepared)
+        recorded = [run_recorded(loaded, batch)[1] for batch in batches]
     start = f"{spec.submodel}." if spec.submodel else ""
     models = {
-        start + one.path: next(map(_output_shape, recorded.get(one.layer, [])), ())
+        start + one.path: next(map(_output_shape, recorded[0].get(one.layer, [])), ())
         for one in nested_models(loaded.model)
     }
-    return models, {path: _output_shape(value) for path, value in selectable(recorded).items()}
+    calls = [selectable(one) for one in recorded]
+    sizes = [len(batch) for batch in batches]
+    return models, {
+        path: _output_shape(value)
+        for path, value in calls[0].items()
+        if all(path in call for call in calls)
+        and not batch_fault([call[path].shape for call in calls], sizes)
+    }
 
 
 def _output_shape(value: Any) -> Shape:
@@ -257,20 +291,36 @@ def _explained(spec: EncoderSpec, images: Any) -> Iterator[None]:
         raise
     except Exception as error:
         lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        text = " ".join(lines)
+        hint = "check --image-size, --submodel and --model-kwargs"
+        if _NHWC_ONLY.search(text):
+            hint = (
+                "TensorFlow runs layers with data_format='channels_first' on this CPU only with "
+                "oneDNN: unset TF_ENABLE_ONEDNN_OPTS if it is 0, use a GPU, or build the model "
+                "with data_format='channels_last' (the weights are the same)"
+            )
         raise InputError(
             f"--model {spec.model_name}: it fails on a batch of images {tuple(images.shape)}: "
-            f"{' '.join(lines)[:800]}\ncheck --image-size, --submodel and --model-kwargs"
+            f"{text[:800]}\n{hint}"
         ) from error
 
 
-def _outputs(spec: EncoderSpec, values: dict[str, Any]) -> tuple[Output, ...]:
+def _outputs(spec: EncoderSpec, values: dict[str, Any], axes: dict[str, int]) -> tuple[Output, ...]:
     """Return what is known of each layer asked for."""
     outputs = []
     for name, value in values.items():
         how = pooling.resolve(spec.pool, name, (None, *value.shape[1:].as_list()))
         column = "feature" if len(values) == 1 else f"feature_{name.replace('/', '.')}"
-        outputs.append(Output(name, column, how, int(pooling.pool(value, how).shape[-1])))
+        dimension = int(pooling.pool(value[:1], how, axes[name]).shape[-1])
+        outputs.append(Output(name, column, how, dimension, axes[name]))
     return tuple(outputs)
+
+
+def _pooled(values: dict[str, Any], outputs: tuple[Output, ...]) -> list[Array]:
+    return [
+        np.asarray(pooling.pool(value, output.pool, output.channel_axis))
+        for value, output in zip(values.values(), outputs, strict=True)
+    ]
 
 
 def _check_deterministic(
@@ -285,7 +335,7 @@ def _check_deterministic(
     if all(agree(again, plain, spec.precision) for again in calls):
         return
     images = preprocessing(spec)(probe)
-    first, second = (selectable(run_recorded(loaded, images)[1]) for _ in range(2))
+    first, second = (selectable(run_recorded(loaded, images)[1], len(probe)) for _ in range(2))
     steady = [
         path
         for path, value in first.items()

@@ -11,7 +11,7 @@ import numpy as np
 from ray_embed import importing, pooling
 from ray_embed.encoder import EncoderSpec, Output
 from ray_embed.encoder.families import advise
-from ray_embed.encoder.layers import Recorded, is_feature, recording, select
+from ray_embed.encoder.layers import Recorded, Watch, is_feature, recording, select
 from ray_embed.encoder.loading import Loaded
 from ray_embed.encoder.rescaling import Rescaling, find_rescaling
 from ray_embed.errors import InputError
@@ -39,9 +39,9 @@ def preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
     return prepare
 
 
-def run_recorded(loaded: Loaded, images: Any) -> tuple[Any, Recorded]:
+def run_recorded(loaded: Loaded, images: Any, watch: Watch | None = None) -> tuple[Any, Recorded]:
     """Call the model; give its output and what each layer gave."""
-    with recording() as recorded:
+    with recording(watch) as recorded:
         output = loaded.call(images)
     if isinstance(output, dict):
         for name, value in output.items():
@@ -49,13 +49,21 @@ def run_recorded(loaded: Loaded, images: Any) -> tuple[Any, Recorded]:
     return output, recorded
 
 
-def layer_values(loaded: Loaded, spec: EncoderSpec, images: Any) -> dict[str, Any]:
+def layer_values(
+    loaded: Loaded, spec: EncoderSpec, images: Any, watch: Watch | None = None
+) -> dict[str, Any]:
     """Call the model and give what the layers asked for give, by name.
+
+    Args:
+        loaded: the model.
+        spec: names the layers.
+        images: (N, H, W, C) float32.
+        watch: called with each layer and its output.
 
     Raises:
         InputError: a layer that cannot be taken, or several outputs where none was named.
     """
-    output, recorded = run_recorded(loaded, images)
+    output, recorded = run_recorded(loaded, images, watch)
     if spec.layers:
         return {name: select(name, recorded) for name in spec.layers}
     if isinstance(output, dict):
@@ -93,7 +101,7 @@ def function_of(
     def encode(images: Any) -> Features:
         values = layer_values(loaded, spec, prepare(images))
         pairs = zip(values.values(), outputs, strict=True)
-        return [pooling.pool(value, output.pool) for value, output in pairs]
+        return [pooling.pool(value, output.pool, output.channel_axis) for value, output in pairs]
 
     return encode
 

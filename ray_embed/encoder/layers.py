@@ -7,20 +7,24 @@ for functional, Sequential and subclassed models, nested ones too, of Keras 3 an
 
 import contextlib
 import difflib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ray_embed.encoder.keras_objects import keras_family, layer_classes
 from ray_embed.errors import InputError
 
 Recorded = dict[str, list[Any]]
+Watch = Callable[[Any, Any], None]
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[Recorded]:
+def recording(watch: Watch | None = None) -> Iterator[Recorded]:
     """Record what each layer gives, by path (``outer/inner``, the called model itself left out).
 
     A path holds as many values as the layer was called times.
+
+    Args:
+        watch: called with each layer and its output.
     """
     recorded: Recorded = {}
     stack: list[str] = []
@@ -35,6 +39,8 @@ def recording() -> Iterator[Recorded]:
                 path = "/".join(stack[1:])
             finally:
                 stack.pop()
+            if watch is not None:
+                watch(self, output)
             if path:
                 recorded.setdefault(path, []).append(output)
             return output
@@ -75,13 +81,54 @@ def is_feature(value: Any) -> bool:
     return rank in (2, 3, 4) and bool(getattr(value.dtype, "is_floating", False))
 
 
-def selectable(recorded: Recorded) -> dict[str, Any]:
-    """Give the layers that `--layer` accepts with what they gave."""
+def selectable(recorded: Recorded, batch: int | None = None) -> dict[str, Any]:
+    """Give the layers that `--layer` accepts with what they gave.
+
+    Args:
+        recorded: what each layer gave.
+        batch: the number of images; layers whose first axis is not that long are left out.
+    """
     return {
         path: values[0]
         for path, values in recorded.items()
-        if len(values) == 1 and is_feature(values[0])
+        if len(values) == 1 and is_feature(values[0]) and batch in (None, values[0].shape[0])
     }
+
+
+def batch_fault(shapes: Sequence[Sequence[int]], sizes: Sequence[int]) -> str | None:
+    """Say what is wrong with an output whose first axis is not the batch; None if nothing is.
+
+    Args:
+        shapes: the output's shapes in calls with batches of different sizes.
+        sizes: the sizes.
+    """
+    pairs = list(zip(shapes, sizes, strict=True))
+    if len({len(shape) for shape in shapes}) > 1:
+        return f"its rank changes with the batch: {_listed(pairs)}"
+    if all(shape[0] == size for shape, size in pairs):
+        for axis in range(1, len(shapes[0])):
+            if len({shape[axis] for shape in shapes}) > 1:
+                return f"the length of its axis {axis} changes with the batch: {_listed(pairs)}"
+        return None
+    for axis in range(1, len(shapes[0])):
+        if all(shape[axis] == size for shape, size in pairs):
+            return f"its batch is axis {axis}, not axis 0: {_listed(pairs)}"
+    if len(pairs) > 1 and len({shape[0] for shape in shapes}) == 1:
+        return (
+            f"its axis 0 is {shapes[0][0]} long whatever the batch, as of position embeddings: "
+            f"{_listed(pairs)}"
+        )
+    times = {shape[0] / size for shape, size in pairs}
+    if len(pairs) > 1 and len(times) == 1 and (factor := times.pop()).is_integer():
+        return (
+            f"its axis 0 is the batch times {int(factor)}, as of attention in windows: "
+            f"{_listed(pairs)}"
+        )
+    return f"its axis 0 is not the batch: {_listed(pairs)}"
+
+
+def _listed(pairs: Sequence[tuple[Sequence[int], int]]) -> str:
+    return ", ".join(f"{tuple(shape)} for {size} images" for shape, size in pairs)
 
 
 def select(name: str, recorded: Recorded) -> Any:

@@ -4,7 +4,7 @@
 import contextlib
 import importlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 from ray_embed import importing
 from ray_embed.config import is_callable_reference
 from ray_embed.encoder import EncoderSpec, lambdas, saved_graph, saved_model
+from ray_embed.encoder.axes import looks_channels_first
 from ray_embed.encoder.custom_objects import (
     Objects,
     describe_missing,
@@ -32,6 +33,18 @@ _OTHER_FORMS = (
     "\nKeras cannot read every .h5 file that it writes: save the model as .keras, or give --model "
     "module:callable, and this file to --weights"
 )
+_ImageShape = tuple[int | None, int | None, int | None]
+# Layers that leave the axes of the images as they are.
+_IN_PLACE = {
+    "InputLayer",
+    "Rescaling",
+    "Normalization",
+    "Activation",
+    "ReLU",
+    "Dropout",
+    "GaussianNoise",
+    "Identity",
+}
 
 
 @dataclass(frozen=True)
@@ -39,15 +52,16 @@ class Loaded:
     """A model that can be called.
 
     `call` takes (N, H, W, C) float32 and gives the model's outputs; `input_shape` is (H, W, C),
-    each None where the model leaves it open; `model` is the Keras model, or None for a signature;
-    `dtype` is the type of its input: of `string`, `call` takes (N,) contents of image files.
-    `outer` is what holds the model, and `between` what leads from there to it; `custom_objects` are
-    the classes and functions that it was loaded with. `main_output` is the one of several outputs
-    that is taken where no layer is asked for; `notes` say what was chosen.
+    each None where the model leaves it open; `model` is the Keras model, or None for `signature`,
+    a concrete function. `dtype` is the type of its input: of `string`, `call` takes (N,) contents
+    of image files. `outer` is what holds the model, and `between` what leads from there to it;
+    `custom_objects` are the classes and functions that it was loaded with. `main_output` is the one
+    of several outputs that is taken where no layer is asked for; `notes` say what was chosen.
+    `channels_first` tells whether the model itself gets (N, C, H, W).
     """
 
     call: Callable[[Any], Any]
-    input_shape: tuple[int | None, int | None, int | None]
+    input_shape: _ImageShape
     model: Any = None
     outer: Any = None
     dtype: str = "float32"
@@ -55,11 +69,22 @@ class Loaded:
     custom_objects: Objects = field(default_factory=dict)
     main_output: str | None = None
     notes: tuple[str, ...] = ()
+    channels_first: bool = False
+    signature: Any = None
 
     @property
     def takes_bytes(self) -> bool:
         """Whether it takes the contents of image files."""
         return self.dtype == "string"
+
+
+def arranged(images: Any, channels_first: bool) -> Any:
+    """Return images (N, H, W, C) as a model takes them: (N, C, H, W) if `channels_first`."""
+    if not channels_first:
+        return images
+    import tensorflow as tf
+
+    return tf.transpose(images, (0, 3, 1, 2))
 
 
 def load(spec: EncoderSpec) -> Loaded:
@@ -82,15 +107,17 @@ def load(spec: EncoderSpec) -> Loaded:
     else:
         found = spec.model
     *holders, model = find_model(found, spec)
-    shape, dtype = _input_shape(model, spec), _input_dtype(model)
+    shape, channels_first = _input_shape(model, spec)
+    dtype = _input_dtype(model)
     return Loaded(
-        lambda images: model(_in_range(images, dtype), training=False),
+        lambda images: model(_in_range(arranged(images, channels_first), dtype), training=False),
         shape,
         model,
         holders[0] if holders else None,
         dtype,
         tuple(holders[1:]),
         objects,
+        channels_first=channels_first,
     )
 
 
@@ -319,12 +346,16 @@ def find_model(found: Any, spec: EncoderSpec) -> list[Any]:
     return chain
 
 
-def _input_shape(model: Any, spec: EncoderSpec) -> tuple[int | None, int | None, int | None]:
+def _input_shape(model: Any, spec: EncoderSpec) -> tuple[_ImageShape, bool]:
+    """Return (H, W, C) as far as the model fixes them, and whether its input is (N, C, H, W)."""
     # A subclassed model has no inputs before, and no fixed ones after, it has been called.
     functional = bool(getattr(model, "_is_graph_network", False)) or _keras_3_functional(model)
     inputs = getattr(model, "inputs", None) if functional else None
     if not inputs:
-        return (None, None, None)
+        built = _built_shape(model)
+        if spec.channels_first or (spec.channels_first is None and looks_channels_first(built)):
+            return (None, None, built[1] if len(built) == 4 else None), True
+        return (None, None, None), False
     if len(inputs) > 1:
         names = ", ".join(f"{i.name.split(':')[0]} {tuple(i.shape)}" for i in inputs)
         mend = _of_images(model, spec) or "wrap it in a model of one input"
@@ -334,7 +365,17 @@ def _input_shape(model: Any, spec: EncoderSpec) -> tuple[int | None, int | None,
         )
     shape = tuple(inputs[0].shape)
     mend = "" if len(shape) == 4 else _of_images(model, spec)
-    return _image_shape(shape, spec, mend)
+    return _image_shape(shape, spec, model, mend)
+
+
+def _built_shape(model: Any) -> tuple[int | None, ...]:
+    """Return the input shape that a subclassed model was built with; empty if it was not."""
+    built = getattr(model, "_build_shapes_dict", None) or {}
+    shape = next(iter(built.values()), None) or getattr(model, "_build_input_shape", None)
+    try:
+        return tuple(shape or ())
+    except (TypeError, ValueError):  # a TensorShape of unknown rank
+        return ()
 
 
 def _of_images(model: Any, spec: EncoderSpec) -> str:
@@ -354,14 +395,35 @@ def _keras_3_functional(model: Any) -> bool:
 
 
 def _image_shape(
-    shape: tuple[int | None, ...], spec: EncoderSpec, mend: str = ""
-) -> tuple[int | None, int | None, int | None]:
+    shape: tuple[int | None, ...], spec: EncoderSpec, model: Any = None, mend: str = ""
+) -> tuple[_ImageShape, bool]:
+    """Return (H, W, C) of an input's shape, and whether it is (N, C, H, W)."""
     if len(shape) != 4:
         raise InputError(
             f"--model {spec.model_name}: its input has the shape {shape}; "
-            f"images (N, H, W, C) are needed{mend and f': {mend}'}"
+            f"images (N, H, W, C) or (N, C, H, W) are needed{mend and f': {mend}'}"
         )
-    return shape[1], shape[2], shape[3]
+    channels_first = spec.channels_first
+    if channels_first is None:
+        layout = _first_data_format(model.layers) if model is not None else None
+        channels_first = (
+            looks_channels_first(shape) if layout is None else layout == "channels_first"
+        )
+    if channels_first:
+        return (shape[2], shape[3], shape[1]), True
+    return (shape[1], shape[2], shape[3]), False
+
+
+def _first_data_format(layers: Sequence[Any]) -> str | None:
+    """Return the `data_format` of the first layer that has one, if nothing before moves axes."""
+    for layer in layers:
+        if type(layer).__name__ in _IN_PLACE:
+            continue
+        if inner := getattr(layer, "layers", None):
+            return _first_data_format(inner)
+        found = getattr(layer, "data_format", None)
+        return found if isinstance(found, str) and hasattr(layer, "kernel_size") else None
+    return None
 
 
 def _signature(path: Path, spec: EncoderSpec) -> Loaded:
@@ -380,12 +442,20 @@ def _signature(path: Path, spec: EncoderSpec) -> Loaded:
         )
     shape = (None,) * 4 if tensor.shape.rank is None else tuple(tensor.shape)
     dtype = tensor.dtype.name
+    image_shape, channels_first = _image_shape(shape, spec)
+
+    def call(images: Any) -> Any:
+        pixels = _in_range(arranged(images, channels_first), dtype)
+        return signature(**{argument: tf.cast(pixels, dtype)})
+
     return Loaded(
-        lambda images: signature(**{argument: tf.cast(_in_range(images, dtype), dtype)}),
-        _image_shape(shape, spec),
+        call,
+        image_shape,
         # The signature lives as long as the object it came from.
         outer=opened.loaded,
         main_output=opened.main_output,
         notes=opened.notes,
         dtype=dtype,
+        channels_first=channels_first,
+        signature=signature,
     )

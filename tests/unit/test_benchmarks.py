@@ -169,3 +169,29 @@ def test_wide_components_are_those_that_numpy_finds(tmp_path):
     off = dataclasses.replace(found, variances=found.variances * 1.001)
     assert not wide_pca.right(tmp_path, off)
     wide_pca.reading(tmp_path, 1)()
+
+
+def test_batch_sizes_are_compared_with_each_other():
+    import batch_sizes
+    import keras
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
+    rows = batch_sizes.measure(model, images, sizes=(1, 2, 5))
+    assert list(rows) == ["Keras flatten", "Keras gap"]
+    assert rows["Keras flatten"]["numbers"] == 5 * 6 * 6 * 4
+    assert rows["Keras gap"]["bound"] < 1
+
+    class Moved:
+        """A model that moves with its batch size, by three millionths of its largest value."""
+
+        def __call__(self, images, training):
+            return np.float32([[1.0, 0.0]] * len(images)) + np.float32([0, 3e-6 * len(images)])
+
+    moved = batch_sizes.measure(Moved(), images, sizes=(1, 2))["Keras gap"]
+    assert moved["needed"] == pytest.approx(3e-6, rel=1e-3)
+    assert moved["bound"] == pytest.approx(3, rel=1e-3)
+    text = batch_sizes.table({"moved": {"Keras gap": moved}})
+    assert "3.00" in text
+    assert "beyond 1e-05·|g| + 1e-06·max|g|: 1 of 1 lines" in text
+    assert "1e-05·|g| + 3e-06·max|g| would hold for all" in text
