@@ -176,8 +176,7 @@ def signature_axes(signature: Any) -> list[tuple[Axis, bool]]:
     """Return the channel axis of each output of a signature for (N, H, W, C) or (N, C, H, W) input.
 
     Args:
-        signature: a concrete function of one input, which is channels first if its second axis is
-            1, 3 or 4 long and its last is not.
+        signature: a concrete function of one input, whose shape tells its layout.
 
     Returns:
         For each output, in the order of the sorted names, the axis or None, and whether anything
@@ -214,8 +213,10 @@ def signature_axes(signature: Any) -> list[tuple[Axis, bool]]:
 
 
 def looks_channels_first(shape: Sequence[int | None]) -> bool:
-    """Whether the shape of an input says (N, C, H, W): the second axis is 1, 3 or 4 long."""
-    return len(shape) == 4 and shape[1] in (1, 3, 4) and shape[3] not in (1, 3, 4)
+    """Whether the shape of an input says (N, C, H, W): 1, 3 or 4 channels before larger sides."""
+    if len(shape) != 4 or shape[1] not in (1, 3, 4):
+        return False
+    return all(side is None or side > 4 for side in shape[2:])
 
 
 def _declared_axis(layer: Any, rank: int) -> Axis:

@@ -152,6 +152,7 @@ def test_model_whose_input_has_channels_first(library: str):
         ((3, 4, 3), FIRST, (4, 3, 3)),
         ((16, 16, 3), {}, (16, 16, 3)),
         ((3, 16, 4), {}, (3, 16, 4)),
+        ((3, 4, 2), {}, (3, 4, 2)),
     ],
 )
 def test_layout_of_the_input(shape: tuple, layout: dict, expected: tuple):
