@@ -74,8 +74,8 @@ class _Operation:
 class Channels:
     """The channel axis of every tensor of one call.
 
-    `images` is the batch to call the model with; `channels_first` tells whether anything in the
-    call had its channels in the second axis; `mismatch` describes the first convolution if it
+    `images` is the batch to call the model with; `channels_first` tells whether any maps in the
+    call had their channels in the second axis; `mismatch` describes the first convolution if it
     takes another axis for the channels than the one that holds them.
     """
 
@@ -108,7 +108,8 @@ class Channels:
         """Record the channel axis of a tensor."""
         rank = tensor.shape.rank
         self._axes[tensor._id] = axis
-        self.channels_first |= bool(rank) and rank > 2 and axis == 1
+        # Tokens may lie across for a while in any model, as in mixers.
+        self.channels_first |= bool(rank) and rank > 3 and axis == 1
 
     def record(self, kind: Any, inputs: Any, attributes: Any, outputs: Any, *_: Any) -> None:
         """Record the axes of an operation's outputs: called by TensorFlow after each one."""
@@ -172,15 +173,16 @@ def tracking(images: Any) -> Iterator[Channels]:
         op_callbacks.remove_op_callback(callback)
 
 
-def signature_axes(signature: Any) -> list[tuple[Axis, bool]]:
-    """Return the channel axis of each output of a signature for (N, H, W, C) or (N, C, H, W) input.
+def signature_axes(signature: Any, channels_first: bool) -> list[tuple[Axis, bool]]:
+    """Return the channel axis of each output of a signature.
 
     Args:
-        signature: a concrete function of one input, whose shape tells its layout.
+        signature: a concrete function of one input.
+        channels_first: whether that is (N, C, H, W), not (N, H, W, C).
 
     Returns:
-        For each output, in the order of the sorted names, the axis or None, and whether anything
-        in the graph has its channels first.
+        For each output, in the order of the sorted names, the axis or None, and whether any maps
+        in the graph have their channels first.
     """
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
@@ -189,8 +191,7 @@ def signature_axes(signature: Any) -> list[tuple[Axis, bool]]:
     # This puts the functions that it calls in place, so that one walk sees every operation.
     frozen = convert_variables_to_constants_v2(signature)
     (images,) = frozen.inputs
-    shape = _shape_of(images) or (None,) * 4
-    axes: dict[str, Axis] = {images.name: 1 if looks_channels_first(shape) else 3}
+    axes: dict[str, Axis] = {images.name: 1 if channels_first else 3}
     for node in frozen.graph.get_operations():
         if node.type == "Placeholder":
             continue
@@ -206,7 +207,7 @@ def signature_axes(signature: Any) -> list[tuple[Axis, bool]]:
             for tensor, axis in zip(node.outputs, _output_axes(operation), strict=False):
                 axes[tensor.name] = axis
     first = any(
-        axis == 1 and (frozen.graph.get_tensor_by_name(name).shape.rank or 0) > 2
+        axis == 1 and (frozen.graph.get_tensor_by_name(name).shape.rank or 0) > 3
         for name, axis in axes.items()
     )
     return [(axes.get(output.name), first) for output in frozen.outputs]
@@ -299,7 +300,10 @@ def _transposed(op: _Operation) -> Axis:
 
 
 def _reshaped(axis: Axis, before: Shape | None, after: Shape) -> Axis:
-    """Follow an axis whose length stays, with as many values before or behind it."""
+    """Follow an axis whose length stays, with as many values before or behind it.
+
+    A last axis that is split, as into heads of attention, or merged with those before stays last.
+    """
     if axis is None or before is None:
         return None
     same = [
@@ -312,10 +316,17 @@ def _reshaped(axis: Axis, before: Shape | None, after: Shape) -> Axis:
         )
     ]
     if not same:
-        return None
+        is_last = axis == len(before) - 1 and bool(after)
+        whole = is_last and (_ends_with(after, before[-1]) or _ends_with(before, after[-1]))
+        return len(after) - 1 if whole else None
     # Axes of length 1 are alike: the one as far from the end, or from the beginning, is meant.
     from_end = axis - len(before) + len(after)
     return from_end if from_end in same else axis if axis in same else same[0]
+
+
+def _ends_with(lengths: Shape, size: int | None) -> bool:
+    """Whether some last lengths multiply to `size`."""
+    return any(_size(lengths[at:]) == _size([size]) for at in range(len(lengths)))
 
 
 def _size(lengths: Iterable[int | None]) -> tuple[int, int]:

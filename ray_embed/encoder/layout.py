@@ -148,7 +148,8 @@ def channel_axes(
     }
     if loaded.signature is not None and any(value.shape.rank > 2 for value in values.values()):
         names = sorted(loaded.signature.structured_outputs)
-        known = dict(zip(names, signature_axes(loaded.signature), strict=True))
+        found = signature_axes(loaded.signature, loaded.channels_first)
+        known = dict(zip(names, found, strict=True))
     axes, notes = {}, []
     for name, value in values.items():
         shape = ("N", *map(str, value.shape[1:]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether two sides gave the same features, by key: within 1e-5*|g| + 1e-6*max|g|."""
+"""Whether two sides gave the same features, by key: within 1e-5*|g| + 1e-5*max|g|."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-RELATIVE, ABSOLUTE = 1e-5, 1e-6
+RELATIVE, ABSOLUTE = 1e-5, 1e-5
 
 Features = tuple[list[str], np.ndarray]
 

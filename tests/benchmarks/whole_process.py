@@ -11,7 +11,7 @@ features, the checkpoint. (The Ray Data job makes no checkpoint and no thumbnail
 round. Images a second once warm: see rates.py.
 
 Every round is printed, ratios are those of the medians. Exit 0: done, and the features of all
-rounds agree within 1e-5*|g| + 1e-6*max|g|, g being the loop's, and for Ray Data those of
+rounds agree within 1e-5*|g| + 1e-5*max|g|, g being the loop's, and for Ray Data those of
 plain_call.py, which says why; 1: they do not, or a process failed.
 
 DIR gets images-N/, whole_process/ and growth.png, which shows how time and memory grow with N.

@@ -233,7 +233,8 @@ def test_signature_with_channels_first(tmp_path: Path, nchw: bool):
     assert encoder.image_shape == (16, 18, 3)
     value = plain(model, images.transpose(0, 3, 1, 2) if nchw else images)
     assert_features_equal(encode(encoder, images)[0], pooled(value))
-    assert len(encoder.notes) == 1 + nchw
+    assert sum("channels first" in note for note in encoder.notes) == nchw
+    assert "its channels are axis 1" in encoder.notes[-1]
 
 
 def test_what_cannot_be_known_is_assumed_and_said():
@@ -255,6 +256,28 @@ def test_what_cannot_be_known_is_assumed_and_said():
     encoder = build(spec(model, image_size=(16, 18)))
     assert_features_equal(encode(encoder, images)[0], pooled(value))
     assert "cannot be known" in encoder.notes[0]
+
+
+@pytest.mark.parametrize("library", LIBRARIES)
+def test_tokens_that_are_mixed_by_transposing_them_stay_tokens(library: str):
+    k = LIBRARIES[library]
+    image = k.Input((16, 16, 3))
+    x = tokens = k.layers.Reshape((16, 5), name="tokens")(k.layers.Conv2D(5, 4, 4)(image))
+    y = k.layers.Permute((2, 1), name="turned")(k.layers.LayerNormalization()(x))
+    y = k.layers.Dense(16, name="between")(k.layers.Dense(20, activation="gelu")(y))
+    x = k.layers.Add(name="mixed")([tokens, k.layers.Permute((2, 1), name="back")(y)])
+    x = k.layers.MultiHeadAttention(2, 3, name="attention")(x, x)
+    x = k.layers.Conv1D(7, 3, name="convolved")(x)
+    model = my_encoders.filled(k.Model(image, k.layers.ZeroPadding1D(1, name="padded")(x)))
+    images = noise()
+    layers = ("tokens", "mixed", "attention", "convolved", "padded")
+    encoder = build(spec(model, layers=layers))
+    values = k.Model(model.input, [model.get_layer(name).output for name in layers])(images)
+    for found, value in zip(encode(encoder, images), values, strict=True):
+        assert_features_equal(found, pooled(np.asarray(value), axis=-1))
+    assert encoder.notes == ()
+    turned = build(spec(model, layers=("turned",)))
+    assert turned.outputs[0].dimension == 5
 
 
 def test_channels_last_models_say_nothing():
