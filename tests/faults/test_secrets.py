@@ -51,12 +51,12 @@ def test_password_of_a_uri_is_not_shown(tmp_path, ray_embed, monkeypatch, uri):
         assert "Traceback" not in result.err
 
 
-def test_password_is_not_in_the_command_to_go_on_with(tmp_path, monkeypatch):
-    from ray_embed.cli import _command
+def test_password_is_not_in_the_command_that_resumes():
+    from ray_embed.resuming import _command
 
-    words = ["ray-embed", "run", "--source", f"valid=s3://key:{SECRET}@bucket/a b", "--overwrite"]
-    monkeypatch.setattr(sys, "argv", words)
-    assert shlex.split(_command()) == ["ray-embed", "run", "--source", "valid=s3://***@bucket/a b"]
+    words = ["run", "--source", f"valid=s3://key:{SECRET}@bucket/a b", "--overwrite"]
+    command = shlex.split(_command(words, resumes=True))
+    assert command == ["ray-embed", "run", "--source", "valid=s3://***@bucket/a b"]
 
 
 def test_nothing_secret_is_kept_in_the_run_folder(tmp_path, ray_embed, monkeypatch):

@@ -1,15 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many actors there are and what each gets, and the command that goes on with a run."""
 
-import sys
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from ray_embed import resources, room
-from ray_embed.cli import _command
+from ray_embed import resources, resuming, room
 from ray_embed.config import make_config
 from ray_embed.errors import InputError
 from ray_embed.filesystem import Folder
@@ -102,9 +100,9 @@ def test_gpus_are_given_out_in_parts_or_whole():
         each(node(4, gpus=4), gpus_per_actor=1.5)
 
 
-def test_the_command_that_goes_on_never_starts_anew(monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["ray-embed", "run", "--out", "a b", "--overwrite"])
-    assert _command() == "ray-embed run --out 'a b'"
+def test_the_command_that_resumes_never_overwrites():
+    arguments = ["run", "--out", "a b", "--overwrite"]
+    assert resuming._command(arguments, resumes=True) == "ray-embed run --out 'a b'"
 
 
 def test_other_pixels_in_an_array_file_of_the_same_size_are_another_source(tmp_path: Path):
