@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.ahead import mapping
 from ray_embed.blas import one_thread
 from ray_embed.evaluation.trial import Trial
 from ray_embed.matrix import Matrix
@@ -69,8 +70,13 @@ def told(features: Matrix, trial: Trial) -> Array:
         folds = StratifiedKFold(count, shuffle=True, random_state=_SEED)
         if _is_wide(known):
             everyone = np.empty_like(labels)
-            for train, test in folds.split(labels, labels):
-                everyone[test] = _predict_wide(known, train, labels[train], test)
+            cut = list(folds.split(labels, labels))
+            with mapping() as mapped:
+                predicted = mapped(
+                    lambda at: _predict_wide(known, at[0], labels[at[0]], at[1]), cut
+                )
+                for (_, test), classes in zip(cut, predicted, strict=True):
+                    everyone[test] = classes
         else:
             everyone = cross_val_predict(model, known, labels, cv=folds)
     return np.asarray(everyone[np.searchsorted(rows, trial.judged)])

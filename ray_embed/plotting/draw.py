@@ -157,8 +157,9 @@ class _Drawing:
         if advice := lettering.advice():
             self._say(advice)
         progress.say(f"mapping {len(records):,} records, which may take a minute or two")
+        features = maps.narrowed(records.features)
         drawn = [
-            maps.judged(name, records.features, points)
+            maps.judged(name, features, points)
             for name, points in maps.projections(found.coordinates, 2).items()
         ]
         for each in drawn:

@@ -345,6 +345,15 @@ def test_trustworthiness_is_that_of_scikit_learn():
     assert found.continuity == pytest.approx(trustworthiness(points, features, n_neighbors=15))
     same = maps.judged("pca", points, points)
     assert (same.trustworthiness, same.continuity) == (1, 1)
+    # Wide features are compared by as many numbers as there are records.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(maps, "_WIDE", features.shape[1] - 1)
+        narrow = maps.narrowed(features)
+    assert narrow.shape == (len(features), len(features))
+    again = maps.judged("pca", narrow, points)
+    assert again.trustworthiness == pytest.approx(found.trustworthiness, abs=1e-9)
+    assert again.continuity == pytest.approx(found.continuity, abs=1e-9)
+    assert maps.narrowed(features) is features
     shuffled = maps.judged("pca", features, np.random.default_rng(0).permutation(points))
     assert shuffled.trustworthiness < found.trustworthiness - 0.1
     assert maps.judged("pca", np.tile(features, (20, 1)), np.tile(points, (20, 1))).judged == 2000
