@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed.evaluation.neighbours import directions
-from ray_embed.evaluation.spectrum import products_of_records
+from ray_embed.evaluation.spectrum import narrowed, products_of_records
 from ray_embed.matrix import Matrix
 
 Array = np.ndarray[Any, Any]
@@ -29,7 +29,8 @@ def neighbours(features: Matrix, k: int) -> Array:
     from sklearn.neighbors import NearestNeighbors
 
     # Of vectors of length one, the Euclidean distance puts the others in the order of the cosine.
-    search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(directions(features))
+    search = NearestNeighbors(n_neighbors=k, algorithm="brute")
+    search.fit(directions(narrowed(features)))
     # Asked for no points, it leaves each one out of its own neighbours.
     found: Array = search.kneighbors(return_distance=False)
     return found

@@ -11,6 +11,7 @@ from ray_embed.evaluation import clusters, intervals, knn, probe, spectrum
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.neighbours import METRICS, Neighbours, nearest
 from ray_embed.evaluation.trial import Trial, trial
+from ray_embed.matrix import Matrix
 from ray_embed.subset import Subset
 
 Array = np.ndarray[Any, Any]
@@ -54,7 +55,8 @@ def judge(subset: Subset) -> Judgement:
     if isinstance(found, str):
         return Judgement(tuple(without), found)
     count = max(*WEIGHTED, *VOTERS) if found.classes else max(REGRESSED)
-    near = {metric: nearest(subset.features, found, metric, count) for metric in METRICS}
+    features = spectrum.narrowed(subset.features).astype(np.float32, copy=False)
+    near = {metric: nearest(features, found, metric, count) for metric in METRICS}
     if not found.classes:
         return Judgement((*_regressions(found, near), *without), found)
     voters = max(k for k in VOTERS if k <= found.most)
@@ -62,7 +64,7 @@ def judge(subset: Subset) -> Judgement:
     by_label = [
         *_neighbours(found, near),
         _share("linear_probe", found, probe.told(subset.features, found)),
-        *_clusters(subset, found),
+        *_clusters(features, found),
     ]
     return Judgement((*by_label, *without), found, told, voters)
 
@@ -109,11 +111,11 @@ def _r2(name: str, found: Trial, told: Array) -> Measure:
     return Measure(name, float(each.mean()), interval, each, found.judged, True)
 
 
-def _clusters(subset: Subset, found: Trial) -> Iterator[Measure]:
+def _clusters(features: Matrix, found: Trial) -> Iterator[Measure]:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
     known = np.flatnonzero(found.labels >= 0)
-    features, labels = subset.features[known], found.labels[known]
+    features, labels = features[known], found.labels[known]
     for metric in METRICS:
         each, rows = clusters.silhouettes(features, labels, metric)
         if len(each):

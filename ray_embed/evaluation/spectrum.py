@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.blas import one_thread
 from ray_embed.evaluation.measure import Measure
 from ray_embed.evaluation.neighbours import directions
 
@@ -23,6 +24,8 @@ _EPSILON = 1e-7
 _FIRST, _LAST = 4, 100
 # Dimensions in memory at once in double precision.
 _TOGETHER = 4096
+# Features of more dimensions are wide; of more records than these (N, N) is no smaller.
+_WIDE, _MOST_RECORDS = 8192, 4096
 # An eigenvalue below this share of the largest is rounding.
 _NOTHING = 1e-12
 
@@ -82,6 +85,33 @@ def products_of_records(features: Array) -> tuple[Array, Array]:
         some -= some.mean(axis=0)
         scatter += some @ some.T
     return gram, scatter
+
+
+def narrowed(features: Array) -> Array:
+    """Return features (N, D), or where these are wide (N, N) with the same distances and angles.
+
+    What is measured by distances copies features and computes in double precision, which of wide
+    ones takes several gigabytes.
+
+    Args:
+        features: (N, D) float32.
+
+    Returns:
+        the same, or (N, N) float64.
+    """
+    count, dimensions = features.shape
+    if dimensions <= _WIDE or not 2 <= count <= _MOST_RECORDS:
+        return features
+    gram = np.zeros((count, count))
+    with one_thread():
+        for start in range(0, dimensions, _TOGETHER):
+            some = features[:, start : start + _TOGETHER].astype(np.float64)
+            gram += some @ some.T
+        squares, axes = np.linalg.eigh(gram)
+    found: Array = axes * np.sqrt(squares.clip(0))
+    # Rounding must not give a direction to rows that have none.
+    found[np.diag(gram) == 0] = 0
+    return found
 
 
 def measures(found: Spectrum) -> list[Measure]:

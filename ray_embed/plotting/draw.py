@@ -10,6 +10,7 @@ import numpy as np
 from ray_embed import description, progress, soundness, store, subset, views
 from ray_embed.alone import alone
 from ray_embed.evaluation.label_kind import LabelKind, choose_labels, with_labels
+from ray_embed.evaluation.spectrum import narrowed
 from ray_embed.filesystem import Folder
 from ray_embed.plotting import figures, map_figure, maps, neighbours, style
 from ray_embed.plotting.fonts import Lettering, choose_lettering, letters
@@ -157,7 +158,7 @@ class _Drawing:
         if advice := lettering.advice():
             self._say(advice)
         progress.say(f"mapping {len(records):,} records, which may take a minute or two")
-        features = maps.narrowed(records.features)
+        features = narrowed(records.features)
         drawn = [
             maps.judged(name, features, points)
             for name, points in maps.projections(found.coordinates, 2).items()
@@ -188,13 +189,13 @@ class _Drawing:
         if is_scale(records.label_type) or len(classes.names) < 2:
             self._say("no confusion and no contact sheet, which need two classes")
             return
-        self._classes(classes)
+        self._classes(classes, features)
 
-    def _classes(self, classes: Classes) -> None:
+    def _classes(self, classes: Classes, features: Array) -> None:
         """Draw what is confused, of the records that have a class."""
         labelled = np.flatnonzero(classes.codes >= 0)
         codes = classes.codes[labelled]
-        near = neighbours.nearest(self._records.features[labelled], codes)
+        near = neighbours.nearest(features[labelled], codes)
         shares = neighbours.confusion(near, codes, len(classes.names))
         chosen = by_name(neighbours.most_confused(shares, _CLASSES), classes.names)
         some = "" if len(chosen) == len(classes.names) else f", the {len(chosen)} most confused"

@@ -11,8 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.blas import one_thread
-from ray_embed.evaluation.spectrum import products_of_records
 from ray_embed.matrix import Matrix
 
 Array = np.ndarray[Any, Any]
@@ -25,7 +23,6 @@ FEWEST = 10
 # Both measures need all distances between the records that they are computed on.
 JUDGED = 2_000
 _JUDGED_BY = 15
-_WIDE = 8192
 _SEED = 0
 
 
@@ -111,20 +108,6 @@ def _without_tensorflow() -> Iterator[None]:
         yield
     finally:
         del sys.modules["tensorflow"]
-
-
-def narrowed(features: Matrix) -> Array:
-    """Return features (n, D), or where these are wide and few (n, n) that are as far apart.
-
-    A map is compared with them in double precision, which of wide ones takes gigabytes.
-    """
-    count, size = features.shape
-    if size <= _WIDE or not 2 <= count <= JUDGED:
-        return features
-    with one_thread():
-        squares, axes = np.linalg.eigh(products_of_records(features)[1])
-    coordinates: Array = axes * np.sqrt(squares.clip(0))
-    return coordinates
 
 
 def judged(name: str, features: Array, points: Matrix) -> Map:

@@ -6,7 +6,8 @@ import pytest
 from synthetic import clusters, make_subset
 
 from ray_embed.comparison import likeness
-from ray_embed.evaluation import duplicates, neighbours, probe
+from ray_embed.evaluation import duplicates, neighbours, probe, spectrum
+from ray_embed.evaluation.measures import measures
 from ray_embed.evaluation.trial import trial
 
 
@@ -30,6 +31,26 @@ def test_the_linear_probe_of_equal_features_predicts_the_largest_class(monkeypat
     monkeypatch.setattr(probe, "_WIDE", 10)
     subset = make_subset(np.ones((30, 20)), ["a"] * 20 + ["b"] * 10)
     assert not probe.told(subset.features, trial(subset)).any()
+
+
+@pytest.mark.parametrize("splits", [None, ["a"] * 150 + ["b"] * 100])
+def test_what_is_measured_by_distances_is_the_same(monkeypatch, splits):
+    features, codes = clusters(5, 250, 400, spread=3.0)
+    subset = make_subset(features, [f"c{code}" for code in codes], splits)
+    plain = {one.name: one.value for one in measures(subset)}
+    monkeypatch.setattr(spectrum, "_WIDE", 100)
+    wide = {one.name: one.value for one in measures(subset)}
+    assert wide == pytest.approx(plain, abs=1e-5)
+    assert {"knn_20_cosine", "knn_1_l2", "silhouette_l2", "kmeans_nmi"} <= set(wide)
+
+
+def test_rows_without_a_direction_have_none_when_narrowed(monkeypatch):
+    monkeypatch.setattr(spectrum, "_WIDE", 10)
+    values = np.random.default_rng(0).normal(size=(9, 30)).astype(np.float32)
+    values[4] = 0
+    narrow = spectrum.narrowed(values)
+    assert not narrow[4].any()
+    np.testing.assert_allclose(narrow @ narrow.T, values @ values.T, atol=1e-5)
 
 
 def test_cka_is_the_same_by_kernels(monkeypatch):

@@ -17,6 +17,7 @@ from synthetic import clusters, make_run
 
 from ray_embed.cli import main
 from ray_embed.comparison import curve
+from ray_embed.evaluation import spectrum
 from ray_embed.filesystem import Folder
 from ray_embed.plotting import draw, fonts, map_figure, maps, neighbours, palette, plot, style
 
@@ -347,13 +348,13 @@ def test_trustworthiness_is_that_of_scikit_learn():
     assert (same.trustworthiness, same.continuity) == (1, 1)
     # Wide features are compared by as many numbers as there are records.
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maps, "_WIDE", features.shape[1] - 1)
-        narrow = maps.narrowed(features)
+        patch.setattr(spectrum, "_WIDE", features.shape[1] - 1)
+        narrow = spectrum.narrowed(features)
     assert narrow.shape == (len(features), len(features))
     again = maps.judged("pca", narrow, points)
     assert again.trustworthiness == pytest.approx(found.trustworthiness, abs=1e-9)
     assert again.continuity == pytest.approx(found.continuity, abs=1e-9)
-    assert maps.narrowed(features) is features
+    assert spectrum.narrowed(features) is features
     shuffled = maps.judged("pca", features, np.random.default_rng(0).permutation(points))
     assert shuffled.trustworthiness < found.trustworthiness - 0.1
     assert maps.judged("pca", np.tile(features, (20, 1)), np.tile(points, (20, 1))).judged == 2000
