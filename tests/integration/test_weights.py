@@ -223,11 +223,13 @@ def test_checkpoint_written_by_keras3(saved, builder, target):
     agree(model, expected)
 
 
-@pytest.mark.parametrize("builder", [subclassed, stacked])
-def test_keras3_checkpoint_lacks_lists_of_layers(saved, builder):
+@pytest.mark.parametrize(
+    ("builder", "word"), [(subclassed, "save the trained model again"), (stacked, "no value")]
+)
+def test_keras3_checkpoint_lacks_lists_of_layers(saved, builder, word):
     # tf.train.Checkpoint does not see the lists and dicts of a Keras 3 layer.
     _, path = saved(builder, keras, "-tf")
-    refused(builder(keras), path, "of the model's", "lists", "model.save_weights")
+    refused(builder(keras), path, word)
 
 
 @pytest.mark.parametrize("form", [".weights.h5", ".h5", ".keras"])
