@@ -195,3 +195,12 @@ def test_batch_sizes_are_compared_with_each_other():
     assert "3.00" in text
     assert "beyond 1e-05·|g| + 1e-05·max|g|: 1 of 1 lines" in text
     assert "1e-05·|g| + 3e-05·max|g| would hold for all" in text
+
+
+def test_families_of_encoders_are_compared_with_plain_keras(tmp_path):
+    import encoders_zoo
+
+    (line,) = encoders_zoo.compare("MobileNetV2", ["keras"], 32, tmp_path)
+    assert "as Keras" in line
+    assert "unit" in line
+    assert "keras:mobilenet_v2" in line
