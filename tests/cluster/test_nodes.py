@@ -47,8 +47,8 @@ def test_each_gpu_gets_an_actor_of_its_own(tmp_path, expected):
 def test_nodes_join_and_leave_while_it_runs(tmp_path, expected):
     with cluster_of((2, 2)) as cluster, running(tmp_path, cluster.address) as run:
         (first,) = cluster.worker_nodes
-        run.until_works(first, 3)
-        # For building the encoder, one batch is encoded twice.
+        # Building the encoder takes 7 batches, of which it encodes two again.
+        run.until_works(first, 10)
         building = run.encoded_again
         second = add(cluster, 1, 1)
         run.until_works(second)

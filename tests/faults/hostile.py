@@ -301,7 +301,7 @@ def slowest(root: Path) -> tuple[float, str]:
     from ray_embed import decode
     from ray_embed.decode import PixelSpec
 
-    pixels = PixelSpec((16, 16, 3), "unit", max_pixels=178_956_970)
+    pixels = PixelSpec(shape=(16, 16, 3), scale="unit", max_pixels=178_956_970)
     found = (0.0, "")
     for path in sorted(root.rglob("*")):
         if path.is_file():

@@ -44,4 +44,5 @@ def test_raylet_is_killed_before_an_actor_is_there(tmp_path):
         process.kill()
     assert process.returncode == 1, said
     assert "Traceback" not in said
-    assert "Nothing is written yet. Start again with: ray-embed run" in said
+    # The run folder may have been begun by then.
+    assert "yet. Start again with: ray-embed run" in said
