@@ -181,6 +181,11 @@ def test_batch_sizes_are_compared_with_each_other():
     assert list(rows) == ["Keras flatten", "Keras gap"]
     assert rows["Keras flatten"]["numbers"] == 5 * 6 * 6 * 4
     assert rows["Keras gap"]["bound"] < 1
+    images = np.random.default_rng(0).random((16, 8, 8, 3), np.float32)
+    engines = batch_sizes.measure(model, images, engines=True, sizes=(16,))
+    assert {"Keras gap, float64", "folded gap", "folded flatten, float64"} <= set(engines)
+    assert all(0 <= row["needed"] < 1e-6 for row in engines.values())
+    assert engines["folded flatten, float64"]["relative"] > 0
 
     class Moved:
         """A model that moves with its batch size, by thirty millionths of its largest value."""
@@ -193,7 +198,7 @@ def test_batch_sizes_are_compared_with_each_other():
     assert moved["bound"] == pytest.approx(3, rel=1e-3)
     text = batch_sizes.table({"moved": {"Keras gap": moved}})
     assert "3.00" in text
-    assert "beyond 1e-05·|g| + 1e-05·max|g|: 1 of 1 lines" in text
+    assert "beyond 1e-05·|g| + 1e-05·max|g|: 1 of 1 lines of plain Keras" in text
     assert "1e-05·|g| + 3e-05·max|g| would hold for all" in text
 
 
