@@ -88,8 +88,9 @@ def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     So a run that was begun before an option was there is still the same run.
     """
     scale: str = config.scale or "default"
-    if any(decide_scale(config, encoder, has_floats(split)) != _before(config, split)
-           for split in splits):  # fmt: skip
+    chosen_here = config.scale is None and config.preprocess is None
+    levels = any(not has_floats(split) for split in splits)
+    if chosen_here and levels and decide_scale(config, encoder) == "none":
         scale = f"none, as the encoder rescales its input ({encoder.rescaling.describe()})"
     found: dict[str, Any] = {"scale": scale}
     channels = encoder.image_shape[2]
@@ -100,12 +101,6 @@ def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
         if value != RunConfig.model_fields[name].default:
             found[name.replace("_", " ")] = list(value) if isinstance(value, tuple) else value
     return found
-
-
-def _before(config: RunConfig, split: SplitPlan) -> str:
-    """Return the scale where nobody looks at what the encoder does with it."""
-    usual = "none" if has_floats(split) or config.preprocess is not None else "unit"
-    return config.scale or usual
 
 
 def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
@@ -200,13 +195,8 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
         notes.append(f"pixels: {describe(config, splits, encoder)}")
     if levels and config.preprocess is None and rescaling.expects_levels:
         if scale == "none" and config.scale is None:
-            notes.append(
-                f"encoder rescales its input itself ({rescaling.describe()}): "
-                "pixels are given as 0–255"
-                if not rescaling.takes_integers
-                else f"encoder takes whole numbers ({rescaling.describe()}): "
-                "pixels are given as 0–255"
-            )
+            why = "takes whole numbers" if rescaling.takes_integers else "rescales its input itself"
+            notes.append(f"encoder {why} ({rescaling.describe()}): pixels are given as 0–255")
         elif scale != "none":
             asked = f"--scale {scale}" if config.scale else "--mean or --std"
             warnings.append(

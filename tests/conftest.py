@@ -54,13 +54,10 @@ Command = Callable[..., Result]
 
 
 @pytest.fixture
-def ray_embed(
-    ray_session: None,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Call ``ray-embed ARGS`` in this process, with `tmp_path` as the working folder."""
+    """Call ``ray-embed ARGS``, of a command that needs no Ray, here and in `tmp_path`."""
     from ray_embed.cli import main
 
     monkeypatch.chdir(tmp_path)
@@ -74,6 +71,12 @@ def ray_embed(
         return Result(int(exited.value.code or 0), captured.out, captured.err)
 
     return call
+
+
+@pytest.fixture
+def ray_embed(ray_session: None, command: Command) -> Command:
+    """Call ``ray-embed ARGS`` in this process, with `tmp_path` as the working folder."""
+    return command
 
 
 @pytest.fixture

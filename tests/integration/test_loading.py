@@ -17,10 +17,9 @@ import keras
 import numpy as np
 import pytest
 import tf_keras
-from conftest import Command, Result, assert_features_equal
+from conftest import Command, assert_features_equal
 from encoders import PROJECT, features_of, gap, my_encoders, noise, plain, spec
 
-from ray_embed.cli import main
 from ray_embed.encoder.build import build, shapes_inside
 from ray_embed.errors import InputError
 
@@ -28,24 +27,6 @@ import my_vae  # isort: skip - found by what `encoders` puts on the path
 
 LIBRARIES = my_encoders.LIBRARIES
 IMAGES = noise()
-
-
-@pytest.fixture
-def command(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Command:
-    """Call ``ray-embed ARGS``, of a command that needs no Ray, in `tmp_path`."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: Any) -> Result:
-        monkeypatch.setattr(sys, "argv", ["ray-embed", *map(str, arguments)])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exited:
-            main()
-        captured = capsys.readouterr()
-        return Result(int(exited.value.code or 0), captured.out, captured.err)
-
-    return call
 
 
 def refused(model: Any, **options: Any) -> str:
