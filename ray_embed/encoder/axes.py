@@ -182,14 +182,18 @@ def signature_axes(signature: Any, channels_first: bool) -> list[tuple[Axis, boo
 
     Returns:
         For each output, in the order of the sorted names, the axis or None, and whether any maps
-        in the graph have their channels first.
+        in the graph have their channels first. A graph that changes its variables cannot be
+        followed: its axes are None, and its maps may have their channels first.
     """
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
 
     # This puts the functions that it calls in place, so that one walk sees every operation.
-    frozen = convert_variables_to_constants_v2(signature)
+    try:
+        frozen = convert_variables_to_constants_v2(signature)
+    except Exception:
+        return [(None, True)] * len(signature.structured_outputs)
     (images,) = frozen.inputs
     axes: dict[str, Axis] = {images.name: 1 if channels_first else 3}
     for node in frozen.graph.get_operations():

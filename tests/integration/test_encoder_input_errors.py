@@ -250,7 +250,7 @@ def test_another_image_size_than_the_models():
 
 def test_image_size_that_a_subclassed_model_cannot_take():
     message = refused("my_encoders:subclassed", image_size=(4, 4))
-    has(message, "my_encoders:subclassed", "(2, 4, 4, 3)", "--image-size")
+    has(message, "my_encoders:subclassed", "(3, 4, 4, 3)", "--image-size")
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
