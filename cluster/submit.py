@@ -21,7 +21,7 @@ def main() -> None:
     # `ray submit` sets none, and Ray would be started anew on this node alone.
     os.environ.setdefault("RAY_ADDRESS", "auto")
     try:
-        from ray_embed.cli import main as ray_embed
+        from ray_embed.cli.commands import main as ray_embed
     except ModuleNotFoundError as error:
         if error.name != "ray_embed":
             raise

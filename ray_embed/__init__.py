@@ -12,10 +12,10 @@ from ray_embed._version import __version__
 from ray_embed.errors import InputError, RayEmbedError, RunError
 
 if TYPE_CHECKING:
-    from ray_embed.comparison.comparing import Comparison, compare
+    from ray_embed.analysis.comparison.compare import Comparison, compare
     from ray_embed.config import RunConfig
     from ray_embed.pipeline import extract, run
-    from ray_embed.reducer import reduce
+    from ray_embed.projector.reduce import reduce
     from ray_embed.results import Run, load
 
 __all__ = [
@@ -34,14 +34,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Comparison": "comparison.comparing",
-    "compare": "comparison.comparing",
+    "Comparison": "analysis.comparison.compare",
+    "compare": "analysis.comparison.compare",
     "RunConfig": "config",
     "Run": "results",
     "load": "results",
     "extract": "pipeline",
     "run": "pipeline",
-    "reduce": "reducer",
+    "reduce": "projector.reduce",
 }
 
 

@@ -13,8 +13,8 @@ import pydantic
 import yaml
 from pydantic import Field, PositiveInt
 
+from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError
-from ray_embed.uri import is_uri
 
 Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
 Scale = Literal["unit", "symmetric", "none"]

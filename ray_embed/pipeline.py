@@ -6,28 +6,25 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from ray_embed import description, plan, probe, soundness, store
+from ray_embed import planning
 from ray_embed.config import RunConfig
+from ray_embed.core.console import say
+from ray_embed.core.uri import shown, without_credentials
 from ray_embed.errors import DamagedError, RunError
-from ray_embed.extraction import extract_missing
-from ray_embed.filesystem import Folder
-from ray_embed.mend import mend
-from ray_embed.prepare import (
-    Prepared,
-    begin,
-    check_model,
-    encoder_spec,
-    prepare,
-)
-from ray_embed.progress import say
-from ray_embed.projector import CONFIG
-from ray_embed.reducer import unseen
+from ray_embed.extraction import preflight
+from ray_embed.extraction.dataset_reader import open_walks
+from ray_embed.extraction.driver import extract_missing
+from ray_embed.extraction.prepare import Prepared, begin, check_model, encoder_spec, prepare
+from ray_embed.projector.checkpoint import CONFIG
+from ray_embed.projector.reduce import unseen
 from ray_embed.results import Run, load
-from ray_embed.session import Session, session
-from ray_embed.sources import open_sources
-from ray_embed.target import opened_target
-from ray_embed.uri import shown, without_credentials
-from ray_embed.walk import open_walks
+from ray_embed.runs import integrity
+from ray_embed.runs.repair import mend
+from ray_embed.runs.workspace import opened_target
+from ray_embed.runtime.session import Session, session
+from ray_embed.sources.open import open_sources
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
 
 
 @dataclass(frozen=True)
@@ -93,7 +90,7 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
         open_walks(config, sources, running) as walks,
         tempfile.TemporaryDirectory() as folder,
     ):
-        probe.check(config, target)
+        preflight.check(config, target)
         scratch = Folder.at(folder)
         prepared = prepare(config, sources, walks, target, scratch, running)
         begin(config, prepared, scratch)
@@ -111,12 +108,12 @@ def _finish(
             speed = extract_missing(config, prepared, running)
             if not and_reduce:
                 # Merging does so too.
-                soundness.check_footers(target.folder, _expected(prepared))
+                integrity.check_footers(target.folder, _expected(prepared))
             finished = load(target.given)
             if finished.rows == 0:
                 raise RunError(
                     f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so "
-                    f"there is nothing to show; see {target.out}/{store.REJECTS}",
+                    f"there is nothing to show; see {target.out}/{part_files.REJECTS}",
                     goes_on=False,
                 )
             if and_reduce:
@@ -132,9 +129,9 @@ def _finish(
     return finished, speed
 
 
-def _expected(prepared: Prepared) -> soundness.Expected:
-    run = description.read_run(prepared.folder) or {}
-    return soundness.Expected.of(run, plan.load(prepared.folder))
+def _expected(prepared: Prepared) -> integrity.Expected:
+    run = manifest.read_run(prepared.folder) or {}
+    return integrity.Expected.of(run, planning.load(prepared.folder))
 
 
 def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
@@ -156,8 +153,8 @@ def models_and_layers(
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    from ray_embed.encoder.build import shapes_inside
-    from ray_embed.starting import start_tensorflow
+    from ray_embed.encoders.build import shapes_inside
+    from ray_embed.encoders.tensorflow_setup import start_tensorflow
 
     check_model(config)
     start_tensorflow(None, str(Path.cwd()))

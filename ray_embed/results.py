@@ -11,15 +11,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.dataset
 
-from ray_embed import description, neighbors, pca, projector, store
+from ray_embed.analysis import neighbors
+from ray_embed.core.arrays import as_matrix
+from ray_embed.core.uri import child, is_uri, shown
 from ray_embed.errors import InputError
-from ray_embed.filesystem import Folder
-from ray_embed.matrix import as_matrix
-from ray_embed.uri import child, is_uri, shown
+from ray_embed.projector import checkpoint, pca
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
 
 if TYPE_CHECKING:
-    from ray_embed.evaluation.evaluating import Evaluation
-    from ray_embed.evaluation.label_kind import LabelKind
+    from ray_embed.analysis.evaluation.evaluate import Evaluation
+    from ray_embed.analysis.evaluation.label_kind import LabelKind
 
 
 @dataclass(frozen=True)
@@ -34,17 +36,17 @@ class Run:
     @property
     def features_path(self) -> str:
         """The folder of the Parquet parts with keys, labels and features."""
-        return child(self.path, store.FEATURES)
+        return child(self.path, part_files.FEATURES)
 
     @property
     def projector_path(self) -> str:
         """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
-        return child(self.path, projector.FOLDER)
+        return child(self.path, checkpoint.FOLDER)
 
     @property
     def pca_path(self) -> str:
         """The folder of the Parquet parts with PCA coordinates; there as `projector_path` is."""
-        return child(self.path, store.PCA)
+        return child(self.path, part_files.PCA)
 
     @cached_property
     def rows(self) -> int:
@@ -58,7 +60,10 @@ class Run:
             return int(self._dataset.count_rows())
         except (OSError, pa.ArrowException):
             # One after the other, for a word on which of them it is.
-            return sum(store.about(self._folder, n).rows for n in store.part_numbers(self._folder))
+            return sum(
+                part_files.about(self._folder, n).rows
+                for n in part_files.part_numbers(self._folder)
+            )
 
     @cached_property
     def rejects(self) -> int:
@@ -68,7 +73,7 @@ class Run:
     @cached_property
     def rejects_by_reason(self) -> dict[str, int]:
         """The number of rejects for each reason, the commonest first."""
-        return store.rejects_by_reason(self._folder)
+        return part_files.rejects_by_reason(self._folder)
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -110,12 +115,12 @@ class Run:
         """
         column = self._column(layer)
         pca.load(self._folder, column)
-        parts = list(store.part_numbers(self._folder))
-        if list(store.part_numbers(self._folder, store.PCA)) != parts:
+        parts = list(part_files.part_numbers(self._folder))
+        if list(part_files.part_numbers(self._folder, part_files.PCA)) != parts:
             name = shown(self.path)
             raise InputError(f"{name}: not all is reduced; `ray-embed reduce {name}` does it")
         name = pca.column_of(column)
-        return as_matrix(self._read(store.PCA).to_table(columns=[name])[name])
+        return as_matrix(self._read(part_files.PCA).to_table(columns=[name])[name])
 
     def explained_variance(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Give the share (c,) of each principal component in the variance, the largest first.
@@ -155,7 +160,7 @@ class Run:
             DamagedError: a part is not what was written.
             StorageError: a part cannot be read.
         """
-        from ray_embed.evaluation.evaluating import evaluate
+        from ray_embed.analysis.evaluation.evaluate import evaluate
 
         return evaluate(self, layer, sample, labels=labels)
 
@@ -242,7 +247,7 @@ class Run:
             DamagedError: a part is not what was written.
             StorageError: a part cannot be read.
         """
-        column, parts = self._column(layer), self._parts(store.FEATURES)
+        column, parts = self._column(layer), self._parts(part_files.FEATURES)
         return neighbors.neighbors(self._folder, parts, column, query, k, metric, split)
 
     def to_ray(self) -> Any:
@@ -265,14 +270,14 @@ class Run:
 
     @cached_property
     def _about(self) -> dict[str, Any]:
-        return json.loads(self._folder.read(description.RUN))  # type: ignore[no-any-return]
+        return json.loads(self._folder.read(manifest.RUN))  # type: ignore[no-any-return]
 
     @cached_property
     def _dataset(self) -> Any:
-        return self._read(store.FEATURES)
+        return self._read(part_files.FEATURES)
 
     def _parts(self, kind: str) -> list[int]:
-        numbers = list(store.part_numbers(self._folder, kind))
+        numbers = list(part_files.part_numbers(self._folder, kind))
         if not numbers:
             raise InputError(
                 f"{shown(self.path)}: no part is done yet; `ray-embed run` goes on with it"
@@ -280,7 +285,7 @@ class Run:
         return numbers
 
     def _read(self, kind: str) -> Any:
-        paths = [self._folder.join(store.part_name(kind, n)) for n in self._parts(kind)]
+        paths = [self._folder.join(part_files.part_name(kind, n)) for n in self._parts(kind)]
         return pyarrow.dataset.dataset(paths, filesystem=self._folder.filesystem, format="parquet")
 
     def _column(self, layer: str | None) -> str:
@@ -302,7 +307,7 @@ def load(run: str) -> Run:
     Raises:
         InputError: it is no run folder.
     """
-    about = description.read_run(Folder.at(str(run)))
+    about = manifest.read_run(Folder.at(str(run)))
     if about is None or "fingerprint" not in about:
         name = shown(str(run))
         raise InputError(f"{name}: not a run folder; `ray-embed run --out {name}` writes one")

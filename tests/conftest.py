@@ -5,8 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +17,12 @@ os.environ.pop("RAY_ADDRESS", None)
 # Else Ray's workers yield to all else, and those of tests that run side by side to each other.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
-import numpy as np
-import object_store
 import pytest
 
 # Where it is imported, commands that are called here stay in this process.
 import ray
-from PIL import Image
+from support import object_store
+from support.command import Command, Result
 
 
 @pytest.fixture(scope="session")
@@ -41,24 +39,12 @@ def ray_session() -> Iterator[None]:
     ray.shutdown()
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a command gave."""
-
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
 @pytest.fixture
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
     """Call ``ray-embed ARGS``, of a command that needs no Ray, here and in `tmp_path`."""
-    from ray_embed.cli import main
+    from ray_embed.cli.commands import main
 
     monkeypatch.chdir(tmp_path)
 
@@ -119,30 +105,3 @@ def bucket(store: object_store.Faults, request: pytest.FixtureRequest) -> str:
     name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:60].strip("-")
     object_store.make_bucket(name)
     return f"s3://{name}"
-
-
-def picture(seed: int, size: tuple[int, int] = (20, 24)) -> Image.Image:
-    """Make a smooth picture (height, width) that differs from every other seed's."""
-    random = np.random.default_rng(seed)
-    small = random.integers(0, 256, (4, 4, 3), np.uint8)
-    return Image.fromarray(small).resize((size[1], size[0]), Image.Resampling.BICUBIC)
-
-
-def make_folder(root: Path, counts: dict[str, int], ending: str = ".png", seed: int = 0) -> Path:
-    """Write `counts[label]` pictures into ``root/label``."""
-    for at, (label, count) in enumerate(counts.items()):
-        (root / label).mkdir(parents=True, exist_ok=True)
-        for number in range(count):
-            picture(seed + 1000 * at + number).save(root / label / f"{number:04d}{ending}")
-    return root
-
-
-def assert_features_equal(found: np.ndarray, expected: np.ndarray) -> None:
-    """Check |f - g| <= 1e-5·|g| + 1e-6·max|g|.
-
-    The guarantee allows 1e-5·max|g|, which deep encoders need; those of the tests are small.
-    """
-    assert found.shape == expected.shape
-    assert found.dtype == np.float32
-    bound = 1e-5 * np.abs(expected) + 1e-6 * np.abs(expected).max()
-    assert np.all(np.abs(found - expected) <= bound), float(np.max(np.abs(found - expected)))

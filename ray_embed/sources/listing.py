@@ -12,13 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from ray_embed.config import RunConfig
+from ray_embed.core.keys import key_of
+from ray_embed.core.uri import is_uri, parent, shown
 from ray_embed.errors import InputError
-from ray_embed.files import below, find, look_at
-from ray_embed.filesystem import locate
-from ray_embed.keys import key_of
-from ray_embed.labels import OWN_COLUMNS
-from ray_embed.retrying import explained
-from ray_embed.sources import Listed
+from ray_embed.sources.files import below, find, look_at
+from ray_embed.sources.label_schema import OWN_COLUMNS
 from ray_embed.sources.listing_format import (
     NAMES,
     SAMPLE_BYTES,
@@ -29,7 +27,9 @@ from ray_embed.sources.listing_format import (
     sample_rows,
 )
 from ray_embed.sources.missing_files import check_files
-from ray_embed.uri import is_uri, parent, shown
+from ray_embed.sources.open import Listed
+from ray_embed.storage.filesystem import locate
+from ray_embed.storage.retry import explained
 
 _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
 

@@ -11,11 +11,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Literal
 
+from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
-from ray_embed.files import File, below, find, look_at
-from ray_embed.filesystem import Folder
-from ray_embed.sources.folder import ENDINGS
-from ray_embed.uri import is_uri
+from ray_embed.sources.files import File, below, find, look_at
+from ray_embed.sources.image_folder import ENDINGS
+from ray_embed.storage.filesystem import Folder
 
 _TRIED = 16
 _FOLDERS = 32

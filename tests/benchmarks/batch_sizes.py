@@ -244,10 +244,10 @@ def in_float64(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def by_engines(model: Any, images: np.ndarray, how: str) -> dict[str, np.ndarray]:
     """Run the engines for CPUs that compute with a folded graph, in batches of 16."""
-    from ray_embed.encoder import Encoder, EncoderSpec, Output
-    from ray_embed.encoder.engines import has_openvino, open_engine
-    from ray_embed.encoder.graph import fold, function_of
-    from ray_embed.encoder.loading import load
+    from ray_embed.encoders.engines import has_openvino, open_engine
+    from ray_embed.encoders.graph import fold, function_of
+    from ray_embed.encoders.model_loading import load
+    from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
 
     spec = EncoderSpec(model, ".", pool=how)
     shape = images.shape[1:]

@@ -33,11 +33,12 @@ from machine import described
 from processes import HERE, psutil
 from rows import Row, last_line, row, table
 
-from ray_embed import description, plan, store
+from ray_embed import planning
 from ray_embed.config import RunConfig
-from ray_embed.encoder import Encoder, EncoderSpec, Output
-from ray_embed.filesystem import Folder
-from ray_embed.plan import Plan, SplitPlan
+from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
+from ray_embed.planning import Plan, SplitPlan
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
 
 SHARDS, STRETCH, THERE, READ = 1_000_000, 40_000, 200_000, 20_000
 QUICK = 20  # a part of the above
@@ -57,12 +58,12 @@ class Idle:
     """An extractor that does nothing."""
 
     def ready(self, job: Any) -> Any:
-        from ray_embed.extractor import Ready
+        from ray_embed.extraction.worker import Ready
 
         return Ready(16, "")
 
     def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
-        from ray_embed.extractor import ShardResult
+        from ray_embed.extraction.worker import ShardResult
 
         return ShardResult(
             shard.number, shard.split.split, RECORDS, {}, 255, 0, False, None, time.time()
@@ -75,8 +76,8 @@ class Pool:
     def __init__(self, count: int) -> None:
         import ray
 
-        from ray_embed.resources import Resources
-        from ray_embed.workers import Worker
+        from ray_embed.runtime.actors import Worker
+        from ray_embed.runtime.resources import Resources
 
         self.resources = Resources(1, 0.0)
         self.crew = self
@@ -122,9 +123,9 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     """Extract a stretch of what is missing; gives samples over it."""
     import ray
 
-    from ray_embed import extraction
-    from ray_embed.prepare import Prepared, Target
-    from ray_embed.progress import Progress
+    from ray_embed.core.console import Progress
+    from ray_embed.extraction import driver
+    from ray_embed.extraction.prepare import Prepared, Target
 
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     samples: list[Sample] = []
@@ -142,16 +143,16 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
             if self.done == stretch:
                 raise EnoughError
 
-    extraction.Progress = Counting  # type: ignore[misc]
+    driver.Progress = Counting  # type: ignore[misc]
     pool: Any = Pool(actors)
     config = RunConfig(sources={"valid": "/data"}, model="none:none", shard_timeout=600)
     before = resident()
     began = time.perf_counter()
     target = Target(folder.path, folder, None)
-    prepared = Prepared(target, plan.load(folder), encoder(), {"model": "none"}, {}, ("", ""))
+    prepared = Prepared(target, planning.load(folder), encoder(), {"model": "none"}, {}, ("", ""))
     assert prepared.plan.shards == shards
     with contextlib.suppress(EnoughError):
-        extraction.extract_missing(config, prepared, pool)
+        driver.extract_missing(config, prepared, pool)
     ray.shutdown()
     (_, first, _), (_, last, _) = samples[0], samples[-1]
     return {
@@ -176,7 +177,7 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 def status(path: str) -> Any:
     """What `ray-embed status` does."""
-    from ray_embed.status import status
+    from ray_embed.runs.status import status
 
     found = status(path)
     if found.problems:
@@ -187,7 +188,7 @@ def status(path: str) -> Any:
 def empty_parts(work: Path, shards: int, there: int) -> Folder:
     """A run folder in which so many shards are done, by the names of their parts."""
     folder = _begun(work / f"parts-{there}", shards)
-    features = Path(folder.join(store.FEATURES))
+    features = Path(folder.join(part_files.FEATURES))
     if not features.is_dir():
         unfinished = features.with_name("unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -201,9 +202,9 @@ def empty_parts(work: Path, shards: int, there: int) -> Folder:
 def linked_parts(work: Path, there: int) -> Folder:
     """A run folder of so many parts, each the same file: they are read all the same."""
     folder = _begun(work / f"linked-{there}", there)
-    features = Path(folder.join(store.FEATURES))
+    features = Path(folder.join(part_files.FEATURES))
     if not features.is_dir():
-        store.commit(folder, part(), "none", RECORDS)
+        part_files.commit(folder, part(), "none", RECORDS)
         real = Path(folder.path) / "real.parquet"
         (features / "part-00000000.parquet").rename(real)
         for number in range(there):
@@ -211,22 +212,22 @@ def linked_parts(work: Path, there: int) -> Folder:
     return folder
 
 
-def part() -> store.Part:
+def part() -> part_files.Part:
     """A part as a shard gives it."""
     index = pa.array(range(RECORDS), pa.int64())
     keys = pa.array([f"valid/{at:06d}.jpg" for at in range(RECORDS)])
     values = pa.array(np.zeros(RECORDS * 8, np.float32))
     features = pa.FixedSizeListArray.from_arrays(values, 8)
     rows = pa.table({"index": index, "key": keys, "label": keys, "feature": features})
-    thumbnails = pa.table([index, pa.nulls(RECORDS, pa.binary())], store.THUMBNAIL_SCHEMA)
-    return store.Part(0, rows, store.REJECT_SCHEMA.empty_table(), thumbnails)
+    thumbnails = pa.table([index, pa.nulls(RECORDS, pa.binary())], part_files.THUMBNAIL_SCHEMA)
+    return part_files.Part(0, rows, part_files.REJECT_SCHEMA.empty_table(), thumbnails)
 
 
 def _begun(path: Path, shards: int) -> Folder:
     path.mkdir(parents=True, exist_ok=True)
     folder = Folder.at(str(path))
-    description.write_run(folder, {"fingerprint": "none"}, "0")
-    plan.save(folder, outline(shards))
+    manifest.write_run(folder, {"fingerprint": "none"}, "0")
+    planning.save(folder, outline(shards))
     return folder
 
 
@@ -238,7 +239,7 @@ def case(name: str, work: Path, given: argparse.Namespace) -> dict[str, Any]:
     match name:
         case "done":
             folder = empty_parts(work, shards, there)
-            return timed(lambda: store.Done(folder))
+            return timed(lambda: part_files.Done(folder))
         case "status":
             folder = linked_parts(work, read)
             return timed(lambda: status(folder.path))

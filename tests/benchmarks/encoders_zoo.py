@@ -23,14 +23,15 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import keras
 import numpy as np
-from conftest import make_folder
+from support.pictures import make_folder
 
-from ray_embed import decode, pixels
 from ray_embed.config import make_config
-from ray_embed.encoder.build import agree, build
-from ray_embed.encoder.engines import open_engine
-from ray_embed.plan import SplitPlan
-from ray_embed.prepare import encoder_spec
+from ray_embed.encoders.build import agree, build
+from ray_embed.encoders.engines import open_engine
+from ray_embed.extraction import pixels
+from ray_embed.extraction.prepare import encoder_spec
+from ray_embed.images import decode
+from ray_embed.planning import SplitPlan
 
 # The family, and the module of its preprocess_input.
 FAMILIES = {

@@ -24,10 +24,12 @@ from in_turns import alternate, measure, side
 from reducing import CLASSES, PICTURES, SHARD, pngs
 from rows import last_line, row, table
 
-from ray_embed import description, load, plan, store, subset
-from ray_embed.evaluation import pixels
-from ray_embed.filesystem import Folder
-from ray_embed.matrix import as_column
+from ray_embed import load, planning
+from ray_embed.analysis.evaluation import pixel_baseline
+from ray_embed.core.arrays import as_column
+from ray_embed.runs import sampling
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
 
 SAMPLE, NEIGHBOURS = 10_000, 200
 SIDES = ("evaluate", "neighbours")
@@ -37,18 +39,18 @@ SCRIPT = Path(__file__).name
 def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
     folder = Folder.at(str(path))
-    if folder.exists(description.RUN):
+    if folder.exists(manifest.RUN):
         return
     for part in parts_of(rows, dimension, splits, thumbnails):
-        store.commit(folder, part, "f" * 64, part.features.num_rows)
-    split = plan.SplitPlan(0, "split0", "files", "/", "string", (), SHARD, 64, records=rows)
-    plan.save(folder, plan.Plan((split,), "string", ()))
+        part_files.commit(folder, part, "f" * 64, part.features.num_rows)
+    split = planning.SplitPlan(0, "split0", "files", "/", "string", (), SHARD, 64, records=rows)
+    planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
     about = {"fingerprint": "f" * 64, "config": {}, "encoder": {"outputs": [output]}}
-    description.write_run(folder, about, "0")
+    manifest.write_run(folder, about, "0")
 
 
-def parts_of(rows: int, dimension: int, splits: int, thumbnails: bool) -> Iterator[store.Part]:
+def parts_of(rows: int, dimension: int, splits: int, thumbnails: bool) -> Iterator[part_files.Part]:
     random = np.random.default_rng(0)
     pictures = list(pngs(random)) if thumbnails else []
     centres = random.normal(size=(CLASSES, dimension)).astype(np.float32)
@@ -69,9 +71,9 @@ def parts_of(rows: int, dimension: int, splits: int, thumbnails: bool) -> Iterat
         drawn = random.integers(0, PICTURES, len(shown))
         thumbs = pa.table(
             [pa.array(shown), pa.array([pictures[at] for at in drawn], pa.binary())],
-            store.THUMBNAIL_SCHEMA,
+            part_files.THUMBNAIL_SCHEMA,
         )
-        yield store.Part(number, features, store.REJECT_SCHEMA.empty_table(), thumbs)
+        yield part_files.Part(number, features, part_files.REJECT_SCHEMA.empty_table(), thumbs)
 
 
 def neighbours(path: Path, thumbnails: bool) -> Callable[[], None]:
@@ -79,10 +81,10 @@ def neighbours(path: Path, thumbnails: bool) -> Callable[[], None]:
     from sklearn.neighbors import NearestNeighbors
 
     folder = Folder.at(str(path))
-    drawn = subset.draw(folder, "feature", SAMPLE)
+    drawn = sampling.draw(folder, "feature", SAMPLE)
     spaces = [drawn.features]
     if thumbnails:
-        small = pixels.small(subset.pictures(folder, drawn.index))
+        small = pixel_baseline.small(sampling.pictures(folder, drawn.index))
         spaces.append(small.reshape(len(small), -1))
     is_first = drawn.splits == drawn.splits[0]
 
@@ -105,7 +107,7 @@ def evaluated(path: Path) -> Callable[[], None]:
     import sklearn.model_selection
     import sklearn.neighbors  # noqa: F401
 
-    from ray_embed.evaluation import evaluating  # noqa: F401
+    from ray_embed.analysis.evaluation import evaluate as evaluate_module  # noqa: F401
 
     def call() -> None:
         load(str(path)).evaluate(sample=SAMPLE)

@@ -30,11 +30,11 @@ from reducing import SHARD, make_run
 from rows import last_line, row, table
 from threadpoolctl import threadpool_limits
 
-from ray_embed import moments
-from ray_embed.ahead import mapping
-from ray_embed.blas import one_thread
-from ray_embed.matrix import as_matrix
-from ray_embed.merging import Group
+from ray_embed.core.arrays import as_matrix
+from ray_embed.core.blas import one_thread
+from ray_embed.core.threads import mapping
+from ray_embed.projector import covariance
+from ray_embed.projector.merge_task import Group
 
 SIDES = ("pca", "reading", "products")
 SCRIPT = Path(__file__).name
@@ -64,8 +64,10 @@ def pca(path: Path, rows: int, dimension: int, threads: int) -> Call:
     groups = groups_of(path, rows, dimension)
 
     def call() -> np.ndarray:
-        with mapping(threads, moments.at_once([dimension])) as mapped:
-            found = moments.components(str(path), "f" * 64, groups, {"feature": dimension}, mapped)
+        with mapping(threads, covariance.at_once([dimension])) as mapped:
+            found = covariance.components(
+                str(path), "f" * 64, groups, {"feature": dimension}, mapped
+            )
         return found["feature"].variances
 
     return call

@@ -25,7 +25,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.matrix import as_column
+from ray_embed.core.arrays import as_column
 
 SHARD = 512
 SPLIT = {"use_byte_stream_split": ["feature.list.element"]}

@@ -78,18 +78,19 @@ def make_files(work: Path, files: int, a_folder: int | None) -> Path:
 
 def plan_here(root: Path, out: Path) -> Planned:
     """Plan the folder in this process."""
-    from ray_embed import plan, prepare  # noqa: F401 - what a run has imported when it plans
-    from ray_embed.filesystem import Folder
-    from ray_embed.sources.folder import open_folder
+    from ray_embed import planning
+    from ray_embed.extraction import prepare  # noqa: F401 - what a run has imported when it plans
+    from ray_embed.sources.image_folder import open_folder
+    from ray_embed.storage.filesystem import Folder
 
     start = _memory("VmRSS")
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
         scratch = Folder.at(temporary)
         began = time.perf_counter()
         sources = [open_folder("images", root)]
-        made = plan.make_plan(sources, {}, scratch, shard_size=None, batch_size=32, limit=None)
+        made = planning.make_plan(sources, {}, scratch, shard_size=None, batch_size=32, limit=None)
         planned = time.perf_counter()
-        plan.copy_records(made, scratch, Folder.at(str(out)))
+        planning.copy_records(made, scratch, Folder.at(str(out)))
         copied = time.perf_counter()
     assert made.records is not None
     return Planned(made.records, planned - began, copied - planned, start, _memory("VmHWM"))

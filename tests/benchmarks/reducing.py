@@ -33,10 +33,11 @@ import pyarrow.parquet as pq
 from in_turns import Taken, alternate, measure, side
 from rows import last_line, row, table
 
-from ray_embed import description, plan, store
-from ray_embed.filesystem import Folder
-from ray_embed.matrix import as_column
-from ray_embed.thumbnail import encode_png
+from ray_embed import planning
+from ray_embed.core.arrays import as_column
+from ray_embed.images.thumbnails import encode_png
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
 
 SIDES = ("reduce", "plain")
 SHARD, CLASSES, SIDE = 512, 100, 64
@@ -48,14 +49,14 @@ BUFFER = 8 << 20
 def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
     folder = Folder.at(str(path))
-    if folder.exists(description.RUN):
+    if folder.exists(manifest.RUN):
         return
     for part in parts_of(rows, dimension, thumbnails):
-        store.commit(folder, part, "f" * 64, part.features.num_rows)
-    split = plan.SplitPlan(0, "valid", "files", "/", "string", (), SHARD, 64, records=rows)
-    plan.save(folder, plan.Plan((split,), "string", ()))
+        part_files.commit(folder, part, "f" * 64, part.features.num_rows)
+    split = planning.SplitPlan(0, "valid", "files", "/", "string", (), SHARD, 64, records=rows)
+    planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
-    description.write_run(
+    manifest.write_run(
         folder,
         {
             "fingerprint": "f" * 64,
@@ -66,7 +67,7 @@ def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
     )
 
 
-def parts_of(rows: int, dimension: int, thumbnails: bool) -> Iterator[store.Part]:
+def parts_of(rows: int, dimension: int, thumbnails: bool) -> Iterator[part_files.Part]:
     random = np.random.default_rng(0)
     pictures = list(pngs(random)) if thumbnails else []
     for number, start in enumerate(range(0, rows, SHARD)):
@@ -84,9 +85,9 @@ def parts_of(rows: int, dimension: int, thumbnails: bool) -> Iterator[store.Part
         shown = index if thumbnails else index[:0]
         thumbs = pa.table(
             [pa.array(shown), pa.array([pictures[i * 7 % PICTURES] for i in shown], pa.binary())],
-            store.THUMBNAIL_SCHEMA,
+            part_files.THUMBNAIL_SCHEMA,
         )
-        yield store.Part(number, features, store.REJECT_SCHEMA.empty_table(), thumbs)
+        yield part_files.Part(number, features, part_files.REJECT_SCHEMA.empty_table(), thumbs)
 
 
 def pngs(random: np.random.Generator) -> Iterator[bytes]:
@@ -103,22 +104,22 @@ def pngs(random: np.random.Generator) -> Iterator[bytes]:
 
 def without_thumbnails() -> None:
     """Let a run have no sprite: more points than a sheet has pixels are not made here."""
-    from ray_embed import sprite
+    from ray_embed.projector import sprite
 
     sprite.sprite_cell = lambda points: 0
 
 
 def without_pca() -> None:
     """Let no features have one."""
-    from ray_embed import reducer
+    from ray_embed.projector import reduce as reduce_module
 
-    reducer._components = lambda *arguments: {}
+    reduce_module._components = lambda *arguments: {}
 
 
 def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], None]:
     """Import what `reduce` needs, and give it."""
-    from ray_embed.reducer import reduce
-    from ray_embed.starting import start_tensorflow
+    from ray_embed.encoders.tensorflow_setup import start_tensorflow
+    from ray_embed.projector.reduce import reduce
 
     start_tensorflow(threads, str(Path.cwd()))
     import tensorboard.plugins.projector  # noqa: F401
@@ -136,7 +137,7 @@ def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], N
 
 def plainly(path: Path, thumbnails: bool) -> Callable[[], None]:
     """Give reading all parts and writing files as long as those of the projector folder."""
-    kinds = [store.FEATURES, store.THUMBNAILS] if thumbnails else [store.FEATURES]
+    kinds = [part_files.FEATURES, part_files.THUMBNAILS] if thumbnails else [part_files.FEATURES]
     sources = [file for kind in kinds for file in sorted((path / kind).iterdir())]
     lengths = json.loads((path / "lengths.json").read_text())
     target = path / "plain"

@@ -68,7 +68,7 @@ class Load:
 
 def listing(work: Path, records: int) -> Path:
     """A listing of so many records of a few pictures."""
-    from conftest import make_folder
+    from support.pictures import make_folder
 
     if not (work / "pictures").exists():
         make_folder(work / "pictures", {"a": FILES})
@@ -80,7 +80,7 @@ def listing(work: Path, records: int) -> Path:
 
 def measured(nodes: int, seconds: float, work: Path) -> Load:
     """Run on so many nodes for so long."""
-    from many_nodes import cluster_of
+    from support.many_nodes import cluster_of
 
     folder = work / f"nodes-{nodes}"
     shutil.rmtree(folder, ignore_errors=True)

@@ -28,11 +28,13 @@ from exact_pca import files_of
 from in_turns import alternate, measure, side
 from rows import Row, last_line, row, table
 
-from ray_embed import description, moments, pca, plan, store
-from ray_embed.ahead import mapping
-from ray_embed.filesystem import Folder
-from ray_embed.matrix import as_column, as_matrix
-from ray_embed.merging import Group
+from ray_embed import planning
+from ray_embed.core.arrays import as_column, as_matrix
+from ray_embed.core.threads import mapping
+from ray_embed.projector import covariance, pca
+from ray_embed.projector.merge_task import Group
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
 
 SIDES = ("pca", "reading")
 SCRIPT = Path(__file__).name
@@ -54,7 +56,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
     import pyarrow as pa
 
     folder = Folder.at(str(path))
-    if folder.exists(description.RUN):
+    if folder.exists(manifest.RUN):
         return
     random = np.random.default_rng(0)
     directions = random.standard_normal((DIRECTIONS, dimension), np.float32)
@@ -72,28 +74,28 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
                 "feature": as_column(values),
             }
         )
-        thumbnails = store.THUMBNAIL_SCHEMA.empty_table()
-        part = store.Part(number, features, store.REJECT_SCHEMA.empty_table(), thumbnails)
-        store.commit(folder, part, "f" * 64, len(index))
-    split = plan.SplitPlan(0, "valid", "files", "/", "string", (), shard, 64, records=rows)
-    plan.save(folder, plan.Plan((split,), "string", ()))
+        thumbnails = part_files.THUMBNAIL_SCHEMA.empty_table()
+        part = part_files.Part(number, features, part_files.REJECT_SCHEMA.empty_table(), thumbnails)
+        part_files.commit(folder, part, "f" * 64, len(index))
+    split = planning.SplitPlan(0, "valid", "files", "/", "string", (), shard, 64, records=rows)
+    planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
     about = {"config": {"projector_limit": 100_000}, "encoder": {"outputs": [output]}}
-    description.write_run(folder, {"fingerprint": "f" * 64, **about}, "0")
+    manifest.write_run(folder, {"fingerprint": "f" * 64, **about}, "0")
 
 
 def components(path: Path, threads: int) -> Callable[[], pca.Components]:
     folder = Folder.at(str(path))
     groups, start, dimension = [], 0, 0
-    for number in store.part_numbers(folder):
-        about = store.about(folder, number)
+    for number in part_files.part_numbers(folder):
+        about = part_files.about(folder, number)
         dimension = dict(about.columns)["feature"].list_size
         groups.append(Group(number, (number,), start, about.rows))
         start += about.rows
 
     def call() -> pca.Components:
-        with mapping(threads, moments.at_once([dimension])) as mapped:
-            return moments.components(
+        with mapping(threads, covariance.at_once([dimension])) as mapped:
+            return covariance.components(
                 str(path), "f" * 64, tuple(groups), {"feature": dimension}, mapped
             )["feature"]
 

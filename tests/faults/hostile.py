@@ -34,7 +34,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 from processes import measure
-from samples import part_files, save_encoder
+from support.sample_runs import part_files, save_encoder
 
 Kind = tuple[str, str, bytes]  # name, ending, content
 BIG = 60_000
@@ -298,8 +298,8 @@ def make(root: Path, count: int, seed: int) -> set[bytes]:
 
 def slowest(root: Path) -> tuple[float, str]:
     """Decode each file alone; gives how long the slowest one took, and its name."""
-    from ray_embed import decode
-    from ray_embed.decode import PixelSpec
+    from ray_embed.images import decode
+    from ray_embed.images.decode import PixelSpec
 
     pixels = PixelSpec(shape=(16, 16, 3), scale="unit", max_pixels=178_956_970)
     found = (0.0, "")
@@ -330,7 +330,7 @@ def main() -> int:
             row for part in part_files(out, "rejects") for row in pq.read_table(part).to_pylist()
         ]
         reasons = Counter(row["reason"] for row in rejects)
-        from ray_embed.keys import key_of
+        from ray_embed.core.keys import key_of
 
         unfair = {key_of(os.fsdecode(path)) for path in good} & {row["key"] for row in rejects}
         seconds, name = slowest(work / "valid")

@@ -27,8 +27,8 @@ import pyarrow as pa
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conftest import make_folder
-from samples import table_of
+from support.pictures import make_folder
+from support.sample_runs import table_of
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {"crashes the process": (255, 0, 255), "hangs": (0, 255, 255)}

@@ -85,8 +85,8 @@ class PlainSession:
     """A session without Ray, with one extractor and an encoder that was built before."""
 
     def __init__(self) -> None:
-        from ray_embed.extractor import Extractor
-        from ray_embed.resources import Resources
+        from ray_embed.extraction.worker import Extractor
+        from ray_embed.runtime.resources import Resources
 
         self.resources = Resources(1, 0.0)
         self.folder = str(Path.cwd())
@@ -111,20 +111,20 @@ class SimpleWorker:
 
 def stand_in() -> None:
     """Let the schedule work without Ray."""
-    from ray_embed import schedule
+    from ray_embed.extraction import scheduler
 
-    schedule.ray = SimpleNamespace(wait=lambda calls, **_: (calls[:1], calls[1:]))
-    schedule.result = lambda reference: reference.get()
-    schedule._POLL_SECONDS = 0
+    scheduler.ray = SimpleNamespace(wait=lambda calls, **_: (calls[:1], calls[1:]))
+    scheduler.result = lambda reference: reference.get()
+    scheduler._POLL_SECONDS = 0
 
 
 def whole(config: Any, session: Any) -> None:
     """Do a run."""
     from ray_embed import pipeline
-    from ray_embed.filesystem import Folder
-    from ray_embed.prepare import begin, prepare
-    from ray_embed.sources import open_sources
-    from ray_embed.target import opened_target
+    from ray_embed.extraction.prepare import begin, prepare
+    from ray_embed.runs.workspace import opened_target
+    from ray_embed.sources.open import open_sources
+    from ray_embed.storage.filesystem import Folder
 
     # As a new process does.
     session.extractor._opened = None
@@ -140,7 +140,7 @@ def tried(
     number: int, mode: int, config: Any, session: Any, calm: dict[str, bytes], library: Any
 ) -> str:
     """Let operations fail; gives what came of it, which begins with WRONG where it is."""
-    from samples import results_of
+    from support.sample_runs import results_of
 
     from ray_embed.errors import RayEmbedError
 
@@ -180,7 +180,7 @@ def main() -> int:
         folder = Path(temporary)
         if "failing.so" not in os.environ.get("LD_PRELOAD", ""):
             preload(folder)
-        from samples import config, results_of, save_encoder, write_listing
+        from support.sample_runs import config, results_of, save_encoder, write_listing
 
         stand_in()
         library = ctypes.CDLL(os.environ["LD_PRELOAD"])

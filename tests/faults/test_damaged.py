@@ -9,14 +9,16 @@ from types import SimpleNamespace
 import keras
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_folder
-from samples import RESULTS, config, contents, copy, results_of, save_encoder
+from support.pictures import make_folder
+from support.sample_runs import RESULTS, config, contents, copy, results_of, save_encoder
 
 import ray_embed as package
-from ray_embed import description, plan, soundness, store
+from ray_embed import planning
 from ray_embed.errors import DamagedError, InputError
-from ray_embed.filesystem import Folder
-from ray_embed.store import part_name
+from ray_embed.runs import integrity
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
+from ray_embed.storage.part_files import part_name
 
 KINDS = (*RESULTS, "plan", "encoder")
 
@@ -114,20 +116,20 @@ def test_parts_of_others_are_deleted_or_extracted_again(whole, other, tmp_path, 
 def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
     run = copy(whole.run, tmp_path / "run")
     folder = Folder.at(str(run))
-    expected = soundness.Expected.of(description.read_run(folder), plan.load(folder))
+    expected = integrity.Expected.of(manifest.read_run(folder), planning.load(folder))
     path = run / part_name("features", 4)
-    right, table = path.read_bytes(), store.read_part(folder, "features", 4)
+    right, table = path.read_bytes(), part_files.read_part(folder, "features", 4)
     noticed = 0
     for at in range(len(right)):
         content = bytearray(right)
         content[at] ^= 1 << at % 8
         path.write_bytes(content)
         try:
-            soundness.check(folder, 4, expected)
+            integrity.check(folder, 4, expected)
         except DamagedError:
             noticed += 1
         else:
-            assert store.read_part(folder, "features", 4).equals(table)
+            assert part_files.read_part(folder, "features", 4).equals(table)
     assert noticed > len(right) // 2
 
 

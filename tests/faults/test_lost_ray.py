@@ -8,8 +8,8 @@ import time
 
 import psutil
 import pytest
-from conftest import make_folder
-from samples import save_encoder
+from support.pictures import make_folder
+from support.sample_runs import save_encoder
 
 
 def worker_that_starts(process):

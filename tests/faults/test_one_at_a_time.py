@@ -7,13 +7,13 @@ import sys
 import time
 
 import pytest
-from conftest import make_folder
-from samples import save_encoder
+from support.pictures import make_folder
+from support.sample_runs import save_encoder
 
-from ray_embed import reducer
-from ray_embed.alone import alone
 from ray_embed.errors import InputError
-from ray_embed.filesystem import Folder
+from ray_embed.projector import reduce as reduce_module
+from ray_embed.storage.filesystem import Folder
+from ray_embed.storage.lock import alone
 
 HOLD = """
 import sys, time
@@ -50,7 +50,7 @@ def test_the_second_is_refused_before_anything_is_written(tmp_path, ray_embed):
     holder = holding(tmp_path / "run", 100)
     try:
         with pytest.raises(InputError, match="another ray-embed is writing"):
-            reducer.reduce(str(tmp_path / "run"))
+            reduce_module.reduce(str(tmp_path / "run"))
     finally:
         holder.send_signal(signal.SIGKILL)
         holder.wait()

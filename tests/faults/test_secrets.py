@@ -11,8 +11,8 @@ import time
 
 import psutil
 import pytest
-from conftest import make_folder
-from samples import contents, save_encoder
+from support.pictures import make_folder
+from support.sample_runs import contents, save_encoder
 
 SECRET = "hunter2secret"  # not one
 
@@ -52,7 +52,7 @@ def test_password_of_a_uri_is_not_shown(tmp_path, ray_embed, monkeypatch, uri):
 
 
 def test_password_is_not_in_the_command_that_resumes():
-    from ray_embed.resuming import _command
+    from ray_embed.runs.resuming import _command
 
     words = ["run", "--source", f"valid=s3://key:{SECRET}@bucket/a b", "--overwrite"]
     command = shlex.split(_command(words, resumes=True))

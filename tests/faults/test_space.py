@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make_folder
-from samples import results_of, save_encoder
+from support.pictures import make_folder
+from support.sample_runs import results_of, save_encoder
 
 PROGRAM = [sys.executable, "-m", "ray_embed"]
 # A file system of its own, which ends with the process.

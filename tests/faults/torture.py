@@ -29,8 +29,8 @@ import psutil
 import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from conftest import make_folder
-from samples import part_files, results_of
+from support.pictures import make_folder
+from support.sample_runs import part_files, results_of
 
 SHARD, BATCH = 8, 4
 # How often each is chosen: losing Ray costs the driver a quarter to a whole minute.

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The evaluation of a run in its folder: `evaluation.json`, and what TensorBoard shows of it."""
+
+import io
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ray_embed.analysis.evaluation.report import lines
+from ray_embed.errors import InputError
+from ray_embed.projector.checkpoint import FOLDER
+from ray_embed.results import Run
+from ray_embed.storage import manifest
+from ray_embed.storage.filesystem import Folder
+from ray_embed.storage.lock import alone
+
+FILE = "evaluation.json"
+EVENTS = "events.out.tfevents.1.ray_embed"
+
+
+def record(run: Run, entries: dict[str, Any]) -> None:
+    """Write the entries of some layers, beside those of others, as the only one who writes there.
+
+    Where there is a projector folder, TensorBoard is given the numbers too.
+
+    Args:
+        run: what was evaluated, as it was when its features were read.
+        entries: by layer.
+
+    Raises:
+        InputError: another process writes to it, or it holds another run by now.
+        StorageError: the storage fails.
+    """
+    folder, fingerprint = Folder.at(run.path), run._about["fingerprint"]
+    with alone(folder):
+        if (manifest.read_run(folder) or {}).get("fingerprint") != fingerprint:
+            raise InputError(
+                f"{folder.shown()}: another run was made there meanwhile, so nothing is recorded; "
+                "evaluate that one"
+            )
+        layers = {**_read(folder), **entries}
+        content = {"fingerprint": fingerprint, "layers": layers}
+        folder.write(FILE, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        if folder.exists(FOLDER):
+            folder.write(f"{FOLDER}/{EVENTS}", _event_file(layers))
+
+
+def carry(folder: Folder, target: Path) -> None:
+    """Write into `target`, a local folder, the event file of what was recorded of a run, if any.
+
+    Raises:
+        StorageError: the storage fails.
+    """
+    entries = _read(folder)
+    if entries:
+        (target / EVENTS).write_bytes(_event_file(entries))
+
+
+def _read(folder: Folder) -> dict[str, Any]:
+    """Read the recorded entries by layer; none of another run's."""
+    if not folder.exists(FILE):
+        return {}
+    try:
+        content = json.loads(folder.read(FILE))
+        run = manifest.read_run(folder) or {}
+        return dict(content["layers"]) if content["fingerprint"] == run["fingerprint"] else {}
+    except (ValueError, KeyError, TypeError):
+        # It can be made again; half of it is of no use.
+        return {}
+
+
+def _event_file(entries: dict[str, Any]) -> bytes:
+    from tensorboard.compat.proto.event_pb2 import Event
+    from tensorboard.summary.writer.record_writer import RecordWriter
+
+    now = time.time()
+    file = io.BytesIO()
+    writer = RecordWriter(file)
+    writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+    for summary in _summaries(entries):
+        writer.write(Event(wall_time=now, step=0, summary=summary).SerializeToString())
+    return file.getvalue()
+
+
+def _summaries(entries: dict[str, Any]) -> Iterator[Any]:
+    """Give a scalar a measure, and the tables as text; layers are named where there are several."""
+    from tensorboard.plugins.scalar.summary_v2 import scalar_pb
+    from tensorboard.plugins.text.summary_v2 import text_pb
+
+    for layer, entry in entries.items():
+        within = f"{layer}/" if len(entries) > 1 else ""
+        for column, measures in entry["measures"].items():
+            group = "evaluation" if column == "encoder" else f"evaluation_{column}"
+            for name, one in measures.items():
+                yield scalar_pb(f"{group}/{within}{name}", one["value"])
+        table = "\n".join(lines(layer, entry))
+        yield text_pb(f"evaluation/{within}table", f"```\n{table}\n```")

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How the pictures look, and how they are saved."""
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from ray_embed.analysis.plotting.fonts import Lettering, quiet_matplotlib
+from ray_embed.analysis.plotting.palette import short
+from ray_embed.errors import InputError
+from ray_embed.storage.filesystem import Folder
+
+FOLDER = "plots"
+# From so many dots on they are one picture inside the SVG, which would be slow to open otherwise.
+RASTERIZED_FROM = 1_000
+INK, FAINT = "#222222", "#8a8f96"
+# Inches around a picture's title and the table below it; points of their letters.
+_MARGIN, _TITLE, _TABLE = 0.1, 11.0, 8.0
+_LONGEST_ENTRY = 160
+
+_STYLE = {
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": INK,
+    "axes.titlesize": 10,
+    "axes.titleweight": "bold",
+    "axes.linewidth": 0.8,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "figure.facecolor": "white",
+    "savefig.dpi": 200,
+    # The same picture gives the same bytes.
+    "svg.hashsalt": "ray_embed",
+    # A dollar in a name begins no formula.
+    "text.parse_math": False,
+}
+
+
+def check_installed() -> None:
+    """Import matplotlib.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InputError("drawing needs matplotlib: pip install 'ray_embed[plots]'") from error
+
+
+@contextmanager
+def styled(lettering: Lettering) -> Iterator[None]:
+    """Draw in this style, and without a screen; what the caller has set stays as it is."""
+    import matplotlib as mpl
+
+    with quiet_matplotlib(), mpl.rc_context({**_STYLE, "font.family": list(lettering.families)}):
+        yield
+
+
+def new_figure(width: float, height: float, layout: Any = "constrained") -> Any:
+    """Make a figure (inches) that draws itself without a screen, apart from pyplot's."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout=layout)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def add_title(figure: Any, title: str) -> None:
+    """Write a title above a figure, in as many lines as it needs."""
+    width, height = figure.get_size_inches()
+    lines = wrapped(figure, title, width - 2 * _MARGIN, _TITLE)
+    _write(figure, _MARGIN, height + _MARGIN / 2, lines, "bottom", _TITLE)
+
+
+def add_table(figure: Any, heading: str, entries: Sequence[str]) -> None:
+    """Write entries below a figure, in as many columns as fit."""
+    if not entries:
+        return
+    width = figure.get_size_inches()[0] - 2 * _MARGIN
+    entries = [short(entry, _LONGEST_ENTRY) for entry in entries]
+    widest = max(width_of(figure, entry, _TABLE) for entry in entries) + 2 * _MARGIN
+    columns = max(1, min(len(entries), int(width / widest)))
+    below = _write(
+        figure, _MARGIN, -_MARGIN, wrapped(figure, heading, width, _TABLE), "top", _TABLE
+    )
+    for column in range(columns):
+        rows = -(-len(entries) // columns)
+        listed = entries[column * rows : (column + 1) * rows]
+        lines = [line for entry in listed for line in wrapped(figure, entry, width, _TABLE)]
+        _write(figure, _MARGIN + column * width / columns, below, lines, "top", _TABLE)
+
+
+def _write(figure: Any, x: float, y: float, lines: Sequence[str], align: str, size: float) -> float:
+    """Write lines at a place in inches, which may lie beyond the figure; return where they end."""
+    width, height = figure.get_size_inches()
+    # In parts of the figure, which is what matplotlib moves when it saves more than the figure.
+    text = figure.text(x / width, y / height, "\n".join(lines), va=align, fontsize=size)
+    return float(text.get_window_extent(figure.canvas.get_renderer()).y0) / float(figure.dpi)
+
+
+def width_of(figure: Any, text: str, size: float) -> float:
+    """Return the width of a line, in inches."""
+    from matplotlib.font_manager import FontProperties
+
+    renderer = figure.canvas.get_renderer()
+    properties = FontProperties(size=size)
+    return float(renderer.get_text_width_height_descent(text, properties, False)[0] / figure.dpi)
+
+
+def fitted(figure: Any, text: str, width: float, size: float) -> str:
+    """Shorten a line until it is at most so wide (inches)."""
+    for longest in range(60, 4, -1):
+        line = short(text, longest)
+        if width_of(figure, line, size) <= width:
+            break
+    return line
+
+
+def wrapped(figure: Any, text: str, width: float, size: float) -> list[str]:
+    """Break a text into lines that are at most so wide (inches): at spaces, else anywhere."""
+    lines = [""]
+    for word in re.findall(r"\s*\S+", text):
+        if width_of(figure, lines[-1] + word, size) <= width:
+            lines[-1] += word
+            continue
+        rest = word.lstrip() if lines[-1] else word
+        lines += [""] if lines[-1] else []
+        for letter in rest:
+            if lines[-1] and width_of(figure, lines[-1] + letter, size) > width:
+                lines.append("")
+            lines[-1] += letter
+    return lines
+
+
+def rendered(figure: Any, kind: str) -> bytes:
+    """Draw a figure as "png" or "svg", made larger where something lies beyond its edges."""
+    from matplotlib.transforms import Bbox
+
+    figure.draw_without_rendering()
+    everything = figure.get_tightbbox()
+    whole, padded = figure.bbox_inches, everything.padded(_MARGIN)
+    sides = [
+        padded.x0 if everything.x0 < whole.x0 else whole.x0,
+        padded.y0 if everything.y0 < whole.y0 else whole.y0,
+        padded.x1 if everything.x1 > whole.x1 else whole.x1,
+        padded.y1 if everything.y1 > whole.y1 else whole.y1,
+    ]
+    stream = io.BytesIO()
+    metadata = {"Software": None} if kind == "png" else {"Date": None}
+    box = Bbox.from_extents(*sides)
+    figure.savefig(stream, format=kind, metadata=metadata, bbox_inches=box)
+    return stream.getvalue()
+
+
+def save(folder: Folder, name: str, figure: Any) -> list[str]:
+    """Write a figure into the run folder as PNG and as SVG; gives their names."""
+    written = []
+    for kind in ("png", "svg"):
+        written.append(f"{FOLDER}/{name}.{kind}")
+        folder.write(written[-1], rendered(figure, kind))
+    return written

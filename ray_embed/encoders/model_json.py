@@ -1,0 +1,63 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Builds a model from the JSON that `model.to_json()` of Keras 2 or 3 gives: layers, no weights."""
+
+from pathlib import Path
+from typing import Any
+
+from ray_embed.encoders.model_files import read_json
+from ray_embed.errors import InputError
+
+
+def is_model_json(path: Path) -> bool:
+    """Return whether a file holds the JSON of a Keras model."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        if not file.read(64).lstrip().startswith(b"{"):
+            return False
+    return {"class_name", "config"} <= read_json(path).keys()
+
+
+def keras_of(path: Path) -> str:
+    """Return the Keras that reads the file: `keras` or `tf_keras`."""
+    content = read_json(path)
+    # Only Keras 2 writes its version here, and only Keras 3 the module of the model's class.
+    return "tf_keras" if "keras_version" in content or "module" not in content else "keras"
+
+
+def model_from_json(path: Path, custom_objects: dict[str, Any]) -> Any:
+    """Build the model, which still has its initial weights.
+
+    Args:
+        path: the file, which holds no Python code that Keras 2 would run.
+        custom_objects: classes and functions by the names that the file has for them.
+
+    Raises:
+        Exception: whatever Keras raises for layers that it does not know.
+    """
+    if keras_of(path) == "tf_keras":
+        import tf_keras
+
+        text = path.read_text(encoding="utf-8")
+        return tf_keras.models.model_from_json(text, custom_objects=custom_objects)
+    import keras
+
+    content = read_json(path)
+    # What it was compiled with may need classes of the training program.
+    content.pop("compile_config", None)
+    return keras.saving.deserialize_keras_object(
+        content, custom_objects=custom_objects, safe_mode=True
+    )
+
+
+def require_weights(path: Path) -> None:
+    """Refuse a model's JSON without weights.
+
+    Raises:
+        InputError: the file is one.
+    """
+    if is_model_json(path):
+        raise InputError(
+            f"--model {path}: it holds the model's layers, without their weights; give these with "
+            "--weights (or --weights random, as a floor to compare with)"
+        )

@@ -1,0 +1,153 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Extraction: which shards are missing, handed to the actors, and counted."""
+
+import pickle
+from collections.abc import Callable, Iterator
+
+from ray_embed import planning
+from ray_embed.config import RunConfig
+from ray_embed.core.console import Progress, say
+from ray_embed.encoders import artifacts
+from ray_embed.errors import RunError
+from ray_embed.extraction import pixels, scheduler
+from ray_embed.extraction.prepare import Prepared
+from ray_embed.extraction.work_queue import WorkQueue
+from ray_embed.extraction.worker import Job, ShardResult
+from ray_embed.runtime.actors import Worker
+from ray_embed.runtime.session import Session
+from ray_embed.storage import part_files
+
+# Pictures of bytes that hold nothing above this are dark ones, or are meant to hold no more than,
+# say, 16: features of such are nearly those of black.
+_DARK = 31
+# Where more files than this share are to be turned, it is worth asking whether they should be.
+_TURNED_SHARE = 0.001
+
+
+def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> float:
+    """Extract the shards that have no part yet.
+
+    Args:
+        config: the limits.
+        prepared: the run, whose folder is there already.
+        session: where the extractors run.
+
+    Returns:
+        Images a second, from the first shard that was done on; 0 where that took no time to
+        speak of.
+
+    Raises:
+        InputError: a dataset is not repeatable, or a planned file is gone.
+        RunError: an error that trying again does not mend, or too many rejects.
+    """
+    done = part_files.Done(prepared.folder)
+    shards = prepared.plan.shards
+    rejected = sum(part_files.rejects_by_reason(prepared.folder, done).values())
+    left = None if shards is None else shards - done.count
+    job = _job(config, prepared)
+    watch = _Watch(config, prepared)
+    with Progress(prepared.plan.records) as progress:
+        work = WorkQueue(
+            prepared.plan.splits,
+            prepared.walks,
+            prepared.target.uri,
+            done.__contains__,
+            progress.skip,
+        )
+        there = _there(session, left)
+        begun = done.count > 0
+        for shard in scheduler.extract_all(there(0), job, work, config, begun, there):
+            progress.advance(shard.rows + sum(shard.rejects.values()))
+            rejected += sum(shard.rejects.values())
+            watch.look_at(shard)
+            _check_rejects(config, rejected, prepared.target.out)
+    watch.finish()
+    # What is not there yet has nothing left to do, and might have machines started for it.
+    session.crew.dismiss_waiting()
+    finished = prepared.plan
+    for ordinal, records in work.records.items():
+        finished = finished.with_records(ordinal, records)
+    if finished != planning.load(prepared.folder):
+        planning.save(prepared.folder, finished)
+    return progress.measured
+
+
+def _there(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
+    """Give what tells the extractors there are to be when so many shards of those left are done."""
+    return lambda done: session.crew.filled(None if left is None else left - done)
+
+
+def _job(config: RunConfig, prepared: Prepared) -> bytes:
+    encoder = artifacts.without_contents(prepared.encoder)
+    specs = tuple(pixels.pixel_spec(config, split, encoder) for split in prepared.plan.splits)
+    job = Job(
+        prepared.target.uri, prepared.plan, prepared.fingerprint, specs, prepared.roots, encoder
+    )
+    # Ray would take it apart anew for each shard, which takes longer than all else done for one.
+    return pickle.dumps(job)
+
+
+def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:
+    if config.max_rejects is not None and rejected > config.max_rejects:
+        raise RunError(
+            f"{rejected} records were rejected, more than --max-rejects {config.max_rejects}; see "
+            f"{out}/rejects; to accept them, resume with a higher --max-rejects"
+        )
+
+
+class _Watch:
+    """Looks at what comes of the shards for signs of wrong pixels, and warns of them."""
+
+    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+        self._config, self._encoder = config, prepared.encoder
+        decided = config.scale is not None or config.preprocess is not None
+        # Pictures of these splits are scaled as bytes, 0 to 255, without anybody's word.
+        self._bytes = {
+            split.split
+            for split in prepared.plan.splits
+            if split.image_dtype == "uint8" and not decided
+        }
+        self._unseen = {split.split for split in prepared.plan.splits}
+        self._records = self._turned = 0
+        self._uniform: list[bool] = []
+
+    def look_at(self, shard: ShardResult) -> None:
+        """Take in a shard that is done; warn of the first of each split."""
+        self._records += shard.rows
+        self._turned += shard.turned
+        if shard.rows > 1:
+            self._uniform.append(shard.is_uniform)
+        if shard.rows and shard.split in self._unseen:
+            self._unseen.remove(shard.split)
+            for text in self._warnings(shard):
+                say(f"warning: {text}")
+
+    def _warnings(self, shard: ShardResult) -> Iterator[str]:
+        if shard.split in self._bytes and shard.brightest <= _DARK:
+            yield (
+                f"{shard.split}: no value in the thumbnails of {shard.rows} pictures is above "
+                f"{shard.brightest}, and all are scaled as 0 to 255; if yours have another range, "
+                "bring them to 0 to 255, or name a function that scales them (--preprocess)"
+            )
+        if shard.values is not None and not self._config.scale and not self._config.preprocess:
+            say(
+                f"{shard.split}: float images go to the encoder as they are; the first ones have "
+                f"values from {shard.values[0]:.4g} to {shard.values[1]:.4g}"
+            )
+            if text := pixels.warn_of_floats(shard.split, *shard.values, self._encoder):
+                yield text
+
+    def finish(self) -> None:
+        """Warn of what only all shards together show."""
+        if self._uniform and all(self._uniform):
+            say(
+                f"warning: all {self._records} records got the same features, so the encoder "
+                "makes no difference between them: does it get the pixels that it expects? See "
+                "`ray-embed preview` with the same options"
+            )
+        if self._turned > self._records * _TURNED_SHARE and not self._config.exif_orientation:
+            say(
+                f"warning: {self._turned} of {self._records} files are to be turned by their Exif "
+                "orientation, and were embedded as they are stored, as Keras loads them; give "
+                "--exif-orientation if the encoder was trained on upright images"
+            )

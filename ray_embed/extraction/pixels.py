@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Decides how the images of each split become the encoder's input, and says what was decided."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray_embed.config import RunConfig
+from ray_embed.encoders.spec import Encoder
+from ray_embed.errors import InputError
+from ray_embed.images.decode import PixelSpec
+from ray_embed.planning import SplitPlan
+
+# Where pixels from 0 to 255 differ by less than this in what the first layer gets, they were
+# divided twice.
+_NARROW = 0.05
+# Float images up to this are not levels from 0 to 255.
+_MOST_OF_UNIT = 2.0
+_SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]", "none": "given as 0–255"}
+# The factor and the offset of each scale.
+_LINEAR = {"unit": (1 / 255, 0.0), "symmetric": (1 / 127.5, -1.0), "none": (1.0, 0.0)}
+_FILES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+_OPTIONS = (
+    "resize",
+    "crop_fraction",
+    "interpolation",
+    "antialias",
+    "exif_orientation",
+    "channels",
+    "channel_order",
+    "mean",
+    "std",
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What was decided of the pixels, as lines for the user."""
+
+    notes: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def has_floats(split: SplitPlan) -> bool:
+    """Return whether a split has float arrays, which go to the encoder as they are."""
+    return split.image_shape is not None and split.image_dtype != "uint8"
+
+
+def decide_scale(config: RunConfig, encoder: Encoder, floats: bool = False) -> str:
+    """Return the scale: the one asked for, or the one that fits the encoder.
+
+    Args:
+        config: the options.
+        encoder: what the images are for.
+        floats: whether the images are float arrays.
+    """
+    if config.scale is not None:
+        return config.scale
+    if floats or config.preprocess is not None:
+        return "none"
+    asks_for_unit = bool(config.mean or config.std)
+    return "none" if encoder.rescaling.expects_levels and not asks_for_unit else "unit"
+
+
+def pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
+    """Return how the images of a split become the encoder's input."""
+    floats = has_floats(split)
+    resized = not floats or config.image_size is not None
+    return PixelSpec(
+        shape=encoder.image_shape,
+        scale=decide_scale(config, encoder, floats),
+        resize=(config.resize or "stretch") if resized else None,
+        crop_fraction=config.crop_fraction,
+        interpolation=config.interpolation,
+        antialias=config.antialias,
+        mean=config.mean,
+        std=config.std,
+        reverse_channels=config.channel_order == "bgr",
+        repeat_channel=config.channels == "repeat",
+        turn_upright=config.exif_orientation,
+        max_pixels=config.max_pixels,
+        takes_bytes=encoder.takes_bytes,
+    )
+
+
+def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> dict[str, Any]:
+    """Return what of the pixels decides a run's bytes, by name; options only where they are given.
+
+    So a run that was begun before an option was there is still the same run.
+    """
+    scale: str = config.scale or "default"
+    chosen_here = config.scale is None and config.preprocess is None
+    levels = any(not has_floats(split) for split in splits)
+    if chosen_here and levels and decide_scale(config, encoder) == "none":
+        scale = f"none, as the encoder rescales its input ({encoder.rescaling.describe()})"
+    found: dict[str, Any] = {"scale": scale}
+    channels = encoder.image_shape[2]
+    if channels != 3 and any(split.kind == "files" for split in splits):
+        found["color mode"] = _FILES.get(channels, str(channels))
+    for name in _OPTIONS:
+        value = getattr(config, name)
+        if value != RunConfig.model_fields[name].default:
+            found[name.replace("_", " ")] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
+    """Refuse pixels that the encoder cannot take.
+
+    Raises:
+        InputError: a number of channels, a size, or a scale that does not fit.
+    """
+    if encoder.takes_bytes:
+        _check_takes_files(config, splits, encoder)
+        return
+    model = f"--model {encoder.spec.model_name}"
+    channels = encoder.image_shape[2]
+    for option, given in (("--mean", config.mean), ("--std", config.std)):
+        if len(given) not in (0, 1, channels):
+            raise InputError(
+                f"{option} {','.join(f'{number:g}' for number in given)}: {len(given)} numbers, "
+                f"but the encoder takes {channels} channels; give one number, or one a channel"
+            )
+    if config.channel_order == "bgr" and channels != 3:
+        raise InputError(f"--channel-order bgr: {model} takes {channels} channels, not 3")
+    rescales = config.scale in ("unit", "symmetric") or config.mean or config.std
+    if encoder.rescaling.takes_integers and rescales:
+        raise InputError(
+            f"{model}: its input is of type {encoder.rescaling.dtype}, so pixels must stay whole "
+            "numbers from 0 to 255; leave --scale, --mean and --std away"
+        )
+    for split in splits:
+        _check_shape(config, split, encoder)
+
+
+def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
+    """Refuse what does not go with an encoder that takes the bytes of image files.
+
+    Raises:
+        InputError: a source of arrays, or an option for pixels.
+    """
+    what = f"--model {encoder.spec.model_name} takes the bytes of image files"
+    for split in splits:
+        if split.image_shape is not None:
+            raise InputError(
+                f"--source {split.split}={split.root}: it gives arrays, and {what}; give a folder "
+                "of images or a listing, or export a model that takes images (N, H, W, C)"
+            )
+    for name in ("scale", *_OPTIONS):
+        value = getattr(config, name)
+        if value != RunConfig.model_fields[name].default:
+            raise InputError(
+                f"--{name.replace('_', '-')} {value}: {what}, and decodes, resizes and "
+                "scales them itself; leave the option away"
+            )
+
+
+def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
+    height, width, channels = encoder.image_shape
+    given = split.image_shape
+    if given is None:
+        if channels not in _FILES:
+            raise InputError(
+                f"--model {encoder.spec.model_name}: it takes {channels} channels, and image files "
+                "are decoded to 1, 3 or 4; give arrays: an .npz file, or module:callable"
+            )
+        return
+    where = f"--source {split.split}={split.root}"
+    of = f"its images are {given[0]}×{given[1]}×{given[2]}, the encoder takes "
+    of += f"{height}×{width}×{channels}"
+    if given[2] != channels and not (given[2] == 1 and channels == 3 and config.channels):
+        raise InputError(f"{where}: {of}; {_channels_fix(given[2], channels)}")
+    resized = config.image_size is not None or split.image_dtype == "uint8"
+    if given[:2] != (height, width) and not resized:
+        raise InputError(
+            f"{where}: {of}; give --image-size {height},{width} to have float images resized"
+        )
+
+
+def _channels_fix(given: int, wanted: int) -> str:
+    if (given, wanted) == (1, 3):
+        return "give --channels repeat to use the one channel three times"
+    if (given, wanted) == (3, 1):
+        return "make them gray first, for example with tf.image.rgb_to_grayscale"
+    return f"give arrays of {wanted} channels"
+
+
+def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> Explanation:
+    """Return what was decided of the pixels, and what looks wrong."""
+    if encoder.takes_bytes:
+        return Explanation()
+    notes, warnings = [], []
+    rescaling, scale = encoder.rescaling, decide_scale(config, encoder)
+    levels = any(not has_floats(split) for split in splits)
+    if levels:
+        notes.append(f"pixels: {describe(config, splits, encoder)}")
+    if levels and config.preprocess is None and rescaling.expects_levels:
+        if scale == "none" and config.scale is None:
+            why = "takes whole numbers" if rescaling.takes_integers else "rescales its input itself"
+            notes.append(f"encoder {why} ({rescaling.describe()}): pixels are given as 0–255")
+        elif scale != "none":
+            asked = f"--scale {scale}" if config.scale else "--mean or --std"
+            warnings.append(
+                f"{asked}: the encoder rescales its input itself ({rescaling.describe()}), so "
+                "pixels are rescaled twice; give --scale none unless that is meant"
+            )
+    elif levels and (arriving := _arriving(config, encoder)) is not None:
+        low, high = arriving
+        if high - low < _NARROW:
+            warnings.append(
+                f"pixels from 0 to 255 reach the encoder's first layer as {low:.3g} to "
+                f"{high:.3g}, which differ hardly: are they scaled twice?"
+            )
+    if config.crop_fraction is not None and not config.antialias:
+        notes.append(
+            "--crop-fraction without --antialias: torchvision and timm filter images that shrink, "
+            "so their pixels differ; give --antialias for theirs"
+        )
+    untouched = config.scale is None and not config.mean and not config.std
+    if levels and encoder.advice and config.preprocess is None and untouched:
+        notes.append(encoder.advice)
+    return Explanation(tuple(notes), tuple(warnings))
+
+
+def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> str:
+    """Describe in a line how images of levels from 0 to 255 become the encoder's input."""
+    height, width, channels = encoder.image_shape
+    parts = []
+    if any(split.kind == "files" for split in splits):
+        parts.append(f"{_FILES.get(channels, channels)} files")
+    if any(split.image_shape is not None and not has_floats(split) for split in splits):
+        parts.append("uint8 arrays")
+    how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
+    parts.append(f"{height}×{width} ({how}, {config.interpolation})")
+    if config.preprocess is not None:
+        parts.append("given as 0–255 to --preprocess")
+    else:
+        parts.append(_SCALES[decide_scale(config, encoder)])
+    if config.mean or config.std:
+        parts.append("normalized by --mean and --std")
+    if config.channel_order == "bgr":
+        parts.append("BGR")
+    return ", ".join(parts)
+
+
+def _arriving(config: RunConfig, encoder: Encoder) -> tuple[float, float] | None:
+    """Return the range in which pixels from 0 to 255 reach the encoder's first layer."""
+    rescaling = encoder.rescaling
+    if not rescaling.factors:
+        return None
+    factor, offset = _LINEAR[decide_scale(config, encoder)]
+    ends = [
+        low + slope * (offset + factor * level)
+        for slope, low in zip(rescaling.factors, rescaling.offsets, strict=True)
+        for level in (0.0, 255.0)
+    ]
+    return min(ends), max(ends)
+
+
+def warn_of_floats(split: str, low: float, high: float, encoder: Encoder) -> str | None:
+    """Return a warning where float arrays are plainly not what the encoder expects.
+
+    Args:
+        split: the split's name.
+        low: the lowest value of its first images.
+        high: the highest one.
+        encoder: what they are for.
+    """
+    if encoder.rescaling.expects_levels and high <= _MOST_OF_UNIT:
+        return (
+            f"{split}: float images go to the encoder as they are, from {low:.3g} to {high:.3g}, "
+            f"but it rescales its input itself ({encoder.rescaling.describe()}) and expects 0 to "
+            "255; give uint8 arrays, or multiply them by 255"
+        )
+    return None

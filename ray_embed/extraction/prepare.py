@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What happens before the first shard: everything is checked, then the run folder is begun."""
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray_embed import planning
+from ray_embed._version import __version__
+from ray_embed.config import RANDOM, RunConfig, is_callable_reference
+from ray_embed.core import user_code
+from ray_embed.core.console import say
+from ray_embed.core.uri import is_uri, shown
+from ray_embed.encoders import artifacts
+from ray_embed.encoders.model_files import refuse_other_forms
+from ray_embed.encoders.model_json import require_weights
+from ray_embed.encoders.spec import Encoder, EncoderSpec
+from ray_embed.errors import InputError
+from ray_embed.extraction import pixels
+from ray_embed.extraction.dataset_reader import Walk
+from ray_embed.planning import Plan
+from ray_embed.runs import identity as identity_module
+from ray_embed.runs.workspace import Target
+from ray_embed.runtime.session import Session
+from ray_embed.sources.open import Source
+from ray_embed.storage import manifest
+from ray_embed.storage.download import look_for
+from ray_embed.storage.filesystem import Folder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that is known, and checked, before anything is written; `roots` are where sources are."""
+
+    target: Target
+    plan: Plan
+    encoder: Encoder
+    identity: identity_module.Identity
+    walks: dict[str, Walk]
+    roots: tuple[str, ...]
+
+    @property
+    def folder(self) -> Folder:
+        """The run folder."""
+        return self.target.folder
+
+    @property
+    def fingerprint(self) -> str:
+        """What tells this run's parts from another's."""
+        return identity_module.digest(self.identity)
+
+
+def check_model(config: RunConfig) -> None:
+    """Look whether the model's file is there and may be a model, which takes next to no time.
+
+    Raises:
+        InputError: it is not.
+    """
+    for option, path in (("--model", config.model), ("--weights", config.weights)):
+        if isinstance(path, str) and is_uri(path):
+            look_for(path, option)
+    model = config.model
+    if not isinstance(model, str) or is_uri(model) or is_callable_reference(model):
+        return
+    refuse_other_forms(Path(model))
+    if not Path(model).exists():
+        raise InputError(
+            f"--model {model}: no such file; give a .keras or .h5 file, a SavedModel folder, or "
+            "module:callable"
+        )
+    if config.weights is None:
+        require_weights(Path(model))
+
+
+def prepare(
+    config: RunConfig,
+    sources: list[Source],
+    walks: dict[str, Walk],
+    target: Target,
+    scratch: Folder,
+    session: Session,
+) -> Prepared:
+    """Plan the records and build the encoder, side by side, and compare them with a run begun.
+
+    Args:
+        config: what is asked.
+        sources: the opened sources.
+        walks: the readers of those that are streamed.
+        target: the run folder.
+        scratch: where the plan is written for now.
+        session: where actors run.
+
+    Raises:
+        InputError: something does not fit; nothing has been written to the run folder.
+    """
+    streams = {split: walk.describe() for split, walk in walks.items()}
+    shapes = [
+        *(getattr(source, "image_shape", None) for source in sources),
+        *(info.image_shape for info in streams.values()),
+    ]
+    batch_size = config.batch_size or session.resources.batch_size
+    spec = encoder_spec(config, next((shape for shape in shapes if shape), None), batch_size)
+    built = _start_building(spec, target, session)
+    planned = planning.make_plan(
+        sources,
+        streams,
+        scratch,
+        shard_size=config.shard_size,
+        batch_size=batch_size,
+        limit=config.limit,
+    )
+    encoder = built()
+    pixels.check(config, planned.splits, encoder)
+    explained = pixels.explain(config, planned.splits, encoder)
+    warnings = (*encoder.warnings, *explained.warnings)
+    notes = (*planned.notes, *encoder.notes, *explained.notes)
+    for line in (*_passed_over(planned), *notes):
+        say(line)
+    for text in warnings:
+        say(f"warning: {text}")
+    identity = identity_module.identity(config, planned, encoder, session.resources.cpus)
+    roots = tuple(getattr(source, "location", "") for source in sources)
+    prepared = Prepared(target, planned, encoder, identity_module.plain(identity), walks, roots)
+    if target.goes_on:
+        _refuse_another(prepared, scratch)
+    return prepared
+
+
+def _passed_over(planned: Plan) -> list[str]:
+    return [
+        f"{split.split}: passed over "
+        + ", ".join(f"{count} {what}" for what, count in split.skipped.items())
+        for split in planned.splits
+        if split.skipped
+    ]
+
+
+def encoder_spec(
+    config: RunConfig, shape: tuple[int, int, int] | None, batch_size: int
+) -> EncoderSpec:
+    """Give what is asked of the encoder; `shape` is that of an array source's images."""
+    model = config.model
+    if isinstance(model, str) and not is_callable_reference(model):
+        model = _from_anywhere(model)
+    return EncoderSpec(
+        model,
+        str(Path.cwd()),
+        config.model_kwargs,
+        config.imports,
+        config.submodel,
+        config.weights if config.weights in (None, RANDOM) else _from_anywhere(config.weights),
+        config.layers,
+        config.pool,
+        config.image_size,
+        shape,
+        config.preprocess,
+        config.engine,
+        config.precision,
+        batch_size,
+        config.tags,
+        config.signature,
+    )
+
+
+def _from_anywhere(path: str) -> str:
+    # An actor works in another folder.
+    return path if is_uri(path) else str(Path(path).absolute())
+
+
+def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Callable[[], Encoder]:
+    """Start building the encoder outside this process; gives a function that waits for it.
+
+    A model or function in hand is built in this process, where it is.
+    """
+    model = spec.model
+    makes_a_model = (
+        is_callable_reference(model) if isinstance(model, str) else user_code.makes(model)
+    )
+    same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
+    kept = None
+    if same and makes_a_model and spec.weights is None:
+        kept = artifacts.kept_weights(target.folder)
+    if isinstance(model, str) and not callable(spec.preprocess):
+        return session.start_building(spec, kept)
+    from ray_embed.encoders.build import build
+
+    return functools.partial(build, spec, 1, kept)
+
+
+def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
+    before = (prepared.target.before or {})["identity"]
+    differences = identity_module.differences(before, prepared.identity)
+    if not differences:
+        return
+    if outline := kept_plan(prepared.folder):
+        kept = {split.split: split for split in outline.splits}
+        for split in prepared.plan.splits:
+            old = kept.get(split.split)
+            if old and old.digest and split.digest and old.digest != split.digest:
+                where = planning.first_difference(prepared.folder, scratch, old, split)
+                differences.append(f"first difference in {split.split}: {where}")
+    raise InputError(
+        f"--out {prepared.target.out}: it holds another run; what differs:\n  "
+        + "\n  ".join(differences)
+        + "\ngive another --out, or --overwrite to start anew"
+    )
+
+
+def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
+    """Write the run folder's description, encoder and plan, unless they are there.
+
+    Raises:
+        InputError: it cannot be written to.
+    """
+    folder = prepared.folder
+    if prepared.target.goes_on:
+        _renew(config, prepared, scratch)
+        return
+    # To be overwritten, or left by a start that got no further than this.
+    manifest.clear(folder)
+    # First of all a mark, so that the folder is known as ours whenever this stops.
+    manifest.write_run(folder, {}, __version__)
+    artifacts.keep(folder, prepared.encoder)
+    planning.copy_records(prepared.plan, scratch, folder)
+    planning.save(folder, prepared.plan)
+    manifest.write_run(folder, _description(config, prepared), __version__)
+
+
+def kept_plan(folder: Folder) -> Plan | None:
+    """Read the plan that was made when the run was begun; None where it is damaged."""
+    try:
+        return planning.load(folder)
+    except InputError as error:
+        say(str(error))
+        return None
+
+
+def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
+    """Write what is damaged, has another place, or is asked otherwise, of what a run goes on with.
+
+    Raises:
+        InputError: a file has changed since the run was begun.
+    """
+    folder, fresh = prepared.folder, prepared.plan
+    before = prepared.target.before or {}
+    if before["config"]["projector_limit"] != config.projector_limit:
+        # What reads the run later goes by the points that the page is given.
+        asked = before["config"] | {"projector_limit": config.projector_limit}
+        content = {name: value for name, value in before.items() if name != "ray_embed"}
+        manifest.write_run(folder, content | {"config": asked}, __version__)
+    kept = kept_plan(folder)
+    planning.renew_records(fresh, kept or fresh, scratch, folder)
+    for split in kept.splits if kept else ():
+        if split.kind == "stream" and split.records is not None:
+            fresh = fresh.with_records(split.ordinal, split.records)
+    if fresh != kept:
+        planning.save(folder, fresh)
+    if not artifacts.is_sound(folder):
+        say(f"{folder.shown('encoder')}: damaged; written again")
+        artifacts.keep(folder, prepared.encoder)
+
+
+def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    given = config.model_dump(mode="python", exclude={"sources", "overwrite"})
+    given |= {
+        "model": identity_module.name_of(config.model),
+        "preprocess": identity_module.name_of(config.preprocess),
+        "batch_size": prepared.encoder.spec.batch_size,
+        "out": shown(prepared.target.out),
+        "address": None if config.address is None else shown(config.address),
+        "sources": {split.split: shown(split.root) for split in prepared.plan.splits},
+    }
+    return {
+        "fingerprint": prepared.fingerprint,
+        "model": identity_module.name_of(config.model),
+        "config": identity_module.plain(given),
+        "encoder": artifacts.about(prepared.encoder),
+        "versions": identity_module.versions(),
+        "identity": prepared.identity,
+    }

@@ -1,0 +1,339 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From image files and arrays to the batches an encoder takes, with a thumbnail of each.
+
+Decoding and resizing are those of ``keras.utils.image_dataset_from_directory``, so that an encoder
+sees the pixels it saw in training: `tf.io.decode_image` with the encoder's number of channels, then
+`tf.image.resize`, by default bilinear without antialias. Records that cannot be decoded leave a
+gap; :func:`diagnose` says why.
+"""
+
+import functools
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ray_embed.images import thumbnails as thumbnails_module
+from ray_embed.images.headers import JPEG, MOST_SCANNED, OTHER_BMP, PNG, UNKNOWN, read_header
+from ray_embed.images.orientation import is_turned, turn_upright
+from ray_embed.images.resizing import resize
+
+Array = np.ndarray[Any, Any]
+
+_AHEAD = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelSpec:
+    """How the images of one source become the encoder's input.
+
+    `shape` is (H, W, C). `resize` is `stretch`, `crop` or `pad`, or None where the images must have
+    the shape already; `crop_fraction`, `interpolation` and `antialias` are those of
+    `ray_embed.images.resizing.resize`. `scale` is `unit`, `symmetric` or `none`; from what it
+    gives `mean` is subtracted, and that is divided by `std`: one number, or one a channel, in the
+    order of the encoder's channels. `repeat_channel` makes three channels of one.
+    """
+
+    shape: tuple[int, int, int]
+    scale: str
+    resize: str | None = "stretch"
+    crop_fraction: float | None = None
+    interpolation: str = "bilinear"
+    antialias: bool = False
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    reverse_channels: bool = False
+    repeat_channel: bool = False
+    turn_upright: bool = False
+    max_pixels: int = 1 << 62
+    takes_bytes: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some records of a shard: their positions in it, and images (n, H, W, C) float32.
+
+    For an encoder that takes the bytes of files, `images` is (n,) of these.
+
+    `thumbnails` is (n, SIDE, SIDE, 1 or 3) uint8, of which each uses its `sizes`, (n, 2), from the
+    upper left. `turned`, (n,) bool, is whether a file's orientation is another than upright.
+    """
+
+    positions: Array
+    images: Array
+    thumbnails: Array
+    sizes: Array
+    turned: Array
+
+    def pngs(self) -> Iterator[bytes]:
+        """Give each thumbnail as a PNG."""
+        for picture, (height, width) in zip(self.thumbnails, self.sizes.tolist(), strict=True):
+            yield thumbnails_module.encode_png(picture[:height, :width])
+
+
+def file_batches(
+    paths: list[bytes], pixels: PixelSpec, batch_size: int, threads: int
+) -> Iterator[Batch]:
+    """Decode image files ahead on `threads` threads; those that cannot be decoded are left out."""
+    import tensorflow as tf
+
+    return _read(_file_dataset(pixels, batch_size, threads)(tf.constant(paths, tf.string)))
+
+
+@functools.cache
+def _file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
+    """Give the function from paths to a dataset, traced once for all shards."""
+    import tensorflow as tf
+
+    def dataset(paths: Any) -> Any:
+        positions = tf.range(tf.shape(paths, tf.int64)[0])
+        records = tf.data.Dataset.from_tensor_slices((positions, paths))
+        return _batched(records, _file_decoder(pixels), batch_size, threads)
+
+    return tf.function(dataset, [tf.TensorSpec([None], tf.string)], autograph=False)
+
+
+def content_batches(
+    contents: Iterable[bytes], pixels: PixelSpec, batch_size: int, threads: int
+) -> Iterator[Batch]:
+    """Decode the contents of image files, as :func:`file_batches` does."""
+    import tensorflow as tf
+
+    records = tf.data.Dataset.from_generator(
+        lambda: enumerate(contents),
+        output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string)),
+    )
+    return _read(_batched(records, _content_decoder(pixels), batch_size, threads))
+
+
+def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int) -> Iterator[Batch]:
+    """Prepare images in memory: an array (n, H, W, C), or a list of (H, W, C) of any sizes."""
+    import tensorflow as tf
+
+    if isinstance(images, np.ndarray):
+        records = tf.data.Dataset.from_tensor_slices((np.arange(len(images)), images))
+    else:
+        image = tf.TensorSpec((None, None, images[0].shape[-1]), images[0].dtype)
+        records = tf.data.Dataset.from_generator(
+            lambda: enumerate(images), output_signature=(tf.TensorSpec((), tf.int64), image)
+        )
+    return _read(_batched(records, _array_decoder(pixels), batch_size, threads))
+
+
+def _batched(records: Any, decode: Any, batch_size: int, threads: int) -> Any:
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.autotune.enabled = False
+    # They find nothing to do here, and take longer for each shard than decoding many images.
+    options.experimental_optimization.apply_default_optimizations = False
+    decoded = records.map(decode, threads, deterministic=True).ignore_errors()
+    return decoded.batch(batch_size).prefetch(_AHEAD).with_options(options)
+
+
+def _read(dataset: Any) -> Iterator[Batch]:
+    for batch in dataset.as_numpy_iterator():
+        yield Batch(*batch)
+
+
+def _file_decoder(pixels: PixelSpec) -> Any:
+    import tensorflow as tf
+
+    def decode(position: Any, path: Any) -> Any:
+        content = tf.io.read_file(path)
+        return position, *_with_bytes(content, _from_content(content, pixels), pixels)
+
+    return decode
+
+
+@functools.cache
+def _content_decoder(pixels: PixelSpec) -> Any:
+    import tensorflow as tf
+
+    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
+    def decode(position: Any, content: Any) -> Any:
+        return position, *_with_bytes(content, _from_content(content, pixels), pixels)
+
+    return decode
+
+
+def _with_bytes(content: Any, prepared: tuple[Any, ...], pixels: PixelSpec) -> tuple[Any, ...]:
+    """Put the file itself in place of its pixels, for an encoder that takes these."""
+    # It has been decoded all the same: what is no image is not to reach the encoder.
+    return (content, *prepared[1:]) if pixels.takes_bytes else prepared
+
+
+def _from_content(content: Any, pixels: PixelSpec) -> tuple[Any, ...]:
+    import tensorflow as tf
+
+    kind, count, scanned = read_header(content)
+    known = tf.not_equal(kind, UNKNOWN) & tf.not_equal(kind, OTHER_BMP)
+    fits = (count <= pixels.max_pixels) & (scanned <= MOST_SCANNED)
+    # Decoding nothing fails.
+    return _decoded(tf.where(known & fits, content, b""), kind, pixels)
+
+
+@functools.cache
+def _array_decoder(pixels: PixelSpec) -> Any:
+    import tensorflow as tf
+
+    @tf.function(autograph=False, reduce_retracing=True)  # type: ignore[untyped-decorator]
+    def decode(position: Any, image: Any) -> Any:
+        shown = image if image.dtype == tf.uint8 else to_levels(image)
+        return position, *_prepared(image, shown, pixels), tf.constant(False)
+
+    return decode
+
+
+def _decoded(content: Any, kind: Any, pixels: PixelSpec) -> tuple[Any, ...]:
+    """Decode a file; returns what :func:`_prepared` does, and whether it is to be turned."""
+    image = _in_channels(content, kind, pixels.shape[2])
+    if pixels.turn_upright:
+        image = turn_upright(image, content)
+    return *_prepared(image, image, pixels), is_turned(content)
+
+
+def _in_channels(content: Any, kind: Any, channels: int) -> Any:
+    """Decode to 1, 3 or 4 channels, as Keras' `color_mode` does where TensorFlow can.
+
+    Of GIF, BMP and CMYK JPEG TensorFlow makes three channels only: gray is made of these by
+    `tf.image.rgb_to_grayscale`. All but PNG get an opaque alpha as the fourth channel.
+    """
+    import tensorflow as tf
+
+    def decoded(count: int) -> Any:
+        image = tf.io.decode_image(content, channels=count, expand_animations=False)
+        image.set_shape((None, None, count))
+        return image
+
+    match channels:
+        case 1:
+            return tf.cond(
+                tf.equal(kind, PNG) | tf.equal(kind, JPEG),
+                lambda: decoded(1),
+                lambda: tf.image.rgb_to_grayscale(decoded(3)),
+            )
+        case 4:
+            opaque = [[0, 0], [0, 0], [0, 1]]
+            return tf.cond(
+                tf.equal(kind, PNG),
+                lambda: decoded(4),
+                lambda: tf.pad(decoded(3), opaque, constant_values=tf.constant(255, tf.uint8)),
+            )
+    return decoded(3)
+
+
+def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
+    """Make the encoder's input, and the thumbnail.
+
+    Args:
+        image: (h, w, c), as stored.
+        shown: the same with values from 0 to 255.
+        pixels: what the encoder takes.
+
+    Returns:
+        (H, W, C) float32, resized, with the encoder's channels, and scaled; the thumbnail uint8,
+        padded to a square; its height and width.
+    """
+    import tensorflow as tf
+
+    height, width, _ = pixels.shape
+    if pixels.resize is None:
+        resized = tf.cast(image, tf.float32)
+    else:
+        resized = resize(
+            image,
+            (height, width),
+            pixels.resize,
+            pixels.crop_fraction,
+            pixels.interpolation,
+            pixels.antialias,
+        )
+    sides = tf.cast(tf.shape(image)[:2], tf.float32)
+    if image is shown and min(height, width) >= thumbnails_module.SIDE:
+        # What the encoder sees is there, and shrinks in a fraction of the time of a big image.
+        if pixels.resize != "stretch" or pixels.crop_fraction is not None:
+            sides = tf.constant([height, width], tf.float32)
+        method = "bilinear" if max(height, width) < 2 * thumbnails_module.SIDE else "area"
+        factor = thumbnails_module.SIDE / tf.reduce_max(sides)
+        picture = _thumbnail(resized, sides * factor, method)
+    else:
+        factor = thumbnails_module.SIDE / tf.reduce_max(sides)
+        picture = _thumbnail(shown, sides * tf.minimum(1.0, factor), "area")
+    return tf.ensure_shape(_normalized(resized, pixels), pixels.shape), *picture
+
+
+def _normalized(image: Any, pixels: PixelSpec) -> Any:
+    """Bring resized pixels, (H, W, c) float32, to the encoder's channels and range."""
+    import tensorflow as tf
+
+    if pixels.repeat_channel and image.shape[-1] == 1:
+        image = tf.image.grayscale_to_rgb(image)
+    if pixels.reverse_channels:
+        image = image[..., ::-1]
+    match pixels.scale:
+        case "unit":
+            image = image / 255.0
+        case "symmetric":
+            image = image / 127.5 - 1.0
+    if pixels.mean:
+        image = image - tf.constant(pixels.mean, tf.float32)
+    if pixels.std:
+        image = image / tf.constant(pixels.std, tf.float32)
+    return image
+
+
+def _thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
+    """Shrink an image, 0 to 255, to these sides; gives it padded, and its height and width."""
+    import tensorflow as tf
+
+    channels = image.shape[-1]
+    if channels not in (1, 3):
+        image = image[..., : 3 if channels > 3 else 1]
+    size = tf.maximum(1, tf.cast(tf.round(sides), tf.int32))
+    small = tf.image.resize(image[None], size, method)[0]
+    right = [[0, thumbnails_module.SIDE - size[0]], [0, thumbnails_module.SIDE - size[1]], [0, 0]]
+    return tf.pad(tf.saturate_cast(tf.round(small), tf.uint8), right), size
+
+
+def to_levels(image: Any) -> Any:
+    """Bring float pixels to 0 to 255, from [0,1], [-1,1], [0,255] or, stretched, any range."""
+    import tensorflow as tf
+
+    image = tf.cast(image, tf.float32)
+    image = tf.where(tf.math.is_finite(image), image, 0.0)
+    low, high = tf.reduce_min(image), tf.reduce_max(image)
+    stretched = (image - low) * 255.0 / tf.maximum(high - low, 1e-12)
+    shown = tf.where((low >= 0.0) & (high <= 255.0), image, stretched)
+    shown = tf.where((low >= -1.0) & (high <= 1.0), (image + 1.0) * 127.5, shown)
+    return tf.where((low >= 0.0) & (high <= 1.0), image * 255.0, shown)
+
+
+def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
+    """Say why a file was left out, as one of the fixed reasons; or give it, if it now decodes."""
+    import tensorflow as tf
+
+    if not content:
+        return "empty file"
+    try:
+        kind, count, scanned = (int(value) for value in read_header(tf.constant(content)))
+    except tf.errors.OpError:
+        return "corrupt image"
+    if kind == UNKNOWN:
+        return "not an image"
+    if kind == OTHER_BMP:
+        return "unsupported image"
+    if count > pixels.max_pixels:
+        return "too many pixels"
+    if scanned > MOST_SCANNED:
+        return "too many scans"
+    try:
+        decoded = _decoded(tf.constant(content), tf.constant(kind, tf.int64), pixels)
+        prepared = [value.numpy()[None] for value in decoded]
+    except (tf.errors.OpError, ValueError):
+        return "corrupt image"
+    if pixels.takes_bytes:
+        prepared[0] = np.array([content], object)
+    return Batch(np.zeros(1, np.int64), *prepared)

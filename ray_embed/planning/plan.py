@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan's outline: the splits, how many records each has, and how they fall into shards."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+
+import pyarrow as pa
+
+from ray_embed.errors import InputError
+from ray_embed.sources import label_schema
+from ray_embed.storage.filesystem import Folder
+
+PLAN = "plan/plan.json"
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """One split of the plan; `records` and `shards` are None until a stream has been walked."""
+
+    ordinal: int
+    split: str
+    kind: str
+    root: str
+    label_type: str
+    extras: tuple[str, ...]
+    shard_size: int
+    shards_a_file: int
+    records: int | None = None
+    digest: str | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    image_shape: tuple[int, int, int] | None = None
+    image_dtype: str = "uint8"
+
+    @property
+    def shards(self) -> int | None:
+        """The number of shards; None until it is known."""
+        return None if self.records is None else -(-self.records // self.shard_size)
+
+    def file_of(self, shard: int) -> str:
+        """Name the plan file that holds the shard number `shard` of this split."""
+        return (
+            f"plan/{self.ordinal:02d}-{self.split}/part-{shard // self.shards_a_file:08d}.parquet"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The splits in order, the columns that all parts share, and lines for the user."""
+
+    splits: tuple[SplitPlan, ...]
+    label_type: str
+    extras: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def records(self) -> int | None:
+        """The number of records; None while the length of a stream is unknown."""
+        return _total([split.records for split in self.splits])
+
+    @property
+    def shards(self) -> int | None:
+        """The number of shards; None while the length of a stream is unknown."""
+        return _total([split.shards for split in self.splits])
+
+    def schema(self) -> pa.Schema:
+        """Give the columns of a part before its features."""
+        return label_schema.record_schema(
+            pa.type_for_alias(self.label_type), [pa.field(e, pa.string()) for e in self.extras]
+        )
+
+    def with_records(self, ordinal: int, records: int) -> "Plan":
+        """Give the plan with the length of a stream filled in."""
+        splits = [
+            replace(split, records=records) if split.ordinal == ordinal else split
+            for split in self.splits
+        ]
+        return replace(self, splits=tuple(splits))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Consecutive records of one split.
+
+    `number` counts over all splits and names the part, `local` within the split; `index` is the
+    position of the first record among all records, `position` within its split; `records` is how
+    many there are.
+    """
+
+    number: int
+    split: SplitPlan
+    local: int
+    index: int
+    position: int
+    records: int
+
+
+def _total(counts: Iterable[int | None]) -> int | None:
+    known = list(counts)
+    return None if None in known else sum(count for count in known if count is not None)
+
+
+def save(folder: Folder, plan: Plan) -> None:
+    """Write the plan's outline to the run folder; it is there only once its records are."""
+    folder.write(PLAN, json.dumps(asdict(plan), indent=1).encode())
+
+
+def load(folder: Folder) -> Plan:
+    """Read the outline of the plan of a run folder.
+
+    Raises:
+        InputError: it is missing, or not what was written.
+    """
+    mend = "`ray-embed run` with the same options mends it"
+    if not folder.exists(PLAN):
+        raise InputError(f"{folder.shown(PLAN)}: it is gone; {mend}")
+    try:
+        data = json.loads(folder.read(PLAN))
+        splits = [
+            SplitPlan(
+                **split
+                | {
+                    "extras": tuple(split["extras"]),
+                    "image_shape": tuple(split["image_shape"]) if split["image_shape"] else None,
+                }
+            )
+            for split in data["splits"]
+        ]
+        notes = tuple(data.get("notes", ()))
+        return Plan(tuple(splits), data["label_type"], tuple(data["extras"]), notes)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{folder.shown(PLAN)}: damaged; {mend}") from error

@@ -1,0 +1,173 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The planned records in a folder: a Parquet row group a shard, written, read and compared."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_embed.errors import InputError, StorageError, first_line
+from ray_embed.planning.plan import Plan, Shard, SplitPlan
+from ray_embed.sources import label_schema
+from ray_embed.storage.filesystem import Folder
+from ray_embed.storage.retry import of_storage
+
+
+def write_streamed(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) -> int | None:
+    """Keep the plan rows of a streamed shard, or compare them with those kept before.
+
+    Returns:
+        The position within the shard of the first record that differs from the kept plan, or
+        None where all is the same.
+    """
+    name = split.file_of(local)
+    kept = _read_if_sound(folder, name)
+    if kept is None:
+        sink = pa.BufferOutputStream()
+        pq.write_table(rows, sink, write_page_checksum=True)
+        folder.write(name, sink.getvalue().to_pybytes())
+        return None
+    if kept.equals(rows):
+        return None
+    pairs = zip(kept.to_pylist(), rows.to_pylist(), strict=False)
+    differing = (at for at, (before, now) in enumerate(pairs) if _changed(before, now))
+    if kept.num_rows == rows.num_rows:
+        return next(differing, None)
+    return next(differing, min(kept.num_rows, rows.num_rows))
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Name the columns in which two plan rows differ; NaN is the same as NaN."""
+    return [
+        name
+        for name, was in before.items()
+        if was != now.get(name) and (was == was or now.get(name) == now.get(name))
+    ]
+
+
+def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
+    """Read the plan rows of the shard number `local` of a split.
+
+    Raises:
+        StorageError: they cannot be read.
+    """
+    name = split.file_of(local)
+
+    def read(stream: pa.NativeFile) -> pa.Table:
+        part = pq.ParquetFile(stream, page_checksum_verification=True)
+        return part.read_row_group(local % split.shards_a_file)
+
+    try:
+        return folder.read_with(name, read)
+    except (OSError, ValueError, IndexError, pa.ArrowException) as error:
+        raise StorageError(f"{folder.shown(name)}: cannot be read: {first_line(error)}") from error
+
+
+def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
+    """Copy the planned records of all listed splits from a local folder to another one."""
+    for split in plan.splits:
+        for name in _files(split, source):
+            target.put(Path(source.join(name)), name)
+
+
+def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> None:
+    """Compare the records planned anew with those kept, and replace what is kept of them.
+
+    Both hold the same records. What is kept may be damaged, and the files may lie elsewhere now.
+
+    Args:
+        fresh: the plan made now.
+        kept: the plan of the run folder.
+        source: where the records planned now are.
+        target: the run folder.
+
+    Raises:
+        InputError: a file that lies where it did has another time than it had.
+    """
+    roots = {split.ordinal: split.root for split in kept.splits}
+    for split in fresh.splits:
+        moved = roots.get(split.ordinal) != split.root
+        for name in _files(split, source):
+            if target.exists(name) and target.read(name) == source.read(name):
+                continue
+            before = _read_if_sound(target, name)
+            if before is not None and not moved:
+                now = pq.read_table(source.join(name), filesystem=source.filesystem)
+                _refuse_changed(split, before, now)
+            target.put(Path(source.join(name)), name)
+
+
+def _files(split: SplitPlan, source: Folder) -> Iterator[str]:
+    number = 0
+    while source.exists(name := split.file_of(number)):
+        yield name
+        number += split.shards_a_file
+
+
+def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
+    """Read a plan file; None where it is not there, or not what was written."""
+    if not folder.exists(name):
+        return None
+    try:
+        return folder.read_with(
+            name, lambda stream: pq.read_table(stream, page_checksum_verification=True)
+        )
+    except (OSError, ValueError, pa.ArrowException) as error:
+        if of_storage(error) and not folder.is_local:
+            raise StorageError(f"{folder.shown(name)}: cannot be read: {error}") from error
+        return None
+
+
+def _refuse_changed(split: SplitPlan, before: pa.Table, now: pa.Table) -> None:
+    for was, found in zip(before.to_pylist(), now.to_pylist(), strict=False):
+        # As text, in which NaN is the same as NaN.
+        if repr(was) != repr(found):
+            raise InputError(
+                f"--source {split.split}={split.root}: {found['key']!r} has changed since the run "
+                "was planned; put back what was there (with its time), or start anew with "
+                "--overwrite"
+            )
+
+
+def record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
+    """Give the columns of a part before its features, for all planned rows of a shard."""
+    schema = plan.schema()
+    count = rows.num_rows
+    columns: dict[str, Any] = {
+        "index": pa.array(range(shard.index, shard.index + count), pa.int64()),
+        "key": rows["key"],
+        "label": label_schema.cast(rows["label"].combine_chunks(), schema.field("label").type),
+        "split": pa.array([shard.split.split] * count, pa.string()),
+    }
+    for name in plan.extras:
+        columns[name] = rows[name] if name in rows.column_names else pa.nulls(count, pa.string())
+    return pa.table(columns, schema=schema)
+
+
+def first_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: SplitPlan) -> str:
+    """Say where two plans of a listed split part ways: the first key that differs, and how."""
+    images = [(split.image_shape, split.image_dtype) for split in (before, now)]
+    if images[0] != images[1]:
+        return f"its images were {images[0]} and are now {images[1]}"
+    pairs = itertools.zip_longest(_rows(kept, before), _rows(fresh, now))
+    for was, found in pairs:
+        if was is None or found is None:
+            return f"{(was or found)['key']!r} {'has been added' if was is None else 'is gone'}"
+        if was["key"] != found["key"]:
+            return f"{was['key']!r} was planned where there is now {found['key']!r}"
+        for name in _changed(was, found):
+            if name not in ("mtime", "path"):
+                emptied = (name, was[name], found.get(name)) == ("label", "", None)
+                hint = "; --empty-label keep takes empty labels as before" if emptied else ""
+                return (
+                    f"{was['key']!r}: {name} was {was[name]!r} and is now {found.get(name)!r}{hint}"
+                )
+    return "the order of its records"
+
+
+def _rows(folder: Folder, split: SplitPlan) -> Iterator[dict[str, Any]]:
+    for local in range(split.shards or 0):
+        yield from read_shard(folder, split, local).to_pylist()

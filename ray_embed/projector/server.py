@@ -1,0 +1,182 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Opens TensorBoard on the projector of a run, or of several."""
+
+import contextlib
+import getpass
+import json
+import os
+import re
+import socket
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pyarrow.fs import FileType
+
+from ray_embed.core.uri import child, shown
+from ray_embed.encoders.tensorflow_setup import quiet_start
+from ray_embed.errors import InputError, RunError
+from ray_embed.projector.checkpoint import CONFIG
+from ray_embed.results import Run, load
+from ray_embed.storage import manifest
+from ray_embed.storage.download import fetched
+from ray_embed.storage.filesystem import Folder, locate
+
+# How far below a folder runs are looked for: `runs/run7`, and `runs/training3/epoch-10`.
+_LEVELS = 2
+# Seconds: the plugin imports TensorFlow first.
+_PATIENCE = 30
+# The page puts a run's name into addresses as it is.
+_UNSAFE = re.compile(r"[&#+%]")
+
+
+@contextlib.contextmanager
+def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Path]:
+    """Give a folder for TensorBoard's ``--logdir``, with the projectors of runs.
+
+    That of a single run is its own; several are in a temporary folder of links with the names that
+    :func:`names_of` gives. Those on an object store are copied.
+
+    Args:
+        given: run folders, and folders that hold run folders.
+        say: takes a line for each run that is left out as it was not reduced yet.
+
+    Raises:
+        InputError: no run among them, or none that was reduced.
+        RunError: there is no room for a copy, or the storage fails.
+    """
+    found = [run for one in given for run in runs_of(one)]
+    runs = list({_path(run): run for run in found}.values())
+    ready = [run for run in runs if Folder.at(Run(run).projector_path).exists(CONFIG)]
+    waiting = [shown(run) for run in runs if run not in ready]
+    if not ready:
+        names = ", ".join(waiting)
+        raise InputError(f"{names}: nothing to view yet; `ray-embed reduce {waiting[0]}` makes it")
+    for name in waiting:
+        say(f"left out  {name}: not reduced yet; `ray-embed reduce {name}` does that")
+    with tempfile.TemporaryDirectory(prefix="ray_embed-") as scratch:
+        copies, links = Path(scratch, "copies"), Path(scratch, "links")
+        folders = [_local(run, copies / str(at)) for at, run in enumerate(ready)]
+        if list(given) == ready and len(ready) == 1:
+            yield folders[0]
+            return
+        for name, folder in zip(names_of(ready), folders, strict=True):
+            link = links / name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.symlink_to(folder, target_is_directory=True)
+        yield links
+
+
+def runs_of(given: str) -> list[str]:
+    """Give the run folders that a path or URI means: itself, or those up to two levels below it.
+
+    Raises:
+        InputError: it is no run folder and holds none.
+    """
+    folder = Folder.at(given)
+    if folder.exists(manifest.RUN):
+        return [load(given).path]
+    below = [child(given, name) for name in _below(folder, _LEVELS)]
+    if not below:
+        name = shown(given)
+        raise InputError(
+            f"{name}: not a run folder, and it holds none; `ray-embed run --out {name}` writes one"
+        )
+    return below
+
+
+def _below(folder: Folder, levels: int, name: str = "") -> Iterator[str]:
+    """Give the run folders in the folder `name` of a folder, by their names in the latter."""
+    infos = (info for info in folder.infos(name) if info.type == FileType.Directory)
+    for info in sorted(infos, key=lambda info: info.base_name):
+        inside = f"{name}/{info.base_name}".lstrip("/")
+        if manifest.is_run(Folder(folder.filesystem, folder.join(inside))):
+            yield inside
+        elif levels > 1:
+            yield from _below(folder, levels - 1, inside)
+
+
+def names_of(runs: Sequence[str]) -> list[str]:
+    """Name runs by their folders, with as many of the folders above as it takes to differ.
+
+    All have the same number of folders in their names, so that no name lies in another one.
+    """
+    paths = [_UNSAFE.sub("_", _path(run)).strip("/").split("/") for run in runs]
+    for length in range(1, min(map(len, paths)) + 1):
+        names = ["/".join(path[-length:]) for path in paths]
+        if len(set(names)) == len(names) and all(names):
+            return names
+    return [f"{number}-{path[-1]}" for number, path in enumerate(paths, 1)]
+
+
+def _path(run: str) -> str:
+    return os.path.normpath(locate(run)[1])
+
+
+def _local(run: str, copy: Path) -> Path:
+    uri = Run(run).projector_path
+    folder = Folder.at(uri)
+    return Path(folder.path) if folder.is_local else fetched(uri, copy, "view")
+
+
+def view(runs: Sequence[str], host: str, port: int | None, say: Callable[[str], None]) -> NoReturn:
+    """Serve the projectors of runs with one TensorBoard until interrupted.
+
+    Args:
+        runs: run folders, and folders that hold run folders.
+        host: the address to listen on.
+        port: the port; None for the first free one from 6006 on.
+        say: takes the lines for the user.
+
+    Raises:
+        InputError: no such run, or the port is taken.
+        RunError: TensorBoard does not start, or a run cannot be fetched.
+    """
+    with log_folder(runs, say) as folder:
+        # TensorBoard imports TensorFlow once it is asked for the runs.
+        with quiet_start():
+            url = _serve(folder, host, port).rstrip("/")
+        say(f"{url}/#projector")
+        if "SSH_CONNECTION" in os.environ:
+            used = url.rpartition(":")[2]
+            say(
+                "from your own machine: "
+                f"ssh -L {used}:localhost:{used} {getpass.getuser()}@{socket.gethostname()}"
+            )
+        while True:
+            time.sleep(3600)
+
+
+def _serve(folder: Path, host: str, port: int | None) -> str:
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    from tensorboard import default, program
+
+    server = program.TensorBoard(default.get_plugins())
+    arguments = ["tensorboard", "--logdir", str(folder), "--host", host]
+    server.configure(argv=arguments + ([] if port is None else ["--port", str(port)]))
+    try:
+        url: str = server.launch()
+    except program.TensorBoardPortInUseError as error:
+        raise InputError(f"--port {port}: it is in use; choose another one") from error
+    except SystemExit as error:
+        # Its server has printed why, and would end the program.
+        where = host if port is None else f"{host} --port {port}"
+        raise InputError(f"--host {where}: TensorBoard cannot listen there") from error
+    except program.TensorBoardServerException as error:
+        raise RunError(f"TensorBoard does not start: {error.msg}") from error
+    _wait_until_active(url.rstrip("/"))
+    return url
+
+
+def _wait_until_active(url: str) -> None:
+    """Wait, though not for ever, until the plugin has found the runs: the page asks only once."""
+    until = time.monotonic() + _PATIENCE
+    with contextlib.suppress(OSError, ValueError, KeyError):
+        while time.monotonic() < until:
+            listing = urllib.request.urlopen(f"{url}/data/plugins_listing").read()  # noqa: S310
+            if json.loads(listing)["projector"]["enabled"]:
+                return
+            time.sleep(0.1)

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where the projector's files are written, until all of them are there."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ray_embed.encoders.tensorflow_setup import quiet_start
+from ray_embed.errors import StorageError, first_line
+from ray_embed.projector import checkpoint
+from ray_embed.projector.merge_task import Merge
+from ray_embed.storage.download import check_space
+from ray_embed.storage.filesystem import TEMPORARY, Folder
+
+# A line of the metadata, about.
+_LINE_BYTES = 128
+# Data files that have been made, and wait to be put onto an object store.
+_WAITING_BYTES = 512 << 20
+
+
+@contextlib.contextmanager
+def target(folder: Folder, points: int, row: int) -> Iterator[Path]:
+    """Give a new local folder for the projector's files, which is gone afterwards.
+
+    It lies in the run folder, to be renamed; or in the machine's scratch, for all but the data
+    files, which go away one by one.
+
+    Raises:
+        RunError: there is no room for `points` of `row` bytes each, and their metadata.
+        StorageError: it cannot be made.
+    """
+    base = Path(folder.join(TEMPORARY)) if folder.is_local else Path(tempfile.gettempdir())
+    with writing(base):
+        base.mkdir(parents=True, exist_ok=True)
+        if folder.is_local:
+            for left in base.glob("projector-*"):
+                # By a merge in an actor that was killed.
+                shutil.rmtree(left, ignore_errors=True)
+        waiting = points * row if folder.is_local else min(points * row, _WAITING_BYTES)
+        check_space(base, waiting + points * _LINE_BYTES, "the projector's files")
+        target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
+    try:
+        yield target
+    finally:
+        shutil.rmtree(target, ignore_errors=True)
+
+
+def publish(merge: Merge, target: Path) -> None:
+    """Put the projector's files, whose data is there, into a run folder on an object store."""
+    folder = merge.folder
+    files = {path.name: path for path in target.iterdir()}
+    data = {checkpoint.data_file(number, merge.files) for number in range(merge.files)}
+    for info in folder.infos(checkpoint.FOLDER):
+        if info.base_name not in files and info.base_name not in data:
+            folder.delete(f"{checkpoint.FOLDER}/{info.base_name}")
+    config = files.pop(checkpoint.CONFIG)
+    for name, path in sorted(files.items()):
+        folder.put(path, f"{checkpoint.FOLDER}/{name}")
+    folder.put(config, f"{checkpoint.FOLDER}/{checkpoint.CONFIG}")
+
+
+@contextlib.contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Let errors of the storage be such, whoever finds them: TensorFlow has its own.
+
+    Raises:
+        StorageError: instead of them.
+    """
+    with quiet_start():
+        import tensorflow as tf
+
+    try:
+        yield
+    except (OSError, tf.errors.OpError) as error:
+        raise StorageError(f"{target}: cannot be written: {first_line(error)}") from error

@@ -1,0 +1,109 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What makes two runs the same run: everything that decides the bytes of the parts."""
+
+import hashlib
+import json
+from importlib import metadata
+from typing import Any
+
+from ray_embed.extraction import pixels
+from ray_embed.config import RunConfig
+from ray_embed.encoders.spec import Encoder
+from ray_embed.planning import Plan, SplitPlan
+from ray_embed.core.uri import shown, without_credentials
+
+Identity = dict[str, Any]
+
+# Those that change numbers or bytes.
+PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
+
+
+def versions() -> dict[str, str]:
+    """Give the versions of the packages that change numbers or bytes, where installed."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> Identity:
+    """Give what the run is, by name, as plain data.
+
+    URIs, roots, modification times and hosts are left out: data may be moved.
+    """
+    return {
+        "splits": [split.split for split in plan.splits],
+        **{f"source {split.split}": _source(config, split) for split in plan.splits},
+        "limit": config.limit,
+        "model architecture": encoder.architecture,
+        "model weights": encoder.weights_digest,
+        "layers": [[o.layer, o.pool, o.dimension] for o in encoder.outputs],
+        "image size": list(encoder.image_shape),
+        "resized": config.image_size is not None,
+        **pixels.identity(config, plan.splits, encoder),
+        "preprocess": name_of(config.preprocess),
+        "engine": encoder.engine,
+        "precision": config.precision,
+        "batch size": encoder.spec.batch_size,
+        "threads per actor": threads,
+        "max pixels": config.max_pixels,
+        # Only what was asked for: runs made before these options keep their identity.
+        **({} if config.tags is None else {"tags": list(config.tags)}),
+        **({} if config.signature is None else {"signature": config.signature}),
+        "versions": versions(),
+    }
+
+
+def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
+    common = {"label type": split.label_type, "shard size": split.shard_size}
+    if split.kind != "stream":
+        return {"records": split.digest, "columns": list(split.extras), **common}
+    return {
+        "callable": split.root,
+        "arguments": config.source_kwargs.get(split.split, {}),
+        "image shape": list(split.image_shape or ()),
+        **common,
+    }
+
+
+def name_of(value: Any) -> str | None:
+    """Name a callable or object as the run folder records it; text is its own name."""
+    if value is None or isinstance(value, str):
+        return value and shown(value)
+    name = getattr(value, "__qualname__", None)
+    return f"{value.__module__}:{name}" if name else type(value).__name__
+
+
+def plain(content: Identity) -> Identity:
+    """Give an identity as it is kept and compared: as JSON, without passwords in URIs."""
+    text = without_credentials(json.dumps(content, default=str))
+    return json.loads(text)  # type: ignore[no-any-return]
+
+
+def digest(content: Identity) -> str:
+    """Give the fingerprint of an identity."""
+    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(before: Identity, now: Identity) -> list[str]:
+    """Say what differs between two identities, a line each, as was and is."""
+    now = plain(now)
+    lines = []
+    for name in dict.fromkeys([*before, *now]):
+        was, found = before.get(name), now.get(name)
+        if was != found and isinstance(was, dict) and isinstance(found, dict):
+            lines += [f"{name}, {line}" for line in differences(was, found)]
+        elif was != found and isinstance(was or found, dict):
+            lines.append(f"{name}: was not there" if was is None else f"{name}: is gone")
+        elif was != found:
+            lines.append(f"{name}: was {_short(was)}, is {_short(found)}")
+    return lines
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 and " " not in text else text

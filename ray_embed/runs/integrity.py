@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the parts of a run are what was written, and of that run."""
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ray_embed.storage import part_files
+from ray_embed.errors import DamagedError, InputError, RunError
+from ray_embed.storage.filesystem import Folder
+from ray_embed.core.arrays import as_column, as_matrix
+from ray_embed.planning import Plan, load
+
+_WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What all features parts of a run have in common: the fingerprint, and names and types.
+
+    `shards` is how many there may be, None where that is not known yet.
+    """
+
+    fingerprint: str
+    columns: tuple[tuple[str, pa.DataType], ...]
+    shards: int | None
+
+    @classmethod
+    def of(cls, run: dict[str, Any], plan: Plan) -> "Expected":
+        """Make it of a run's description and its plan."""
+        features = [
+            (output["column"], pa.list_(pa.float32(), output["dimension"]))
+            for output in run["encoder"]["outputs"]
+        ]
+        columns = (*((field.name, field.type) for field in plan.schema()), *features)
+        return cls(run["fingerprint"], columns, plan.shards)
+
+
+def check(folder: Folder, number: int, expected: Expected) -> None:
+    """Read all parts of a shard.
+
+    Raises:
+        DamagedError: one of them is not what was written, or of another shard or run.
+    """
+    about, found = part_files.with_part(
+        folder, part_files.FEATURES, number, lambda part: (part_files.about_of(part), part.read())
+    )
+    check_about(folder, number, about, expected)
+    pictured = part_files.read_part(folder, part_files.THUMBNAILS, number, ["index"], expected.fingerprint)
+    if pictured["index"].to_pylist() != found["index"].to_pylist():
+        name = folder.shown(part_files.part_name(part_files.THUMBNAILS, number))
+        raise DamagedError(f"{name}: it is of other records", number)
+    if about.rejected:
+        part_files.read_part(folder, part_files.REJECTS, number)
+
+
+def check_about(folder: Folder, number: int, about: part_files.About, expected: Expected) -> None:
+    """Compare what a features part says of itself with what it must be.
+
+    No checksum covers that, so a flipped bit could rename a column.
+
+    Raises:
+        DamagedError: the part is of another shard or run, or of none, or its rejects are not all
+            there.
+    """
+    name = folder.shown(part_files.part_name(part_files.FEATURES, number))
+    if expected.shards is not None and number >= expected.shards:
+        raise DamagedError(f"{name}: no such shard was planned", number)
+    part_files.check_owner(name, about, number, expected.fingerprint)
+    if about.planned != about.rows + about.rejected or about.columns != expected.columns:
+        raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
+    if about.rejected:
+        name = folder.shown(part_files.part_name(part_files.REJECTS, number))
+        rejects = part_files.with_part(folder, part_files.REJECTS, number, part_files.about_of)
+        part_files.check_owner(name, rejects, number, expected.fingerprint)
+        if rejects.rows != about.rejected:
+            raise DamagedError(f"{name}: its rows are not those rejected", number)
+
+
+def check_footers(folder: Folder, expected: Expected) -> None:
+    """Compare what all features parts say of themselves with what they must be.
+
+    Raises:
+        DamagedError: as :func:`check_about` raises.
+    """
+
+    def check_footer(number: int) -> None:
+        check_about(folder, number, part_files.about(folder, number), expected)
+
+    for _ in part_files.each(folder, check_footer, part_files.part_numbers(folder)):
+        pass
+
+
+def all_parts(folder: Folder, expected: Expected) -> list[int]:
+    """Give the numbers of the parts of a run of which no shard is missing.
+
+    Raises:
+        DamagedError: a part is of no shard that was planned.
+        RunError: shards are missing.
+    """
+    numbers = list(part_files.part_numbers(folder))
+    shards = expected.shards
+    if shards is not None and numbers and numbers[-1] >= shards:
+        check_footers(folder, expected)
+    if shards is None or numbers != list(range(shards)):
+        done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
+        raise RunError(
+            f"{folder.shown()}: only {done} of {'?' if shards is None else shards} shards are "
+            "done; run `ray-embed extract` (or `run`) again with the same options to do the rest"
+        )
+    return numbers
+
+
+def check_finished(folder: Folder, run: dict[str, Any]) -> None:
+    """Refuse a run of which shards are missing, given its description.
+
+    Raises:
+        InputError: they are.
+        DamagedError: a part is of no shard that was planned.
+    """
+    try:
+        all_parts(folder, Expected.of(run, load(folder)))
+    except DamagedError:
+        raise
+    except RunError as error:
+        raise InputError(str(error)) from error
+
+
+def is_as_written(folder: Folder, kind: str, number: int) -> bool:
+    """Whether a part is, byte for byte, what writing its content again gives.
+
+    Only the version of pyarrow that wrote it can say that; of others' parts it is taken as given.
+
+    Raises:
+        DamagedError: it is not what was written.
+        StorageError: it cannot be read.
+    """
+    content, writer = part_files.with_part(
+        folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
+    )
+    for column in part_files.feature_columns(content.schema):
+        # Parquet has its own name for the items of a list, which reading keeps.
+        values = as_column(as_matrix(content[column]))
+        content = content.set_column(content.column_names.index(column), column, values)
+    again = part_files.encoded(content)
+    ours = pq.read_metadata(pa.BufferReader(again)).created_by
+    if writer != ours and _WRITER.fullmatch(writer):
+        return True
+    return again == folder.read(part_files.part_name(kind, number))

@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Local copies of what lies on an object store, for those that read only local files."""
+
+import shutil
+from functools import partial
+from pathlib import Path
+
+from pyarrow import fs as pafs
+
+from ray_embed.core.uri import base_name, parent, shown
+from ray_embed.errors import InputError, RunError, StorageError
+from ray_embed.storage.filesystem import Folder, shown_path
+from ray_embed.storage.retry import named, persistent
+
+
+def check_space(folder: Path, needed: int, what: str) -> None:
+    """Look whether a local folder has room.
+
+    Raises:
+        RunError: it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise RunError(
+            f"{folder}: {free / 1e9:.1f} GB are free, and {needed / 1e9:.1f} are needed for "
+            f"{what}; make room, or set TMPDIR to a folder that has it"
+        )
+
+
+def fetched(uri: str, into: Path, option: str) -> Path:
+    """Copy the files that a URI means into a local folder; gives the same as a local path.
+
+    Args:
+        uri: a file, a folder with all below it, or the prefix of a checkpoint.
+        into: the local folder.
+        option: what it was given by, for errors.
+
+    Raises:
+        InputError: there is none.
+        RunError: there is no room for it.
+        StorageError: it cannot be read.
+    """
+    above, infos = Folder.at(parent(uri)), look_for(uri, option)
+    into.mkdir(parents=True, exist_ok=True)
+    check_space(into, sum(info.size for info in infos), shown(uri))
+    for info in infos:
+        target = into / info.path.removeprefix(f"{above.path}/")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy = partial(
+            pafs.copy_files,
+            info.path,
+            str(target),
+            source_filesystem=above.filesystem,
+            destination_filesystem=pafs.LocalFileSystem(),
+        )
+        with named(shown_path(above.filesystem, info.path), "read"):
+            persistent(copy)
+    return into / base_name(uri)
+
+
+def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
+    """Find the files that a URI means, see :func:`fetched`, and how large they are.
+
+    Raises:
+        InputError: there is none.
+    """
+    prefix = f"{base_name(uri)}."
+    try:
+        place = Folder.at(uri)
+        info = place.info()
+        if info.type == pafs.FileType.Directory:
+            found = place.infos(recursive=True)
+        elif info.is_file:
+            found = [info]
+        else:
+            beside = Folder.at(parent(uri)).infos()
+            found = [one for one in beside if one.base_name.startswith(prefix)]
+            if not any(one.base_name == f"{prefix}index" for one in found):
+                found = []
+    except (StorageError, InputError) as error:
+        raise InputError(f"{option} {error}") from error
+    if not found:
+        raise InputError(
+            f"{option} {shown(uri)}: no such file or folder, nor the prefix of a checkpoint"
+        )
+    return [one for one in found if one.is_file]

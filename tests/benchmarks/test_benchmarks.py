@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The logic of the benchmarks: what they compare, and how they tell it."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+BENCHMARKS = Path(__file__).resolve().parent
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scripts():
+    # The scripts find each other by the folder they are in.
+    sys.path.insert(0, str(BENCHMARKS))
+    yield
+    sys.path.remove(str(BENCHMARKS))
+
+
+def test_agreement_is_measured_in_units_of_what_is_allowed():
+    import agreement
+
+    expected = np.array([[1.0, -100.0], [0.0, 10.0]], np.float32)
+    allowed = 1e-5 * np.abs(expected.astype(np.float64)) + 1e-5 * 100
+    off = expected + np.array([[0.5, 0], [0, 0]]) * allowed
+    assert agreement.violation(expected, expected) == 0
+    assert agreement.violation(off, expected) == pytest.approx(0.5)
+    assert agreement.violation(np.full_like(expected, np.nan), expected) == np.inf
+    with pytest.raises(ValueError, match="shapes"):
+        agreement.violation(expected[:1], expected)
+
+
+def test_other_keys_are_no_agreement(tmp_path):
+    import agreement
+
+    (tmp_path / "keys.json").write_text(json.dumps(["a", "b"]))
+    np.save(tmp_path / "features.npy", np.ones((2, 3), np.float32))
+    same = (["a", "b"], np.ones((2, 3), np.float32))
+    assert agreement.distance("loop", tmp_path, same) == 0
+    with pytest.raises(ValueError, match="keys"):
+        agreement.distance("loop", tmp_path, (["a", "c"], same[1]))
+    some = (["b"], np.ones((1, 3), np.float32))
+    assert agreement.distance_of_some("loop", tmp_path, 2, some) == 0
+    with pytest.raises(ValueError, match="keys"):
+        agreement.distance_of_some("loop", tmp_path, 3, some)
+
+
+@pytest.mark.parametrize(
+    ("target", "measured", "met"),
+    [
+        (">= 2.0", 2.0, True),
+        (">= 2.0", 1.99, False),
+        ("<= 1.3", 1.2, True),
+        (">= 2.0", None, False),
+    ],
+)
+def test_a_row_says_whether_its_target_is_met(target, measured, met):
+    import rows
+
+    assert rows.row("what", target, measured).met is met
+    assert rows.row("what", None, measured).met is None
+
+
+def test_rows_survive_the_last_line_and_are_drawn():
+    import rows
+
+    made = [rows.row("speed", ">= 2.0", 1.5), rows.row("size", None, 12_345.0, "MB")]
+    assert rows.from_last_line(f"some text\n{rows.last_line(made)}\n") == made
+    head, rule, speed, size = rows.table(made).splitlines()
+    assert head.split() == ["what", "target", "measured"]
+    assert set(rule) == {"-"}
+    assert speed.split() == ["speed", ">=", "2.0", "x", "1.5", "x", "NOT", "MET"]
+    assert size.endswith("12,345 MB")
+    for text in ("", "no JSON", '{"other": 1}'):
+        with pytest.raises(ValueError):
+            rows.from_last_line(text)
+
+
+def test_both_ends_are_left_out_of_the_rate_once_warm():
+    import rates
+
+    middle = [(100.0 + at, 5) for at in range(17)]
+    ends = [(50.0, 5), (300.0, 5), (400.0, 5)]
+    assert rates.once_warm(ends + middle) == pytest.approx(5)
+    assert rates.once_warm([(1.0, 10)]) is None
+    assert rates.once_warm([]) is None
+
+
+def test_each_side_begins_in_its_turn():
+    import sides
+
+    assert [sides.turns("abc", number)[0] for number in range(4)] == ["a", "b", "c", "a"]
+    assert sorted(sides.turns("abc", 1)) == ["a", "b", "c"]
+
+
+def test_a_process_is_measured(tmp_path):
+    from processes import measure
+
+    line = [sys.executable, "-c", "print('told'); print('{\"figure\": 3}')"]
+    found = measure("side", line, tmp_path / "work" / "out")
+    assert found.said() == {"figure": 3}
+    assert found.seconds > 0
+    assert found.processes >= 1
+    with pytest.raises(SystemExit):
+        measure("side", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "out")
+
+
+def test_growth_is_drawn(tmp_path):
+    import growth
+    from processes import Measured
+
+    rounds = [
+        Measured(name, "f", seconds, 100.0, None, 1, 0, "l")
+        for name in ("loop", "ray-embed")
+        for seconds in (1.0, 2.0)
+    ]
+    growth.draw(tmp_path / "growth.png", {100: rounds, 200: rounds[2:]})
+    assert (tmp_path / "growth.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_corpus_mixes_others_among_plain_files(tmp_path):
+    import mixed_inputs
+
+    (tmp_path / "plain").mkdir()
+    for name in ("a.jpg", "b.jpg"):
+        (tmp_path / "plain" / name).write_text(name)
+    (tmp_path / "other").write_text("other")
+    root = mixed_inputs._mixed(
+        tmp_path / "mixed", tmp_path / "plain", ["a.jpg", "b.jpg"], {"b.jpg": tmp_path / "other"}
+    )
+    assert [(root / name).read_text() for name in ("a.jpg", "b.jpg")] == ["a.jpg", "other"]
+
+
+def test_mixed_inputs_are_held_against_extra_decoding():
+    import mixed_inputs
+
+    runs = {"plain": 1000.0, "corrupt": 1000.0, "large": 500.0, "dataset": 1000.0, "slow": 250.0}
+    decoded = {"plain": 2000.0, "corrupt": 2500.0, "large": 2e3 / 3, "dataset": 2e3, "slow": 2e3}
+    rows = mixed_inputs.rows_of(runs, decoded)
+    assert [row.measured for row in rows] == pytest.approx([1, 1, 0.5, 1, 0.25, 0.25])
+    assert [row.met for row in rows] == [None, True, None, True, None, False]
+
+
+def test_what_breaks_first_follows_from_what_a_shard_costs():
+    import scaling
+
+    load = scaling.Load(8, images=500, driver=0.01, head=0.08, raylet=0.01, actor=0.1)
+    said = scaling.arithmetic(256, 4000.0, load, a_shard=0.0005)
+    assert "1,000,000,000 images on 256 GPUs that do 4,000 images a second each" in said
+    # 256 × 4,000 images are 2,000 shards of 512, as many as the driver can do in a second.
+    assert "2,000 shards a second of 0.50 ms each, 1.00 seconds a second of one core" in said
+    assert "at most 2,000 shards a second: 1,024,000 images, 256 such GPUs" in said
+    assert "--shard-size 1024: 0.50 seconds a second" in said
+    assert "0.32 with 32, 2.56 with 256" in said
+
+
+def test_wide_components_are_those_that_numpy_finds(tmp_path):
+    import dataclasses
+
+    import wide_pca
+
+    assert wide_pca.shapes_of("3000x230400,20x9") == [(3000, 230400), (20, 9)]
+    wide_pca.make_run(tmp_path, 60, 8200, 25)
+    found = wide_pca.components(tmp_path, 1)()
+    assert (found.method.name, found.vectors.shape) == ("gram", (50, 8200))
+    assert wide_pca.right(tmp_path, found)
+    off = dataclasses.replace(found, variances=found.variances * 1.001)
+    assert not wide_pca.right(tmp_path, off)
+    wide_pca.reading(tmp_path, 1)()
+
+
+def test_batch_sizes_are_compared_with_each_other():
+    import batch_sizes
+    import keras
+
+    model = keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(4, 3)])
+    images = np.random.default_rng(0).random((5, 8, 8, 3), np.float32)
+    rows = batch_sizes.measure(model, images, sizes=(1, 2, 5))
+    assert list(rows) == ["Keras flatten", "Keras gap"]
+    assert rows["Keras flatten"]["numbers"] == 5 * 6 * 6 * 4
+    assert rows["Keras gap"]["bound"] < 1
+    images = np.random.default_rng(0).random((16, 8, 8, 3), np.float32)
+    engines = batch_sizes.measure(model, images, engines=True, sizes=(16,))
+    assert {"Keras gap, float64", "folded gap", "folded flatten, float64"} <= set(engines)
+    assert all(0 <= row["needed"] < 1e-6 for row in engines.values())
+    assert engines["folded flatten, float64"]["relative"] > 0
+
+    class Moved:
+        """A model that moves with its batch size, by thirty millionths of its largest value."""
+
+        def __call__(self, images, training):
+            return np.float32([[1.0, 0.0]] * len(images)) + np.float32([0, 3e-5 * len(images)])
+
+    moved = batch_sizes.measure(Moved(), images, sizes=(1, 2))["Keras gap"]
+    assert moved["needed"] == pytest.approx(3e-5, rel=1e-3)
+    assert moved["bound"] == pytest.approx(3, rel=1e-3)
+    text = batch_sizes.table({"moved": {"Keras gap": moved}})
+    assert "3.00" in text
+    assert "beyond 1e-05·|g| + 1e-05·max|g|: 1 of 1 lines of plain Keras" in text
+    assert "1e-05·|g| + 3e-05·max|g| would hold for all" in text
+
+
+def test_families_of_encoders_are_compared_with_plain_keras(tmp_path):
+    import encoders_zoo
+
+    (line,) = encoders_zoo.compare("MobileNetV2", ["keras"], 32, tmp_path)
+    assert "as Keras" in line
+    assert "unit" in line
+    assert "keras:mobilenet_v2" in line

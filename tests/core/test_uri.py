@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Parts of URIs, and what may be shown of them."""
+
+import pytest
+
+from ray_embed.core import uri
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("runs/a", "runs/a"),
+        ("s3://bucket/run", "s3://bucket/run"),
+        ("s3://key:secret@bucket/run?region=x", "s3://bucket/run"),
+        ("abfs://container@account/run?sas_token=x", "abfs://container@account/run"),
+        ("abfss://account:key@container/run", "abfss://container/run"),
+    ],
+)
+def test_what_is_shown(given, expected):
+    assert uri.shown(given) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("see s3://key:secret@bucket/run, please", "see s3://***@bucket/run, please"),
+        ("abfs://c/x?sas_token=abc&x=1", "abfs://c/x?sas_token=***@&x=1"),
+        ("s3://b/x?region=r&secret_key=abc", "s3://b/x?region=r&secret_key=***@"),
+        ("go on with abfs://c@a/x", "go on with abfs://c@a/x"),
+        ("mail me@example.com", "mail me@example.com"),
+    ],
+)
+def test_secrets_are_masked(text, expected):
+    assert uri.without_credentials(text, "***@") == expected
+
+
+def test_folders_and_files():
+    with_query = "s3://k:s@bucket/a/list.csv?region=x"
+    assert uri.parent(with_query) == "s3://k:s@bucket/a?region=x"
+    assert uri.child("s3://k:s@bucket/a/?region=x", "b c") == "s3://k:s@bucket/a/b c?region=x"
+    assert uri.child("runs/a/", "features") == "runs/a/features"
+    assert uri.base_name(with_query) == "list.csv"
+    assert uri.base_name("s3://bucket") == ""
+    assert uri.with_query("s3://b/x", a="1") == "s3://b/x?a=1"
+    assert uri.with_query("s3://b/x?a=2&c=3", a="1") == "s3://b/x?a=2&c=3"

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Errors that TF_USE_LEGACY_KERAS=1 would have prevented advise it, and no others do."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from ray_embed.core import user_code
+from ray_embed.encoders import legacy_keras
+from ray_embed.errors import InputError, RunError, first_line, without_ansi
+
+tf = pytest.importorskip("tensorflow")
+
+HELPED = {
+    "name": "tf.keras.layers.experimental.preprocessing",
+    "backend": "tf.keras.backend.learning_phase()",
+    "module": "from tensorflow.keras.layers.experimental import preprocessing",
+    "symbolic": "tf.nn.relu(tf.keras.Input((8, 8, 3)))",
+    "shape": "tf.keras.Input((8, 8, 3))._keras_shape",
+    "argument": "tf.keras.layers.Dense(3, input_dim=4, weights=[])",
+    "method": "tf.keras.layers.Dense(3).get_input_at(0)",
+    "mixed": "import tf_keras; tf.keras.Sequential([tf_keras.layers.Dense(3)])",
+    "position": "tf.keras.layers.Layer().add_weight('kernel', shape=(3,))",
+}
+KERAS_3_ITSELF = {
+    "utils": "import keras; keras.utils.generic_utils",
+    "layers": "import keras; keras.layers.experimental",
+}
+NOT_HELPED = {
+    "no such name": "tf.keras.layers.Nonsense",
+    "no such module": "import tensorflow.keras.nonsense",
+    "gone from both": "import tensorflow.keras.engine",
+    "own attribute": "tf.keras.layers.Dense(3).nonsense",
+    "own argument": "tf.keras.layers.Dense(3, nonsense=1)",
+    "other": "1 / 0",
+}
+
+
+def error_of(code: str) -> BaseException:
+    try:
+        exec(code, {"tf": tf})
+    except Exception as error:
+        return error
+    raise AssertionError(f"no error: {code}")
+
+
+@pytest.mark.parametrize("case", HELPED)
+def test_variable_is_advised(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = error_of(HELPED[case])
+    assert "set TF_USE_LEGACY_KERAS=1" in legacy_keras.advice(error)
+    assert "import keras" not in legacy_keras.advice(error)
+    with pytest.raises(InputError, match="TF_USE_LEGACY_KERAS=1"), legacy_keras.advised():
+        raise InputError("--model m: fails") from error
+    monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
+    assert legacy_keras.advice(error) == ""
+
+
+@pytest.mark.parametrize("case", KERAS_3_ITSELF)
+def test_code_that_imports_keras_is_told_so(case: str) -> None:
+    advice = legacy_keras.advice(error_of(KERAS_3_ITSELF[case]))
+    assert "`import keras`" in advice
+    assert "SM_FRAMEWORK=tf.keras" in advice
+
+
+@pytest.mark.parametrize("case", NOT_HELPED)
+def test_nothing_is_advised_that_would_not_help(case: str) -> None:
+    error = error_of(NOT_HELPED[case])
+    assert legacy_keras.advice(error) == ""
+    with pytest.raises(InputError, match=r"^as it was$"), legacy_keras.advised():
+        raise InputError("as it was") from error
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from tensorflow.keras.layers.experimental import preprocessing",
+        "import tensorflow as tf\nclass Old(tf.keras.layers.experimental.RandomFourier): pass",
+    ],
+)
+def test_module_of_the_users_that_fails_is_advised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
+) -> None:
+    (tmp_path / "old_package.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(InputError) as caught, legacy_keras.advised():
+        user_code.import_module("old_package", "--import old_package")
+    sys.modules.pop("old_package", None)
+    assert str(caught.value).count("TF_USE_LEGACY_KERAS=1") == 1
+    assert "install it" not in str(caught.value)
+
+
+def test_colors_of_keras_are_removed_from_messages() -> None:
+    colored = "\x1b[1mException encountered when calling Net.call().\x1b[0m\x1b[31;1m bad\x1b[K"
+    plain = "Exception encountered when calling Net.call(). bad"
+    assert without_ansi(colored) == plain
+    assert str(InputError(f"--model m: {colored}")) == f"--model m: {plain}"
+    assert str(RunError(colored)) == plain
+    assert first_line(ValueError(colored)) == plain

@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Clusters of many nodes on one machine, with pretended GPUs, and runs on them."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from support.pictures import make_folder
+from support.sample_runs import results_of, table_of
+
+HERE = Path(__file__).parent
+RECORDS, SHARD, BATCH = 240, 4, 4
+SPOT = 2  # Ray's number for: taken away by who lends the machine
+# A dead node is noticed after two seconds instead of fifteen.
+QUICK = {
+    "health_check_initial_delay_ms": 500,
+    "health_check_period_ms": 500,
+    "health_check_timeout_ms": 1000,
+    "health_check_failure_threshold": 3,
+}
+
+
+@contextmanager
+def cluster_of(*nodes, **head):
+    """Start a head and nodes, each given as (CPUs, GPUs); gives Ray's Cluster."""
+    from ray.cluster_utils import Cluster
+
+    given = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
+    cluster = Cluster(initialize_head=True, head_node_args=given | head)
+    try:
+        for cpus, gpus in nodes:
+            add(cluster, cpus, gpus)
+        yield cluster
+    finally:
+        address = cluster.address
+        cluster.shutdown()
+        # A bare `ray.init()` of anybody would look for it.
+        current = Path("/tmp/ray/ray_current_cluster")
+        with suppress(FileNotFoundError):
+            if current.read_text() == address:
+                current.unlink()
+
+
+def add(cluster, cpus, gpus):
+    """Let a node join."""
+    return cluster.add_node(num_cpus=cpus, num_gpus=gpus)
+
+
+def kill(cluster, node):
+    """End a node as a power cut does."""
+    process = node.all_processes["raylet"][0].process
+    process.kill()
+    process.wait()
+    cluster.remove_node(node, allow_graceful=False)
+
+
+def drain(cluster, node, seconds):
+    """Announce that a node will be taken away."""
+    from ray._raylet import GcsClient
+
+    deadline = int((time.time() + seconds) * 1000)
+    accepted, why = GcsClient(address=cluster.address).drain_node(
+        node.node_id, SPOT, "taken back", deadline
+    )
+    assert accepted, why
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch that was encoded: when, on which node, with which GPUs, by which process, what."""
+
+    when: float
+    node: str
+    gpus: str
+    process: int
+    what: str
+
+
+@dataclass
+class Running:
+    """A run under way in a process of its own."""
+
+    folder: Path
+    process: subprocess.Popen
+
+    def batches(self):
+        """What was encoded so far."""
+        log = self.folder / "log"
+        lines = log.read_text().splitlines() if log.exists() else []
+        fields = [line.split() for line in lines if line.count(" ") == 4]
+        return [Batch(float(f[0]), f[1], f[2], int(f[3]), f[4]) for f in fields]
+
+    def until(self, true, what):
+        """Wait until `true` of the batches."""
+        end = time.monotonic() + 240
+        while not true(self.batches()):
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < end, f"never: {what}\n{self.said()}"
+            time.sleep(0.2)
+
+    def until_works(self, node, count=1):
+        """Wait until a node has encoded so many batches."""
+        self.until(
+            lambda batches: sum(batch.node == node.node_id for batch in batches) >= count,
+            f"{count} batches on {node.node_id}",
+        )
+
+    def finished(self):
+        """Let it go on as fast as it can, and wait for the end; gives the exit code."""
+        (self.folder / "fast").touch()
+        return self.process.wait(400)
+
+    def said(self):
+        return (self.folder / "said").read_text()
+
+    @property
+    def done(self):
+        return len(list((self.folder / "run" / "features").glob("part-*.parquet")))
+
+    @property
+    def encoded_again(self):
+        """How many batches were encoded more often than once."""
+        return sum(count > 1 for count in Counter(b.what for b in self.batches()).values())
+
+
+@contextmanager
+def running(folder, address, *words, records=RECORDS):
+    """Start a run; whatever becomes of it, it is ended in the end."""
+    prepare(folder, records)
+    with open(folder / "said", "w") as said:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "ray_embed", *command(*words), "--address", address],
+            cwd=folder,
+            stdout=said,
+            stderr=said,
+        )
+    try:
+        yield Running(folder, process)
+    finally:
+        if process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def command(*words):
+    if "--source" not in words:
+        words = ("--source", "valid=pictures", *words)
+    usual = ["--model", "paced:encoder", "--image-size", "16,16"]
+    usual += ["--engine", "tensorflow", "--batch-size", BATCH, "--shard-size", SHARD]
+    return [*map(str, ["run", *usual, "--cpus-per-actor", 1, "--out", "run", *words])]
+
+
+def prepare(folder, records=RECORDS):
+    folder.mkdir(exist_ok=True)
+    if not (folder / "pictures").exists():
+        make_folder(folder / "pictures", {"a": records // 2, "b": records - records // 2})
+    shutil.copy(HERE / "paced.py", folder)
+
+
+def undisturbed(folder, *words, records=RECORDS):
+    """Do the same run on a Ray of its own; gives its results by file."""
+    prepare(folder, records)
+    calm = {name: value for name, value in os.environ.items() if not name.startswith("PACE")}
+    done = subprocess.run(
+        [sys.executable, "-m", "ray_embed", *command("--actors", 1, *words)],
+        cwd=folder,
+        env=calm,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return results_of(folder / "run")
+
+
+def assert_whole(run, expected, records=RECORDS):
+    """Check that a run went to its end, and its files are, byte for byte, those expected."""
+    assert run.finished() == 0, run.said()
+    assert "Traceback" not in run.said()
+    index = table_of(run.folder / "run")["index"].to_pylist()
+    assert index == list(range(records))
+    found = results_of(run.folder / "run")
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
