@@ -28,7 +28,7 @@ Build = Callable[[EncoderSpec, Weights | None], Callable[[], Encoder]]
 # The import path of this process, and not the folder it is in, is where modules are looked for.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from ray_embed.encoders.spec.apart import serve; serve(int(sys.argv[2]), sys.argv[3])"
+    "from ray_embed.encoders.build_process import serve; serve(int(sys.argv[2]), sys.argv[3])"
 )
 
 
