@@ -6,10 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_embed.config import RANDOM, RunConfig, is_callable_reference, make_config, tuples
+from ray_embed.config import RunConfig, is_callable_reference, lists_to_tuples, make_config
 from ray_embed.core.console import say as to_stderr
 from ray_embed.core.uri import child, is_uri, shown
 from ray_embed.errors import InputError
+from ray_embed.options import RANDOM
 from ray_embed.results import Run
 from ray_embed.runs import identity
 from ray_embed.storage import manifest
@@ -72,7 +73,7 @@ def _configured(run: Run, kept: dict[str, Any]) -> RunConfig:
     out = child(run.path, FOLDER)
     # A run of before there was the choice has kept empty labels.
     asked = {"empty_label": "keep"} | kept | machines | {"weights": RANDOM, "out": out}
-    arguments = {name: tuples(kept[name]) for name in ("model_kwargs", "source_kwargs")}
+    arguments = {name: lists_to_tuples(kept[name]) for name in ("model_kwargs", "source_kwargs")}
     return make_config(asked | arguments)
 
 

@@ -1,117 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options of a run: one model that the command line, a YAML file and Python all fill in."""
+"""The configuration of a run, validated: from the command line, a YAML file or Python."""
 
 import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any, Literal
+from typing import Any
 from urllib.parse import urlsplit
 
 import pydantic
 import yaml
-from pydantic import Field, PositiveInt
 
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError
-
-Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
-Scale = Literal["unit", "symmetric", "none"]
-Engine = Literal["auto", "tensorflow", "openvino"]
-Precision = Literal["float32", "bfloat16"]
-Resize = Literal["stretch", "crop", "pad"]
-Interpolation = Literal["bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5"]
-ChannelOrder = Literal["rgb", "bgr"]
+from ray_embed.options import OPTIONS, RunOptions, flag, takes_json
 
 _SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
+_IMAGE_SIZE = re.compile(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?")
 _LISTINGS = (".csv", ".tsv", ".npz")
 
-
-# Ray's own word for a Ray that is started here.
+# Ray's own word for a Ray that is started on this machine.
 LOCAL = "local"
 
-# For `weights`: those that the model's layers are initialised with, by a fixed seed.
-RANDOM = "random"
 
+class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
+    """What to embed, with which encoder, and where to write the result.
 
-class RunConfig(pydantic.BaseModel):
-    """What to embed, with which encoder, and where to put it.
-
-    Only `sources` and `model` are needed. Each field is the option of `ray-embed run` of the same
-    name; in Python a source may also be a dataset object or a function returning one, and the
-    model a Keras model object or a function returning one.
+    Only `sources` and `model` are needed. Each field is the option of `ray-embed run` with the same
+    name; the repeatable ones have plural names. In Python a source may also be a dataset object or
+    a function that returns one, and the model a Keras model or a function that returns one.
 
     Raises:
-        pydantic.ValidationError: a field is missing, unknown, or of another type.
+        pydantic.ValidationError: a field is missing, unknown, or has a wrong value.
     """
 
     model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
+        extra="forbid", arbitrary_types_allowed=True, protected_namespaces=()
     )
-
-    sources: dict[str, Any] = Field(min_length=1)
-    model: Any
-    out: str | None = None
-
-    source_kwargs: dict[str, dict[str, Any]] = {}
-    path_column: str = "path"
-    label_column: str = "label"
-    label_type: Literal["text", "int", "float"] = "text"
-    empty_label: Literal["null", "keep"] = "null"
-    limit: PositiveInt | None = None
-
-    imports: tuple[str, ...] = ()
-    submodel: str | None = None
-    model_kwargs: dict[str, Any] = {}
-    weights: str | None = None
-    tags: tuple[str, ...] | None = None
-    signature: str | None = None
-
-    layers: tuple[str, ...] = ()
-    pool: Pooling | None = None
-    image_size: tuple[PositiveInt, PositiveInt] | None = None
-    resize: Resize | None = None
-    crop_fraction: float | None = Field(default=None, gt=0, le=1)
-    interpolation: Interpolation = "bilinear"
-    antialias: bool = False
-    exif_orientation: bool = False
-    channels: Literal["repeat"] | None = None
-    channel_order: ChannelOrder = "rgb"
-    scale: Scale | None = None
-    mean: tuple[float, ...] = ()
-    std: tuple[float, ...] = ()
-    preprocess: Any = None
-    engine: Engine = "auto"
-    precision: Precision = "float32"
-    batch_size: PositiveInt | None = None
-    shard_size: PositiveInt | None = None
-
-    actors: PositiveInt | None = None
-    gpus_per_actor: float | None = Field(default=None, ge=0)
-    cpus_per_actor: PositiveInt | None = None
-    address: str | None = None
-    shard_timeout: float | None = Field(default=None, gt=0)
-    max_attempts: PositiveInt = 3
-    max_rejects: int | None = Field(default=None, ge=0)
-    max_pixels: PositiveInt = 178_956_970
-    projector_limit: PositiveInt = 100_000
-    overwrite: bool = False
 
     @pydantic.field_validator("sources", mode="before")
     @classmethod
-    def _named_sources(cls, value: Any) -> dict[str, Any]:
-        if isinstance(value, Mapping):
-            named = [(str(split), source) for split, source in value.items()]
-        elif isinstance(value, (list, tuple)):
-            named = [split_and_uri(item) if isinstance(item, str) else item for item in value]
-        elif isinstance(value, (str, Path)):
-            named = [split_and_uri(str(value))]
-        else:
-            named = [("data", value)]
+    def _name_sources(cls, value: Any) -> dict[str, Any]:
         sources: dict[str, Any] = {}
-        for item in named:
+        for item in _list_sources(value):
             if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
                 raise ValueError("write sources as [SPLIT=]URI, or as a mapping by split")
             split, source = item
@@ -121,74 +54,76 @@ class RunConfig(pydantic.BaseModel):
                 raise ValueError(f"split name {split!r}: use letters, digits, _ and - only")
             if split in sources:
                 raise ValueError(
-                    f"the split {split!r} is given twice; name them apart: --source NAME=URI"
+                    f"the split {split!r} is given twice; use different names: --source NAME=URI"
                 )
             sources[split] = str(source) if isinstance(source, Path) else source
         return sources
 
     @pydantic.field_validator("model", "preprocess", "weights", "out", mode="before")
     @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
+    def _convert_path(cls, value: Any) -> Any:
         return str(value) if isinstance(value, Path) else value
 
     @pydantic.field_validator("model", mode="after")
     @classmethod
-    def _folder_of_saved_model(cls, value: Any) -> Any:
+    def _use_folder_of_saved_model(cls, value: Any) -> Any:
         if isinstance(value, str) and PurePosixPath(value).name == "saved_model.pb":
             return value.removesuffix("saved_model.pb").rstrip("/") or "."
         return value
 
     @pydantic.field_validator("tags", mode="before")
     @classmethod
-    def _separated_by_commas(cls, value: Any) -> Any:
+    def _split_tags(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [tag.strip() for tag in value.split(",") if tag.strip()]
         return value if value is None else tuple(sorted(value))
 
     @pydantic.field_validator("layers", "imports", mode="before")
     @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
+    def _accept_single_name(cls, value: Any) -> Any:
         return (value,) if isinstance(value, str) else value
 
     @pydantic.field_validator("image_size", mode="before")
     @classmethod
-    def _height_and_width(cls, value: Any) -> Any:
+    def _parse_image_size(cls, value: Any) -> Any:
         if isinstance(value, str):
-            sides = re.fullmatch(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?", value)
+            sides = _IMAGE_SIZE.fullmatch(value)
             if not sides:
-                raise ValueError(f"{value!r} is no height and width: write --image-size 240,240")
+                raise ValueError(
+                    f"{value!r} is not a height and a width; write --image-size 240,240"
+                )
             return (sides[1], sides[2] or sides[1])
         return (value, value) if isinstance(value, int) else value
 
     @pydantic.field_validator("mean", "std", mode="before")
     @classmethod
-    def _one_number_or_one_a_channel(cls, value: Any) -> Any:
+    def _parse_numbers(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(","))
         return (value,) if isinstance(value, (int, float)) else value
 
     @pydantic.field_validator("std")
     @classmethod
-    def _something_to_divide_by(cls, value: tuple[float, ...]) -> tuple[float, ...]:
+    def _check_std_is_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if any(number <= 0 for number in value):
             raise ValueError("every number must be above 0, as pixels are divided by it")
         return value
 
     @pydantic.field_validator("preprocess")
     @classmethod
-    def _of_keras(cls, value: Any) -> Any:
+    def _expand_keras_name(cls, value: Any) -> Any:
         name = value.removeprefix("keras:") if isinstance(value, str) else value
         return value if name == value else f"keras.applications.{name}:preprocess_input"
 
     @pydantic.field_validator("layers")
     @classmethod
-    def _each_layer_once(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _check_layers_differ(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         if len(set(value)) < len(value):
             raise ValueError("a layer is given twice")
         return value
 
     @pydantic.model_validator(mode="after")
-    def _one_way_to_resize(self) -> "RunConfig":
+    def _check_resizing(self) -> "RunConfig":
         if self.crop_fraction is not None and self.resize is not None:
             raise ValueError(
                 f"crop_fraction {self.crop_fraction:g} cuts out the center after resizing the "
@@ -197,10 +132,10 @@ class RunConfig(pydantic.BaseModel):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _one_way_to_normalize(self) -> "RunConfig":
+    def _check_normalizing(self) -> "RunConfig":
         if self.preprocess is not None and (self.mean or self.std):
             raise ValueError("preprocess takes the place of mean and std; give one of them")
-        # With `none` means are of pixels from 0 to 255.
+        # Without scaling, means are of pixels from 0 to 255.
         if self.scale != "none" and any(abs(number) > 2 for number in self.mean):
             raise ValueError(
                 f"mean {', '.join(f'{number:g}' for number in self.mean)}: it is subtracted after "
@@ -209,28 +144,39 @@ class RunConfig(pydantic.BaseModel):
         return self
 
     @pydantic.model_validator(mode="after")
-    def _kwargs_have_a_split(self) -> "RunConfig":
+    def _check_splits_of_source_kwargs(self) -> "RunConfig":
         for split in self.source_kwargs:
             if split not in self.sources:
                 raise ValueError(
-                    f"source_kwargs has arguments for {split!r}, which is no split; "
+                    f"source_kwargs has arguments for {split!r}, which is not a split; "
                     f"the splits are {', '.join(self.sources)}"
                 )
         return self
 
 
+def _list_sources(value: Any) -> list[Any]:
+    """Return sources in any of their forms as a list of (split, source), not yet checked."""
+    if isinstance(value, Mapping):
+        return [(str(split), source) for split, source in value.items()]
+    if isinstance(value, (list, tuple)):
+        return [parse_source(item) if isinstance(item, str) else item for item in value]
+    if isinstance(value, (str, Path)):
+        return [parse_source(str(value))]
+    return [("data", value)]
+
+
 def is_callable_reference(text: str) -> bool:
-    """Whether `text` has the form ``module:callable`` and is not a file of that name."""
+    """Return whether `text` has the form ``module:callable`` and is not the name of a file."""
     return bool(_CALLABLE.fullmatch(text)) and not Path(text).exists()
 
 
-def ray_address(asked: str | None) -> str:
-    """Give the Ray to work in, for the option `--address`; LOCAL for one that is started here."""
-    return asked or os.environ.get("RAY_ADDRESS") or LOCAL
+def choose_ray_address(address: str | None) -> str:
+    """Return the Ray cluster to work on: `address`, else ``RAY_ADDRESS``, else LOCAL."""
+    return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
-def split_and_uri(text: str) -> tuple[str, str]:
-    """Take ``[SPLIT=]URI`` apart; without a name the split is called after the URI's base name."""
+def parse_source(text: str) -> tuple[str, str]:
+    """Split ``[SPLIT=]URI`` in two; a split without a name gets the base name of its URI."""
     name, equals, uri = text.partition("=")
     if equals and _SPLIT.fullmatch(name):
         return name, uri
@@ -243,20 +189,20 @@ def split_and_uri(text: str) -> tuple[str, str]:
     return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data", text
 
 
-def tuples(value: Any) -> Any:
-    """Give JSON-like data with its lists as tuples, as a Keras constructor expects shapes."""
+def lists_to_tuples(value: Any) -> Any:
+    """Return JSON-like data with tuples instead of lists, as Keras constructors expect shapes."""
     if isinstance(value, list):
-        return tuple(tuples(item) for item in value)
+        return tuple(lists_to_tuples(item) for item in value)
     if isinstance(value, dict):
-        return {key: tuples(item) for key, item in value.items()}
+        return {key: lists_to_tuples(item) for key, item in value.items()}
     return value
 
 
 def parse_json(option: str, text: str) -> dict[str, Any]:
-    """Parse the JSON object an option was given.
+    """Parse the JSON object that is the value of an option; its lists become tuples.
 
     Raises:
-        InputError: it does not parse (says where) or is no object.
+        InputError: the text is not JSON (the message says where), or not an object.
     """
     try:
         value = json.loads(text)
@@ -267,16 +213,16 @@ def parse_json(option: str, text: str) -> dict[str, Any]:
         ) from error
     if not isinstance(value, dict):
         raise InputError(f"{option} {text}: a JSON object is needed, like '{{\"name\": 1}}'")
-    return value
+    return lists_to_tuples(value)  # type: ignore[no-any-return]
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Refuses a key that is given twice, of which YAML would silently take the last."""
+    """Refuse a key that is given twice: YAML would silently take the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
-        for at, (key, _) in enumerate(node.value):
-            if key.value in keys[:at]:
+        for position, (key, _) in enumerate(node.value):
+            if key.value in keys[:position]:
                 raise yaml.constructor.ConstructorError(
                     None, None, f"{key.value!r} is given twice", key.start_mark
                 )
@@ -287,7 +233,8 @@ def load_yaml(path: str) -> dict[str, Any]:
     """Read options from a YAML file; relative paths in it start at the file's folder.
 
     Raises:
-        InputError: no such file, not YAML (says where), or not a mapping of options.
+        InputError: the file cannot be read, is not YAML (the message says where), or is not a
+            mapping of options.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -301,58 +248,61 @@ def load_yaml(path: str) -> dict[str, Any]:
         raise InputError(
             f"--config {path}: a mapping of options is needed, like `model: enc.keras`"
         )
-    options = {str(name): value for name, value in options.items()}
     folder = Path(path).parent
-    for name in {"source_kwargs", "model_kwargs"} & options.keys():
-        options[name] = tuples(options[name])
-    for name in ("model", "weights", "out"):
-        if isinstance(options.get(name), str):
-            options[name] = _from_folder(options[name], folder)
-    if "sources" in options:
-        options["sources"] = _sources_from_folder(options["sources"], folder)
-    return options
+    named = {str(name): value for name, value in options.items()}
+    return {name: _read_yaml_value(name, value, folder) for name, value in named.items()}
 
 
-def _sources_from_folder(sources: Any, folder: Path) -> Any:
+def _read_yaml_value(name: str, value: Any, folder: Path) -> Any:
+    if name == "sources":
+        return _resolve_sources(value, folder)
+    if name in OPTIONS and takes_json(name):
+        return lists_to_tuples(value)
+    if name in OPTIONS and OPTIONS[name].is_location and isinstance(value, str):
+        return _resolve(value, folder)
+    return value
+
+
+def _resolve_sources(sources: Any, folder: Path) -> Any:
     if isinstance(sources, dict):
         return {
-            split: _from_folder(uri, folder) if isinstance(uri, str) else uri
+            split: _resolve(uri, folder) if isinstance(uri, str) else uri
             for split, uri in sources.items()
         }
     if isinstance(sources, str):
         sources = [sources]
     if not isinstance(sources, list) or not all(isinstance(item, str) for item in sources):
         raise InputError(
-            f"sources: {sources!r} is none: write a mapping SPLIT: URI, or a list of [SPLIT=]URI"
+            f"sources: {sources!r} cannot be read: write a mapping SPLIT: URI, or a list of "
+            "[SPLIT=]URI"
         )
-    named = [split_and_uri(item) for item in sources]
-    return [(split, _from_folder(uri, folder)) for split, uri in named]
+    named = [parse_source(item) for item in sources]
+    return [(split, _resolve(uri, folder)) for split, uri in named]
 
 
-def _from_folder(path: str, folder: Path) -> str:
+def _resolve(path: str, folder: Path) -> str:
     if is_uri(path) or is_callable_reference(path):
         return path
     return str(folder / path)
 
 
 def make_config(options: Mapping[str, Any]) -> RunConfig:
-    """Make the configuration from options named as the fields.
+    """Return the configuration of options that are named as its fields.
 
     Raises:
-        InputError: what is wrong, an option a line.
+        InputError: what is wrong, one option a line.
     """
     try:
         return RunConfig(**options)
     except pydantic.ValidationError as error:
-        raise InputError("\n".join(_explained(item) for item in error.errors())) from error
+        raise InputError("\n".join(_explain(item) for item in error.errors())) from error
 
 
-def _explained(item: Any) -> str:
-    name = ".".join(str(part) for part in item["loc"])
-    if item["type"] == "missing":
-        mend = {"sources": "--source [SPLIT=]URI", "model": "--model M"}.get(name, name)
-        return f"{mend} is needed"
-    if item["type"] == "extra_forbidden":
+def _explain(error: Any) -> str:
+    name = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "missing" and name in OPTIONS:
+        return f"{flag(name)} {OPTIONS[name].metavar} is needed"
+    if error["type"] == "extra_forbidden":
         return f"{name}: no such option; the options are {', '.join(RunConfig.model_fields)}"
-    message = item["msg"].removeprefix("Value error, ")
+    message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}" if name else message

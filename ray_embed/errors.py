@@ -1,65 +1,67 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What can go wrong, by who can mend it. The command line turns these into exit codes."""
+"""The errors that ray_embed raises, by who can fix them; each class has its exit code."""
 
 import re
 
-# Keras colors and emboldens parts of its messages, whether or not a terminal shows them.
+# Keras puts color codes into its messages, even where no terminal shows them.
 _ANSI_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class RayEmbedError(Exception):
-    """Base of the errors below: a sentence for the user, shown without a traceback.
+    """Base of all errors that ray_embed raises; the command line prints it without a traceback.
 
     Args:
-        arguments: the message first; ANSI codes are removed from it, as it may quote Keras.
+        arguments: the message for the user comes first. ANSI color codes are removed from it.
     """
 
     exit_code = 1
 
     def __init__(self, *arguments: object) -> None:
-        super().__init__(*(without_ansi(a) if isinstance(a, str) else a for a in arguments))
+        super().__init__(
+            *(without_ansi(item) if isinstance(item, str) else item for item in arguments)
+        )
 
 
 class InputError(RayEmbedError):
-    """What the user gave does not fit; the message names the thing, its value and the mend."""
+    """The input is wrong. The message names the option or file, its value, and the fix."""
 
     exit_code = 2
 
 
 class RunError(RayEmbedError):
-    """The run failed while working; finished shards are kept.
+    """The run failed while it was working; finished shards are kept.
 
     Args:
-        message: what happened, and the mend.
-        goes_on: whether the same command can go on from here.
+        message: what happened, and how to fix it.
+        can_resume: whether the same command can resume the run.
     """
 
-    def __init__(self, message: str, goes_on: bool = True) -> None:
-        super().__init__(message, goes_on)
-        self.goes_on = goes_on
+    def __init__(self, message: str, can_resume: bool = True) -> None:
+        super().__init__(message, can_resume)
+        self.can_resume = can_resume
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class StorageError(RunError):
-    """A file cannot be read or written: a full disk, no rights, a file system that fails."""
+    """A file cannot be read or written: the disk is full, access is denied, or storage fails."""
 
 
 class DamagedError(RunError):
-    """A part is not what was written; extracting its shard again mends it.
+    """A part is not what was written; extracting its shard again repairs it.
 
     Args:
-        message: which part, and what is wrong.
-        number: the shard.
+        message: which part is damaged, and how.
+        number: the number of its shard.
     """
 
     exit_code = 2
 
     def __init__(self, message: str, number: int) -> None:
-        super().__init__(message, goes_on=False)
+        super().__init__(message, can_resume=False)
         self.number = number
-        # What pickle calls the class with.
+        # Pickle calls the class with these.
         self.args = (self.args[0], number)
 
     def __str__(self) -> str:
@@ -67,7 +69,7 @@ class DamagedError(RunError):
 
 
 def first_line(error: Exception) -> str:
-    """Give the first line of another library's error, for a message of ours."""
+    """Return the first line of another library's error, to quote it in a message."""
     return without_ansi(str(error)).strip().partition("\n")[0][:200]
 
 

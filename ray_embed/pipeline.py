@@ -114,7 +114,7 @@ def _finish(
                 raise RunError(
                     f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so "
                     f"there is nothing to show; see {target.out}/{part_files.REJECTS}",
-                    goes_on=False,
+                    can_resume=False,
                 )
             if and_reduce:
                 say("merging the parts for the projector")

@@ -15,37 +15,6 @@ from ray_embed.cli.commands import main
 from ray_embed.config import load_yaml, make_config
 from ray_embed.errors import InputError
 
-OPTIONS = (
-    "source-kwargs",
-    "path-column",
-    "label-column",
-    "label-type",
-    "limit",
-    "model",
-    "model-kwargs",
-    "submodel",
-    "weights",
-    "image-size",
-    "pool",
-    "scale",
-    "preprocess",
-    "engine",
-    "precision",
-    "batch-size",
-    "shard-size",
-    "actors",
-    "gpus-per-actor",
-    "cpus-per-actor",
-    "address",
-    "shard-timeout",
-    "max-attempts",
-    "max-rejects",
-    "max-pixels",
-    "projector-limit",
-    "overwrite",
-    "out",
-)
-
 
 @pytest.fixture
 def refused(
@@ -210,26 +179,6 @@ def test_a_value_out_of_range_is_refused_by_name(refused, folder, option, value)
 def test_image_size_is_height_and_width():
     config = make_config({"sources": "x", "model": "m", "image_size": "20,30"})
     assert config.image_size == (20, 30)
-
-
-@pytest.mark.parametrize("option", OPTIONS)
-def test_every_option_of_the_command_is_a_field_of_the_configuration(option):
-    assert option.replace("-", "_") in RunConfig.model_fields
-
-
-@pytest.mark.parametrize("plural", ["sources", "layers", "imports"])
-def test_repeatable_options_are_fields_in_the_plural(plural):
-    assert plural in RunConfig.model_fields
-
-
-@pytest.mark.parametrize("option", [*OPTIONS, "source", "layer", "import", "config"])
-def test_the_help_of_run_and_extract_names_every_option(option, monkeypatch, capsys):
-    for command in ("run", "extract"):
-        monkeypatch.setattr(sys, "argv", ["ray-embed", command, "--help"])
-        with pytest.raises(SystemExit) as exited:
-            main()
-        assert not exited.value.code
-        assert f"--{option}" in capsys.readouterr().out
 
 
 def test_python_refuses_an_unknown_field():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command line. TensorFlow and Ray are imported only by the commands that work with them."""
+"""The commands. Each imports what it works with when it runs, so that help texts come at once."""
 
 import contextlib
 import json
@@ -16,57 +16,88 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from ray_embed._version import __version__
-from ray_embed.cli.options import MODEL_OPTIONS, RUN_OPTIONS, Grouped, with_options
+from ray_embed.cli.options import (
+    GroupedCommand,
+    GroupedOption,
+    model_options,
+    resume_note,
+    run_options,
+)
 from ray_embed.errors import RayEmbedError, RunError
+from ray_embed.options import MAX_FLOAT_CLASSES, SAMPLE_RECORDS
 
 if TYPE_CHECKING:
     from ray_embed.config import RunConfig
 
 _INTERRUPTED = 130
-_as_json = click.option("--json", "as_json", is_flag=True, help="As JSON.")
-_sampled = click.option(
+_SUPERVISED = ("run", "extract", "reduce", "evaluate", "demo")
+
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, for programs, instead of text."
+)
+_sample_option = click.option(
     "--sample",
     type=click.IntRange(min=2),
-    default=10_000,
+    default=SAMPLE_RECORDS,
     show_default=True,
-    help="Records judged at most, drawn by split and label.",
+    metavar="N",
+    help="Evaluate at most this many records, drawn by split and label with a fixed seed.",
 )
-_labelled = click.option(
+_labels_option = click.option(
     "--labels",
     type=click.Choice(["classes", "values"]),
-    help="What labels that are numbers are.  [classes if whole; of floats all, of 50 at most]",
+    help="Treat labels that are numbers as classes or as values.  [default: classes for whole "
+    f"numbers, also for floats with at most {MAX_FLOAT_CLASSES} whole values; values for other "
+    "floats]",
 )
-_GUARDED = ("run", "extract", "reduce", "evaluate", "demo")
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+class _OrderedGroup(click.Group):
+    """A group whose help lists the commands in the order of this module."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of the commands."""
+        return list(self.commands)
+
+
+@click.group(
+    cls=_OrderedGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Exit codes: 0 done, 1 failed while running, 2 wrong input, 130 interrupted.",
+)
 @click.version_option(__version__, prog_name="ray-embed")
 def cli() -> None:
-    """See how an image encoder's features cluster.
+    """Embed images with an encoder, and see how well its features cluster.
 
-    `ray-embed run` embeds images with an encoder, writes features and labels to Parquet, and
-    prepares TensorBoard's projector; `ray-embed view` opens it.
+    `ray-embed run` writes features and labels to Parquet and builds TensorBoard's projector;
+    `ray-embed view` opens it, `ray-embed evaluate` measures it.
     """
 
 
-@cli.command(cls=Grouped)
-@with_options(RUN_OPTIONS)
+@cli.command(cls=GroupedCommand, epilog=resume_note())
+@run_options
 def run(**options: Any) -> None:
-    """Extract features, then merge them for the projector; again on the same --out: the rest."""
+    """Extract features and build the projector.
+
+    Run it again with the same --out to resume: only what is missing is done.
+    """
     _execute(options, and_reduce=True)
 
 
-@cli.command(cls=Grouped)
-@with_options(RUN_OPTIONS)
+@cli.command(cls=GroupedCommand, epilog=resume_note())
+@run_options
 def extract(**options: Any) -> None:
-    """Write the Parquet parts only."""
+    """Extract features to Parquet, without building the projector.
+
+    Run it again with the same --out to resume, and `ray-embed reduce` to build the projector.
+    """
     _execute(options, and_reduce=False)
 
 
 @cli.command()
 @click.argument("run")
 def reduce(run: str) -> None:
-    """Merge what `extract` wrote into RUN/projector."""
+    """Build the projector from the features that `extract` wrote to RUN."""
     from ray_embed.projector.reduce import reduce as merge
     from ray_embed.projector.reduce import unseen
     from ray_embed.storage.filesystem import Folder
@@ -79,46 +110,65 @@ def reduce(run: str) -> None:
 
 @cli.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option("--host", default="localhost", show_default=True, help="Address to listen on.")
-@click.option("--port", type=click.IntRange(0, 65535), help="[the first free one from 6006 on]")
+@click.option(
+    "--host",
+    default="localhost",
+    show_default=True,
+    help="Address to listen on. Others than localhost let other machines in.",
+)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65535),
+    metavar="PORT",
+    help="Port to listen on.  [default: TensorBoard's own, else the next free one]",
+)
 def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
-    """Open TensorBoard on a run, on several, or on all runs of a folder."""
+    """Open TensorBoard's projector on one run or several.
+
+    RUN is a run folder, or a folder that holds run folders. Ctrl-C ends it.
+    """
     from ray_embed.projector.server import view as serve
 
-    # What it has fetched or linked goes away with it.
+    # An exception lets temporary copies and links be deleted.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         serve(runs, host, port, click.echo)
     except KeyboardInterrupt:
-        # TensorBoard's threads go on while Python ends, and may abort it.
+        # TensorBoard's threads keep running while Python ends, and may abort it.
         sys.stdout.flush()
         os._exit(_INTERRUPTED)
 
 
 @cli.command()
 @click.argument("run")
-@click.option("--verify", is_flag=True, help="Read everything and say whether it is sound.")
-@_as_json
+@click.option(
+    "--verify", is_flag=True, help="Read all files, and check that none is damaged or missing."
+)
+@_json_option
 def status(run: str, verify: bool, as_json: bool) -> None:
-    """Say what is done of a run, and what was rejected."""
-    from ray_embed.runs.status import status as look
+    """Show how much of a run is done, and which records were rejected.
 
-    found = look(run, verify=verify)
-    click.echo(json.dumps(found.to_json()) if as_json else "\n".join(found.lines()))
-    if found.problems:
+    Exit code 1 means that shards are missing or files are damaged.
+    """
+    from ray_embed.runs.status import status as read_status
+
+    report = read_status(run, verify=verify)
+    click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
+    if report.problems:
         sys.exit(1)
 
 
 @cli.command()
 @click.argument("run")
-@click.option("--layer", help="Judge this one.  [all]")
-@_sampled
-@_labelled
-@_as_json
+@click.option("--layer", metavar="NAME", help="Layer to evaluate.  [default: all]")
+@_sample_option
+@_labels_option
+@_json_option
 @click.option(
     "--random-weights",
     is_flag=True,
-    help="Judge the same architecture with random weights beside it.",
+    help="Evaluate the same architecture with random weights too, as a baseline. This embeds the "
+    "records once more, into RUN/random-weights.",
 )
 def evaluate(
     run: str,
@@ -128,82 +178,111 @@ def evaluate(
     as_json: bool,
     random_weights: bool,
 ) -> None:
-    """Say in numbers how well the features of a run cluster, beside those of raw pixels."""
-    from ray_embed.analysis.evaluation.evaluate import evaluate as judge
+    """Measure how well features predict labels, and how well they cluster.
+
+    Raw pixels are measured too, as a baseline. The result is also written to RUN/evaluation.json,
+    and shown by `ray-embed view`.
+    """
+    from ray_embed.analysis.evaluation.evaluate import evaluate as measure
     from ray_embed.analysis.evaluation.record import record
     from ray_embed.results import load
 
-    # What runs for random weights prints on stdout, which is for results.
+    # The run with random weights prints on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        judged = load(run)
-        found = judge(judged, layer, sample, random_weights, labels)
-    entries = {name: one.to_json() for name, one in found.items()}
+        loaded = load(run)
+        evaluations = measure(loaded, layer, sample, random_weights, labels)
+    entries = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
     if as_json:
         click.echo(json.dumps(entries, ensure_ascii=False))
     else:
-        click.echo("\n\n".join("\n".join(one.lines()) for one in found.values()))
-    record(judged, entries)
+        tables = ("\n".join(evaluation.lines()) for evaluation in evaluations.values())
+        click.echo("\n\n".join(tables))
+    record(loaded, entries)
 
 
 @cli.command()
 @click.argument("run")
-@click.option("--layer", help="Whose features, where there are several.")
-@_labelled
+@click.option(
+    "--layer", metavar="NAME", help="Layer to draw. Needed where the run has several layers."
+)
+@_labels_option
 def plot(run: str, layer: str | None, labels: Any) -> None:
-    """Draw maps of the features, and where the encoder fails, into RUN/plots."""
+    """Draw maps of the features, and what the encoder gets wrong.
+
+    Writes pictures to RUN/plots. Needs matplotlib: pip install 'ray_embed[plots]'.
+    """
     from ray_embed.analysis.plotting.plot import plot as draw
 
     draw(run, layer, click.echo, labels)
 
 
-@cli.command(cls=Grouped)
-@with_options(MODEL_OPTIONS)
+@cli.command(cls=GroupedCommand)
+@model_options
 def layers(**options: Any) -> None:
-    """List the layers that --layer accepts, with their output shapes.
+    """List the layers of a model that --layer accepts.
 
-    Models inside the model come first, marked with --submodel, which accepts them.
+    Each line has a layer and the shape of its output. Models inside the model come first, each
+    with the --submodel that selects it.
     """
     from ray_embed.config import make_config
     from ray_embed.encoders.tensorflow_setup import quiet_keras
     from ray_embed.pipeline import models_and_layers
 
-    config = make_config({"sources": {"none": ""}, **_given(options)})
-    # What the user's code prints is no layer.
+    config = make_config({"sources": {"none": ""}, **_drop_unset(options)})
+    # The user's code may print, too.
     with quiet_keras(), contextlib.redirect_stdout(sys.stderr):
         models, layers = models_and_layers(config)
     for name, shape in models.items():
-        click.echo(f"{name}\t{_shape_text(shape) or '-'}\t--submodel {shlex.quote(name)}")
+        click.echo(f"{name}\t{_format_shape(shape) or '-'}\t--submodel {shlex.quote(name)}")
     for name, shape in layers.items():
-        click.echo(f"{name}\t{_shape_text(shape)}")
+        click.echo(f"{name}\t{_format_shape(shape)}")
 
 
-def _shape_text(shape: tuple[int | None, ...]) -> str:
+def _format_shape(shape: tuple[int | None, ...]) -> str:
     sides = ", ".join("N" if side is None else str(side) for side in shape)
     return sides and f"({sides})"
 
 
-@cli.command(cls=Grouped)
-@with_options(RUN_OPTIONS)
-@click.option("--sheet", default="preview.png", show_default=True, help="Picture to write.")
+@cli.command(cls=GroupedCommand)
+@click.option(
+    "--sheet",
+    cls=GroupedOption,
+    heading="Preview",
+    default="preview.png",
+    show_default=True,
+    metavar="FILE",
+    help="Contact sheet to write.",
+)
+@run_options
 def preview(sheet: str, **options: Any) -> None:
-    """Show a few records as the encoder gets them, and what was decided, before a long run."""
+    """Show what the encoder gets, before a long run.
+
+    Takes the options of `ray-embed run`, prints what it decides for them, and draws a contact
+    sheet of a few records as they are stored and as the encoder gets them. Writes no run folder.
+    """
     from ray_embed.encoders.tensorflow_setup import quiet_keras
     from ray_embed.extraction.preview import preview as show
 
     with quiet_keras():
-        show(_configured(options), sheet, click.echo)
+        show(_make_config(options), sheet, click.echo)
 
 
 @cli.command()
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
-@click.option("--layer", metavar="NAME", help="Layer to take of each.  [all, a column each]")
-@_sampled
-@_labelled
-@_as_json
 @click.option(
-    "--plot", metavar="FILE",
-    help="Draw the measures over the runs, in the order given, into a .png or .svg file.",
-)  # fmt: skip
+    "--layer",
+    metavar="NAME",
+    help="Layer to compare in every run.  [default: all, one column for each]",
+)
+@_sample_option
+@_labels_option
+@_json_option
+@click.option(
+    "--plot",
+    metavar="FILE",
+    help="Draw the measures over the runs, in the order given, to a .png or .svg file. Needs "
+    "matplotlib: pip install 'ray_embed[plots]'.",
+)
 def compare(
     runs: tuple[str, ...],
     layer: str | None,
@@ -212,96 +291,96 @@ def compare(
     as_json: bool,
     plot: str | None,
 ) -> None:
-    """Say which of several runs, or layers of a run, is the better one, and how alike they are.
+    """Compare runs, or the layers of one run, on the same records.
 
-    All are judged on the same records, where all hold them; so differences are the encoders'.
+    Prints their measures side by side, which differences are beyond chance, and how similar the
+    features are. Only records that all runs hold are used, so that differences come from the
+    encoders.
     """
     from ray_embed.analysis.comparison import plot as plot_module
-    from ray_embed.analysis.comparison.compare import compare as judge
+    from ray_embed.analysis.comparison.compare import compare as measure
     from ray_embed.analysis.comparison.report import lines
     from ray_embed.analysis.comparison.to_json import plain
 
     if plot:
         plot_module.check_target(plot)
-    comparison = judge(runs, layer, sample, lambda line: click.echo(line, err=True), labels)
+    comparison = measure(runs, layer, sample, lambda line: click.echo(line, err=True), labels)
     if plot:
         plot_module.draw(comparison, plot, lambda line: click.echo(line, err=True))
     width = shutil.get_terminal_size((100, 24)).columns
-    found = plain(comparison)
-    click.echo(json.dumps(found) if as_json else "\n".join(lines(comparison, width)))
+    click.echo(json.dumps(plain(comparison)) if as_json else "\n".join(lines(comparison, width)))
 
 
 @cli.command()
-@click.option("--out", default="runs/demo", show_default=True, help="Run folder.")
+@click.option(
+    "--out", default="runs/demo", show_default=True, metavar="RUN", help="Run folder to write to."
+)
 def demo(out: str) -> None:
-    """Train a small auto-encoder on digits, embed them, and say how to look."""
+    """Try ray_embed on a small auto-encoder of handwritten digits.
+
+    Trains the auto-encoder, embeds the digits with its encoder, evaluates the features, and says
+    how to open the projector.
+    """
     from ray_embed.cli.demo import demo as show
 
     show(out, click.echo)
 
 
 def _execute(options: dict[str, Any], *, and_reduce: bool) -> None:
-    config = _configured(options)
-    # Ray is imported with this, so only when the options are right.
+    config = _make_config(options)
+    # This imports Ray, so it comes after the check of the options.
     from ray_embed.pipeline import execute
 
-    # Ray prints what happens to actors on stdout, which is for results.
+    # Ray prints messages about actors on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
         outcome = execute(config, and_reduce=and_reduce)
     click.echo(outcome.summary())
 
 
-def _configured(options: dict[str, Any]) -> "RunConfig":
-    """Make the configuration of a run from the command line, and the file it names."""
+def _make_config(options: dict[str, Any]) -> "RunConfig":
+    """Return the configuration from the command line and the YAML file that it names."""
     from ray_embed.config import load_yaml, make_config
 
     file = options.pop("config")
-    return make_config({**(load_yaml(file) if file else {}), **_given(options)})
+    return make_config({**(load_yaml(file) if file else {}), **_drop_unset(options)})
 
 
-def _given(options: dict[str, Any]) -> dict[str, Any]:
-    """Give the options that were given on the command line, JSON parsed."""
-    from ray_embed.config import parse_json, tuples
-
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    for name in ("source_kwargs", "model_kwargs"):
-        if name in given:
-            given[name] = tuples(parse_json(f"--{name.replace('_', '-')}", given[name]))
-    return given
+def _drop_unset(options: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value not in (None, ())}
 
 
 def main() -> None:
-    """Run the command line; exits with 0, 1 (failed while running), 2 (bad input) or 130."""
+    """Run the command line; exits with 0, 1 (failed while running), 2 (wrong input) or 130."""
     started = time.time()
-    # Where Ray is imported already, this is somebody's Python, which is not to be copied.
+    # A process that has imported Ray is somebody's own Python, which must not be forked.
     if (
         sys.argv[1:2]
-        and sys.argv[1] in _GUARDED
+        and sys.argv[1] in _SUPERVISED
         and hasattr(os, "fork")
         and "ray" not in sys.modules
     ):
-        from ray_embed.cli.supervisor import guarded
+        from ray_embed.cli.supervisor import supervise
 
-        with _interrupts_said(started):
-            guarded(partial(_main, started), partial(_abandoned, started))
+        with _report_interrupts(started):
+            supervise(partial(_main, started), partial(_report_lost_process, started))
     _main(started)
 
 
 def _main(started: float) -> NoReturn:
-    # Read by TensorFlow when it is imported, here or in an actor.
+    # TensorFlow reads it when it is imported, here or in an actor.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with _interrupts_said(started):
+        with _report_interrupts(started):
             code = cli.main(standalone_mode=False)
     except RayEmbedError as error:
         click.echo(f"ray-embed: {error}", err=True)
-        if isinstance(error, RunError) and error.goes_on:
-            _say_next_step(started)
+        if isinstance(error, RunError) and error.can_resume:
+            _print_next_command(started)
         code = error.exit_code
     except OSError as error:
-        # Of a file that is none of the run folder's: a temporary one, say.
+        # It concerns a file outside the run folder, such as a temporary one.
         click.echo(f"ray-embed: {error}", err=True)
-        _say_next_step(started)
+        _print_next_command(started)
         code = 1
     except click.ClickException as error:
         error.show()
@@ -310,30 +389,30 @@ def _main(started: float) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _interrupts_said(started: float) -> Iterator[None]:
+def _report_interrupts(started: float) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, click.Abort, SystemExit) as error:
-        # Ray turns SIGTERM into an exit by its number.
+        # Ray turns SIGTERM into an exit with the signal's number.
         if isinstance(error, SystemExit) and error.code != signal.SIGTERM:
             raise
         click.echo("interrupted", err=True)
-        _say_next_step(started)
+        _print_next_command(started)
         sys.exit(_INTERRUPTED)
 
 
-def _abandoned(started: float, how: str) -> int:
+def _report_lost_process(started: float, ending: str) -> int:
     click.echo(
-        f"ray-embed: the process ended unexpectedly ({how}): the memory may have been full, or one "
-        "of Ray's processes was killed",
+        f"ray-embed: the process ended unexpectedly ({ending}): the memory may have been full, or "
+        "one of Ray's processes was killed",
         err=True,
     )
-    _say_next_step(started)
+    _print_next_command(started)
     return 1
 
 
-def _say_next_step(started: float) -> None:
-    from ray_embed.runs.resuming import next_step
+def _print_next_command(started: float) -> None:
+    from ray_embed.runs.resuming import suggest_next_command
 
-    if line := next_step(cli, sys.argv[1:], started):
+    if line := suggest_next_command(cli, sys.argv[1:], started):
         click.echo(line, err=True)

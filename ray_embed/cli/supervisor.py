@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A process that looks after the one that works: so that there is always a last word.
+"""Runs a command in a child process, so that the user gets a last message however it ends.
 
-Where Ray loses the process that schedules work on this machine, it ends the program at once,
-without an exception. And Ray has its own ideas of signals. So commands that work long do it in a
-child of the process that the user started.
+Ray ends the whole program at once, without an exception, when it loses the process that schedules
+work on this machine. It also handles signals in its own way. So long commands run in a child of the
+process that the user started.
 """
 
 import contextlib
@@ -16,66 +16,67 @@ from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
-_SAID = b"."
+_REPORTED = b"."
 
 
-def guarded(work: Callable[[], NoReturn], abandoned: Callable[[str], int]) -> NoReturn:
-    """Run `work` in a child, and end as it ends.
+def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -> NoReturn:
+    """Run `work` in a child process, and exit as it exits.
 
-    The first SIGINT or SIGTERM interrupts the child, the second one kills it. Where this process is
-    killed, the child is too. What the child has started ends with it, in whatever way it does: some
-    of Ray's processes would look for theirs only after a while.
+    The first SIGINT or SIGTERM interrupts the child, the second one kills it. If this process is
+    killed, the child is killed too. All processes that the child has started are killed when it
+    ends: some of Ray's processes would notice only later.
 
     Args:
-        work: ends with SystemExit, once it has said what there was to say.
-        abandoned: says it where the child could not, given how it ended; gives the exit code.
+        work: ends with SystemExit after it has told the user the result.
+        report_loss: tells the user that the child ended without a message. It takes how the child
+            ended, and returns the exit code.
     """
-    alive = os.pipe()
-    said = os.pipe()
+    alive_reader, alive_writer = os.pipe()
+    report_reader, report_writer = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
     child = os.fork()
     if child == 0:
-        os.close(alive[1])
-        os.close(said[0])
-        _be_child(work, alive[0], said[1])
-    os.close(alive[0])
-    os.close(said[1])
+        os.close(alive_writer)
+        os.close(report_reader)
+        _work_as_child(work, alive_reader, report_writer)
+    os.close(alive_reader)
+    os.close(report_writer)
     interrupts = 0
 
-    def interrupted(number: int, frame: FrameType | None) -> None:
+    def pass_on_interrupt(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += 1
-        # It may have ended by itself.
+        # The child may have ended by itself.
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGINT if interrupts == 1 else signal.SIGKILL)
 
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
-    # Until it is waited for, its number is that of its group and of no other.
+        signal.signal(number, pass_on_interrupt)
+    # Until the child is reaped, no other process group can get its number.
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
-    if os.read(said[0], 1) == _SAID:
+    if os.read(report_reader, 1) == _REPORTED:
         sys.exit(os.waitstatus_to_exitcode(status))
     if interrupts:
         raise KeyboardInterrupt
     code = os.waitstatus_to_exitcode(status)
-    how = f"with exit {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
-    sys.exit(abandoned(how))
+    ending = f"with exit {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
+    sys.exit(report_loss(ending))
 
 
-def _be_child(work: Callable[[], NoReturn], alive: int, said: int) -> NoReturn:
-    # The terminal sends Ctrl-C to the group of who was started, which passes it on once.
+def _work_as_child(work: Callable[[], NoReturn], alive_reader: int, report_writer: int) -> NoReturn:
+    # The terminal sends Ctrl-C to the parent's group; the parent passes it on once.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    def wait_for_the_end() -> None:
-        os.read(alive, 1)
+    def end_with_parent() -> None:
+        os.read(alive_reader, 1)
         os.killpg(0, signal.SIGKILL)
 
-    threading.Thread(target=wait_for_the_end, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     code = 1
     try:
         work()
@@ -85,6 +86,6 @@ def _be_child(work: Callable[[], NoReturn], alive: int, said: int) -> NoReturn:
         traceback.print_exc()
     sys.stdout.flush()
     sys.stderr.flush()
-    os.write(said, _SAID)
-    # What called `guarded` goes on in the other process only.
+    os.write(report_writer, _REPORTED)
+    # The code that called `supervise` must continue in the parent only.
     os._exit(code)

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.config import RANDOM
 from ray_embed.core.console import say
 from ray_embed.encoders import engines, legacy_keras, model_loading, pooling
 from ray_embed.encoders.channel_axes import tracking
@@ -42,6 +41,7 @@ from ray_embed.encoders.tensor_layout import (
 )
 from ray_embed.encoders.weights.random_init import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
+from ray_embed.options import RANDOM
 
 Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]

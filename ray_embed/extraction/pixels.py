@@ -83,10 +83,7 @@ def pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSp
 
 
 def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> dict[str, Any]:
-    """Return what of the pixels decides a run's bytes, by name; options only where they are given.
-
-    So a run that was begun before an option was there is still the same run.
-    """
+    """Return how pixels are prepared where options and encoder decide it together, by name."""
     scale: str = config.scale or "default"
     chosen_here = config.scale is None and config.preprocess is None
     levels = any(not has_floats(split) for split in splits)
@@ -96,10 +93,6 @@ def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     channels = encoder.image_shape[2]
     if channels != 3 and any(split.kind == "files" for split in splits):
         found["color mode"] = _FILES.get(channels, str(channels))
-    for name in _OPTIONS:
-        value = getattr(config, name)
-        if value != RunConfig.model_fields[name].default:
-            found[name.replace("_", " ")] = list(value) if isinstance(value, tuple) else value
     return found
 
 

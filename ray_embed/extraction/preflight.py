@@ -15,10 +15,11 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ray_embed.config import RANDOM, RunConfig, is_callable_reference
+from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, first_line
+from ray_embed.options import RANDOM
 from ray_embed.runs import identity
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime.actors import check_node

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_embed import planning
 from ray_embed._version import __version__
-from ray_embed.config import RANDOM, RunConfig, is_callable_reference
+from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core import user_code
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri, shown
@@ -20,6 +20,7 @@ from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import Walk
+from ray_embed.options import RANDOM, OnResume, options_compared_by
 from ray_embed.planning import Plan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
@@ -245,9 +246,15 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     """
     folder, fresh = prepared.folder, prepared.plan
     before = prepared.target.before or {}
-    if before["config"]["projector_limit"] != config.projector_limit:
-        # What reads the run later goes by the points that the page is given.
-        asked = before["config"] | {"projector_limit": config.projector_limit}
+    recorded = _record_options(config, prepared)
+    changed = {
+        name: recorded[name]
+        for name in options_compared_by(OnResume.MAY_CHANGE)
+        if before["config"].get(name) != recorded[name]
+    }
+    if changed:
+        # Commands that read the run later use these values.
+        asked = before["config"] | changed
         content = {name: value for name, value in before.items() if name != "ray_embed"}
         manifest.write_run(folder, content | {"config": asked}, __version__)
     kept = kept_plan(folder)
@@ -262,7 +269,8 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
         artifacts.keep(folder, prepared.encoder)
 
 
-def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+    """Return the options as ``run.json`` records them: chosen, and without passwords."""
     given = config.model_dump(mode="python", exclude={"sources", "overwrite"})
     given |= {
         "model": identity_module.name_of(config.model),
@@ -272,10 +280,14 @@ def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "address": None if config.address is None else shown(config.address),
         "sources": {split.split: shown(split.root) for split in prepared.plan.splits},
     }
+    return identity_module.plain(given)
+
+
+def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     return {
         "fingerprint": prepared.fingerprint,
         "model": identity_module.name_of(config.model),
-        "config": identity_module.plain(given),
+        "config": _record_options(config, prepared),
         "encoder": artifacts.about(prepared.encoder),
         "versions": identity_module.versions(),
         "identity": prepared.identity,

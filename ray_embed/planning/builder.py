@@ -11,6 +11,7 @@ from dataclasses import replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_embed.options import SHARD_RECORDS
 from ray_embed.planning.digest import Digest
 from ray_embed.planning.plan import Plan, SplitPlan
 from ray_embed.sources import label_schema
@@ -21,20 +22,19 @@ from ray_embed.sources.open import Listed, Source, Streamed
 from ray_embed.storage.filesystem import Folder
 
 _SHARDS_A_FILE = 256
-_RECORDS = 512
 _ARRAY_BYTES = 64 << 20
 
 
 def _shard_size_of(source: Source, info: StreamInfo | None, asked: int | None, batch: int) -> int:
-    """Give the number of records a shard: as asked, else 512, fewer where images lie in memory.
+    """Give the number of records a shard: as asked, else a default, fewer for large arrays.
 
     Depends on the source and the batch size alone, so that boundaries are always the same.
     """
     shape = info.image_shape if info else getattr(source, "image_shape", None)
     if asked or shape is None:
-        return asked or _RECORDS
+        return asked or SHARD_RECORDS
     image_bytes = shape[0] * shape[1] * shape[2] * 4
-    return max(batch, min(_RECORDS, _ARRAY_BYTES // image_bytes // batch * batch))
+    return max(batch, min(SHARD_RECORDS, _ARRAY_BYTES // image_bytes // batch * batch))
 
 
 def make_plan(

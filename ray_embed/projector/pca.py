@@ -275,7 +275,7 @@ def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Res
         raise InputError(f"{folder.shown(FILE)}: no PCA of the layer {layer}; {again}") from None
     except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise RunError(
-            f"{folder.shown(FILE)}: damaged: {first_line(error)}; {again} again", goes_on=False
+            f"{folder.shown(FILE)}: damaged: {first_line(error)}; {again} again", can_resume=False
         ) from error
 
 

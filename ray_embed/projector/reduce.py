@@ -101,7 +101,7 @@ def merge(
         name = shown(out)
         raise RunError(
             f"{name}: every record was rejected, so there is nothing to show; see {name}/rejects",
-            goes_on=False,
+            can_resume=False,
         )
     count = min(survey.points, limit)
     dimensions = {output["column"]: output["dimension"] for output in outputs}

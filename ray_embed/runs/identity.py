@@ -9,6 +9,7 @@ from typing import Any
 from ray_embed.extraction import pixels
 from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Encoder
+from ray_embed.options import OnResume, default_value, options_compared_by
 from ray_embed.planning import Plan, SplitPlan
 from ray_embed.core.uri import shown, without_credentials
 
@@ -37,7 +38,6 @@ def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> I
     return {
         "splits": [split.split for split in plan.splits],
         **{f"source {split.split}": _source(config, split) for split in plan.splits},
-        "limit": config.limit,
         "model architecture": encoder.architecture,
         "model weights": encoder.weights_digest,
         "layers": [[o.layer, o.pool, o.dimension] for o in encoder.outputs],
@@ -46,14 +46,24 @@ def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> I
         **pixels.identity(config, plan.splits, encoder),
         "preprocess": name_of(config.preprocess),
         "engine": encoder.engine,
-        "precision": config.precision,
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
-        "max pixels": config.max_pixels,
-        # Only what was asked for: runs made before these options keep their identity.
-        **({} if config.tags is None else {"tags": list(config.tags)}),
-        **({} if config.signature is None else {"signature": config.signature}),
+        **_option_values(config),
         "versions": versions(),
+    }
+
+
+def _option_values(config: RunConfig) -> dict[str, Any]:
+    """Return the options whose own value is part of the identity, by name."""
+    names = options_compared_by(OnResume.SAME_VALUE)
+    names += [
+        name
+        for name in options_compared_by(OnResume.SAME_VALUE_IF_SET)
+        if getattr(config, name) != default_value(name)
+    ]
+    values = {name.replace("_", " "): getattr(config, name) for name in names}
+    return {
+        name: list(value) if isinstance(value, tuple) else value for name, value in values.items()
     }
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a command that ended early leaves behind, and the command that continues it."""
+"""Says, after a command that ended early, what it keeps and which command resumes it."""
 
 import shlex
 from collections.abc import Sequence
@@ -13,38 +13,41 @@ _RUNS = ("run", "extract")
 
 @dataclass(frozen=True)
 class _Kept:
-    """What is in a run folder: whether this command has begun it, and has finished a shard."""
+    """What a command leaves: whether it has begun the run, and whether a shard is finished."""
 
     begun: bool
     finished: bool
 
 
-def next_step(group: click.Group, arguments: Sequence[str], started: float) -> str | None:
-    """Say what a command keeps and how to resume it; None where there is nothing true to say.
+def suggest_next_command(
+    group: click.Group, arguments: Sequence[str], started: float
+) -> str | None:
+    """Return a line with what a command keeps and how to resume it; None where that is not known.
 
     Args:
         group: the command line.
-        arguments: of the command, its name first.
+        arguments: those of the command, its name first.
         started: when it was started, in seconds since the epoch.
     """
     try:
-        given = _given(group, arguments)
-        if given is None:
+        target = _find_run_folder(group, arguments)
+        if target is None:
             return None
-        out, overwrites = given
-        kept = _look(out, started, overwrites=overwrites)
+        out, overwrites = target
+        kept = _look_into(out, started, overwrites=overwrites)
     except (Exception, KeyboardInterrupt):
-        # The storage may be what failed, or the options.
+        # The storage or the options may be what failed.
         return None
     if kept.finished:
-        return f"Finished shards are kept. Resume with: {_command(arguments, resumes=True)}"
+        return f"Finished shards are kept. Resume with: {_format_command(arguments, resumes=True)}"
+    command = _format_command(arguments, resumes=kept.begun)
     if kept.begun:
-        return f"No shard is finished yet. Start again with: {_command(arguments, resumes=True)}"
-    return f"Nothing is written yet. Start again with: {_command(arguments, resumes=False)}"
+        return f"No shard is finished yet. Start again with: {command}"
+    return f"Nothing is written yet. Start again with: {command}"
 
 
-def _given(group: click.Group, arguments: Sequence[str]) -> tuple[str, bool] | None:
-    """Return the run folder a command extracts into, and whether it starts that folder afresh.
+def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str, bool] | None:
+    """Return the run folder that a command extracts into, and whether it overwrites that folder.
 
     None for a command that extracts nothing, or that starts from the beginning each time.
     """
@@ -67,7 +70,7 @@ def _given(group: click.Group, arguments: Sequence[str]) -> tuple[str, bool] | N
     return str(out or default_name(str(model), weights)), overwrites
 
 
-def _look(out: str, started: float, *, overwrites: bool) -> _Kept:
+def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
     from ray_embed.storage import manifest, part_files
     from ray_embed.storage.filesystem import Folder
 
@@ -75,22 +78,22 @@ def _look(out: str, started: float, *, overwrites: bool) -> _Kept:
     if not folder.exists(manifest.RUN):
         return _Kept(begun=False, finished=False)
     written = folder.info(manifest.RUN).mtime
-    # Some file systems keep whole seconds.
+    # Some file systems keep times in whole seconds.
     if overwrites and written is not None and written.timestamp() < int(started):
-        # It is still the run that was to be overwritten.
+        # The folder still holds the older run.
         return _Kept(begun=False, finished=False)
     parts = (name for name in folder.names(part_files.FEATURES) if name.startswith("part-"))
     return _Kept(begun=True, finished=next(parts, None) is not None)
 
 
-def _command(arguments: Sequence[str], *, resumes: bool) -> str:
-    """Return the command to type next, without passwords; one that resumes overwrites nothing."""
+def _format_command(arguments: Sequence[str], *, resumes: bool) -> str:
+    """Return the command to type, without passwords; one that resumes overwrites nothing."""
     from ray_embed.core.uri import without_credentials
 
-    given = [
+    words = [
         without_credentials(argument, "***@")
         for argument in arguments
         if not (resumes and argument == "--overwrite")
     ]
-    command = shlex.join(["ray-embed", *given])
+    command = shlex.join(["ray-embed", *words])
     return f"{command} (with no overwrite in the file)" if "--config" in command else command

@@ -26,12 +26,12 @@ class ActorDiedError(RunError):
 
     Args:
         message: what Ray says of it.
-        goes_on: as of RunError.
+        can_resume: as of RunError.
         loss: what was lost with it, which may say nothing about its work.
     """
 
-    def __init__(self, message: str, goes_on: bool = True, loss: Loss = Loss.PROCESS) -> None:
-        super().__init__(message, goes_on)
+    def __init__(self, message: str, can_resume: bool = True, loss: Loss = Loss.PROCESS) -> None:
+        super().__init__(message, can_resume)
         self.loss = loss
 
 

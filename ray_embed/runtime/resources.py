@@ -6,10 +6,8 @@ from dataclasses import dataclass
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError
+from ray_embed.options import CPU_BATCH_SIZE, GPU_BATCH_SIZE, MAX_CPU_THREADS
 from ray_embed.runtime.nodes import Node
-
-_THREADS = 4
-_CPU_BATCH, _GPU_BATCH = 16, 128
 
 
 @dataclass(frozen=True)
@@ -22,7 +20,7 @@ class Resources:
     @property
     def batch_size(self) -> int:
         """The usual number of images a batch: what a core's cache holds, or what fills a GPU."""
-        return _GPU_BATCH if self.gpus else _CPU_BATCH
+        return GPU_BATCH_SIZE if self.gpus else CPU_BATCH_SIZE
 
     def fit(self, nodes: Iterable[Node]) -> int:
         """How many actors the nodes hold, whoever else may be there."""
@@ -39,7 +37,7 @@ class Resources:
 
 def threads(asked: int | None, cores: int) -> int:
     """Give the threads of an actor without a GPU: what was asked, else a function of the cores."""
-    return asked or min(_THREADS, cores)
+    return asked or min(MAX_CPU_THREADS, cores)
 
 
 def each(config: RunConfig, nodes: list[Node], asked: int | None) -> Resources:

@@ -14,7 +14,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants
 
-from ray_embed.config import LOCAL, RunConfig, ray_address
+from ray_embed.config import LOCAL, RunConfig, choose_ray_address
 from ray_embed.core.uri import shown
 from ray_embed.encoders import build_process, legacy_keras
 from ray_embed.encoders.spec import Encoder, EncoderSpec
@@ -163,7 +163,7 @@ def session(config: RunConfig, threads: int | None = None) -> Iterator[Session]:
         finally:
             running.close()
         return
-    ours = ray_address(config.address) == LOCAL
+    ours = choose_ray_address(config.address) == LOCAL
     with contextlib.ExitStack() as stack:
         build = None
         if ours and isinstance(config.model, str):
@@ -183,7 +183,7 @@ def _connect(config: RunConfig, threads: int | None) -> list[Node]:
 
     A Ray of our own pretends to have the cores for as many actors as were asked for.
     """
-    address = ray_address(config.address)
+    address = choose_ray_address(config.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         cores = os.cpu_count() or 1

@@ -63,7 +63,7 @@ def test_help_is_quick(tmp_path):
 def test_help_imports_neither_tensorflow_nor_ray(tmp_path, arguments):
     code = (
         f"import sys; sys.argv = ['ray-embed', *{arguments}]\n"
-        "from ray_embed.cli import main\n"
+        "from ray_embed.cli.commands import main\n"
         "try:\n    main()\n"
         "except SystemExit as stopped:\n    assert not stopped.code\n"
         f"print('imported:', sorted(set({HEAVY}) & set(sys.modules)))"

@@ -24,7 +24,7 @@ from support.features import assert_features_equal
 from support.pictures import make_folder
 
 import ray_embed
-from ray_embed.config import ray_address
+from ray_embed.config import choose_ray_address
 
 SUBMIT = built_wheel.ROOT / "cluster/submit.py"
 BIN = Path(sys.executable).parent
@@ -62,8 +62,8 @@ def test_works_in_the_cluster_of_the_node_unless_told_otherwise(monkeypatch):
     monkeypatch.delenv("RAY_ADDRESS")
     runpy.run_path(str(SUBMIT), run_name="__main__")
     assert calls == [["ray-embed", "run", "--source", "a b"]]
-    assert ray_address(None) == "auto"
-    assert ray_address("10.0.0.1:6379") == "10.0.0.1:6379"
+    assert choose_ray_address(None) == "auto"
+    assert choose_ray_address("10.0.0.1:6379") == "10.0.0.1:6379"
 
 
 MODULE = """

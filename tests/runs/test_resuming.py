@@ -9,7 +9,7 @@ import pytest
 from ray_embed.storage import manifest
 from ray_embed.cli.commands import cli
 from ray_embed.storage.filesystem import Folder
-from ray_embed.runs.resuming import next_step
+from ray_embed.runs.resuming import suggest_next_command
 
 RUN = ["run", "--source", "valid", "--model", "m.keras", "--out", "r"]
 
@@ -28,7 +28,7 @@ def begin(folder, parts=0):
 
 
 def said(arguments, started=None):
-    return next_step(cli, arguments, time.time() if started is None else started)
+    return suggest_next_command(cli, arguments, time.time() if started is None else started)
 
 
 def test_finished_shards_are_kept(here):

@@ -10,7 +10,6 @@ import pytest
 from ray_embed.config import make_config
 from ray_embed.errors import InputError
 from ray_embed.planning import make_plan
-from ray_embed.runs import resuming
 from ray_embed.runtime import capacity, resources
 from ray_embed.runtime.nodes import Node
 from ray_embed.runtime.resources import Resources
@@ -99,11 +98,6 @@ def test_what_this_machine_has_not_is_an_error_instead_of_waiting_for_ever():
 def test_gpus_are_given_out_in_parts_or_whole():
     with pytest.raises(InputError, match=r"--gpus-per-actor 1\.5: give a part of one, or a whole"):
         each(node(4, gpus=4), gpus_per_actor=1.5)
-
-
-def test_the_command_that_resumes_never_overwrites():
-    arguments = ["run", "--out", "a b", "--overwrite"]
-    assert resuming._command(arguments, resumes=True) == "ray-embed run --out 'a b'"
 
 
 def test_other_pixels_in_an_array_file_of_the_same_size_are_another_source(tmp_path: Path):

@@ -17,7 +17,7 @@ from support.pictures import make_folder
 
 import ray_embed as package
 from ray_embed import InputError, Run, RunConfig, RunError, planning
-from ray_embed.config import split_and_uri
+from ray_embed.config import parse_source
 from ray_embed.extraction.dataset_reader import Reader
 from ray_embed.planning import Plan, SplitPlan
 from ray_embed.sources.dataset import StreamReader
@@ -662,7 +662,7 @@ def test_a_sequence_named_on_the_command_line(ray_embed: Command, model, tmp_pat
     assert table["label"].to_pylist() == images_of(9)[:5, 0, 0, 0].tolist()
     assert table["key"].to_pylist() == ["0", "1", "2", "3", "4"]
     assert result.err.count("Pairs: the third element of a record is a number (0.5)") == 1
-    assert set(table["split"].to_pylist()) == {split_and_uri("my_sequences:Pairs")[0]}
+    assert set(table["split"].to_pylist()) == {parse_source("my_sequences:Pairs")[0]}
 
 
 def test_labels_that_are_none_are_refused_by_the_command(ray_embed: Command, model, tmp_path):

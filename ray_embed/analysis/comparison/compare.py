@@ -16,9 +16,9 @@ from ray_embed.analysis.evaluation.intervals import Interval
 from ray_embed.analysis.evaluation.label_kind import LabelKind
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import measures
+from ray_embed.options import SAMPLE_RECORDS
 from ray_embed.runs.sampling import Subset, affordable, check_finite
 
-SAMPLE = 10_000
 NEIGHBOURS = 10
 # Unbiased HSIC is defined from here on.
 _LEAST = 4
@@ -80,7 +80,7 @@ class Comparison:
 def compare(
     runs: Sequence[str],
     layer: str | None = None,
-    sample: int = SAMPLE,
+    sample: int = SAMPLE_RECORDS,
     say: Callable[[str], None] = lambda line: None,
     labels: LabelKind | None = None,
 ) -> Comparison:

@@ -16,6 +16,7 @@ from ray_embed.analysis.evaluation.measures import Judgement, judge
 from ray_embed.analysis.evaluation.near_duplicates import Duplicates
 from ray_embed.analysis.evaluation.protocol import Trial
 from ray_embed.errors import InputError
+from ray_embed.options import SAMPLE_RECORDS
 from ray_embed.projector import pca
 from ray_embed.runs import integrity
 from ray_embed.runs import sampling as subsets
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-SAMPLE = 10_000
 ENCODER, PIXELS, RANDOM = "encoder", "raw_pixels", "random_weights"
 
 
@@ -79,7 +79,7 @@ class Evaluation:
 def evaluate(
     run: "Run",
     layer: str | None = None,
-    sample: int = SAMPLE,
+    sample: int = SAMPLE_RECORDS,
     random_weights: bool = False,
     labels: LabelKind | None = None,
 ) -> dict[str, Evaluation]:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.errors import InputError
+from ray_embed.options import MAX_FLOAT_CLASSES
 from ray_embed.runs.sampling import Subset
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
@@ -19,8 +20,6 @@ from ray_embed.storage.filesystem import Folder
 LabelKind = Literal["classes", "values"]
 KINDS: tuple[LabelKind, ...] = get_args(LabelKind)
 
-# More different numbers than these are values, unless asked otherwise.
-_MOST = 50
 _SHOWN = 6
 
 
@@ -65,7 +64,7 @@ def choose_labels(folders: Iterable[Folder], asked: LabelKind | None = None) -> 
             known = known[~np.isnan(known)]
             count += len(known)
             values.update(np.unique(known).tolist())
-            if len(values) > _MOST or not all(value.is_integer() for value in values):
+            if len(values) > MAX_FLOAT_CLASSES or not all(value.is_integer() for value in values):
                 return LabelChoice()
     if not values or 2 * len(values) > count:
         return LabelChoice()

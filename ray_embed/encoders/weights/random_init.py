@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.config import RANDOM, is_callable_reference
+from ray_embed.config import is_callable_reference
 from ray_embed.core import user_code
 from ray_embed.encoders.keras_compat import has_base, is_positional, keras_family
 from ray_embed.encoders.model_loading import (
@@ -23,6 +23,7 @@ from ray_embed.encoders.model_loading import (
 )
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError, first_line
+from ray_embed.options import RANDOM
 
 Weights = tuple[np.ndarray[Any, Any], ...]
 
