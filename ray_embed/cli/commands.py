@@ -18,8 +18,8 @@ import click
 from ray_embed._version import __version__
 from ray_embed.cli.options import (
     GroupedCommand,
-    GroupedOption,
     model_options,
+    option,
     resume_note,
     run_options,
 )
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
 _INTERRUPTED = 130
 _SUPERVISED = ("run", "extract", "reduce", "evaluate", "demo")
 
-_json_option = click.option(
+_json_option = option(
     "--json", "as_json", is_flag=True, help="Print JSON, for programs, instead of text."
 )
-_sample_option = click.option(
+_sample_option = option(
     "--sample",
     type=click.IntRange(min=2),
     default=SAMPLE_RECORDS,
@@ -43,17 +43,19 @@ _sample_option = click.option(
     metavar="N",
     help="Evaluate at most this many records, drawn by split and label with a fixed seed.",
 )
-_labels_option = click.option(
+_labels_option = option(
     "--labels",
     type=click.Choice(["classes", "values"]),
-    help="Treat labels that are numbers as classes or as values.  [default: classes for whole "
-    f"numbers, also for floats with at most {MAX_FLOAT_CLASSES} whole values; values for other "
-    "floats]",
+    help="Treat labels that are numbers as classes or as values.",
+    default_text="classes for whole numbers, also as floats if there are at most "
+    f"{MAX_FLOAT_CLASSES} of them; values for other floats",
 )
 
 
 class _OrderedGroup(click.Group):
     """A group whose help lists the commands in the order of this module."""
+
+    command_class = GroupedCommand
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the commands."""
@@ -74,7 +76,7 @@ def cli() -> None:
     """
 
 
-@cli.command(cls=GroupedCommand, epilog=resume_note())
+@cli.command(epilog=resume_note())
 @run_options
 def run(**options: Any) -> None:
     """Extract features and build the projector.
@@ -84,7 +86,7 @@ def run(**options: Any) -> None:
     _execute(options, and_reduce=True)
 
 
-@cli.command(cls=GroupedCommand, epilog=resume_note())
+@cli.command(epilog=resume_note())
 @run_options
 def extract(**options: Any) -> None:
     """Extract features to Parquet, without building the projector.
@@ -110,17 +112,18 @@ def reduce(run: str) -> None:
 
 @cli.command()
 @click.argument("runs", metavar="RUN...", nargs=-1, required=True)
-@click.option(
+@option(
     "--host",
     default="localhost",
     show_default=True,
     help="Address to listen on. Others than localhost let other machines in.",
 )
-@click.option(
+@option(
     "--port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
-    help="Port to listen on.  [default: TensorBoard's own, else the next free one]",
+    help="Port to listen on.",
+    default_text="TensorBoard's own, else the next free one",
 )
 def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
     """Open TensorBoard's projector on one run or several.
@@ -141,9 +144,7 @@ def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
 
 @cli.command()
 @click.argument("run")
-@click.option(
-    "--verify", is_flag=True, help="Read all files, and check that none is damaged or missing."
-)
+@option("--verify", is_flag=True, help="Read all files, and check that none is damaged or missing.")
 @_json_option
 def status(run: str, verify: bool, as_json: bool) -> None:
     """Show how much of a run is done, and which records were rejected.
@@ -160,11 +161,11 @@ def status(run: str, verify: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run")
-@click.option("--layer", metavar="NAME", help="Layer to evaluate.  [default: all]")
+@option("--layer", metavar="NAME", help="Layer to evaluate.", default_text="all")
 @_sample_option
 @_labels_option
 @_json_option
-@click.option(
+@option(
     "--random-weights",
     is_flag=True,
     help="Evaluate the same architecture with random weights too, as a baseline. This embeds the "
@@ -178,7 +179,7 @@ def evaluate(
     as_json: bool,
     random_weights: bool,
 ) -> None:
-    """Measure how well features predict labels, and how well they cluster.
+    """Measure how well features predict labels and form clusters.
 
     Raw pixels are measured too, as a baseline. The result is also written to RUN/evaluation.json,
     and shown by `ray-embed view`.
@@ -202,9 +203,7 @@ def evaluate(
 
 @cli.command()
 @click.argument("run")
-@click.option(
-    "--layer", metavar="NAME", help="Layer to draw. Needed where the run has several layers."
-)
+@option("--layer", metavar="NAME", help="Layer to draw. Needed where the run has several layers.")
 @_labels_option
 def plot(run: str, layer: str | None, labels: Any) -> None:
     """Draw maps of the features, and what the encoder gets wrong.
@@ -216,7 +215,7 @@ def plot(run: str, layer: str | None, labels: Any) -> None:
     draw(run, layer, click.echo, labels)
 
 
-@cli.command(cls=GroupedCommand)
+@cli.command()
 @model_options
 def layers(**options: Any) -> None:
     """List the layers of a model that --layer accepts.
@@ -243,10 +242,9 @@ def _format_shape(shape: tuple[int | None, ...]) -> str:
     return sides and f"({sides})"
 
 
-@cli.command(cls=GroupedCommand)
-@click.option(
+@cli.command()
+@option(
     "--sheet",
-    cls=GroupedOption,
     heading="Preview",
     default="preview.png",
     show_default=True,
@@ -269,15 +267,16 @@ def preview(sheet: str, **options: Any) -> None:
 
 @cli.command()
 @click.argument("runs", metavar="RUN RUN…", nargs=-1, required=True)
-@click.option(
+@option(
     "--layer",
     metavar="NAME",
-    help="Layer to compare in every run.  [default: all, one column for each]",
+    help="Layer to compare in every run.",
+    default_text="all, one column for each",
 )
 @_sample_option
 @_labels_option
 @_json_option
-@click.option(
+@option(
     "--plot",
     metavar="FILE",
     help="Draw the measures over the runs, in the order given, to a .png or .svg file. Needs "
@@ -312,7 +311,7 @@ def compare(
 
 
 @cli.command()
-@click.option(
+@option(
     "--out", default="runs/demo", show_default=True, metavar="RUN", help="Run folder to write to."
 )
 def demo(out: str) -> None:

@@ -3,7 +3,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import click
 
@@ -28,12 +28,34 @@ _COMMON = (
 )
 
 
-class GroupedOption(click.Option):
-    """An option that the help shows under a heading."""
+class DocumentedOption(click.Option):
+    """An option with a heading in the help, and a default in words.
 
-    def __init__(self, *arguments: Any, heading: str, **settings: Any) -> None:
+    Args:
+        heading: where the help shows it; None for the end.
+        default_text: the default as the help shows it; None where click shows it, or there is none.
+    """
+
+    def __init__(
+        self,
+        *arguments: Any,
+        heading: str | None = None,
+        default_text: str | None = None,
+        **settings: Any,
+    ) -> None:
         super().__init__(*arguments, **settings)
-        self.heading = heading
+        self.heading, self.default_text = heading, default_text
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        """Return the option and its text, with the default at the end."""
+        record = super().get_help_record(ctx)
+        if record is None or self.default_text is None:
+            return record
+        names, text = record
+        return names, f"{text}  [default: {self.default_text}]"
+
+
+option = functools.partial(click.option, cls=DocumentedOption)
 
 
 class GroupedCommand(click.Command):
@@ -42,28 +64,29 @@ class GroupedCommand(click.Command):
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each heading."""
         for heading, options in group_options(self, ctx).items():
+            records = (option.get_help_record(ctx) for option in options)
             with formatter.section(heading):
-                formatter.write_dl([record for _, record in options])
+                formatter.write_dl([record for record in records if record])
 
 
-def group_options(
-    command: click.Command, context: click.Context
-) -> dict[str, list[tuple[click.Parameter, tuple[str, str]]]]:
-    """Return the options of a command and their texts in the help, by heading."""
-    groups: dict[str, list[tuple[click.Parameter, tuple[str, str]]]] = {}
+def group_options(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
+    """Return the options of a command by heading; those without one come last."""
+    groups: dict[str, list[click.Option]] = {}
+    others = []
     for parameter in command.get_params(context):
-        if record := parameter.get_help_record(context):
-            heading = getattr(parameter, "heading", "Other")
-            groups.setdefault(heading, []).append((parameter, record))
+        if heading := getattr(parameter, "heading", None):
+            groups.setdefault(heading, []).append(cast(DocumentedOption, parameter))
+        elif isinstance(parameter, click.Option):
+            others.append(parameter)
+    groups["Other options" if groups else "Options"] = others
     return groups
 
 
 def run_options(function: _Function) -> _Function:
     """Add all options of a run, and `--config`, to the function of a command."""
     common = {name: _make_option(name, _COMMON_HEADING) for name in _COMMON if name in OPTIONS}
-    common["config"] = click.option(
+    common["config"] = option(
         "--config",
-        cls=GroupedOption,
         heading=_COMMON_HEADING,
         metavar="YAML",
         help="Read options from a YAML file. Its keys are the options' names with _ instead of -; "
@@ -71,8 +94,8 @@ def run_options(function: _Function) -> _Function:
         "over the file.",
     )
     others = [
-        _make_option(name, option.group.value)
-        for name, option in OPTIONS.items()
+        _make_option(name, declared.group.value)
+        for name, declared in OPTIONS.items()
         if name not in _COMMON
     ]
     return _add_options(function, [*common.values(), *others])
@@ -80,7 +103,7 @@ def run_options(function: _Function) -> _Function:
 
 def model_options(function: _Function) -> _Function:
     """Add the options that say how to load the encoder to the function of a command."""
-    names = [name for name, option in OPTIONS.items() if option.group is Group.ENCODER]
+    names = [name for name, declared in OPTIONS.items() if declared.group is Group.ENCODER]
     return _add_options(function, [_make_option(name, Group.ENCODER.value) for name in names])
 
 
@@ -92,20 +115,16 @@ def resume_note() -> str:
 
 def _add_options(function: _Function, options: list[Callable[[_Function], _Function]]) -> _Function:
     # The decorator that is applied last comes first in the help.
-    return functools.reduce(lambda result, option: option(result), reversed(options), function)
+    return functools.reduce(lambda result, decorate: decorate(result), reversed(options), function)
 
 
 def _make_option(name: str, heading: str) -> Callable[[_Function], _Function]:
-    option, kind = OPTIONS[name], value_type(name)
-    default = describe_default(name)
-    settings: dict[str, Any] = {
-        "help": option.help + (f"  [default: {default}]" if default else ""),
-        "metavar": option.metavar,
-    }
+    declared, kind = OPTIONS[name], value_type(name)
+    settings: dict[str, Any] = {"metavar": declared.metavar}
     # Without a default of its own, an option that is not given leaves the YAML file's value.
     if kind is bool:
         settings |= {"is_flag": True, "default": None}
-    elif option.repeatable:
+    elif declared.repeatable:
         settings |= {"multiple": True}
     elif takes_json(name):
         settings |= {"callback": _parse_json, "metavar": "JSON"}
@@ -113,7 +132,14 @@ def _make_option(name: str, heading: str) -> Callable[[_Function], _Function]:
         settings |= {"type": click.Choice(get_args(kind))}
     elif kind in (int, float):
         settings |= {"type": kind}
-    return click.option(flag(name), name, cls=GroupedOption, heading=heading, **settings)
+    return option(
+        flag(name),
+        name,
+        heading=heading,
+        help=declared.help,
+        default_text=describe_default(name),
+        **settings,
+    )
 
 
 def _parse_json(

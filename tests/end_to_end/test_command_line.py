@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the commands behave: help, exit codes, what goes where, stopping and going on, `status`."""
+"""How the commands behave: exit codes, stdout and stderr, stopping and resuming, `status`."""
 
 import contextlib
 import importlib.resources
@@ -9,7 +9,6 @@ import re
 import shlex
 import shutil
 import signal
-import statistics
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ from types import SimpleNamespace
 import psutil
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from support.pictures import make_folder
 from support.sample_runs import (
     config,
@@ -33,81 +31,8 @@ from support.sample_runs import (
 
 import ray_embed as package
 
-COMMANDS = (
-    *("run", "extract", "reduce", "evaluate", "compare", "plot"),
-    *("view", "status", "layers", "demo"),
-)
 SHARDS = 10
 KINDS = ("features", "rejects", "thumbnails", "projector")
-HEAVY = ("tensorflow", "keras", "tf_keras", "ray", "tensorboard", "openvino", "pandas")
-
-
-# --- help ----------------------------------------------------------------------------------------
-
-
-def test_help_is_quick(tmp_path):
-    seconds = []
-    for _ in range(3):
-        began = time.monotonic()
-        done = subprocess.run(
-            [sys.executable, "-m", "ray_embed", "--help"], cwd=tmp_path, capture_output=True
-        )
-        seconds.append(time.monotonic() - began)
-        assert done.returncode == 0
-        assert done.stderr == b""
-    # Under a second on a machine that is not busy.
-    assert statistics.median(seconds) < 3
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["--version"]])
-def test_help_imports_neither_tensorflow_nor_ray(tmp_path, arguments):
-    code = (
-        f"import sys; sys.argv = ['ray-embed', *{arguments}]\n"
-        "from ray_embed.cli.commands import main\n"
-        "try:\n    main()\n"
-        "except SystemExit as stopped:\n    assert not stopped.code\n"
-        f"print('imported:', sorted(set({HEAVY}) & set(sys.modules)))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "imported: []"
-
-
-def invoke(*arguments):
-    from ray_embed.cli.commands import cli
-
-    return CliRunner().invoke(cli, arguments)
-
-
-def test_help_names_every_command():
-    result = invoke("--help")
-    assert result.exit_code == 0
-    for command in COMMANDS:
-        assert re.search(rf"^  {command} ", result.output, re.MULTILINE), command
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_help_of_every_command(command):
-    result = invoke(command, "--help")
-    assert result.exit_code == 0
-    assert f"Usage: cli {command}" in result.output or f"{command} [OPTIONS]" in result.output
-    assert len(result.output.splitlines()) > 4
-    assert max(map(len, result.output.splitlines())) <= 100
-
-
-@pytest.mark.parametrize("command", ["run", "extract"])
-def test_help_names_every_option_of_the_contract(command):
-    text = invoke(command, "--help").output
-    options = (
-        "source source-kwargs limit model import submodel model-kwargs weights layer pool "
-        "image-size scale preprocess engine precision batch-size shard-size actors gpus-per-actor "
-        "cpus-per-actor address shard-timeout max-attempts max-rejects max-pixels projector-limit "
-        "overwrite out config path-column label-column label-type"
-    )
-    for option in options.split():
-        assert re.search(rf"--{option}\b", text), option
 
 
 def test_types_are_shipped():
@@ -117,15 +42,6 @@ def test_types_are_shipped():
 
     setuptools = tomllib.loads(project.read_text())["tool"]["setuptools"]
     assert "py.typed" in setuptools["package-data"]["ray_embed"]
-
-
-def test_public_names_are_there_and_documented():
-    assert {"RunConfig", "run", "load", "Run", "extract", "reduce"} <= set(package.__all__)
-    for name in package.__all__:
-        thing = getattr(package, name)
-        assert name == "__version__" or thing.__doc__
-    with pytest.raises(AttributeError):
-        package.nothing  # noqa: B018
 
 
 # --- a run, as others see it ---------------------------------------------------------------------
