@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""See how an image encoder's features cluster.
+"""Embed images with an encoder, and see how well its features cluster.
 
-`run` embeds images with an encoder and prepares TensorBoard's projector; `load` reads what a run
-has written; `compare` says which of several is the better one. Importing this imports
-neither TensorFlow nor Ray.
+`run` embeds images and builds TensorBoard's projector, `load` reads what a run has written, and
+`compare` measures several runs on the same records. Importing this package imports neither
+TensorFlow nor Ray.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -46,7 +46,7 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported when first used: Ray and TensorFlow take seconds that a reader does not need.
+    # Imported on first use: Ray and TensorFlow take seconds, and readers do not need them.
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib

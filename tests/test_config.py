@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The options: command line, YAML and Python fill in one configuration, or say what is wrong."""
+"""RunConfig from the command line, YAML and Python, and the errors of wrong input."""
 
 import sys
 from pathlib import Path
@@ -20,7 +20,7 @@ from ray_embed.errors import InputError
 def refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Call `ray-embed run`, which must be refused with exit 2, no traceback, nothing written."""
+    """Call `ray-embed run` with wrong input: exit 2, no traceback, nothing written."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: Any) -> Result:
@@ -47,30 +47,30 @@ def folder(tmp_path: Path) -> Path:
 # Sources and their splits
 
 
-def test_a_source_names_its_split_before_the_first_equals_sign():
+def test_split_name_is_what_precedes_the_first_equals_sign():
     config = make_config({"sources": ["valid=a/b", "te-st_2=x=y.csv"], "model": "m.keras"})
     assert config.sources == {"valid": "a/b", "te-st_2": "x=y.csv"}
     assert list(config.sources) == ["valid", "te-st_2"]
 
 
-def test_a_source_without_a_split_is_called_after_its_base_name():
+def test_split_without_a_name_gets_the_base_name():
     config = make_config({"sources": ["data/valid/", "my_data:make"], "model": "m.keras"})
     assert config.sources == {"valid": "data/valid/", "make": "my_data:make"}
 
 
-def test_what_stands_before_an_equals_sign_but_is_no_split_name_belongs_to_the_path():
+def test_path_with_an_equals_sign_has_no_split_name():
     config = make_config({"sources": ["some/dir=1/pictures"], "model": "m.keras"})
     assert config.sources == {"pictures": "some/dir=1/pictures"}
 
 
-def test_a_default_split_name_has_only_the_characters_of_split_names():
+def test_default_split_name_has_only_allowed_characters():
     config = make_config({"sources": ["data/my pictures.v1", "list.csv"], "model": "m.keras"})
     for split in config.sources:
         assert split
         assert set(split) <= set("abcdefghijklmnopqrstuvwxyz0123456789_-")
 
 
-def test_splits_keep_the_order_in_which_they_are_given():
+def test_splits_keep_their_order():
     config = make_config({"sources": ["z=1", "a=2", "m=3"], "model": "m.keras"})
     assert list(config.sources) == ["z", "a", "m"]
 
@@ -78,7 +78,7 @@ def test_splits_keep_the_order_in_which_they_are_given():
 @pytest.mark.parametrize(
     "given", [["valid=a", "valid=b"], ["a/valid", "b/valid"], ["valid=a", "b/valid"]]
 )
-def test_the_same_split_twice_is_an_error(refused, given):
+def test_same_split_twice_is_refused(refused, given):
     options = [argument for source in given for argument in ("--source", source)]
     result = refused(*options, "--model", "m.keras")
     assert "valid" in result.err
@@ -93,12 +93,12 @@ def test_python_takes_sources_as_a_dict_by_split():
     assert config.sources["valid"] is data
 
 
-def test_a_split_name_of_other_characters_is_an_error():
+def test_split_name_with_other_characters_is_refused():
     with pytest.raises(InputError, match="va/lid"):
         make_config({"sources": {"va/lid": "x"}, "model": "m.keras"})
 
 
-# What is needed, and what is wrong
+# Required and wrong options
 
 
 def test_sources_and_model_are_needed(refused):
@@ -111,20 +111,20 @@ def test_sources_and_model_are_needed(refused):
     ("text", "where"),
     [('{"valid": {"n": 1,}}', "column"), ("not json", "column"), ('{"a":\n 1\n "b"}', "line 3")],
 )
-def test_json_that_does_not_parse_says_where(refused, folder, name, text, where):
+def test_error_of_malformed_json_names_the_position(refused, folder, name, text, where):
     result = refused("--source", folder, "--model", "m.keras", f"--{name}", text)
     assert f"--{name}" in result.err
     assert where in result.err
 
 
 @pytest.mark.parametrize("text", ["[1]", "3", '"text"', "null"])
-def test_json_that_is_no_object_is_refused(refused, folder, text):
+def test_json_other_than_an_object_is_refused(refused, folder, text):
     result = refused("--source", folder, "--model", "m.keras", "--model-kwargs", text)
     assert "--model-kwargs" in result.err
     assert "object" in result.err
 
 
-def test_arguments_for_a_split_that_is_not_there_are_refused(refused, folder):
+def test_source_kwargs_of_an_unknown_split_are_refused(refused, folder):
     result = refused(
         "--source", folder, "--model", "m.keras", "--source-kwargs", '{"test": {"n": 1}}'
     )
@@ -132,7 +132,7 @@ def test_arguments_for_a_split_that_is_not_there_are_refused(refused, folder):
     assert "valid" in result.err
 
 
-def test_arguments_for_a_folder_are_refused(refused, folder):
+def test_source_kwargs_of_a_folder_are_refused(refused, folder):
     result = refused(
         "--source", folder, "--model", "m.keras", "--source-kwargs", '{"valid": {"n": 1}}'
     )
@@ -140,7 +140,7 @@ def test_arguments_for_a_folder_are_refused(refused, folder):
     assert "--source-kwargs" in result.err
 
 
-def test_arguments_of_a_split_must_be_an_object(refused, folder):
+def test_source_kwargs_of_a_split_must_be_an_object(refused, folder):
     result = refused("--source", folder, "--model", "m.keras", "--source-kwargs", '{"valid": 3}')
     assert "valid" in result.err
 
@@ -171,7 +171,7 @@ def test_arguments_of_a_split_must_be_an_object(refused, folder):
         ("label-type", "date"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(refused, folder, option, value):
+def test_value_out_of_range_is_refused_by_name(refused, folder, option, value):
     result = refused("--source", folder, "--model", "m.keras", f"--{option}", value)
     assert option in result.err or option.replace("-", "_") in result.err
 
@@ -189,7 +189,7 @@ def test_python_refuses_an_unknown_field():
 # YAML
 
 
-def test_relative_paths_in_a_yaml_file_start_at_its_folder(tmp_path):
+def test_relative_paths_in_yaml_start_at_its_folder(tmp_path):
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf" / "job.yaml").write_text(
         "sources: {valid: data/valid, fn: 'my_data:make'}\n"
@@ -203,7 +203,7 @@ def test_relative_paths_in_a_yaml_file_start_at_its_folder(tmp_path):
     assert Path(config.out or "") == base / "runs/1"
 
 
-def test_absolute_paths_and_uris_in_a_yaml_file_stay(tmp_path):
+def test_absolute_paths_and_uris_in_yaml_are_kept(tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text(
         "sources: [valid=/data/valid]\nmodel: my_models:encoder\nout: s3://bucket/runs/1\n"
@@ -217,7 +217,7 @@ def test_absolute_paths_and_uris_in_a_yaml_file_stay(tmp_path):
     "sources",
     ["sources: valid=pictures", "sources: [valid=pictures]", "sources: {valid: pictures}"],
 )
-def test_sources_in_yaml_are_one_or_a_list_or_a_mapping(tmp_path, sources):
+def test_sources_in_yaml_are_text_a_list_or_a_mapping(tmp_path, sources):
     file = tmp_path / "job.yaml"
     file.write_text(f"{sources}\nmodel: m.keras\n")
     config = make_config(load_yaml(str(file)))
@@ -261,7 +261,7 @@ label_type: int
     assert config.overwrite is True
 
 
-def test_lists_in_the_arguments_of_a_yaml_model_arrive_as_tuples(tmp_path):
+def test_lists_in_model_kwargs_of_yaml_become_tuples(tmp_path):
     file = tmp_path / "job.yaml"
     file.write_text(
         'sources: {v: "d:m"}\nmodel: "m:m"\nmodel_kwargs: {input_img_shape: [16, 16, 3]}\n'
@@ -270,7 +270,7 @@ def test_lists_in_the_arguments_of_a_yaml_model_arrive_as_tuples(tmp_path):
     assert config.model_kwargs == {"input_img_shape": (16, 16, 3)}
 
 
-def test_the_command_line_wins_over_yaml(refused, tmp_path):
+def test_command_line_wins_over_yaml(refused, tmp_path):
     make_folder(tmp_path / "pictures", {"a": 1})
     (tmp_path / "job.yaml").write_text("sources: {valid: nowhere}\nmodel: file.keras\n")
     result = refused("--config", "job.yaml", "--source", "valid=pictures")
@@ -304,14 +304,14 @@ def test_the_command_line_wins_over_yaml(refused, tmp_path):
         ("sources: [v=x, v=y]\nmodel: m\n", ["'v'", "twice"]),
     ],
 )
-def test_yaml_that_is_wrong_is_refused_by_name(refused, tmp_path, text, tokens):
+def test_wrong_yaml_is_refused_by_name(refused, tmp_path, text, tokens):
     (tmp_path / "job.yaml").write_text(text)
     result = refused("--config", "job.yaml")
     for token in tokens:
         assert token in result.err
 
 
-def test_a_yaml_file_that_is_not_there_or_not_text_is_refused(refused, tmp_path):
+def test_missing_or_binary_yaml_file_is_refused(refused, tmp_path):
     assert "none.yaml" in refused("--config", "none.yaml").err
     (tmp_path / "b.yaml").write_bytes(b"\xff\xfe\x00")
     assert "b.yaml" in refused("--config", "b.yaml").err
@@ -320,20 +320,20 @@ def test_a_yaml_file_that_is_not_there_or_not_text_is_refused(refused, tmp_path)
 # The sources and the run folder, before anything is started
 
 
-def test_a_source_that_is_not_there_is_refused(refused):
+def test_missing_source_is_refused(refused):
     result = refused("--source", "valid=pics", "--model", "m.keras")
     assert "pics" in result.err
     assert "no such" in result.err
 
 
-def test_a_file_of_another_kind_is_no_source(refused, tmp_path):
+def test_file_of_another_kind_is_refused_as_a_source(refused, tmp_path):
     (tmp_path / "list.json").write_text("{}")
     result = refused("--source", "list.json", "--model", "m.keras")
     assert "list.json" in result.err
     assert ".csv" in result.err
 
 
-def test_a_folder_without_images_is_refused(refused, tmp_path):
+def test_folder_without_images_is_refused(refused, tmp_path):
     (tmp_path / "empty" / "sub").mkdir(parents=True)
     (tmp_path / "empty" / "sub" / "notes.txt").write_text("x")
     (tmp_path / "empty" / ".hidden.png").write_bytes(b"x")
@@ -360,21 +360,21 @@ def test_a_folder_without_images_is_refused(refused, tmp_path):
         ("path,label,feature_x\nx.png,1,2\n", ["'feature_x'", "rename"]),
     ],
 )
-def test_a_listing_that_is_wrong_is_refused(refused, tmp_path, text, tokens):
+def test_wrong_listing_is_refused(refused, tmp_path, text, tokens):
     (tmp_path / "list.csv").write_text(text)
     result = refused("--source", "list.csv", "--model", "m.keras")
     for token in ["list.csv", *tokens]:
         assert token in result.err
 
 
-def test_a_column_of_ours_is_refused_though_the_listing_names_its_own(refused, tmp_path):
+def test_reserved_column_is_refused_with_other_path_and_label_columns(refused, tmp_path):
     (tmp_path / "list.csv").write_text("file,class,label\nx.png,1,2\n")
     options = ("--source", "list.csv", "--model", "m", "--path-column", "file")
     result = refused(*options, "--label-column", "class")
     assert "'label'" in result.err
 
 
-def test_a_model_that_is_not_there_is_refused(refused, folder):
+def test_missing_model_is_refused(refused, folder):
     result = refused("--source", folder, "--model", "none.keras")
     assert "none.keras" in result.err
     assert "no such file" in result.err
@@ -382,12 +382,12 @@ def test_a_model_that_is_not_there_is_refused(refused, folder):
 
 @pytest.fixture
 def ready(folder, tmp_path):
-    """Options with which the run would start, were it not for `--out`."""
+    """Options of a run that is complete except for the value of `--out`."""
     (tmp_path / "m.keras").write_bytes(b"")
     return ("--source", folder, "--model", tmp_path / "m.keras", "--out")
 
 
-def test_out_that_is_a_file_is_refused(refused, ready, tmp_path):
+def test_file_as_out_is_refused(refused, ready, tmp_path):
     (tmp_path / "taken").write_text("x")
     assert "taken" in refused(*ready, "taken").err
     result = refused(*ready, "taken/below")
@@ -395,7 +395,7 @@ def test_out_that_is_a_file_is_refused(refused, ready, tmp_path):
     assert "is a file" in result.err
 
 
-def test_out_that_holds_something_else_is_refused_also_with_overwrite(refused, ready, tmp_path):
+def test_out_with_other_files_is_refused_even_with_overwrite(refused, ready, tmp_path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter.tex").write_text("years of work")
     for more in ((), ("--overwrite",)):
@@ -405,7 +405,7 @@ def test_out_that_holds_something_else_is_refused_also_with_overwrite(refused, r
     assert (tmp_path / "thesis" / "chapter.tex").read_text() == "years of work"
 
 
-def test_a_folder_with_another_programs_run_json_is_never_deleted(refused, ready, tmp_path):
+def test_folder_with_a_foreign_run_json_is_never_deleted(refused, ready, tmp_path):
     content = '{"name": "mine"}'
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "run.json").write_text(content)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A small example on real data: an auto-encoder of handwritten digits, seen through its features.
+"""A small example on real data: the features of an auto-encoder of handwritten digits.
 
-The pictures are scikit-learn's 1,797 digits of 8×8 pixels. A denoising convolutional auto-encoder
-learns, without labels, to undo small shifts and noise; its encoder is what is then looked at.
+The images are scikit-learn's 1,797 digits of 8×8 pixels. A denoising convolutional auto-encoder
+learns, without labels, to undo small shifts and noise. Its encoder is then embedded and evaluated.
 """
 
 import importlib.util
@@ -21,16 +21,16 @@ _CODE = 32
 
 
 def demo(out: str, say: Callable[[str], None]) -> None:
-    """Train the auto-encoder, run ray_embed on its encoder as any user would, judge and draw it.
+    """Train the auto-encoder, run ray_embed on its encoder, then evaluate and plot the features.
 
     Args:
-        out: the run folder; pictures and model go beside it, into ``<out>-data``.
-        say: takes the lines for the user.
+        out: the run folder. Images and model are written beside it, to ``<out>-data``.
+        say: prints a line for the user.
     """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     data = Path(f"{out.rstrip('/')}-data")
     data.mkdir(parents=True, exist_ok=True)
-    images, labels = _digits()
+    images, labels = _load_digits()
     parts = {
         "train": slice(0, _TRAIN),
         "valid": slice(_TRAIN, _TRAIN + _VALID),
@@ -41,14 +41,14 @@ def demo(out: str, say: Callable[[str], None]) -> None:
         np.savez(data / f"{split}.npz", images=images[rows], labels=labels[rows])
     model = data / "encoder.keras"
     say(f"training an auto-encoder on {_TRAIN} digits ({_EPOCHS} epochs)")
-    _train(images[parts["train"]], model)
+    _train_encoder(images[parts["train"]], model)
 
     from ray_embed.config import make_config
     from ray_embed.pipeline import execute
 
     sources = {split: str(data / f"{split}.npz") for split in ("valid", "test")}
-    given = " ".join(f"--source {split}={path}" for split, path in sources.items())
-    say(f"$ ray-embed run {given} --model {model} --out {out} --overwrite")
+    options = " ".join(f"--source {split}={path}" for split, path in sources.items())
+    say(f"$ ray-embed run {options} --model {model} --out {out} --overwrite")
     config = make_config({"sources": sources, "model": str(model), "out": out, "overwrite": True})
     outcome = execute(config, and_reduce=True)
     say(outcome.summary())
@@ -56,31 +56,31 @@ def demo(out: str, say: Callable[[str], None]) -> None:
     from ray_embed.analysis.evaluation.record import record
 
     say(f"\n$ ray-embed evaluate {out}")
-    found = outcome.run.evaluate()
-    record(outcome.run, {layer: one.to_json() for layer, one in found.items()})
-    for one in found.values():
-        say("\n".join(one.lines()))
+    evaluations = outcome.run.evaluate()
+    record(outcome.run, {layer: item.to_json() for layer, item in evaluations.items()})
+    for evaluation in evaluations.values():
+        say("\n".join(evaluation.lines()))
 
     if importlib.util.find_spec("matplotlib") is not None:
         from ray_embed.analysis.plotting.plot import plot
 
         say(f"\n$ ray-embed plot {out}")
         plot(out, None, say)
-    say(f"\nnow look: ray-embed view {out}")
+    say(f"\nopen the projector with: ray-embed view {out}")
 
 
-def _digits() -> tuple[Array, Array]:
-    """Give all digits in a fixed random order: (N, 8, 8) uint8, and (N,) int64."""
+def _load_digits() -> tuple[Array, Array]:
+    """Return all digits in a fixed random order, (N, 8, 8) uint8, and their labels, (N,) int64."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
     order = np.random.default_rng(0).permutation(len(digits.target))
-    # The data set has 17 grey levels.
+    # The data set has 17 gray levels.
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)
     return images[order], digits.target[order].astype(np.int64)
 
 
-def _train(images: Array, path: Path) -> None:
+def _train_encoder(images: Array, path: Path) -> None:
     from ray_embed.encoders.tensorflow_setup import quiet_start
 
     with quiet_start():
@@ -100,14 +100,14 @@ def _train(images: Array, path: Path) -> None:
     auto_encoder = keras.Model(picture, output)
     auto_encoder.compile("adam", "mse")
     clean = (images / 255.0).astype(np.float32)[..., None]
-    disturbed = np.concatenate([_disturbed(clean, seed) for seed in range(_COPIES)])
+    inputs = np.concatenate([_disturb(clean, seed) for seed in range(_COPIES)])
     targets = np.concatenate([clean] * _COPIES)
-    auto_encoder.fit(disturbed, targets, batch_size=_BATCH, epochs=_EPOCHS, verbose=2)
+    auto_encoder.fit(inputs, targets, batch_size=_BATCH, epochs=_EPOCHS, verbose=2)
     keras.Model(picture, code, name="encoder").save(path)
 
 
-def _disturbed(images: Array, seed: int) -> Array:
-    """Shift each picture by up to one pixel, and add noise."""
+def _disturb(images: Array, seed: int) -> Array:
+    """Shift each image by up to one pixel, and add noise; (N, 8, 8, 1) float32 in [0, 1]."""
     random = np.random.default_rng(seed)
     padded = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)))
     shifts = random.integers(0, 3, (len(images), 2))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the user sees while a run goes on, all of it on stderr."""
+"""Messages and the progress bar that users see during a run, all on stderr."""
 
 import sys
 import threading
@@ -11,46 +11,50 @@ from tqdm import tqdm
 
 from ray_embed.errors import without_ansi
 
-_SECONDS_A_LINE, _LOOK_SECONDS = 60.0, 0.5
-# Of less nobody can tell how fast it is.
-_SECONDS_TO_TELL = 3.0
+_LINE_SECONDS, _POLL_SECONDS = 60.0, 0.5
+# A rate measured over less time is not reliable.
+_MIN_RATE_SECONDS = 3.0
 
 
 def say(text: str) -> None:
     """Print a line for the user, without breaking a progress bar."""
-    # Warnings quote Keras, too.
+    # Warnings may quote Keras, which uses color codes.
     tqdm.write(without_ansi(text), file=sys.stderr)
 
 
 class Reminder:
-    """Says that something is waited for: after a while, and again every minute.
+    """Decides when to say that something is waited for: first after a while, then every minute.
 
     Args:
-        patience: seconds before it is said for the first time.
+        patience: seconds to wait before the first message.
     """
 
     def __init__(self, patience: float = 0.0) -> None:
         self._began = time.monotonic()
         self._patience = patience
-        self._said: float | None = None
+        self._last_said: float | None = None
 
     def is_due(self, again: bool = True) -> bool:
-        """Whether it is time to say it, for the first time or `again`."""
-        if self._said is None:
+        """Return whether it is time for a message.
+
+        Args:
+            again: whether to repeat the message after the first time.
+        """
+        if self._last_said is None:
             return time.monotonic() - self._began >= self._patience
-        return again and time.monotonic() - self._said >= _SECONDS_A_LINE
+        return again and time.monotonic() - self._last_said >= _LINE_SECONDS
 
     def say(self, text: str) -> None:
-        """Say it."""
-        self._said = time.monotonic()
+        """Print the message."""
+        self._last_said = time.monotonic()
         say(text)
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere one plain line a minute, whether or not it goes on.
+    """Shows the progress: a bar on a terminal, elsewhere one plain line a minute.
 
     Args:
-        total: the number of records; None where it is not known yet.
+        total: the number of records; None while it is unknown.
     """
 
     def __init__(self, total: int | None) -> None:
@@ -63,15 +67,15 @@ class Progress:
             dynamic_ncols=True,
             smoothing=0.1,
         )
-        self._done = self._computed = self._before_first = 0
-        self._first: float | None = None
-        self._began = self._last = self._said = time.monotonic()
-        self._saying, self._ended = threading.Lock(), threading.Event()
-        self._watching = threading.Thread(target=self._watch, daemon=True)
+        self._done = self._computed = self._first_records = 0
+        self._first_advance: float | None = None
+        self._began = self._last_advance = self._last_line = time.monotonic()
+        self._line_lock, self._ended = threading.Lock(), threading.Event()
+        self._line_thread = threading.Thread(target=self._print_lines, daemon=True)
 
     def __enter__(self) -> Self:
         if self._bar.disable:
-            self._watching.start()
+            self._line_thread.start()
         return self
 
     def __exit__(
@@ -82,27 +86,28 @@ class Progress:
     ) -> None:
         if self._bar.disable:
             self._ended.set()
-            self._watching.join()
+            self._line_thread.join()
         self._bar.close()
 
     @property
     def rate(self) -> float:
-        """Images a second, since the first shard was done where there were more; 0 for none."""
-        if self._first is not None and self._last > self._first:
-            return (self._computed - self._before_first) / (self._last - self._first)
-        return self._computed / max(self._last - self._began, 1e-9)
+        """Images per second, without the first shard if there are more; 0 before any is done."""
+        if self._first_advance is not None and self._last_advance > self._first_advance:
+            seconds = self._last_advance - self._first_advance
+            return (self._computed - self._first_records) / seconds
+        return self._computed / max(self._last_advance - self._began, 1e-9)
 
     @property
-    def measured(self) -> float:
-        """The rate, where it was measured for long enough to tell anything; else 0."""
-        began = self._began if self._first is None else self._first
-        return self.rate if self._last - began >= _SECONDS_TO_TELL else 0
+    def reliable_rate(self) -> float:
+        """The rate if it was measured for long enough, else 0."""
+        began = self._began if self._first_advance is None else self._first_advance
+        return self.rate if self._last_advance - began >= _MIN_RATE_SECONDS else 0
 
     def skip(self, records: int) -> None:
-        """Count records that were done before."""
+        """Count records that an earlier run has done."""
         self._done += records
         if not self._bar.disable:
-            # Not counted as this run's speed.
+            # `initial` keeps them out of the speed that the bar shows.
             self._bar.initial += records
             self._bar.update(records)
 
@@ -111,27 +116,27 @@ class Progress:
         now = time.monotonic()
         self._done += records
         self._computed += records
-        self._last = now
-        if self._first is None:
-            self._first, self._before_first = now, records
+        self._last_advance = now
+        if self._first_advance is None:
+            self._first_advance, self._first_records = now, records
         self._bar.update(records)
         if self._bar.disable:
-            self._say_if_due()
+            self._print_line_if_due()
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_LOOK_SECONDS):
-            self._say_if_due()
+    def _print_lines(self) -> None:
+        while not self._ended.wait(_POLL_SECONDS):
+            self._print_line_if_due()
 
-    def _say_if_due(self) -> None:
-        with self._saying:
+    def _print_line_if_due(self) -> None:
+        with self._line_lock:
             now = time.monotonic()
-            if now - self._said >= _SECONDS_A_LINE:
-                self._said = now
-                say(self._line())
+            if now - self._last_line >= _LINE_SECONDS:
+                self._last_line = now
+                say(self._format_line())
 
-    def _line(self) -> str:
+    def _format_line(self) -> str:
         if self._total is None:
             return f"{self._done} images, {self.rate:.0f} img/s"
-        left = (self._total - self._done) / self.rate if self.rate else None
-        ending = "" if left is None else f", {tqdm.format_interval(left)} left"
+        seconds = (self._total - self._done) / self.rate if self.rate else None
+        ending = "" if seconds is None else f", {tqdm.format_interval(seconds)} left"
         return f"{self._done} of {self._total} images, {self.rate:.0f} img/s{ending}"

@@ -69,7 +69,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
         finished = finished.with_records(ordinal, records)
     if finished != planning.load(prepared.folder):
         planning.save(prepared.folder, finished)
-    return progress.measured
+    return progress.reliable_rate
 
 
 def _there(session: Session, left: int | None) -> Callable[[int], list[Worker]]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Progress: a bar on a terminal, elsewhere a plain line a minute."""
+"""Progress is a bar on a terminal, and elsewhere one plain line a minute."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from ray_embed.core.console import Progress, say
 
 
 class Screen(io.StringIO):
-    """A stderr that says it is a terminal, or that it is none."""
+    """A stderr that is a terminal, or is not."""
 
     def __init__(self, terminal):
         super().__init__()
@@ -25,7 +25,7 @@ class Screen(io.StringIO):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """The time, which passes only when it is told to."""
+    """The monotonic clock, which advances only when the test says so."""
     now = [1000.0]
     monkeypatch.setattr(console.time, "monotonic", lambda: now[0])
 
@@ -45,44 +45,44 @@ def screen(monkeypatch):
     return use
 
 
-def test_without_a_terminal_there_is_a_plain_line_a_minute(screen, clock, capsys):
+def test_without_a_terminal_a_line_is_printed_each_minute(screen, clock, capsys):
     stream = screen(terminal=False)
-    with Progress(6000) as shown:
+    with Progress(6000) as progress:
         for _ in range(100):
             clock(6)
-            shown.advance(60)
+            progress.advance(60)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 10
     assert "\r" not in stream.getvalue()
     assert "\x1b" not in stream.getvalue()
     for number, line in enumerate(lines, start=1):
-        found = re.search(r"(\d+) of 6000\D.*?(\d+) img/s", line)
-        assert found
-        assert int(found[1]) == 600 * number
-        assert int(found[2]) == 10
+        match = re.search(r"(\d+) of 6000\D.*?(\d+) img/s", line)
+        assert match
+        assert int(match[1]) == 600 * number
+        assert int(match[2]) == 10
     assert "left" in lines[0]
     # Of 6000, 5400 are left, at ten a second.
     assert "09:00 left" in lines[0]
     assert capsys.readouterr().out == ""
 
 
-def test_of_a_moment_no_speed_is_told(screen, clock):
+def test_rate_over_a_short_time_is_not_reliable(screen, clock):
     screen(terminal=False)
-    with Progress(20) as shown:
+    with Progress(20) as progress:
         clock(60)
-        shown.advance(10)
+        progress.advance(10)
         clock(0.5)
-        shown.advance(10)
-        assert shown.measured == 0
+        progress.advance(10)
+        assert progress.reliable_rate == 0
         clock(9.5)
-        shown.advance(10)
-        assert shown.measured == 2
+        progress.advance(10)
+        assert progress.reliable_rate == 2
 
 
-def test_the_line_comes_also_while_nothing_is_done(screen, clock):
+def test_line_is_printed_while_nothing_advances(screen, clock):
     stream = screen(terminal=False)
-    with Progress(1000) as shown:
-        shown.skip(300)
+    with Progress(1000) as progress:
+        progress.skip(300)
         for number in (1, 2):
             clock(60)
             end = time.time() + 60
@@ -92,20 +92,20 @@ def test_the_line_comes_also_while_nothing_is_done(screen, clock):
     assert stream.getvalue().splitlines() == ["300 of 1000 images, 0 img/s"] * 2
 
 
-def test_a_quick_run_says_nothing_without_a_terminal(screen, clock):
+def test_quick_run_prints_nothing_without_a_terminal(screen, clock):
     stream = screen(terminal=False)
-    with Progress(10) as shown:
+    with Progress(10) as progress:
         clock(1)
-        shown.advance(10)
+        progress.advance(10)
     assert stream.getvalue() == ""
 
 
-def test_length_that_is_not_known_yet(screen, clock):
+def test_unknown_total(screen, clock):
     stream = screen(terminal=False)
-    with Progress(None) as shown:
+    with Progress(None) as progress:
         for _ in range(4):
             clock(36)
-            shown.advance(72)
+            progress.advance(72)
     lines = stream.getvalue().splitlines()
     assert len(lines) == 2
     assert "144 images" in lines[0]
@@ -113,12 +113,12 @@ def test_length_that_is_not_known_yet(screen, clock):
     assert "left" not in lines[0]
 
 
-def test_terminal_has_a_bar_with_speed_and_time_left(screen, clock):
+def test_terminal_has_a_bar_with_rate_and_time_left(screen, clock):
     stream = screen(terminal=True)
-    with Progress(100) as shown:
+    with Progress(100) as progress:
         for _ in range(5):
             clock(2)
-            shown.advance(20)
+            progress.advance(20)
     drawn = stream.getvalue()
     assert "\r" in drawn
     assert "100/100" in drawn
@@ -126,32 +126,32 @@ def test_terminal_has_a_bar_with_speed_and_time_left(screen, clock):
     assert "%" in drawn
 
 
-def test_records_done_before_count_as_done_but_not_as_speed(screen, clock):
+def test_skipped_records_count_as_done_but_not_in_the_rate(screen, clock):
     stream = screen(terminal=False)
-    with Progress(1000) as shown:
-        shown.skip(500)
+    with Progress(1000) as progress:
+        progress.skip(500)
         for _ in range(3):
             clock(60)
-            shown.advance(100)
-        rate = shown.rate
+            progress.advance(100)
+        rate = progress.rate
     assert rate == pytest.approx(100 / 60)
     assert "600 of 1000" in stream.getvalue().splitlines()[0]
 
 
-def test_speed_of_nothing_is_zero(screen, clock):
+def test_rate_without_records_is_zero(screen, clock):
     screen(terminal=False)
-    with Progress(10) as shown:
+    with Progress(10) as progress:
         clock(3)
-        shown.skip(10)
-        assert shown.rate == 0
+        progress.skip(10)
+        assert progress.rate == 0
 
 
-def test_bar_counts_what_was_done_before(screen, clock):
+def test_bar_counts_skipped_records(screen, clock):
     stream = screen(terminal=True)
-    with Progress(100) as shown:
-        shown.skip(60)
+    with Progress(100) as progress:
+        progress.skip(60)
         clock(1)
-        shown.advance(40)
+        progress.advance(40)
     assert "100/100" in stream.getvalue()
     assert "160" not in stream.getvalue()
 
@@ -163,10 +163,10 @@ def test_messages_go_to_stderr(screen, capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_bar_is_closed_when_an_error_ends_it(screen, clock):
+def test_bar_is_closed_after_an_error(screen, clock):
     stream = screen(terminal=True)
-    with pytest.raises(RuntimeError), Progress(100) as shown:
+    with pytest.raises(RuntimeError), Progress(100) as progress:
         clock(1)
-        shown.advance(10)
+        progress.advance(10)
         raise RuntimeError
     assert stream.getvalue().endswith("\n")

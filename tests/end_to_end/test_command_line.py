@@ -35,7 +35,7 @@ SHARDS = 10
 KINDS = ("features", "rejects", "thumbnails", "projector")
 
 
-def test_types_are_shipped():
+def test_package_has_a_type_marker():
     assert (importlib.resources.files("ray_embed") / "py.typed").is_file()
     project = Path(__file__).parents[2] / "pyproject.toml"
     import tomllib
@@ -44,14 +44,14 @@ def test_types_are_shipped():
     assert "py.typed" in setuptools["package-data"]["ray_embed"]
 
 
-# --- a run, as others see it ---------------------------------------------------------------------
+# --- a run and its output ---------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def sample(ray_session, tmp_path_factory):
-    """A source of ten records, two of them no pictures, and its run, made in this process."""
+    """A source of ten records, two of them not images, and its run in this process."""
     root = tmp_path_factory.mktemp("sample")
-    source = write_listing(root / "valid", [f"l{at % 3}" for at in range(10)], {1, 5})
+    source = write_listing(root / "valid", [f"l{number % 3}" for number in range(10)], {1, 5})
     model = save_encoder(root / "encoder.keras")
     package.run(config({"valid": source}, model, root / "run"))
     return SimpleNamespace(source=source, model=model, run=root / "run", root=root)
@@ -78,7 +78,7 @@ def options(sample, out, **more):
 
 @pytest.fixture(scope="module")
 def finished(sample, tmp_path_factory):
-    """The same run by ``python -m ray_embed`` as a process of its own, with a Ray of its own."""
+    """The same run by ``python -m ray_embed`` in its own process, with its own Ray."""
     folder = tmp_path_factory.mktemp("finished")
     done = subprocess.run(
         [sys.executable, "-m", "ray_embed", "run", *options(sample, "run")],
@@ -90,34 +90,34 @@ def finished(sample, tmp_path_factory):
     return SimpleNamespace(code=done.returncode, out=done.stdout, err=done.stderr, folder=folder)
 
 
-def test_run_as_a_process_of_its_own(finished, sample):
+def test_run_in_its_own_process_writes_the_same_bytes(finished, sample):
     assert finished.code == 0, finished.err
     for kind in KINDS:
         assert contents(finished.folder / "run" / kind) == contents(sample.run / kind), kind
 
 
-def test_summary_is_all_of_stdout(finished):
+def test_stdout_has_only_the_summary(finished):
     lines = finished.out.splitlines()
     assert len(lines) <= 6
     assert "10 records" in finished.out
     assert "8 embedded" in finished.out
     assert "2 rejected (2 not an image)" in finished.out
-    # Ten records are too few to tell a speed by.
+    # Ten records are too few to measure a rate.
     assert "img/s" not in finished.out
     assert "run/features" in finished.out
     assert "ray-embed view run" in finished.out
 
 
-def test_stderr_that_is_no_terminal_gets_plain_lines(finished):
+def test_stderr_without_a_terminal_has_plain_lines(finished):
     assert "\r" not in finished.err
     assert "\x1b" not in finished.err
     assert "\r" not in finished.out
-    # Neither TensorFlow's nor Ray's own messages: what is said is for the user.
+    # Messages of TensorFlow and Ray are not for the user.
     for line in finished.err.splitlines():
         assert not re.search(r"WARNING|Traceback|oneDNN|E0000|I0000|W0000|FutureWarning", line)
 
 
-def test_running_again_does_nothing_and_says_the_same(finished, sample, tmp_path, ray_embed):
+def test_running_again_changes_nothing(finished, sample, tmp_path, ray_embed):
     run = copy(finished.folder / "run", tmp_path / "run")
     times = {part: part.stat().st_mtime_ns for part in part_files(run)}
     result = ray_embed("run", *options(sample, "run"))
@@ -128,14 +128,14 @@ def test_running_again_does_nothing_and_says_the_same(finished, sample, tmp_path
         assert contents(run / kind) == contents(sample.run / kind), kind
 
 
-def test_the_points_shown_may_be_asked_otherwise_when_going_on(sample, tmp_path, ray_embed):
+def test_projector_limit_may_change_on_resume(sample, tmp_path, ray_embed):
     run = copy(sample.run, tmp_path / "run")
     before = json.loads((run / "run.json").read_text())
     result = ray_embed("run", *options(sample, "run", **{"projector-limit": 5}))
     assert result.code == 0, result.err
     assert "a sample of 5 of the 8 points" in result.err
     shown = (run / "projector" / "sample.tsv").read_bytes()
-    # Whoever merges it again, or draws it, goes by the same number.
+    # Later commands use the same number.
     assert package.reduce(str(run)) == 8
     assert (run / "projector" / "sample.tsv").read_bytes() == shown
     after = json.loads((run / "run.json").read_text())
@@ -144,17 +144,17 @@ def test_the_points_shown_may_be_asked_otherwise_when_going_on(sample, tmp_path,
     assert ray_embed("status", run, "--verify").code == 0
 
 
-def test_console_script_is_the_module(sample):
+def test_console_script_equals_the_module(sample):
     script = Path(sys.executable).parent / "ray-embed"
     if not script.exists():
         pytest.skip("the package is not installed")
-    one = subprocess.run([script, "status", sample.run], capture_output=True, text=True)
-    two = subprocess.run(
+    script_result = subprocess.run([script, "status", sample.run], capture_output=True, text=True)
+    module_result = subprocess.run(
         [sys.executable, "-m", "ray_embed", "status", sample.run], capture_output=True, text=True
     )
-    assert one.returncode == two.returncode == 0
-    assert one.stdout == two.stdout
-    assert one.stderr == two.stderr == ""
+    assert script_result.returncode == module_result.returncode == 0
+    assert script_result.stdout == module_result.stdout
+    assert script_result.stderr == module_result.stderr == ""
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_console_script_is_the_module(sample):
         ["view", "nowhere"],
     ],
 )
-def test_bad_input_is_exit_2_with_nothing_on_stdout(tmp_path, ray_embed, arguments):
+def test_wrong_input_exits_2_with_empty_stdout(tmp_path, ray_embed, arguments):
     result = ray_embed(*arguments)
     assert result.code == 2
     assert result.out == ""
@@ -185,8 +185,8 @@ def test_bad_input_is_exit_2_with_nothing_on_stdout(tmp_path, ray_embed, argumen
 # --- limits --------------------------------------------------------------------------------------
 
 
-def test_too_many_rejects_stop_the_run_and_more_may_be_allowed(sample, tmp_path, ray_embed):
-    labels = [f"l{at % 3}" for at in range(20)]
+def test_too_many_rejects_stop_the_run_until_more_are_allowed(sample, tmp_path, ray_embed):
+    labels = [f"l{number % 3}" for number in range(20)]
     source = write_listing(tmp_path / "valid", labels, {5, 6, 9, 10, 17})
     given = options(sample, "r", source=f"valid={source}")
     result = ray_embed("run", *given, "--max-rejects", 3)
@@ -205,17 +205,17 @@ def test_too_many_rejects_stop_the_run_and_more_may_be_allowed(sample, tmp_path,
         assert part.read_bytes() == content
 
 
-def test_rejects_that_a_killed_try_left_are_not_counted(sample, tmp_path, ray_embed):
-    # Its rejects were there, its features were not: the shard is not done.
+def test_rejects_of_a_killed_attempt_are_not_counted(sample, tmp_path, ray_embed):
+    # A shard with rejects but without features is not done.
     run = copy(sample.run, tmp_path / "r")
     shutil.rmtree(run / "projector")
     part_files(run)[1].unlink()
-    found = json.loads(ray_embed("status", run, "--json").out)
-    assert found["shards_done"] == 2
-    assert found["rows"] == 5
-    assert found["rejects"] == 1
+    report = json.loads(ray_embed("status", run, "--json").out)
+    assert report["shards_done"] == 2
+    assert report["rows"] == 5
+    assert report["rejects"] == 1
     assert package.load(str(run)).rejects == 1
-    # There are two rejects in all, which is allowed.
+    # The run has two rejects, as many as are allowed.
     result = ray_embed("extract", *options(sample, run), "--max-rejects", 2)
     assert result.code == 0, result.err
     assert "8 embedded, 2 rejected" in result.out
@@ -225,11 +225,11 @@ def test_rejects_that_a_killed_try_left_are_not_counted(sample, tmp_path, ray_em
     assert not (run / "projector").exists()
 
 
-# --- stopped and gone on with --------------------------------------------------------------------
+# --- stopped and resumed --------------------------------------------------------------------------
 
 
 def slow_encoder(path):
-    """Save an encoder that takes about half a second a shard."""
+    """Save an encoder that takes about half a second for each shard."""
     import keras
 
     keras.utils.set_random_seed(3)
@@ -241,7 +241,7 @@ def slow_encoder(path):
 
 
 def stopped(folder, command, parts, stop):
-    """Start the command in a session of its own; stop it once there are so many parts."""
+    """Start the command in its own session; stop it once it has written `parts` parts."""
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -254,7 +254,7 @@ def stopped(folder, command, parts, stop):
     try:
         end = time.monotonic() + 150
         while len(part_files(folder / "run")) < parts and process.poll() is None:
-            assert time.monotonic() < end, "it does not get there"
+            assert time.monotonic() < end, "the parts are not written"
             time.sleep(0.05)
         if process.poll() is None:
             everyone = psutil.Process(process.pid).children(recursive=True)
@@ -266,10 +266,10 @@ def stopped(folder, command, parts, stop):
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
     _, alive = psutil.wait_procs(everyone, 15)
-    left = [one.name() for one in alive if one.is_running()]
-    for one in alive:
+    left = [process.name() for process in alive if process.is_running()]
+    for process_left in alive:
         with contextlib.suppress(psutil.NoSuchProcess):
-            one.kill()
+            process_left.kill()
     return SimpleNamespace(
         code=process.returncode,
         out=out,
@@ -283,7 +283,7 @@ def stopped(folder, command, parts, stop):
 
 @pytest.fixture(scope="module")
 def story(ray_session, tmp_path_factory):
-    """A run that was stopped by SIGTERM, then by Ctrl-C, then finished; and an undisturbed one."""
+    """A run stopped by SIGTERM, then by Ctrl-C, then finished, and an undisturbed run."""
     root = tmp_path_factory.mktemp("story")
     model = slow_encoder(root / "encoder.keras")
     source = make_folder(root / "valid", {"a": 18, "b": 22})
@@ -302,9 +302,9 @@ def story(ray_session, tmp_path_factory):
         lambda pid: os.killpg(pid, signal.SIGINT),
     )
     halfway = copy(folder / "run", root / "halfway")
-    said = re.search(r"Resume with: ray-embed (.*)", interrupted.err)
+    match = re.search(r"Resume with: ray-embed (.*)", interrupted.err)
     resumed = subprocess.run(
-        [*command[:3], *(shlex.split(said[1]) if said else words)],
+        [*command[:3], *(shlex.split(match[1]) if match else words)],
         cwd=folder,
         capture_output=True,
         text=True,
@@ -326,7 +326,7 @@ def finished_parts(files):
 
 
 def assert_kept_whole(stop, calm):
-    """Check that some parts are there, not all, and each as an undisturbed run writes it."""
+    """Check that some parts exist, not all, each as an undisturbed run writes it."""
     parts = finished_parts(stop.files)
     assert 1 <= len(parts) < SHARDS
     undisturbed = contents(calm)
@@ -336,26 +336,26 @@ def assert_kept_whole(stop, calm):
 
 
 @pytest.mark.slow
-def test_interrupt_is_exit_130_and_soon(story):
+def test_interrupt_exits_130_soon(story):
     assert story.interrupted.code == 130, story.interrupted.err
     assert story.interrupted.seconds < 15
 
 
 @pytest.mark.slow
-def test_interrupt_has_no_result_on_stdout(story):
+def test_interrupt_leaves_stdout_empty(story):
     assert story.interrupted.out == ""
 
 
 @pytest.mark.slow
-def test_interrupt_says_the_command_to_go_on(story):
+def test_interrupt_prints_the_command_to_resume(story):
     assert "Traceback" not in story.interrupted.err
-    said = re.search(r"Resume with: ray-embed (.*)", story.interrupted.err)
-    assert said
-    assert shlex.split(said[1]) == story.words
+    match = re.search(r"Resume with: ray-embed (.*)", story.interrupted.err)
+    assert match
+    assert shlex.split(match[1]) == story.words
 
 
 @pytest.mark.slow
-def test_interrupt_keeps_every_finished_part_and_none_half(story):
+def test_interrupt_keeps_only_whole_parts(story):
     assert_kept_whole(story.interrupted, story.calm)
     before = finished_parts(story.terminated.files)
     assert before.items() <= finished_parts(story.interrupted.files).items()
@@ -368,7 +368,7 @@ def test_interrupt_leaves_no_process(story):
 
 
 @pytest.mark.slow
-def test_termination_keeps_every_finished_part_and_none_half(story):
+def test_termination_keeps_only_whole_parts(story):
     assert story.terminated.code == 130, story.terminated.err
     assert_kept_whole(story.terminated, story.calm)
 
@@ -380,7 +380,7 @@ def test_termination_leaves_no_process(story):
 
 
 @pytest.mark.slow
-def test_same_command_finishes_it_as_if_it_had_not_been_stopped(story):
+def test_resumed_run_equals_an_undisturbed_one(story):
     assert story.resumed.returncode == 0, story.resumed.stderr
     assert "40 records: 39 embedded, 1 rejected" in story.resumed.stdout
     for kind in KINDS:
@@ -388,7 +388,7 @@ def test_same_command_finishes_it_as_if_it_had_not_been_stopped(story):
 
 
 @pytest.mark.slow
-def test_nothing_temporary_is_left_after_going_on(story):
+def test_resumed_run_leaves_no_temporary_files(story):
     assert contents(story.run / ".tmp") == {}
 
 
@@ -400,13 +400,13 @@ def test_status_of_an_unfinished_run(story, ray_embed):
     assert result.err == ""
     assert f"{done} of {SHARDS}" in result.out
     assert "40 planned" in result.out
-    found = json.loads(ray_embed("status", story.halfway, "--json").out)
-    assert found["shards_done"] == done
-    assert found["shards_planned"] == SHARDS
-    assert found["records_planned"] == 40
-    assert found["rows"] == table_of(story.halfway).num_rows
-    assert found["projector"] is False
-    assert found["fingerprint"] == json.loads((story.calm / "run.json").read_text())["fingerprint"]
+    report = json.loads(ray_embed("status", story.halfway, "--json").out)
+    assert report["shards_done"] == done
+    assert report["shards_planned"] == SHARDS
+    assert report["records_planned"] == 40
+    assert report["rows"] == table_of(story.halfway).num_rows
+    assert report["projector"] is False
+    assert report["fingerprint"] == json.loads((story.calm / "run.json").read_text())["fingerprint"]
     result = ray_embed("status", story.halfway, "--verify")
     assert result.code == 1
     assert f"{SHARDS - done} shards are not done" in result.out
@@ -415,7 +415,7 @@ def test_status_of_an_unfinished_run(story, ray_embed):
 # --- status of a finished run --------------------------------------------------------------------
 
 
-def test_status_says_what_is_there(sample, ray_embed):
+def test_status_shows_counts_and_rejects(sample, ray_embed):
     result = ray_embed("status", sample.run)
     assert result.code == 0
     assert result.err == ""
@@ -428,15 +428,15 @@ def test_status_as_json(sample, ray_embed):
     result = ray_embed("status", sample.run, "--verify", "--json")
     assert result.code == 0
     assert result.err == ""
-    found = json.loads(result.out)
-    assert found["shards_done"] == found["shards_planned"] == 3
-    assert found["records_planned"] == 10
-    assert found["rows"] == 8
-    assert found["rejects"] == 2
-    assert found["rejects_by_reason"] == {"not an image": 2}
-    assert found["projector"] is True
-    assert found["problems"] == []
-    assert found["verified"] is True
+    report = json.loads(result.out)
+    assert report["shards_done"] == report["shards_planned"] == 3
+    assert report["records_planned"] == 10
+    assert report["rows"] == 8
+    assert report["rejects"] == 2
+    assert report["rejects_by_reason"] == {"not an image": 2}
+    assert report["projector"] is True
+    assert report["problems"] == []
+    assert report["verified"] is True
 
 
 def test_status_changes_nothing(sample, tmp_path, ray_embed):
@@ -446,14 +446,12 @@ def test_status_changes_nothing(sample, tmp_path, ray_embed):
     assert contents(run) == before
 
 
-def test_status_counts_of_one_moment_when_a_shard_gets_done_meanwhile(
-    sample, tmp_path, monkeypatch
-):
+def test_status_is_consistent_while_shards_finish(sample, tmp_path, monkeypatch):
     from ray_embed.runs import status
     from ray_embed.storage import part_files as part_files_module
 
     run = copy(sample.run, tmp_path / "r")
-    # Both rejects are of shards that are done only once the parts have been listed.
+    # Both rejects belong to shards that finish only after the parts were listed.
     late = [path for number in (0, 1) for path in run.glob(f"[ft]*/part-{number:08d}.parquet")]
     for path in late:
         path.rename(f"{path}-later")
@@ -467,21 +465,21 @@ def test_status_counts_of_one_moment_when_a_shard_gets_done_meanwhile(
         return iter(numbers)
 
     monkeypatch.setattr(part_files_module, "part_numbers", listed_before)
-    found = status.status(str(run))
-    assert (found.shards_done, found.rows, found.rejects) == (1, 2, 0)
-    found = status.status(str(run))
-    assert (found.shards_done, found.rows, found.rejects) == (3, 8, 2)
+    report = status.status(str(run))
+    assert (report.shards_done, report.rows, report.rejects) == (1, 2, 0)
+    report = status.status(str(run))
+    assert (report.shards_done, report.rows, report.rejects) == (3, 8, 2)
 
 
 def verify(ray_embed, run):
-    """Look at a run that is not sound; gives what is said of it."""
+    """Verify a damaged run, and return the problems that are reported."""
     result = ray_embed("status", run, "--verify")
     assert result.code == 1
     assert result.err == ""
     assert "NOT sound" in result.out
-    found = json.loads(ray_embed("status", run, "--verify", "--json").out)
-    assert found["problems"]
-    return "\n".join(found["problems"])
+    report = json.loads(ray_embed("status", run, "--verify", "--json").out)
+    assert report["problems"]
+    return "\n".join(report["problems"])
 
 
 @pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
@@ -491,29 +489,29 @@ def test_verify_finds_a_cut_part(sample, tmp_path, ray_embed, kind, keep):
     part = part_files(run, kind)[0]
     part.write_bytes(part.read_bytes()[:keep])
     assert f"{kind}/{part.name}" in verify(ray_embed, run)
-    # Without looking closely it is no traceback either.
+    # Without --verify there is no traceback either.
     assert ray_embed("status", run).code in (0, 1)
 
 
 @pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
-def test_verify_finds_a_flipped_bit_wherever_it_is(sample, tmp_path, kind):
+def test_verify_finds_a_flipped_bit_anywhere(sample, tmp_path, kind):
     from ray_embed.runs.status import status
 
     run = copy(sample.run, tmp_path / "r")
     part = part_files(run, kind)[0]
     content = part.read_bytes()
     writer = content.rindex(b"parquet-cpp-arrow version")
-    # The version of what wrote it says nothing about the data.
+    # The version of the writer says nothing about the data.
     innocent = range(writer + 26, content.index(b"\x19", writer))
     positions = set(range(3, len(content), len(content) // 120 + 1))
     positions |= set(range(len(content) - 9, len(content)))
-    for at in sorted(positions - set(innocent)):
+    for position in sorted(positions - set(innocent)):
         harmed = bytearray(content)
-        harmed[at] ^= 1 << at % 8
+        harmed[position] ^= 1 << position % 8
         part.write_bytes(harmed)
         problems = status(str(run), verify=True).problems
-        assert problems, at
-        assert any(part.name in problem for problem in problems), at
+        assert problems, position
+        assert any(part.name in problem for problem in problems), position
     part.write_bytes(content)
     assert status(str(run), verify=True).problems == ()
 
@@ -529,18 +527,18 @@ def test_verify_finds_a_deleted_part(sample, tmp_path, ray_embed, kind, which):
 
 
 @pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
-def test_verify_finds_parts_that_changed_places(sample, tmp_path, ray_embed, kind):
+def test_verify_finds_swapped_parts(sample, tmp_path, ray_embed, kind):
     run = copy(sample.run, tmp_path / "r")
-    one, two = part_files(run, kind)[:2]
-    content = one.read_bytes()
-    one.write_bytes(two.read_bytes())
-    two.write_bytes(content)
+    first, second = part_files(run, kind)[:2]
+    content = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    second.write_bytes(content)
     problems = verify(ray_embed, run)
-    assert one.name in problems
-    assert two.name in problems
+    assert first.name in problems
+    assert second.name in problems
 
 
-def test_verify_finds_a_label_that_is_not_the_planned_one(sample, tmp_path, ray_embed):
+def test_verify_finds_a_changed_label(sample, tmp_path, ray_embed):
     run = copy(sample.run, tmp_path / "r")
     part = part_files(run)[2]
     table = pq.read_table(part)
@@ -553,7 +551,7 @@ def test_verify_finds_a_label_that_is_not_the_planned_one(sample, tmp_path, ray_
     assert part.name in verify(ray_embed, run)
 
 
-def test_verify_finds_a_part_too_many(sample, tmp_path, ray_embed):
+def test_verify_finds_an_extra_part(sample, tmp_path, ray_embed):
     run = copy(sample.run, tmp_path / "r")
     extra = run / "features" / "part-00000003.parquet"
     extra.write_bytes(part_files(run)[0].read_bytes())
@@ -561,7 +559,7 @@ def test_verify_finds_a_part_too_many(sample, tmp_path, ray_embed):
 
 
 @pytest.mark.parametrize("what", ["nowhere", "empty", "other"])
-def test_status_of_what_is_no_run(tmp_path, ray_embed, what):
+def test_status_refuses_other_folders(tmp_path, ray_embed, what):
     (tmp_path / "empty").mkdir()
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "file").write_text("x")
@@ -572,7 +570,7 @@ def test_status_of_what_is_no_run(tmp_path, ray_embed, what):
     assert "Traceback" not in result.err
 
 
-def test_status_of_a_damaged_description(sample, tmp_path, ray_embed):
+def test_status_refuses_a_damaged_run_json(sample, tmp_path, ray_embed):
     run = copy(sample.run, tmp_path / "r")
     (run / "run.json").write_text('{"ray_embed":')
     result = ray_embed("status", run)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The last line of a command that ended early: what is kept, and how to resume."""
+"""The last line of a command that ended early names what is kept, and how to resume."""
 
 import os
 import time
@@ -27,69 +27,69 @@ def begin(folder, parts=0):
         (folder / "features" / f"part-{number:08}.parquet").write_bytes(b"")
 
 
-def said(arguments, started=None):
+def suggest(arguments, started=None):
     return suggest_next_command(cli, arguments, time.time() if started is None else started)
 
 
 def test_finished_shards_are_kept(here):
     begin(here / "r", 1)
-    assert said(RUN) == f"Finished shards are kept. Resume with: ray-embed {' '.join(RUN)}"
-    # Without what would delete them.
+    assert suggest(RUN) == f"Finished shards are kept. Resume with: ray-embed {' '.join(RUN)}"
+    # The command to resume must not delete them.
     begun = time.time() - 60
-    assert said([*RUN, "--overwrite"], begun) == said(RUN)
-    assert said(["extract", *RUN[1:]]).endswith(
+    assert suggest([*RUN, "--overwrite"], begun) == suggest(RUN)
+    assert suggest(["extract", *RUN[1:]]).endswith(
         "Resume with: ray-embed extract " + " ".join(RUN[1:])
     )
 
 
-def test_nothing_is_said_to_be_kept_where_nothing_is(here):
-    assert said(RUN) == f"Nothing is written yet. Start again with: ray-embed {' '.join(RUN)}"
+def test_no_shards_are_kept_before_one_is_finished(here):
+    assert suggest(RUN) == f"Nothing is written yet. Start again with: ray-embed {' '.join(RUN)}"
     begin(here / "r")
-    assert said(RUN) == f"No shard is finished yet. Start again with: ray-embed {' '.join(RUN)}"
+    assert suggest(RUN) == f"No shard is finished yet. Start again with: ray-embed {' '.join(RUN)}"
 
 
-def test_an_older_run_that_was_to_be_overwritten_is_not_what_is_kept(here):
+def test_older_run_to_be_overwritten_does_not_count_as_kept(here):
     begin(here / "r", 2)
     hour_ago = time.time() - 3600
     os.utime(here / "r" / "run.json", (hour_ago, hour_ago))
-    line = said([*RUN, "--overwrite"])
+    line = suggest([*RUN, "--overwrite"])
     assert line.startswith("Nothing is written yet. Start again with: ")
     assert line.endswith("--overwrite")
     (here / "c.yaml").write_text("out: r\noverwrite: true\nmodel: m.keras\n")
-    assert said(["run", "--config", "c.yaml"]).startswith("Nothing is written yet.")
+    assert suggest(["run", "--config", "c.yaml"]).startswith("Nothing is written yet.")
 
 
-def test_the_folder_may_be_named_by_the_file_or_the_model(here):
+def test_run_folder_comes_from_yaml_or_the_model(here):
     begin(here / "other", 1)
     (here / "c.yaml").write_text("out: other\nmodel: m.keras\nsources: {valid: valid}\n")
-    assert said(["run", "--config", "c.yaml"]).startswith("Finished shards are kept.")
+    assert suggest(["run", "--config", "c.yaml"]).startswith("Finished shards are kept.")
     begin(here / "runs" / "m-w", 1)
     named = [*RUN[:-2], "--weights", "w.weights.h5"]
-    assert said(named).startswith("Finished shards are kept.")
+    assert suggest(named).startswith("Finished shards are kept.")
 
 
 @pytest.mark.parametrize("command", ["reduce", "status", "evaluate", "plot", "view", "compare"])
-def test_a_command_that_is_no_run_has_no_last_line(command, here):
+def test_command_that_extracts_nothing_has_no_line(command, here):
     begin(here / "r", 1)
-    assert said([command, "r"]) is None
+    assert suggest([command, "r"]) is None
 
 
-def test_the_run_of_random_weights_is_one(here):
+def test_baseline_of_random_weights_can_be_resumed(here):
     begin(here / "r", 1)
     begin(here / "r" / "random-weights", 1)
-    assert said(["evaluate", "r"]) is None
+    assert suggest(["evaluate", "r"]) is None
     line = "Finished shards are kept. Resume with: ray-embed evaluate r --random-weights"
-    assert said(["evaluate", "r", "--random-weights"]) == line
+    assert suggest(["evaluate", "r", "--random-weights"]) == line
 
 
 @pytest.mark.parametrize("arguments", [[], ["no-command"], ["--version"], ["demo"], ["layers"]])
-def test_other_arguments_have_none(arguments):
-    assert said(arguments) is None
+def test_other_arguments_have_no_line(arguments):
+    assert suggest(arguments) is None
 
 
-def test_no_claim_is_made_of_storage_that_does_not_answer(monkeypatch):
+def test_failing_storage_has_no_line(monkeypatch):
     def fail(*arguments, **options):
         raise OSError("gone")
 
     monkeypatch.setattr(Folder, "exists", fail)
-    assert said(RUN) is None
+    assert suggest(RUN) is None
