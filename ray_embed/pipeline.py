@@ -19,7 +19,6 @@ from ray_embed.projector.checkpoint import CONFIG
 from ray_embed.projector.reduce import unseen
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
-from ray_embed.runs.repair import mend
 from ray_embed.runs.workspace import opened_target
 from ray_embed.runtime.session import Session, session
 from ray_embed.sources.open import open_sources
@@ -125,7 +124,7 @@ def _finish(
         except DamagedError as error:
             if last:
                 raise
-            mend(target.folder, _expected(prepared), error)
+            integrity.delete_damaged_shards(target.folder, _expected(prepared), error)
     return finished, speed
 
 

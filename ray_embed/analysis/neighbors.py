@@ -10,12 +10,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_embed.core.arrays import as_matrix
+from ray_embed.core.arrays import Array, as_matrix
 from ray_embed.errors import InputError
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
 
-Array = np.ndarray[Any, Any]
 Points = np.ndarray[Any, np.dtype[np.float64]]
 
 METRICS = ("cosine", "l2")

@@ -9,11 +9,10 @@ import importlib.util
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 _TRAIN, _VALID = 1000, 400
 _COPIES, _NOISE, _EPOCHS, _BATCH = 8, 0.15, 15, 64

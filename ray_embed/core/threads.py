@@ -1,53 +1,102 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Work on several threads whose results come in order, a bounded number of them ahead."""
+"""Threads: an ordered map with bounded lookahead, and BLAS limited to one thread."""
 
 import contextlib
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Each thread has some items in memory, which must not grow with the machine.
-MOST = 8
+# Each thread holds some items in memory, so the number must not grow with the machine.
+MAX_THREADS = 8
+
+_blas_lock = threading.Lock()
+_blas_users = 0
+_blas_limits: Any = None
 
 
-class Mapped(Protocol):
-    """What the builtin `map` is with one iterable."""
+class OrderedMap(Protocol):
+    """The signature of the builtin `map` with one iterable."""
 
     def __call__(
         self, function: Callable[[Item], Result], items: Iterable[Item], /
     ) -> Iterator[Result]:
-        """Give the function's result for each item, in order."""
+        """Yield the function's result for each item, in order."""
 
 
 @contextlib.contextmanager
-def mapping(threads: int | None = None, most: int = MOST) -> Iterator[Mapped]:
-    """Give a `map` that works ahead on threads; one may be fed with the results of another.
+def open_ordered_map(
+    threads: int | None = None, max_threads: int = MAX_THREADS
+) -> Iterator[OrderedMap]:
+    """Yield a `map` that runs on threads; its input may be the output of another one.
 
-    Each is at most `threads` items ahead of what has been taken from it. Leaving with an error
-    drops what has not begun.
+    Each call processes at most `threads` items beyond the last result taken from it. If the block
+    raises, items that have not started are dropped.
 
     Args:
-        threads: how many; None for the machine's processors.
-        most: how many at most, as each has items in memory.
+        threads: number of threads; None for the machine's processors.
+        max_threads: upper limit of `threads`, because each thread holds items in memory.
     """
-    count = min(threads or os.cpu_count() or 1, most)
+    count = min(threads or os.cpu_count() or 1, max_threads)
     pool = ThreadPoolExecutor(count)
 
-    def mapped(function: Callable[[Item], Result], items: Iterable[Item], /) -> Iterator[Result]:
-        waiting: deque[Future[Result]] = deque()
+    def map_ordered(
+        function: Callable[[Item], Result], items: Iterable[Item], /
+    ) -> Iterator[Result]:
+        pending: deque[Future[Result]] = deque()
         for item in items:
-            waiting.append(pool.submit(function, item))
-            if len(waiting) > count:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+            pending.append(pool.submit(function, item))
+            if len(pending) > count:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
 
     try:
-        yield mapped
+        yield map_ordered
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextlib.contextmanager
+def limit_blas_to_one_thread() -> Iterator[None]:
+    """Run every NumPy and SciPy product on the thread that calls it.
+
+    Splitting a product over several threads changes how it is rounded. The limit applies to the
+    whole process, so the last thread to leave restores the original setting.
+    """
+    global _blas_users, _blas_limits
+    with _blas_lock:
+        _blas_users += 1
+        if _blas_users == 1:
+            # SciPy brings its own BLAS, which threadpoolctl only finds once it is loaded.
+            import scipy.linalg  # noqa: F401
+            from threadpoolctl import threadpool_limits
+
+            _take_blas_control()
+            _blas_limits = threadpool_limits(1, "blas")
+    try:
+        yield
+    finally:
+        with _blas_lock:
+            _blas_users -= 1
+            if not _blas_users:
+                _take_blas_control()
+                _blas_limits.restore_original_limits()
+
+
+def _take_blas_control() -> None:
+    """Let this thread change the setting.
+
+    threadpoolctl 3.8 silently ignores all threads but the first that changed it, until that thread
+    ends.
+    """
+    from threadpoolctl import OpenBLASController
+
+    clear = getattr(OpenBLASController, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)

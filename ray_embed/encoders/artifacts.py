@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.core.arrays import Array
 from ray_embed.encoders.spec import GRAPH_ENGINES, Encoder
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
 
 _WEIGHTS, _GRAPH, _ABOUT = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
-
-Array = np.ndarray[Any, Any]
 
 
 def keep(folder: Folder, encoder: Encoder) -> None:

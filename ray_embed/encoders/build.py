@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.core.arrays import Array
 from ray_embed.core.console import say
 from ray_embed.encoders import engines, legacy_keras, model_loading, pooling
 from ray_embed.encoders.channel_axes import tracking
@@ -43,7 +44,6 @@ from ray_embed.encoders.weights.random_init import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
 from ray_embed.options import RANDOM
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int | None, ...]
 
 # Guarantee for float32: |f - g| <= RELATIVE·|g| + ABSOLUTE·max|g|. tests/benchmarks/batch_sizes.py

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 _DECODERS = {
     *("DecodeJpeg", "DecodePng", "DecodeImage", "DecodeBmp", "DecodeGif"),

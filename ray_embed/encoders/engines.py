@@ -15,13 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.core.arrays import Array
 from ray_embed.encoders import model_loading
 from ray_embed.encoders.encoded_images import blank_images
 from ray_embed.encoders.graph import function_of
 from ray_embed.encoders.local_copies import at_hand
 from ray_embed.encoders.spec import Encoder
-
-Array = np.ndarray[Any, Any]
 
 # As TensorFlow's graphs number the types.
 _FLOAT32 = 1

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 _ARITHMETIC = {"Add", "AddV2", "Div", "Mul", "Neg", "RealDiv", "Sub", "SquaredDifference"}
 _LIMITS = {"ClipByValue", "Maximum", "Minimum", "Round", "Floor"}

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.core.arrays import Array
 from ray_embed.encoders import model_loading
 from ray_embed.encoders.channel_axes import Channels, signature_axes, tracking
 from ray_embed.encoders.graph import run_recorded
@@ -14,8 +15,6 @@ from ray_embed.encoders.layers import batch_fault, selectable
 from ray_embed.encoders.model_loading import Loaded
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
-
-Array = np.ndarray[Any, Any]
 
 # Of the largest feature; rounding moves them by less, also in half precision.
 _ROUNDING = 5e-2

@@ -8,14 +8,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError, RunError
 from ray_embed.images import decode
 from ray_embed.images.decode import Batch, PixelSpec
 from ray_embed.planning import Shard, SplitPlan
 from ray_embed.sources import files, npz
 from ray_embed.sources.files import Contents, File, SizeAndTime
-
-Array = np.ndarray[Any, Any]
 
 # So many images of a shard show the range of its values.
 _FIRST = 16

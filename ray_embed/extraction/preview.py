@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.config import RunConfig
+from ray_embed.core.arrays import Array
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 from ray_embed.extraction import inputs, pixels
@@ -20,7 +21,6 @@ from ray_embed.planning import SplitPlan
 from ray_embed.sources import files, npz
 from ray_embed.sources.open import Source, Streamed, open_sources
 
-Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
 
 RECORDS, _COLUMNS = 9, 3

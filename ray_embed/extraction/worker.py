@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed import planning
-from ray_embed.core.arrays import as_column
+from ray_embed.core.arrays import Array, as_column
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.engines import Engine, blank_batch, open_engine
 from ray_embed.encoders.spec import Encoder, EncoderSpec
@@ -32,7 +32,6 @@ from ray_embed.runtime.remote_map import by_others
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
 
-Array = np.ndarray[Any, Any]
 # A shard, and a reference to its images where they are streamed.
 Item = tuple[Shard, Any]
 

@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.core.arrays import Array
 from ray_embed.images import thumbnails as thumbnails_module
 from ray_embed.images.headers import JPEG, MOST_SCANNED, OTHER_BMP, PNG, UNKNOWN, read_header
 from ray_embed.images.orientation import is_turned, turn_upright
 from ray_embed.images.resizing import resize
-
-Array = np.ndarray[Any, Any]
 
 _AHEAD = 4
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 UNKNOWN, JPEG, PNG, GIF, BMP, OTHER_BMP, CMYK_JPEG = range(7)
 # A JPEG may scan its pixels any number of times. Usual are about ten; so many pixels times scans

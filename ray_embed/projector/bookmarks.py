@@ -16,12 +16,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.core.arrays import Matrix, as_column, as_matrix
+from ray_embed.core.arrays import Array, Matrix, as_column, as_matrix
 from ray_embed.projector import checkpoint, pca
 from ray_embed.storage import manifest, part_files
 from ray_embed.storage.filesystem import Folder
-
-Array = np.ndarray[Any, Any]
 
 MAPS = "maps"
 # The page's own t-SNE takes no more points.

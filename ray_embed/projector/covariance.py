@@ -11,9 +11,8 @@ from functools import partial
 
 import numpy as np
 
-from ray_embed.core.arrays import Matrix, as_matrix
-from ray_embed.core.blas import one_thread
-from ray_embed.core.threads import Mapped
+from ray_embed.core.arrays import Array, Matrix, as_matrix
+from ray_embed.core.threads import OrderedMap, limit_blas_to_one_thread
 from ray_embed.errors import DamagedError
 from ray_embed.projector import pca, wide_pca
 from ray_embed.projector.merge_task import Group
@@ -32,7 +31,7 @@ class Block:
     """Consecutive parts whose moments are summed up together; `shift` (D,) float64 is common."""
 
     column: str
-    shift: pca.Array
+    shift: Array
     parts: tuple[int, ...]
 
 
@@ -48,7 +47,7 @@ def components(
     fingerprint: str,
     groups: tuple[Group, ...],
     dimensions: dict[str, int],
-    mapped: Mapped,
+    mapped: OrderedMap,
 ) -> dict[str, pca.Components]:
     """Give the principal components of all points, by feature column.
 
@@ -73,7 +72,7 @@ def components(
         else:
             blocks = (Block(column, shift, parts) for parts in _blocks(groups, size))
             made = mapped(partial(moments_of, out, fingerprint), blocks)
-            with one_thread():
+            with limit_blas_to_one_thread():
                 found[column] = pca.components(pca.joined(made, size), shift)
     return found
 
@@ -87,7 +86,7 @@ def moments_of(out: str, fingerprint: str, block: Block) -> pca.Moments:
     """
     folder = Folder.at(out)
     read = partial(_read, folder, fingerprint, block.column)
-    with one_thread():
+    with limit_blas_to_one_thread():
         found = pca.moments(part_files.each(folder, read, block.parts), block.shift)
     if not np.isfinite(found.sums).all():
         for number in block.parts:
@@ -107,7 +106,7 @@ def _read(folder: Folder, fingerprint: str, column: str, number: int) -> Matrix:
     return as_matrix(part[column])
 
 
-def _shift(folder: Folder, fingerprint: str, groups: tuple[Group, ...], column: str) -> pca.Array:
+def _shift(folder: Folder, fingerprint: str, groups: tuple[Group, ...], column: str) -> Array:
     """Give the mean of the first part that has rows; of equal numbers it is that number."""
     parts = (number for group in groups if group.rows for number in group.parts)
     values = (_read(folder, fingerprint, column, number) for number in parts)

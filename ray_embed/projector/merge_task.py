@@ -17,8 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.core.arrays import Matrix, as_column, as_matrix
-from ray_embed.core.blas import one_thread
-from ray_embed.core.threads import MOST
+from ray_embed.core.threads import MAX_THREADS, limit_blas_to_one_thread
 from ray_embed.projector import checkpoint, metadata, pca
 from ray_embed.runs import stratified
 from ray_embed.storage import part_files
@@ -63,7 +62,7 @@ def at_once(groups: Iterable[Group], width: int) -> int:
         width: the numbers of a record, of all layers.
     """
     largest = max(group.rows * width * 4 for group in groups)
-    return max(1, min(MOST, _AT_ONCE_BYTES // (2 * max(largest, 1))))
+    return max(1, min(MAX_THREADS, _AT_ONCE_BYTES // (2 * max(largest, 1))))
 
 
 @dataclass(frozen=True)
@@ -128,7 +127,7 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
         part_files.read_part(folder, part_files.FEATURES, number, fingerprint=merge.fingerprint)
         for number in piece.group.parts
     ]
-    with one_thread():
+    with limit_blas_to_one_thread():
         coordinates = {
             column: [found.project(as_matrix(table[column])) for table in tables]
             for column, found in merge.components.items()

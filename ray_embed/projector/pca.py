@@ -11,19 +11,18 @@ In a run folder they are the file `pca.parquet`, which needs neither TensorFlow 
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ray_embed.core.arrays import Matrix
+from ray_embed.core.arrays import Array, Matrix
 from ray_embed.errors import InputError, RunError, first_line
 from ray_embed.storage import manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
-Array = np.ndarray[Any, np.dtype[np.float64]]
 Result = TypeVar("Result")
 
 FILE = "pca.parquet"

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from ray_embed import planning
 from ray_embed.analysis.evaluation import record
-from ray_embed.core.threads import Mapped, mapping
+from ray_embed.core.threads import OrderedMap, open_ordered_map
 from ray_embed.core.uri import shown
 from ray_embed.errors import InputError, RunError
 from ray_embed.projector import (
@@ -64,7 +64,7 @@ def merge(
     out: str,
     limit: int | None = None,
     threads: int | None = None,
-    elsewhere: Mapped | None = None,
+    elsewhere: OrderedMap | None = None,
 ) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
@@ -125,7 +125,7 @@ def merge(
             # TensorBoard sees nothing without it: it goes first and comes last.
             folder.delete(f"{checkpoint.FOLDER}/{checkpoint.CONFIG}")
         together = merge_task.at_once(survey.groups, width)
-        with staging.writing(target), mapping(threads, together) as mapped:
+        with staging.writing(target), open_ordered_map(threads, together) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
             record.carry(folder, target)
             saved = bookmarks.saved(folder, lambda name: (target / name).read_bytes())
@@ -146,11 +146,11 @@ def _components(
     survey: _Survey,
     dimensions: dict[str, int],
     threads: int | None,
-    elsewhere: Mapped | None,
+    elsewhere: OrderedMap | None,
 ) -> dict[str, pca.Components]:
     """Compute the PCA, and write it to the run folder."""
     folder, fingerprint = Folder.at(out), run["fingerprint"]
-    with mapping(threads, covariance.at_once(dimensions.values())) as mapped:
+    with open_ordered_map(threads, covariance.at_once(dimensions.values())) as mapped:
         found = covariance.components(
             out, fingerprint, survey.groups, dimensions, elsewhere or mapped
         )
@@ -244,7 +244,7 @@ def _survey(
 
 
 def _write(
-    merge: Merge, target: Path, survey: _Survey, mapped: Mapped, elsewhere: Mapped | None
+    merge: Merge, target: Path, survey: _Survey, mapped: OrderedMap, elsewhere: OrderedMap | None
 ) -> None:
     everything = [checkpoint.variable_of(column) for column in merge.columns]
     sampled = survey.strata is not None
@@ -300,7 +300,7 @@ def _strata_of(merge: Merge, number: int) -> pa.Table:
 
 
 def _thumbnails(
-    merge: Merge, groups: tuple[Group, ...], drawn: list[stratified.Rows], mapped: Mapped
+    merge: Merge, groups: tuple[Group, ...], drawn: list[stratified.Rows], mapped: OrderedMap
 ) -> Iterator[bytes]:
     """Give the picture of each point shown."""
     numbers = [number for group in groups for number in group.parts]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.core.threads import Mapped
+from ray_embed.core.threads import OrderedMap
 from ray_embed.images import png, thumbnails
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
@@ -36,7 +36,7 @@ def _grid(points: int) -> int:
     return math.isqrt(max(points, 1) - 1) + 1
 
 
-def write_sprite(path: Path, points: int, pngs: Iterable[bytes], mapped: Mapped = map) -> None:
+def write_sprite(path: Path, points: int, pngs: Iterable[bytes], mapped: OrderedMap = map) -> None:
     """Write the sprite: a square grid, row by row, of pictures fitted into square cells.
 
     Args:

@@ -19,16 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.core.arrays import Matrix
-from ray_embed.core.blas import one_thread
-from ray_embed.core.threads import Mapped
+from ray_embed.core.arrays import Array, Matrix
+from ray_embed.core.threads import OrderedMap, limit_blas_to_one_thread
 from ray_embed.errors import DamagedError
 from ray_embed.projector import pca
 from ray_embed.projector.merge_task import Group
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
-
-Array = np.ndarray[Any, np.dtype[np.float64]]
 
 # The products of more records take longer than the passes of the Krylov method.
 MOST_RECORDS = 4096
@@ -98,7 +95,7 @@ def components(
     groups: tuple[Group, ...],
     column: str,
     shift: Array,
-    mapped: Mapped,
+    mapped: OrderedMap,
 ) -> pca.Components:
     """Return the first principal components of all points.
 
@@ -128,7 +125,7 @@ class _Features:
     fingerprint: str
     groups: tuple[Group, ...]
     column: str
-    mapped: Mapped
+    mapped: OrderedMap
 
     @property
     def points(self) -> int:
@@ -192,14 +189,14 @@ def _of_few(features: _Features, shift: Array) -> pca.Components:
 
     size, points = len(shift), features.points
     gram = features.gram(shift)
-    with one_thread():
+    with limit_blas_to_one_thread():
         _center(gram)
         largest = points - pca.kept(points, size)
         variances = eigvalsh(gram)[::-1] / max(points - 1, 1)
         weights = eigh(gram, subset_by_index=[largest, points - 1], overwrite_a=True)[1][:, ::-1]
     del gram
     found = features.combined(shift, weights)
-    with one_thread():
+    with limit_blas_to_one_thread():
         # They are at right angles but for rounding, and those without variance are of no length.
         vectors = _orthonormal(found.products)
     variances = _cleaned(variances, size)[: max(1, min(points - 1, size))]
@@ -224,7 +221,7 @@ def _of_many(features: _Features, shift: Array) -> pca.Components:
     size, degrees = len(shift), features.points - 1
     width = min(WIDTH, size)
     start = np.random.default_rng(_SEED).standard_normal((width, size)).T
-    with one_thread():
+    with limit_blas_to_one_thread():
         basis = [_orthonormal(start)]
     # More blocks than fit into the space would not be independent.
     passes = min(PASSES, size // width)
@@ -232,7 +229,7 @@ def _of_many(features: _Features, shift: Array) -> pca.Components:
     total = 0.0
     for number in range(passes):
         found = features.applied(shift, basis[-1])
-        with one_thread():
+        with limit_blas_to_one_thread():
             offset = found.sums / found.count
             rest = found.products
             rest -= np.outer(offset * found.count, offset @ basis[-1])
@@ -246,7 +243,7 @@ def _of_many(features: _Features, shift: Array) -> pca.Components:
                 rest = _orthonormal(rest)
                 _remove(rest, basis)
                 basis.append(_orthonormal(rest))
-    with one_thread():
+    with limit_blas_to_one_thread():
         variances, weights = eigh(matrix, lower=False)
         kept = pca.kept(features.points, size)
         variances, weights = variances[::-1][:kept], weights[:, ::-1][:, :kept]
@@ -337,7 +334,7 @@ def _summed(out: str, fingerprint: str, block: Block, width: int, inner: Any) ->
     folder, size = Folder.at(out), len(block.shift)
     count, squares = 0, 0.0
     sums, products = np.zeros(size), np.zeros((size, width), order="F")
-    with one_thread():
+    with limit_blas_to_one_thread():
         for rows in _chunks(folder, fingerprint, block.column, block.parts, size):
             factors = inner(rows, block.start + count)
             for panel, values in _doubles(rows, block.shift):
@@ -367,7 +364,7 @@ def products_of_strip(out: str, fingerprint: str, strip: Strip) -> Array:
         if filled == strip.rows:
             break
     found: list[Array] = []
-    with one_thread():
+    with limit_blas_to_one_thread():
         for rows in _after(folder, fingerprint, strip):
             product = np.zeros((strip.rows, len(rows)))
             for panel, values in _doubles(rows, strip.shift):

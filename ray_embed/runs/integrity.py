@@ -13,6 +13,7 @@ from ray_embed.errors import DamagedError, InputError, RunError
 from ray_embed.storage.filesystem import Folder
 from ray_embed.core.arrays import as_column, as_matrix
 from ray_embed.planning import Plan, load
+from ray_embed.core.console import say
 
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 
@@ -150,3 +151,32 @@ def is_as_written(folder: Folder, kind: str, number: int) -> bool:
     if writer != ours and _WRITER.fullmatch(writer):
         return True
     return again == folder.read(part_files.part_name(kind, number))
+
+
+def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedError) -> None:
+    """Check all parts after one turned out damaged, and delete the shards that are.
+
+    Args:
+        folder: the run folder.
+        expected: what the features parts of its run have in common.
+        damage: the damage that was detected first.
+    """
+
+    def find_damage(number: int) -> DamagedError | None:
+        try:
+            check(folder, number, expected)
+        except DamagedError as error:
+            return error
+        return None
+
+    damaged = {damage.number: damage}
+    for error in part_files.each(folder, find_damage, part_files.part_numbers(folder)):
+        if error:
+            damaged.setdefault(error.number, error)
+    for number, error in damaged.items():
+        unplanned = expected.shards is not None and number >= expected.shards
+        action = "it is deleted" if unplanned else f"shard {number} is extracted again"
+        say(f"{error.args[0]}; {action}")
+        # Without its features part a shard counts as missing, so that part is deleted first.
+        for kind in (part_files.FEATURES, part_files.REJECTS, part_files.THUMBNAILS):
+            folder.delete(part_files.part_name(kind, number))

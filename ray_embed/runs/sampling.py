@@ -17,9 +17,8 @@ from ray_embed.storage import part_files
 from ray_embed.images import thumbnails
 from ray_embed.errors import InputError
 from ray_embed.storage.filesystem import Folder
-from ray_embed.core.arrays import Matrix, as_matrix
+from ray_embed.core.arrays import Array, Matrix, as_matrix
 
-Array = np.ndarray[Any, Any]
 
 # Squares of features in between fit into float32, added up over a million dimensions too.
 _SMALLEST, _LARGEST = 1e-16, 1e16

@@ -8,7 +8,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-from ray_embed.core.threads import Mapped, mapping
+from ray_embed.core.threads import OrderedMap, open_ordered_map
 from ray_embed.core.uri import shown
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.files import SizeAndTime
@@ -36,7 +36,7 @@ def open_objects(split: str, uri: str) -> Listed:
 
 
 def _records(root: Folder, name: str, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
-    with mapping(_AT_ONCE) as mapped:
+    with open_ordered_map(_AT_ONCE) as mapped:
         try:
             files = _walk(root, _listed(root, ""), skipped, mapped)
             while some := list(islice(files, BATCH)):
@@ -47,7 +47,7 @@ def _records(root: Folder, name: str, skipped: Counter[str]) -> Iterator[pa.Reco
 
 
 def _walk(
-    root: Folder, entries: list[_Entry], skipped: Counter[str], mapped: Mapped, inside: str = ""
+    root: Folder, entries: list[_Entry], skipped: Counter[str], mapped: OrderedMap, inside: str = ""
 ) -> Iterator[_Entry]:
     """Yield the images by relative path; folders are listed before it is their turn."""
     wanted = []

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Matrix, as_column, as_matrix
-from ray_embed.core.threads import mapping
+from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, StorageError, first_line
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.retry import explained, of_storage
@@ -91,7 +91,7 @@ def each(folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]) 
     if folder.is_local:
         yield from map(read, numbers)
         return
-    with mapping(_AT_ONCE, _AT_ONCE) as mapped:
+    with open_ordered_map(_AT_ONCE, _AT_ONCE) as mapped:
         yield from mapped(read, numbers)
 
 

@@ -31,8 +31,7 @@ from rows import last_line, row, table
 from threadpoolctl import threadpool_limits
 
 from ray_embed.core.arrays import as_matrix
-from ray_embed.core.blas import one_thread
-from ray_embed.core.threads import mapping
+from ray_embed.core.threads import limit_blas_to_one_thread, open_ordered_map
 from ray_embed.projector import covariance
 from ray_embed.projector.merge_task import Group
 
@@ -64,7 +63,7 @@ def pca(path: Path, rows: int, dimension: int, threads: int) -> Call:
     groups = groups_of(path, rows, dimension)
 
     def call() -> np.ndarray:
-        with mapping(threads, covariance.at_once([dimension])) as mapped:
+        with open_ordered_map(threads, covariance.at_once([dimension])) as mapped:
             found = covariance.components(
                 str(path), "f" * 64, groups, {"feature": dimension}, mapped
             )
@@ -80,7 +79,7 @@ def reading(path: Path, threads: int) -> Call:
         return len(pq.read_table(file, columns=["feature"], use_threads=False))
 
     def call() -> None:
-        with mapping(threads) as mapped:
+        with open_ordered_map(threads) as mapped:
             deque(mapped(read, files), maxlen=0)
 
     return call
@@ -100,7 +99,7 @@ def products(path: Path, rows: int, dimension: int, threads: int) -> Call:
 
     def call() -> np.ndarray:
         found = np.zeros((dimension, dimension))
-        with one_thread(), mapping(threads) as mapped:
+        with limit_blas_to_one_thread(), open_ordered_map(threads) as mapped:
             for one in mapped(product, range(0, rows, TOGETHER)):
                 found += one
         return found

@@ -30,7 +30,7 @@ from rows import Row, last_line, row, table
 
 from ray_embed import planning
 from ray_embed.core.arrays import as_column, as_matrix
-from ray_embed.core.threads import mapping
+from ray_embed.core.threads import open_ordered_map
 from ray_embed.projector import covariance, pca
 from ray_embed.projector.merge_task import Group
 from ray_embed.storage import manifest, part_files
@@ -94,7 +94,7 @@ def components(path: Path, threads: int) -> Callable[[], pca.Components]:
         start += about.rows
 
     def call() -> pca.Components:
-        with mapping(threads, covariance.at_once([dimension])) as mapped:
+        with open_ordered_map(threads, covariance.at_once([dimension])) as mapped:
             return covariance.components(
                 str(path), "f" * 64, tuple(groups), {"feature": dimension}, mapped
             )["feature"]
@@ -110,7 +110,7 @@ def reading(path: Path, threads: int) -> Callable[[], None]:
             deque(part.iter_batches(rows, columns=["feature"], use_threads=False), maxlen=0)
 
     def call() -> None:
-        with mapping(threads) as mapped:
+        with open_ordered_map(threads) as mapped:
             deque(mapped(read, files_of(path)), maxlen=0)
 
     return call

@@ -18,7 +18,7 @@ from support.synthetic_runs import make_run
 
 import ray_embed as package
 from ray_embed.analysis.plotting import components
-from ray_embed.core.blas import one_thread
+from ray_embed.core.threads import limit_blas_to_one_thread
 from ray_embed.errors import InputError, RunError
 from ray_embed.projector import covariance, pca, wide_pca
 from ray_embed.projector import reduce as reduce_module
@@ -341,8 +341,8 @@ def test_products_are_computed_by_one_thread_and_the_setting_is_left_as_it_was()
         return [one["num_threads"] for one in threadpool_info() if one["user_api"] == "blas"]
 
     before = threads()
-    with one_thread():
-        with one_thread():
+    with limit_blas_to_one_thread():
+        with limit_blas_to_one_thread():
             assert set(threads()) == {1}
         assert set(threads()) == {1}
     assert threads() == before

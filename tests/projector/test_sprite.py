@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ray_embed.core.threads import mapping
+from ray_embed.core.threads import open_ordered_map
 from ray_embed.projector.sprite import sprite_cell, write_sprite
 
 Image.MAX_IMAGE_PIXELS = None
@@ -124,7 +124,7 @@ def test_same_pictures_give_the_same_bytes(tmp_path):
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path, threads):
     pngs = [plain((at, 2 * at, 9), 1 + at % 7, 1 + at % 5) for at in range(90)]
     write_sprite(tmp_path / "a.png", 100, iter(pngs))
-    with mapping(threads) as mapped:
+    with open_ordered_map(threads) as mapped:
         write_sprite(tmp_path / "b.png", 100, iter(pngs), mapped)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
 

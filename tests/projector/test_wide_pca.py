@@ -11,7 +11,7 @@ from support.synthetic_runs import FINGERPRINT, make_run
 from ray_embed import load
 from ray_embed.analysis.evaluation.evaluate import _over_all
 from ray_embed.analysis.evaluation.measures import Judgement
-from ray_embed.core.threads import mapping
+from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, InputError
 from ray_embed.projector import covariance as covariance_module
 from ray_embed.projector import pca, wide_pca
@@ -56,7 +56,7 @@ def reduce(path, values, *, mapped=None, threads=1, **options):
         groups.append(Group(number, (number,), start, rows))
         start += rows
     size = values.shape[1]
-    with mapping(threads, covariance_module.at_once([size])) as here:
+    with open_ordered_map(threads, covariance_module.at_once([size])) as here:
         return covariance_module.components(
             str(path), FINGERPRINT, tuple(groups), {"feature": size}, mapped or here
         )["feature"]

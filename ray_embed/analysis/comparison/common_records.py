@@ -7,21 +7,19 @@ memory, a hash and a number, of two runs at a time; those drawn are told apart b
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_embed.analysis.comparison.columns import Column
 from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, with_labels
+from ray_embed.core.arrays import Array
 from ray_embed.core.uri import shown
 from ray_embed.errors import InputError
 from ray_embed.runs import sampling
 from ray_embed.runs.sampling import Subset
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
-
-Array = np.ndarray[Any, Any]
 
 # With fewer than these, which are less than half of the smallest run, each has its own records.
 _FEW = 100

@@ -3,15 +3,12 @@
 
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
-from typing import Any
 
 import numpy as np
 
 from ray_embed.analysis.evaluation.neighbors import directions
 from ray_embed.analysis.evaluation.spectrum import narrowed, products_of_records
-from ray_embed.core.arrays import Matrix
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array, Matrix
 
 # Columns of the product of two matrices of features that are in memory at a time.
 _BLOCK = 512

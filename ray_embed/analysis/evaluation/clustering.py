@@ -2,14 +2,11 @@
 """Whether classes are clusters, and clusters classes."""
 
 import warnings
-from typing import Any
 
 import numpy as np
 
-from ray_embed.core.arrays import Matrix
-from ray_embed.core.blas import one_thread
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array, Matrix
+from ray_embed.core.threads import limit_blas_to_one_thread
 
 SILHOUETTES = 2000
 _STARTS, _STEPS = 2000, 50
@@ -49,7 +46,7 @@ def clusters(features: Matrix, count: int) -> Array:
 
     among = features[_some(len(features), max(_STARTS, 4 * count))]
     # Its products are small: threads would wait for each other.
-    with one_thread(), warnings.catch_warnings():
+    with limit_blas_to_one_thread(), warnings.catch_warnings():
         # Fewer different points than clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
         starts, _ = kmeans_plusplus(among, count, random_state=_SEED)

@@ -3,14 +3,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ray_embed.analysis.evaluation.intervals import Interval, bootstrap
 from ray_embed.analysis.evaluation.measure import Measure
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import Judgement, judge
 from ray_embed.analysis.evaluation.near_duplicates import Duplicates
 from ray_embed.analysis.evaluation.protocol import Trial
+from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError
 from ray_embed.options import SAMPLE_RECORDS
 from ray_embed.projector import pca
@@ -28,7 +29,6 @@ from ray_embed.storage.filesystem import Folder
 if TYPE_CHECKING:
     from ray_embed.results import Run
 
-Array = np.ndarray[Any, Any]
 
 ENCODER, PIXELS, RANDOM = "encoder", "raw_pixels", "random_weights"
 

@@ -3,11 +3,11 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
+
 Interval = tuple[float, float]
 
 LEVEL = 0.95

@@ -2,11 +2,10 @@
 """Labels told by the nearest neighbours."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 TEMPERATURE = 0.07
 # Numbers in memory at once, of records times classes.

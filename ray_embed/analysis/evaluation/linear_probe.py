@@ -2,16 +2,12 @@
 """How well a linear classifier tells the labels."""
 
 import warnings
-from typing import Any
 
 import numpy as np
 
 from ray_embed.analysis.evaluation.protocol import Trial
-from ray_embed.core.arrays import Matrix
-from ray_embed.core.blas import one_thread
-from ray_embed.core.threads import mapping
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array, Matrix
+from ray_embed.core.threads import limit_blas_to_one_thread, open_ordered_map
 
 FOLDS, FOLDS_OF_MANY, MANY = 5, 2, 2000
 _SEED = 0
@@ -54,7 +50,11 @@ def told(features: Matrix, trial: Trial) -> Array:
     if len(np.unique(labels)) == 1:
         return np.full(len(trial.judged), labels[0])
     # Its products are small: threads would wait for each other. Folds do not.
-    with one_thread(), parallel_config("threading", n_jobs=-1), warnings.catch_warnings():
+    with (
+        limit_blas_to_one_thread(),
+        parallel_config("threading", n_jobs=-1),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore", ConvergenceWarning)
         # Of classes with fewer members than folds.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
@@ -71,7 +71,7 @@ def told(features: Matrix, trial: Trial) -> Array:
         if _is_wide(known):
             everyone = np.empty_like(labels)
             cut = list(folds.split(labels, labels))
-            with mapping() as mapped:
+            with open_ordered_map() as mapped:
                 predicted = mapped(
                     lambda at: _predict_wide(known, at[0], labels[at[0]], at[1]), cut
                 )

@@ -2,11 +2,8 @@
 """A number that judges features, with how sure it is."""
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 
 @dataclass(frozen=True)

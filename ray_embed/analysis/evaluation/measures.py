@@ -11,10 +11,8 @@ from ray_embed.analysis.evaluation import clustering, intervals, knn, linear_pro
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.neighbors import METRICS, Neighbours, nearest
 from ray_embed.analysis.evaluation.protocol import Trial, trial
-from ray_embed.core.arrays import Matrix
+from ray_embed.core.arrays import Array, Matrix
 from ray_embed.runs.sampling import Subset
-
-Array = np.ndarray[Any, Any]
 
 VOTERS, WEIGHTED, REGRESSED = (1, 5, 20), (20, 200), (5, 20)
 PURITY = 20

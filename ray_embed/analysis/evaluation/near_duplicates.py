@@ -9,13 +9,11 @@ import heapq
 from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 
 from ray_embed.analysis.evaluation.pixel_baseline import averaged
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 THRESHOLD = 0.01 * 255
 LISTED = 100

@@ -2,14 +2,11 @@
 """The nearest reference records of each judged one, found once for all that is made of them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ray_embed.analysis.evaluation.protocol import Trial
-from ray_embed.core.arrays import Matrix
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array, Matrix
 
 METRICS = ("cosine", "l2")
 _TOGETHER = 64

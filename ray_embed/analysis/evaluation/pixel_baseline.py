@@ -4,15 +4,13 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
+from ray_embed.core.arrays import Array
 from ray_embed.runs import sampling
 from ray_embed.runs.sampling import Subset
 from ray_embed.storage.filesystem import Folder
-
-Array = np.ndarray[Any, Any]
 
 SIDE = 16
 _TOGETHER = 64

@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from ray_embed.core.arrays import Array
 from ray_embed.runs.sampling import Subset
-
-Array = np.ndarray[Any, Any]
 
 # Labels beyond it are brought to another unit.
 _LARGEST = 1e100

@@ -5,15 +5,13 @@ These were made for self-supervised encoders of one kind each; high ones are no 
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.neighbors import directions
-from ray_embed.core.blas import one_thread
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
+from ray_embed.core.threads import limit_blas_to_one_thread
 
 NAMES = (
     *("rankme", "alpha_req", "stable_rank", "participation_ratio"),
@@ -103,7 +101,7 @@ def narrowed(features: Array) -> Array:
     if dimensions <= _WIDE or not 2 <= count <= _MOST_RECORDS:
         return features
     gram = np.zeros((count, count))
-    with one_thread():
+    with limit_blas_to_one_thread():
         for start in range(0, dimensions, _TOGETHER):
             some = features[:, start : start + _TOGETHER].astype(np.float64)
             gram += some @ some.T

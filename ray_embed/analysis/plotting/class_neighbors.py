@@ -2,13 +2,10 @@
 """Whose neighbours are of which class: what is confused, and what sits inside another class."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ray_embed.core.arrays import Matrix
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array, Matrix
 
 K = 20
 _ROWS = 1024

@@ -2,17 +2,14 @@
 """Principal components for pictures: of all records where `reduce` has written them."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from ray_embed.analysis.evaluation.spectrum import products_of_records
-from ray_embed.core.arrays import Matrix
+from ray_embed.core.arrays import Array, Matrix
 from ray_embed.errors import InputError
 from ray_embed.projector import pca
 from ray_embed.storage.filesystem import Folder
-
-Array = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)

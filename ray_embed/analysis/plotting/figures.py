@@ -8,9 +8,8 @@ import numpy as np
 
 from ray_embed.analysis.plotting.palette import COLORS, short
 from ray_embed.analysis.plotting.style import FAINT, INK, fitted, new_figure
+from ray_embed.core.arrays import Array
 from ray_embed.images.thumbnails import Pixels
-
-Array = np.ndarray[Any, Any]
 
 _MARKS = (0.5, 0.9, 0.99)
 # Frames: colour, width and style.

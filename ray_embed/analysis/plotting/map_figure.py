@@ -17,8 +17,7 @@ from ray_embed.analysis.plotting.palette import (
 )
 from ray_embed.analysis.plotting.projections import Map
 from ray_embed.analysis.plotting.style import INK, RASTERIZED_FROM, new_figure
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array
 
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 _PANEL, _LEGEND, _BAR = 4.6, 2.3, 0.9

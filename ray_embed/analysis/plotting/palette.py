@@ -10,9 +10,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.analysis.plotting.fonts import Lettering, clean
+from ray_embed.core.arrays import Array
 from ray_embed.projector import metadata
-
-Array = np.ndarray[Any, Any]
 
 # Petroff 2021, "Accessible Color Sequences for Data Visualization", arXiv:2107.02270: ten colours,
 # as far apart for colour-blind eyes as the eight of Okabe and Ito. What may look grey comes last.

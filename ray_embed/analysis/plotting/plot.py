@@ -22,6 +22,7 @@ from ray_embed.analysis.plotting.palette import (
     short,
 )
 from ray_embed.core import console
+from ray_embed.core.arrays import Array
 from ray_embed.projector import bookmarks
 from ray_embed.projector.checkpoint import CONFIG, FOLDER
 from ray_embed.results import load
@@ -31,7 +32,6 @@ from ray_embed.storage import manifest, part_files
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.lock import alone
 
-Array = np.ndarray[Any, Any]
 Say = Callable[[str], None]
 
 # More dots than these show no more, and t-SNE would take minutes.

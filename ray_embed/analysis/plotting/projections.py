@@ -7,13 +7,10 @@ import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-from ray_embed.core.arrays import Matrix
-
-Array = np.ndarray[Any, Any]
+from ray_embed.core.arrays import Array, Matrix
 
 # What t-SNE and UMAP start from.
 DIMENSIONS = 50
