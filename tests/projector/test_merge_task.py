@@ -6,29 +6,13 @@ from functools import partial
 
 import pytest
 import ray
+from support.merge_actors import start_merge_actor
 from support.pictures import make_folder
 from support.sample_runs import config, contents, copy, save_encoder
 
 import ray_embed
 from ray_embed.projector import reduce
 from ray_embed.runtime import remote_map
-
-
-def helper():
-    """Start an actor that does pieces, as an extractor does, and counts them."""
-
-    class Helper:
-        def __init__(self):
-            self._count = 0
-
-        def call(self, function, item):
-            self._count += 1
-            return function(item)
-
-        def count(self):
-            return self._count
-
-    return ray.remote(Helper).options(num_cpus=0).remote()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +33,7 @@ def test_other_processes_give_the_same_bytes(run, tmp_path, monkeypatch, limit):
     for folder in (here, there):
         shutil.rmtree(folder / "projector")
     reduce.merge(str(here), limit)
-    helpers = [helper() for _ in range(3)]
+    helpers = [start_merge_actor() for _ in range(3)]
     ray.get([one.count.remote() for one in helpers])
     ray.kill(helpers[1])
     reduce.merge(str(there), limit, elsewhere=partial(remote_map.by_others, helpers))

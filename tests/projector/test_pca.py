@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from sklearn.decomposition import PCA
+from support.merge_actors import start_merge_actor
 from support.sample_runs import contents, copy, part_files, table_of
 from support.synthetic_runs import make_run
 
@@ -509,12 +510,13 @@ def said_error(path):
 
 
 def test_other_processes_give_the_same_bytes(run, tmp_path, small_blocks, ray_session):
-    from test_merging import helper
-
     from ray_embed.runtime import remote_map
 
     here, there = copy(run, tmp_path / "here"), copy(run, tmp_path / "there")
     package.reduce(str(here))
     shutil.rmtree(there / "pca")
-    reduce_module.merge(str(there), elsewhere=partial(remote_map.by_others, [helper(), helper()]))
+    reduce_module.merge(
+        str(there),
+        elsewhere=partial(remote_map.by_others, [start_merge_actor(), start_merge_actor()]),
+    )
     assert written(there) == written(here)
