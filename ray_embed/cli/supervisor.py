@@ -17,6 +17,7 @@ from types import FrameType
 from typing import NoReturn
 
 _REPORTED = b"."
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -> NoReturn:
@@ -51,7 +52,7 @@ def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGINT if interrupts == 1 else signal.SIGKILL)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _SIGNALS:
         signal.signal(number, pass_on_interrupt)
     # Until the child is reaped, no other process group can get its number.
     os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
@@ -59,6 +60,9 @@ def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -
         os.killpg(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     if os.read(report_reader, 1) == _REPORTED:
+        # A second signal must not change the exit code while Python ends.
+        for number in _SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         sys.exit(os.waitstatus_to_exitcode(status))
     if interrupts:
         raise KeyboardInterrupt

@@ -128,10 +128,10 @@ def test_running_again_changes_nothing(finished, sample, tmp_path, ray_embed):
         assert contents(run / kind) == contents(sample.run / kind), kind
 
 
-def test_projector_limit_may_change_on_resume(sample, tmp_path, ray_embed):
+def test_options_that_may_change_are_recorded_on_resume(sample, tmp_path, ray_embed):
     run = copy(sample.run, tmp_path / "run")
     before = json.loads((run / "run.json").read_text())
-    result = ray_embed("run", *options(sample, "run", **{"projector-limit": 5}))
+    result = ray_embed("run", *options(sample, "run", **{"projector-limit": 5, "max-rejects": 4}))
     assert result.code == 0, result.err
     assert "a sample of 5 of the 8 points" in result.err
     shown = (run / "projector" / "sample.tsv").read_bytes()
@@ -139,7 +139,7 @@ def test_projector_limit_may_change_on_resume(sample, tmp_path, ray_embed):
     assert package.reduce(str(run)) == 8
     assert (run / "projector" / "sample.tsv").read_bytes() == shown
     after = json.loads((run / "run.json").read_text())
-    assert after["config"] == before["config"] | {"projector_limit": 5}
+    assert after["config"] == before["config"] | {"projector_limit": 5, "max_rejects": 4}
     assert after["fingerprint"] == before["fingerprint"]
     assert ray_embed("status", run, "--verify").code == 0
 
