@@ -8,6 +8,7 @@ from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 from ray_embed.images.decode import PixelSpec
+from ray_embed.options import OPTIONS, Group, default_value, flag
 from ray_embed.planning import SplitPlan
 
 # Where pixels from 0 to 255 differ by less than this in what the first layer gets, they were
@@ -19,17 +20,6 @@ _SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]", "none":
 # The factor and the offset of each scale.
 _LINEAR = {"unit": (1 / 255, 0.0), "symmetric": (1 / 127.5, -1.0), "none": (1.0, 0.0)}
 _FILES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
-_OPTIONS = (
-    "resize",
-    "crop_fraction",
-    "interpolation",
-    "antialias",
-    "exif_orientation",
-    "channels",
-    "channel_order",
-    "mean",
-    "std",
-)
 
 
 @dataclass(frozen=True)
@@ -138,11 +128,12 @@ def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder
                 f"--source {split.split}={split.root}: it gives arrays, and {what}; give a folder "
                 "of images or a listing, or export a model that takes images (N, H, W, C)"
             )
-    for name in ("scale", *_OPTIONS):
+    for name, option in OPTIONS.items():
         value = getattr(config, name)
-        if value != RunConfig.model_fields[name].default:
+        refused = option.group is Group.PIXELS and name != "preprocess"
+        if refused and value != default_value(name):
             raise InputError(
-                f"--{name.replace('_', '-')} {value}: {what}, and decodes, resizes and "
+                f"{flag(name)} {value}: {what}, and decodes, resizes and "
                 "scales them itself; leave the option away"
             )
 
