@@ -171,7 +171,7 @@ def check_datasets(blocks, known):
     assert found.features.tolist() == known.features.tolist()
     assert list(found.test["key"]) == known.keys[known.splits == "test"].tolist()
     near = found.nearest[:]
-    distances = np.linalg.norm(near["feature"] - found.one, axis=1)
+    distances = np.linalg.norm(near["feature"] - found.query, axis=1)
     assert_nearest(known, known.l2, near["key"], near["label"], distances)
 
 
