@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # SPDX-License-Identifier: Apache-2.0
-# Make the instance profiles that aws.yaml names: the nodes' own right to read and write the given
-# buckets, and the head node's to start and end workers. Once for an account; needs the AWS command
-# line, and the right to make roles.
+# Create the instance profiles that aws.yaml names. All nodes may read and write the given buckets,
+# and the head node may start and terminate workers. Run it once per account. It needs the AWS command
+# line and permission to create roles.
 #
 #     cluster/aws_roles.sh my-images my-features
 set -euo pipefail
