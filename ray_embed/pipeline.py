@@ -152,9 +152,9 @@ def models_and_layers(
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    from ray_embed.encoders.build import shapes_inside
+    from ray_embed.encoders.layer_shapes import list_shapes
     from ray_embed.encoders.tensorflow_setup import start_tensorflow
 
     check_model(config)
     start_tensorflow(None, str(Path.cwd()))
-    return shapes_inside(encoder_spec(config, None, 1))
+    return list_shapes(encoder_spec(config, None, 1))

@@ -62,7 +62,7 @@ def import_module(name: str, given: str) -> Any:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            mend = legacy_keras.advice(error) or f"; install it, or {_BRING}"
+            mend = legacy_keras.suggest_legacy_keras(error) or f"; install it, or {_BRING}"
             raise InputError(
                 f"{given}: its import of {error.name!r} fails: no such module{mend}"
             ) from error
@@ -73,7 +73,7 @@ def import_module(name: str, given: str) -> Any:
     except Exception as error:
         raise InputError(
             f"{given}: fails while being imported: {type(error).__name__}: {error}"
-            f"{legacy_keras.advice(error)}"
+            f"{legacy_keras.suggest_legacy_keras(error)}"
         ) from error
 
 
@@ -122,5 +122,5 @@ def call(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
         given = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
         raise InputError(
             f"{option} {reference}: calling it with ({given}) fails: "
-            f"{type(error).__name__}: {error}{legacy_keras.advice(error)}"
+            f"{type(error).__name__}: {error}{legacy_keras.suggest_legacy_keras(error)}"
         ) from error

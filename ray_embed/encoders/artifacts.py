@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keeps the encoder in the run folder, so that going on uses the very same one.
+"""Save the encoder in the run folder, so that a resumed run uses the same one.
 
-``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` the graph that
-was run (variables folded in), ``encoder/encoder.json`` what it is and where its ends are.
+``encoder/weights.npz`` has the weights in the model's order, ``encoder/graph.pb`` the graph with
+its variables folded in, and ``encoder/encoder.json`` a description with the names of its tensors.
 """
 
 import hashlib
@@ -14,20 +14,21 @@ from typing import Any
 import numpy as np
 
 from ray_embed.core.arrays import Array
-from ray_embed.encoders.spec import GRAPH_ENGINES, Encoder
+from ray_embed.encoders.engines.registry import runs_graph
+from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
 
-_WEIGHTS, _GRAPH, _ABOUT = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
+_WEIGHTS, _GRAPH, _DESCRIPTION = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
 
 
-def keep(folder: Folder, encoder: Encoder) -> None:
+def save_encoder(folder: Folder, encoder: Encoder) -> None:
     """Write the encoder to the run folder."""
-    # NumPy's files know no bfloat16: such weights are kept as float32, which holds each of them.
+    # NumPy's files have no bfloat16. float32 holds all of its values.
     arrays = {
-        f"{at:05d}": value.astype(np.float32) if value.dtype.kind == "V" else value
-        for at, value in enumerate(encoder.weights)
+        f"{index:05d}": value.astype(np.float32) if value.dtype.kind == "V" else value
+        for index, value in enumerate(encoder.weights)
     }
     sink = io.BytesIO()
     np.savez(sink, allow_pickle=False, **arrays)
@@ -37,43 +38,46 @@ def keep(folder: Folder, encoder: Encoder) -> None:
     for name, content in contents.items():
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
-    described = json.loads(json.dumps(about(encoder) | {"files": files}, default=str))
-    described["checksum"] = manifest.checksum(described)
-    folder.write(_ABOUT, json.dumps(described, indent=1).encode())
+    description = describe_encoder(encoder) | {"files": files}
+    description = json.loads(json.dumps(description, default=str))
+    description["checksum"] = manifest.checksum(description)
+    folder.write(_DESCRIPTION, json.dumps(description, indent=1).encode())
 
 
-def is_sound(folder: Folder) -> bool:
-    """Whether all is there, and as it was written."""
+def is_intact(folder: Folder) -> bool:
+    """Return whether all files exist as they were written."""
     try:
-        for name in _described(folder)["files"]:
-            _read(folder, name)
+        for name in _read_description(folder)["files"]:
+            _read_file(folder, name)
     except (StorageError, InputError):
         return False
     return True
 
 
-def _described(folder: Folder) -> dict[str, Any]:
-    """Read what was written of the encoder.
+def _read_description(folder: Folder) -> dict[str, Any]:
+    """Return the description of the encoder.
 
     Raises:
-        InputError: it is gone, or not what was written.
+        InputError: it is missing or damaged.
     """
     try:
-        content: dict[str, Any] = json.loads(folder.read(_ABOUT)) if folder.exists(_ABOUT) else {}
+        content: dict[str, Any] = (
+            json.loads(folder.read(_DESCRIPTION)) if folder.exists(_DESCRIPTION) else {}
+        )
         if content.pop("checksum", None) == manifest.checksum(content):
             return content
     except (ValueError, TypeError, AttributeError) as error:
-        raise _damaged(folder, _ABOUT) from error
-    raise _damaged(folder, _ABOUT)
+        raise _damaged(folder, _DESCRIPTION) from error
+    raise _damaged(folder, _DESCRIPTION)
 
 
-def _read(folder: Folder, name: str) -> bytes:
-    """Read a file that was kept.
+def _read_file(folder: Folder, name: str) -> bytes:
+    """Return the content of a file of the encoder.
 
     Raises:
-        InputError: it is gone, or not what was written.
+        InputError: it is missing or damaged.
     """
-    digest = _described(folder)["files"].get(name)
+    digest = _read_description(folder)["files"].get(name)
     content = folder.read(name) if folder.exists(name) else None
     if content is None or _digest(content) != digest:
         raise _damaged(folder, name)
@@ -82,8 +86,8 @@ def _read(folder: Folder, name: str) -> bytes:
 
 def _damaged(folder: Folder, name: str) -> InputError:
     return InputError(
-        f"{folder.shown(name)}: it is gone, or damaged, and the run cannot go on without it; put "
-        "back what was there, or start anew with --overwrite"
+        f"{folder.shown(name)}: it is missing or damaged, and the run cannot be resumed without "
+        "it; restore it, or start again with --overwrite"
     )
 
 
@@ -91,8 +95,8 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def about(encoder: Encoder) -> dict[str, Any]:
-    """Describe the encoder as plain data."""
+def describe_encoder(encoder: Encoder) -> dict[str, Any]:
+    """Return the description of the encoder as plain data."""
     return {
         "model": encoder.spec.model_name,
         "engine": encoder.engine,
@@ -107,32 +111,32 @@ def about(encoder: Encoder) -> dict[str, Any]:
     }
 
 
-def kept_weights(folder: Folder) -> tuple[Array, ...] | None:
-    """Read the weights that an earlier start kept; None where there are none."""
-    if not folder.exists(_ABOUT):
+def read_weights(folder: Folder) -> tuple[Array, ...] | None:
+    """Return the weights that an earlier start saved, or None if there are none."""
+    if not folder.exists(_DESCRIPTION):
         return None
-    with np.load(io.BytesIO(_read(folder, _WEIGHTS)), allow_pickle=False) as arrays:
+    with np.load(io.BytesIO(_read_file(folder, _WEIGHTS)), allow_pickle=False) as arrays:
         return tuple(arrays[name] for name in sorted(arrays.files))
 
 
-def without_contents(encoder: Encoder) -> Encoder:
-    """Give the encoder without what is kept of it: its graph and weights."""
+def strip_contents(encoder: Encoder) -> Encoder:
+    """Return the encoder without its graph and its weights."""
     return replace(encoder, graph=None, weights=())
 
 
-def with_contents(folder: Folder, encoder: Encoder) -> Encoder:
-    """Give the encoder with what its engine needs of what is kept: the graph, or the weights.
+def restore_contents(folder: Folder, encoder: Encoder) -> Encoder:
+    """Return the encoder with what its engine needs: the saved graph, or the saved weights.
 
     Raises:
-        InputError: it is gone, or damaged.
+        InputError: a file is missing or damaged.
     """
-    if encoder.engine not in GRAPH_ENGINES:
-        return replace(encoder, weights=kept_weights(folder) or ())
-    graph = _read(folder, _GRAPH)
-    kept = _described(folder)
+    if not runs_graph(encoder.engine):
+        return replace(encoder, weights=read_weights(folder) or ())
+    graph = _read_file(folder, _GRAPH)
+    description = _read_description(folder)
     return replace(
         encoder,
         graph=graph,
-        input_name=kept["input_name"],
-        output_names=tuple(kept["output_names"]),
+        input_name=description["input_name"],
+        output_names=tuple(description["output_names"]),
     )

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds the encoder in a process of its own, beside the start of Ray.
+"""Build the encoder in a separate process while Ray starts.
 
-Starting Ray is mostly waiting, importing TensorFlow and building mostly computing; one after the
-other they take twice as long.
+The start of Ray is mostly waiting; importing TensorFlow and building is mostly computing. One after
+the other takes twice as long.
 """
 
 import contextlib
@@ -15,17 +15,16 @@ import tempfile
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO, Any
+from typing import IO
 
-import numpy as np
-
+from ray_embed.core.arrays import Array
 from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.errors import RayEmbedError, RunError
 
-Weights = tuple[np.ndarray[Any, Any], ...]
+Weights = tuple[Array, ...]
 Build = Callable[[EncoderSpec, Weights | None], Callable[[], Encoder]]
 
-# The import path of this process, and not the folder it is in, is where modules are looked for.
+# Modules are searched on the import path of this process, without its current folder.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from ray_embed.encoders.build_process import serve; serve(int(sys.argv[2]), sys.argv[3])"
@@ -33,26 +32,26 @@ _START = (
 
 
 @contextlib.contextmanager
-def builder(threads: int, folder: str) -> Iterator[Build]:
-    """Start a process that builds an encoder; gives the function that asks it for one.
+def start_build_process(threads: int, folder: str) -> Iterator[Build]:
+    """Start a process that builds an encoder, and yield a function that sends it the request.
 
-    That function, called once, returns at once what waits for the encoder, and raises as
-    :func:`ray_embed.encoders.build.build` does, or RunError where the process dies.
+    The function may be called once. It returns at once a function that waits for the encoder, and
+    raises the errors of :func:`ray_embed.encoders.build.build`, or RunError if the process dies.
 
     Args:
-        threads: for computing.
-        folder: where the command was started; the user's modules are imported from it.
+        threads: the number of threads for computing.
+        folder: the folder that the command was started in; the user's modules are imported from it.
     """
-    with tempfile.TemporaryFile() as said, ThreadPoolExecutor(1) as waiting:
-        process = subprocess.Popen(  # noqa: S603 - this very interpreter, with our own arguments
+    with tempfile.TemporaryFile() as output, ThreadPoolExecutor(1) as executor:
+        process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own arguments
             [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(threads), folder],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=said,
+            stderr=output,
         )
 
-        def build(spec: EncoderSpec, kept: Weights | None) -> Callable[[], Encoder]:
-            return waiting.submit(_ask, process, said, spec, kept).result
+        def build(spec: EncoderSpec, saved_weights: Weights | None) -> Callable[[], Encoder]:
+            return executor.submit(_request, process, output, spec, saved_weights).result
 
         try:
             yield build
@@ -61,52 +60,67 @@ def builder(threads: int, folder: str) -> Iterator[Build]:
             process.wait()
 
 
-def _ask(
-    process: "subprocess.Popen[bytes]", said: IO[bytes], spec: EncoderSpec, kept: Weights | None
+def _request(
+    process: "subprocess.Popen[bytes]",
+    output: IO[bytes],
+    spec: EncoderSpec,
+    saved_weights: Weights | None,
 ) -> Encoder:
-    question, answer = process.stdin, process.stdout
-    assert question is not None and answer is not None  # noqa: S101 - both are pipes
+    """Send the request, and wait for the encoder.
+
+    Args:
+        process: the build process.
+        output: the file of what it prints.
+        spec: what is asked for.
+        saved_weights: the weights that an earlier start of the run saved.
+    """
+    request, answer = process.stdin, process.stdout
+    assert request is not None and answer is not None  # noqa: S101 - both are pipes
     try:
-        with question:
-            pickle.dump((spec, kept), question)
-        found = pickle.load(answer)  # noqa: S301 - of our own process
+        with request:
+            pickle.dump((spec, saved_weights), request)
+        result = pickle.load(answer)  # noqa: S301 - from our own process
     except (OSError, EOFError, pickle.UnpicklingError) as error:
-        said.seek(0)
-        last = said.read().decode("utf-8", "replace").strip()[-2000:]
+        output.seek(0)
+        last = output.read().decode("utf-8", "replace").strip()[-2000:]
         raise RunError(
-            f"the process that builds the encoder died (exit {process.wait()}); its last words:\n"
+            f"the process that builds the encoder died (exit {process.wait()}); its last output:\n"
             f"{last or '(none)'}"
         ) from error
     finally:
         answer.close()
-    if isinstance(found, Exception):
-        raise found
-    encoder: Encoder = found
+    if isinstance(result, Exception):
+        raise result
+    encoder: Encoder = result
     return encoder
 
 
 def serve(threads: int, folder: str) -> None:
-    """Be that process: answer one question, on the standard output, and end."""
+    """Run in the build process: answer one request on the standard output, then end."""
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # What else is printed, by the user's code or by libraries, is no answer.
+    # Redirect what the user's code and libraries print, so that it does not mix with the answer.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    # It has no use for a GPU that the actors need.
+    # Leave the GPUs to the actors.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    found: Encoder | Exception
+    result: Encoder | Exception
     try:
-        from ray_embed.encoders.tensorflow_setup import start_tensorflow
-
-        start_tensorflow(threads, folder)
-        from ray_embed.encoders.build import build
-
-        spec, kept = pickle.load(sys.stdin.buffer)  # noqa: S301 - of our own process
-        found = build(spec, threads, kept)
+        result = _build_requested(threads, folder)
     except EOFError:
-        # Nobody asks.
+        # The other process closed the pipe without a request.
         return
     except RayEmbedError as error:
-        found = error
+        result = error
     except Exception:
-        found = RunError(f"an error while building the encoder:\n{traceback.format_exc()}")
+        result = RunError(f"an error while building the encoder:\n{traceback.format_exc()}")
     with answer:
-        pickle.dump(found, answer, pickle.HIGHEST_PROTOCOL)
+        pickle.dump(result, answer, pickle.HIGHEST_PROTOCOL)
+
+
+def _build_requested(threads: int, folder: str) -> Encoder:
+    from ray_embed.encoders.tensorflow_setup import start_tensorflow
+
+    start_tensorflow(threads, folder)
+    from ray_embed.encoders.build import build
+
+    spec, saved_weights = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own process
+    return build(spec, threads, saved_weights)

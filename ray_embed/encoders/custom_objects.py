@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the classes and functions that a stored model names, in the modules given by --import.
+"""Find the classes and functions that a stored model names in the modules of ``--import``.
 
-Keras loads a model with classes of the user's own if these are registered, or given to it by name
-as `custom_objects`. Many modules register nothing, so the names stored in the file are looked up.
-A file decides which names are asked for, and with which arguments classes are made, so nothing is
-given to Keras but what the modules define for it: classes that it can make from a configuration,
-and, where the file names a function, their own functions.
+Keras loads a model with custom classes if these are registered, or passed to it by name as
+`custom_objects`. Many modules register nothing, so the names in the file are looked up in them. The
+file chooses the names and the arguments of the classes. So Keras gets only classes that it can
+create from a configuration, and, if the file names a function, functions that the modules define.
 """
 
 import inspect
@@ -20,21 +19,21 @@ Config = Any
 Objects = dict[str, Any]
 
 _KERAS = ("keras", "tf_keras")
-# Modules in a file that no one can import again: a script's own, and none.
-_NOWHERE = ("", "builtins", "__main__")
+# Modules in a file that cannot be imported again: a script, and an unknown module.
+_NOT_IMPORTABLE = ("", "builtins", "__main__")
 
-# Settings of layers whose values are words, none of which is the name of a function.
+# Settings of layers whose values are words, but never names of functions.
 _WORDS = {
     *("name", "class_name", "registered_name", "module", "dtype", "padding", "data_format"),
     *("interpolation", "fill_mode", "output_mode", "mode", "build_config", "layer_name"),
 }
-# Where Keras keeps its own functions that a configuration may name.
+# The modules of Keras with functions that a configuration may name.
 _FUNCTIONS = ("activations", "initializers", "regularizers", "constraints", "losses", "metrics")
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A class or function that a file names, and the module that it came from, if the file says."""
+    """A class or function that a file names, and its module, empty if the file does not name it."""
 
     name: str
     module: str
@@ -42,20 +41,20 @@ class Reference:
 
     @property
     def bare(self) -> str:
-        """The name without the package that it was registered for."""
+        """Return the name without the package that it was registered for."""
         return self.name.rpartition(">")[2]
 
 
 def find_custom_objects(
-    configs: Sequence[Config], imports: Sequence[str], family: str, given: str
+    configs: Sequence[Config], imports: Sequence[str], family: str, option: str
 ) -> Objects:
-    """Return what Keras needs beside its own to load a model, by the names in the file.
+    """Return the custom classes and functions that Keras needs to load a model, by name.
 
     Args:
         configs: the stored configuration, parsed.
-        imports: the modules given by ``--import``, which have been imported.
+        imports: the modules of ``--import``, already imported.
         family: the Keras that loads it, `keras` or `tf_keras`.
-        given: the option and value that named the file, for errors.
+        option: the option and value that named the file, for errors.
 
     Raises:
         InputError: a module has several classes of a name, or the file would call a function.
@@ -64,32 +63,32 @@ def find_custom_objects(
         *references(configs),
         *(Reference(name, "", is_function=True) for name in sorted(_named_functions(configs))),
     ]
-    # What the user's module has goes before a layer of Keras that happens to be called the same.
-    found = _layers_of_applications(family)
-    found = {one.name: found[one.name] for one in named if one.name in found}
+    # The user's module takes precedence over a layer of Keras with the same name.
+    layers = _layers_of_applications(family)
+    objects = {item.name: layers[item.name] for item in named if item.name in layers}
     for reference in named if imports else ():
         value = _look_up(reference, imports, family)
         if value is not None:
-            found[reference.name] = value
-    _refuse_calls(configs, found, family, given)
-    return found
+            objects[reference.name] = value
+    _refuse_calls(configs, objects, family, option)
+    return objects
 
 
 def references(configs: Sequence[Config]) -> list[Reference]:
-    """Return the classes and functions that are not known as Keras' own, in the file's order."""
-    found: dict[Reference, None] = {}
+    """Return the classes and functions that the file names, in its order."""
+    named: dict[Reference, None] = {}
     for item in _items(configs):
         name = item.get("registered_name", item["class_name"])
         if item["class_name"] == "function":
             if isinstance(item["config"], str):
-                found[Reference(item["config"], _module(item), is_function=True)] = None
+                named[Reference(item["config"], _module(item), is_function=True)] = None
         elif isinstance(name, str) and not name.startswith("__"):
-            found[Reference(name, _module(item))] = None
-    return list(found)
+            named[Reference(name, _module(item))] = None
+    return list(named)
 
 
 def missing_objects(configs: Sequence[Config], objects: Objects, family: str) -> list[Reference]:
-    """Return what the file names that is neither Keras' own nor registered nor in `objects`."""
+    """Return what the file names and Keras does not find: built in, registered, or in `objects`."""
     library = sys.modules[family]
     return [
         reference
@@ -101,24 +100,24 @@ def missing_objects(configs: Sequence[Config], objects: Objects, family: str) ->
 
 
 def describe_missing(missing: Sequence[Reference], imports: Sequence[str], family: str) -> str:
-    """Say which classes and functions are missing, and how to name the module that has them."""
-    known = [reference.module for reference in missing if reference.module not in _NOWHERE]
+    """Return which classes and functions are missing, and how to name their module."""
+    known = [reference.module for reference in missing if reference.module not in _NOT_IMPORTABLE]
     names = ", ".join(
-        f"{one.bare!r}" + (f" (of {one.module})" if one.module in known else "") for one in missing
+        f"{ref.bare!r}" + (f" (of {ref.module})" if ref.module in known else "") for ref in missing
     )
-    kinds = {one.is_function for one in missing}
+    kinds = {reference.is_function for reference in missing}
     what = {
         (True,): "function",
         (False,): "class",
         (False, True): "classes and functions",
     }[tuple(sorted(kinds))]
     holds = f"it holds the {what} {names}"
-    for one in missing:
-        for module, value in _values(imports, one.bare):
+    for reference in missing:
+        for module, value in _values(imports, reference.bare):
             other = _family(value)
             if other not in ("", family):
                 return (
-                    f"{holds}, for {family}; {one.bare!r} in {module} is one for {other}: name a "
+                    f"{holds}, for {family}; {reference.bare!r} in {module} is for {other}: name a "
                     f"module that has it for {family} with --import, or save the model with {other}"
                 )
     if imports:
@@ -134,7 +133,7 @@ def describe_missing(missing: Sequence[Reference], imports: Sequence[str], famil
 
 
 def _items(value: Any) -> Iterator[dict[str, Any]]:
-    """Yield the stored objects: what has a class and a configuration."""
+    """Yield the stored objects, which have a class and a configuration."""
     if isinstance(value, dict):
         if isinstance(value.get("class_name"), str) and "config" in value:
             yield value
@@ -150,27 +149,27 @@ def _module(item: Mapping[str, Any]) -> str:
 
 
 def _named_functions(value: Any) -> set[str]:
-    """Return the words in a configuration that may name a function, as older formats do."""
+    """Return the words in a configuration that may name a function, as in older formats."""
     if isinstance(value, str):
         return {value}
     if isinstance(value, dict):
         parts = [_named_functions(item) for key, item in value.items() if key not in _WORDS]
     elif isinstance(value, (list, tuple)):
-        # Lists of texts are the names of layers that a layer is connected to.
+        # Lists of texts are the names of connected layers.
         parts = [_named_functions(item) for item in value if not isinstance(item, str)]
     else:
         parts = []
     return set().union(*parts)
 
 
-# --- what the user's modules have ----------------------------------------------------------------
+# --- what the user's modules define --------------------------------------------------------------
 
 
 def _look_up(reference: Reference, imports: Sequence[str], family: str) -> Any:
-    """Return what a module has for a name in the file, None where there is nothing.
+    """Return the object of a module for a name in the file, or None if there is none.
 
     Raises:
-        InputError: it has several, and the file does not say which.
+        InputError: there are several, and the file does not name the module.
     """
     package = reference.module.partition(".")[0]
     if package in _KERAS or _is_own_function(reference, family):
@@ -188,27 +187,30 @@ def _look_up(reference: Reference, imports: Sequence[str], family: str) -> Any:
     if len(several) > 1:
         places = ", ".join(sorted(value.__module__ for value in several.values()))
         raise InputError(
-            f"--import {', '.join(imports)}: it has several things called {reference.bare!r} "
-            f"({places}); name the module that has the one the file means with --import"
+            f"--import {', '.join(imports)}: it has several objects called {reference.bare!r} "
+            f"({places}); name the module of the one that the file means with --import"
         )
     return next(iter(several.values()), None)
 
 
 def _values(imports: Sequence[str], name: str) -> list[tuple[str, Any]]:
-    """Return what the modules call `name`, and those below them that have been imported."""
-    below = tuple(f"{module}." for module in imports)
-    names = [*imports, *(m for m in list(sys.modules) if m.startswith(below) and m not in imports)]
-    modules = [(one, sys.modules.get(one)) for one in names]
-    # A package may load its parts late, and then runs its code for a name that it lacks.
-    found = [(one, vars(module).get(name)) for one, module in modules if module is not None]
-    return [(one, value) for one, value in found if value is not None]
+    """Return the objects called `name` in the modules, and in their imported submodules."""
+    prefixes = tuple(f"{module}." for module in imports)
+    names = [
+        *imports,
+        *(m for m in list(sys.modules) if m.startswith(prefixes) and m not in imports),
+    ]
+    modules = [(key, sys.modules.get(key)) for key in names]
+    # getattr would run the code of packages that import their parts late.
+    values = [(key, vars(module).get(name)) for key, module in modules if module is not None]
+    return [(key, value) for key, value in values if value is not None]
 
 
 def _fits(value: Any, reference: Reference, imports: Sequence[str], family: str) -> bool:
-    """Whether a module's value may be given to Keras for what the file names."""
+    """Return whether Keras may get a module's value for what the file names."""
     package = str(getattr(value, "__module__", "")).partition(".")[0]
     if reference.is_function:
-        # Not a function that the module has from elsewhere: that may do anything.
+        # A function that the module imported from elsewhere may do anything.
         return inspect.isfunction(value) and package in {m.partition(".")[0] for m in imports}
     return (
         inspect.isclass(value)
@@ -219,7 +221,7 @@ def _fits(value: Any, reference: Reference, imports: Sequence[str], family: str)
 
 
 def _family(value: Any) -> str:
-    """Return the Keras that a class derives from, an empty string for any other value."""
+    """Return the Keras that a class derives from, or an empty string for other values."""
     for base in getattr(value, "__mro__", ()):
         package: str = base.__module__.partition(".")[0]
         if package in _KERAS:
@@ -227,8 +229,8 @@ def _family(value: Any) -> str:
     return ""
 
 
-def _refuse_calls(configs: Sequence[Config], objects: Objects, family: str, given: str) -> None:
-    """Refuse a file that gives arguments to a function: Keras would call it with them."""
+def _refuse_calls(configs: Sequence[Config], objects: Objects, family: str, option: str) -> None:
+    """Refuse a file that has arguments for a function: Keras would call it with them."""
     library = sys.modules[family]
     for item in _items(configs):
         for key in ("class_name", "registered_name"):
@@ -238,17 +240,17 @@ def _refuse_calls(configs: Sequence[Config], objects: Objects, family: str, give
             value = objects.get(name) or library.saving.get_registered_object(name)
             if inspect.isroutine(value):
                 raise InputError(
-                    f"{given}: it names the function {name!r} as a class, and such a file is not "
+                    f"{option}: it names the function {name!r} as a class, and such a file is not "
                     "loaded; build the model in a function of yours and give --model "
                     "module:callable with --weights"
                 )
 
 
-# --- what Keras has itself -----------------------------------------------------------------------
+# --- what Keras defines --------------------------------------------------------------------------
 
 
 def _layers_of_applications(family: str) -> Objects:
-    """Return the layers that Keras' applications define, which not all of its readers know."""
+    """Return the layers of Keras' applications, which not all of its readers find."""
     return {
         name: value
         for module in _modules_of(f"{family}.src.applications.")
@@ -258,8 +260,8 @@ def _layers_of_applications(family: str) -> Objects:
 
 
 def _is_own_function(reference: Reference, family: str) -> bool:
-    """Whether a function is Keras' own by its name, unless the file says that it is the user's."""
-    if not reference.is_function or reference.module not in _NOWHERE:
+    """Return whether a function is part of Keras, unless the file says that it is the user's."""
+    if not reference.is_function or reference.module not in _NOT_IMPORTABLE:
         return False
     library = sys.modules[family]
     return any(hasattr(getattr(library, module), reference.name) for module in _FUNCTIONS)

@@ -1,115 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder as one function, and as one graph with its variables folded to constants."""
+"""The encoder as one TensorFlow graph whose variables are folded to constants."""
 
 import hashlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from ray_embed.core import user_code
-from ray_embed.encoders import pooling
-from ray_embed.encoders.families import advise
-from ray_embed.encoders.layers import Recorded, Watch, is_feature, recording, select
-from ray_embed.encoders.model_loading import Loaded
+from ray_embed.encoders.features import Encode
+from ray_embed.encoders.known_architectures import advise
 from ray_embed.encoders.rescaling import Rescaling, find_rescaling
-from ray_embed.encoders.spec import EncoderSpec, Output
-from ray_embed.errors import InputError
-
-Features = list[Any]
+from ray_embed.encoders.spec import Encoder
 
 
-def preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
-    """Give the user's function that is applied to a float32 batch, or one that changes nothing.
-
-    Raises:
-        InputError: it cannot be imported.
-    """
-    import tensorflow as tf
-
-    if spec.preprocess is None:
-        return lambda images: images
-    function = user_code.resolve(spec.preprocess, "--preprocess")
-
-    def prepare(images: Any) -> Any:
-        # Each call gets an array of its own: a function may work in place.
-        own = np.array(images) if tf.executing_eagerly() else images
-        return tf.cast(tf.convert_to_tensor(function(own)), tf.float32)
-
-    return prepare
-
-
-def run_recorded(loaded: Loaded, images: Any, watch: Watch | None = None) -> tuple[Any, Recorded]:
-    """Call the model; give its output and what each layer gave."""
-    with recording(watch) as recorded:
-        output = loaded.call(images)
-    if isinstance(output, dict):
-        for name, value in output.items():
-            recorded.setdefault(name, [value])
-    return output, recorded
-
-
-def layer_values(
-    loaded: Loaded, spec: EncoderSpec, images: Any, watch: Watch | None = None
-) -> dict[str, Any]:
-    """Call the model and give what the layers asked for give, by name.
-
-    Args:
-        loaded: the model.
-        spec: names the layers.
-        images: (N, H, W, C) float32.
-        watch: called with each layer and its output.
-
-    Raises:
-        InputError: a layer that cannot be taken, or several outputs where none was named.
-    """
-    output, recorded = run_recorded(loaded, images, watch)
-    if spec.layers:
-        return {name: select(name, recorded) for name in spec.layers}
-    if isinstance(output, dict):
-        main = loaded.main_output
-        outputs = output if main is None else {main: output[main]}
-    elif isinstance(output, (list, tuple)):
-        outputs = {f"output {at}": value for at, value in enumerate(output)}
-    else:
-        outputs = {"output": output}
-    if len(outputs) > 1:
-        same = [
-            path
-            for path, calls in recorded.items()
-            if len(calls) == 1 and any(calls[0] is value for value in outputs.values())
-        ]
-        raise InputError(
-            f"--model {spec.model_name}: it has {len(outputs)} outputs; say which with --layer: "
-            f"{', '.join(same or list(recorded)[-10:])}"
-        )
-    name, value = next(iter(outputs.items()))
-    if not is_feature(value):
-        raise InputError(
-            f"--model {spec.model_name}: its output is {getattr(value, 'shape', type(value))}; "
-            "one float tensor of rank 2 to 4 is needed: name a layer with --layer"
-        )
-    return {name: value}
-
-
-def function_of(
-    loaded: Loaded, spec: EncoderSpec, outputs: tuple[Output, ...]
-) -> Callable[[Any], Features]:
-    """Give the function from (N, H, W, C) float32 images to one (N, D) float32 an output."""
-    prepare = preprocessing(spec)
-
-    def encode(images: Any) -> Features:
-        values = layer_values(loaded, spec, prepare(images))
-        pairs = zip(values.values(), outputs, strict=True)
-        return [pooling.pool(value, output.pool, output.channel_axis) for value, output in pairs]
-
-    return encode
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FoldedGraph:
-    """A serialized GraphDef whose variables are constants, and the names of its ends."""
+    """A serialized GraphDef whose variables are constants, and what is known of it.
+
+    Attributes:
+        architecture: a digest without the weights.
+        content: a digest with the weights.
+    """
 
     graph: bytes
     input_name: str
@@ -120,12 +31,44 @@ class FoldedGraph:
     advice: str
 
 
-def fold(
-    encode: Callable[[Any], Features], batch_shape: tuple[int, ...], dtype: str
-) -> FoldedGraph:
+def fold_encoder(draft: Encoder, encode: Encode, dtype: str) -> tuple[Encoder, list[str]]:
+    """Return the encoder with its graph, and a warning if it cannot be folded into one.
+
+    Without a graph, the type of its input, `dtype`, is all that says which pixels it expects.
+    """
+    batch = draft.spec.batch_size
+    shape = (batch,) if dtype == "string" else (batch, *draft.image_shape)
+    try:
+        folded = fold(encode, shape, dtype)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        rescaling = Rescaling(dtype=dtype, expects_levels="int" in dtype)
+        draft = replace(draft, graph=None, architecture=_model_digest(draft), rescaling=rescaling)
+        return draft, [f"the model cannot be folded into a graph ({reason[0][:200]})"]
+    encoder = replace(
+        draft,
+        graph=folded.graph,
+        input_name=folded.input_name,
+        output_names=folded.output_names,
+        architecture=folded.architecture,
+        # This covers all constants, also those that Keras does not count among the weights.
+        weights_digest=folded.content,
+        rescaling=folded.rescaling,
+        advice=folded.advice,
+    )
+    return encoder, []
+
+
+def _model_digest(draft: Encoder) -> str:
+    outputs = [(o.layer, o.pool, o.dimension) for o in draft.outputs]
+    shapes = [(value.shape, str(value.dtype)) for value in draft.weights]
+    return hashlib.sha256(repr((draft.spec.model_name, outputs, shapes)).encode()).hexdigest()
+
+
+def fold(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> FoldedGraph:
     """Trace the function for one batch shape and fold its variables to constants.
 
-    What no output needs is not in the graph: it ends at the last layer asked for.
+    The graph ends at the last requested layer: nodes that no output needs are left out.
 
     Args:
         encode: from images to features.
@@ -135,46 +78,55 @@ def fold(
     Raises:
         Exception: whatever TensorFlow raises for a function that cannot be traced or folded.
     """
+    frozen = _freeze(encode, batch_shape, dtype)
+    graph = frozen.graph.as_graph_def()
+    _refuse_python(graph)
+    input_name = frozen.inputs[0].name
+    outputs = tuple(tensor.name for tensor in frozen.outputs)
+    rescaling, advice = Rescaling(dtype=dtype), ""
+    # An encoder that decodes files has no pixels as its input.
+    if dtype != "string":
+        rescaling = find_rescaling(graph, input_name, outputs, dtype)
+        advice = advise(graph)
+    return FoldedGraph(
+        graph=graph.SerializeToString(deterministic=True),
+        input_name=input_name,
+        output_names=outputs,
+        architecture=_digest(graph, outputs, weights=False),
+        content=_digest(graph, outputs, weights=True),
+        rescaling=rescaling,
+        advice=advice,
+    )
+
+
+def _freeze(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> Any:
     import tensorflow as tf
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
 
-    takes_bytes = dtype == "string"
-    images = tf.TensorSpec(batch_shape, tf.string if takes_bytes else tf.float32, name="images")
-    # Not tf.function, whose graphs keep what has side effects: a sampling layer beside the layer
-    # asked for changes the state of its random generator, which no constant can.
-    traced = tf.compat.v1.wrap_function(encode, [images])
+    kind = tf.string if dtype == "string" else tf.float32
+    # tf.function would keep nodes with side effects: a sampling layer that no output needs changes
+    # the state of its random generator, which cannot be a constant.
+    traced = tf.compat.v1.wrap_function(encode, [tf.TensorSpec(batch_shape, kind, name="images")])
     needed = traced.prune(traced.inputs[0], traced.outputs)
-    frozen = convert_variables_to_constants_v2(needed)
-    graph = frozen.graph.as_graph_def()
-    _refuse_python(graph)
-    outputs = tuple(tensor.name for tensor in frozen.outputs)
-    return FoldedGraph(
-        graph.SerializeToString(deterministic=True),
-        frozen.inputs[0].name,
-        outputs,
-        _digest(graph, outputs, weights=False),
-        _digest(graph, outputs, weights=True),
-        # What decodes files itself is given no pixels.
-        Rescaling(dtype=dtype)
-        if takes_bytes
-        else find_rescaling(graph, frozen.inputs[0].name, outputs, dtype),
-        "" if takes_bytes else advise(graph),
-    )
+    return convert_variables_to_constants_v2(needed)
 
 
 def _refuse_python(graph: Any) -> None:
-    """Refuse a graph that calls Python functions, which it finds in this process only."""
+    """Refuse a graph that calls Python functions, which only this process has."""
     functions = [node for function in graph.library.function for node in function.node_def]
     if any("PyFunc" in node.op for node in (*graph.node, *functions)):
         raise ValueError("it calls Python by tf.py_function or tf.numpy_function")
 
 
-def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
-    """Hash what the outputs compute, independent of node names and their order (a Merkle hash).
+# --- digests -------------------------------------------------------------------------------------
 
-    Without `weights`, float constants that are no scalars count by their shape alone.
+
+def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
+    """Return a Merkle hash of what the outputs compute, independent of node names and order.
+
+    Without `weights`, only the shapes of float constants count, except for scalars.
     """
     nodes = {node.name: node for node in graph.node}
     known: dict[str, bytes] = {}
@@ -182,7 +134,7 @@ def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
     ends = [_node_of(name) for name in outputs]
     _hash_below(ends, nodes, known, loops, weights)
     parts = [known[name] for name in ends]
-    # Hashing what a loop hands to its next iteration may meet further loops.
+    # The hash of what a loop passes to its next iteration may add further loops to the list.
     for name in loops:
         before = _node_of(nodes[name].input[0])
         _hash_below([before], nodes, known, loops, weights)
@@ -197,9 +149,9 @@ def _hash_below(
     loops: list[str],
     weights: bool,
 ) -> None:
-    """Hash nodes and all that they depend on, into `known`.
+    """Add the hashes of nodes, and of everything that they depend on, to `known`.
 
-    Loops are cut where they are closed, at their NextIteration nodes, which go into `loops`.
+    Loops are cut at their NextIteration nodes, which are appended to `loops`.
     """
     stack = list(names)
     while stack:
@@ -224,8 +176,6 @@ def _node_of(name: str) -> str:
 
 
 def _node_digest(node: Any, inputs: list[bytes], weights: bool) -> bytes:
-    import tensorflow as tf
-
     digest = hashlib.sha256(node.op.encode())
     for part in inputs:
         digest.update(part)
@@ -238,13 +188,20 @@ def _node_digest(node: Any, inputs: list[bytes], weights: bool) -> bytes:
             # The name ends in a counter of the process.
             digest.update(value.func.name.rstrip("0123456789").encode())
         elif key == "value" and node.op == "Const":
-            array = tf.make_ndarray(value.tensor)
-            digest.update(f"{array.dtype}{array.shape}".encode())
-            if weights or array.ndim == 0 or array.dtype.kind != "f":
-                content = array.tolist() if array.dtype.kind == "O" else np.ascontiguousarray(array)
-                digest.update(
-                    repr(content).encode() if isinstance(content, (list, bytes)) else content.data
-                )
+            _hash_constant(digest, value.tensor, weights)
         else:
             digest.update(value.SerializeToString(deterministic=True))
     return digest.digest()
+
+
+def _hash_constant(digest: "hashlib._Hash", tensor: Any, weights: bool) -> None:
+    import tensorflow as tf
+
+    array = tf.make_ndarray(tensor)
+    digest.update(f"{array.dtype}{array.shape}".encode())
+    if not weights and array.ndim > 0 and array.dtype.kind == "f":
+        return
+    if array.dtype.kind == "O":
+        digest.update(repr(array.tolist()).encode())
+    else:
+        digest.update(np.ascontiguousarray(array).data)

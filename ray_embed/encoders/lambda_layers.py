@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds Python code stored in Keras 2 files, which `tf_keras` would run even in its safe mode.
+"""Find Python code in the files of Keras 2, which `tf_keras` would run even in its safe mode.
 
-`tf_keras` also looks up functions by names stored in a file, in whatever module the file says: only
-those that the user's code has registered are let through.
+`tf_keras` also imports functions by name from any module that a file names. Only functions that the
+user's code has registered are accepted.
 """
 
 import json
@@ -19,16 +19,16 @@ _CODE = {"Lambda", "__lambda__"}
 def refuse_lambdas(
     path: Path, configs: Sequence[Any], known: Container[str] = (), imports: Sequence[str] = ()
 ) -> None:
-    """Refuse a model file whose stored configuration holds a Python Lambda.
+    """Refuse a model file whose stored configuration has a Python Lambda.
 
     Args:
         path: the file, for the error.
         configs: the configurations stored in it, parsed.
-        known: the names of functions that Keras is given.
+        known: the names of functions that Keras gets.
         imports: the modules that were searched for functions, for the error.
 
     Raises:
-        InputError: naming the layer or function.
+        InputError: the file has a Lambda, or a function that is not known; the message names it.
     """
     where = f"not in {', '.join(imports)}" if imports else "not registered"
     for config in configs:
@@ -52,7 +52,7 @@ def refuse_lambdas(
 
 
 def holds_lambda(config: Any) -> bool:
-    """Whether a stored configuration holds Python code, which Keras does not run."""
+    """Return whether a stored configuration has Python code, which Keras does not run."""
     return any(
         _is_nameless_code(item) or (_is_code(item) and not _is_named(item))
         for item in _dicts(config)
@@ -60,20 +60,20 @@ def holds_lambda(config: Any) -> bool:
 
 
 def _is_nameless_code(item: dict[str, Any]) -> bool:
-    """Whether this is an activation's code: its bytes, defaults and closure, and nothing else."""
+    """Return whether this is the code of an activation: its bytes, defaults and closure only."""
     code = item.get("value") if len(item) == 1 else None
     return isinstance(code, list) and len(code) == 3 and isinstance(code[0], str)
 
 
 def _is_named(item: dict[str, Any]) -> bool:
-    """Whether a Lambda's function is stored by its name, not as code."""
+    """Return whether the function of a Lambda is stored by name, not as code."""
     config = item.get("config")
     function = config.get("function") if isinstance(config, dict) else None
     return isinstance(function, dict) and function.get("class_name") == "function"
 
 
-def parsed(path: Path, text: str) -> Any:
-    """Parse a configuration.
+def parse_config(path: Path, text: str) -> Any:
+    """Return a parsed configuration.
 
     Raises:
         InputError: it is not JSON.
@@ -87,7 +87,7 @@ def parsed(path: Path, text: str) -> Any:
 
 
 def _is_code(item: dict[str, Any]) -> bool:
-    # A class is found by its path within a module (`layers.Lambda`), and by its registered name.
+    # Keras finds a class by its path in a module (`layers.Lambda`), or by its registered name.
     names = (str(item.get(key)) for key in ("class_name", "registered_name"))
     return any(name.rpartition(".")[2] in _CODE for name in names) or any(
         # `function_type` and `output_shape_type` of a Lambda's configuration.
@@ -113,10 +113,10 @@ def _dicts(value: Any) -> Iterator[dict[str, Any]]:
 
 
 def keras_archive(path: Path) -> tuple[str, str]:
-    """Read the Keras version and the configuration from a ``.keras`` file.
+    """Return the Keras version and the configuration of a ``.keras`` file.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not such a file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -127,10 +127,10 @@ def keras_archive(path: Path) -> tuple[str, str]:
 
 
 def hdf5_model(path: Path) -> tuple[str, str]:
-    """Read the Keras version and the configuration from an HDF5 file of a whole model.
+    """Return the Keras version and the configuration of an HDF5 file of a whole model.
 
     Raises:
-        InputError: it is no HDF5 file, or one of weights alone.
+        InputError: it is not an HDF5 file, or it has weights only.
     """
     import h5py
 
@@ -149,10 +149,10 @@ def hdf5_model(path: Path) -> tuple[str, str]:
 
 
 def saved_model_configs(path: Path) -> list[str] | None:
-    """Read the layers' configurations that Keras 2 keeps in a SavedModel folder.
+    """Return the layer configurations that Keras 2 stores in a SavedModel folder.
 
     Returns:
-        The JSON texts, or None where the folder was not written by Keras 2.
+        The JSON texts, or None if Keras 2 did not write the folder.
 
     Raises:
         InputError: they cannot be parsed.

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Layers by name: recorded while the model is called, whatever kind of Keras model it is.
+"""Record the outputs of a model's layers while it is called, and select them by name.
 
-Recording what each layer gives while the model runs, eagerly or while being traced, works alike
-for functional, Sequential and subclassed models, nested ones too, of Keras 3 and of tf_keras.
+This works for functional, Sequential, subclassed and nested models, of Keras 3 and of tf_keras, in
+eager calls and while the model is traced.
 """
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ray_embed.encoders.keras_compat import keras_family, layer_classes
@@ -18,10 +18,10 @@ Watch = Callable[[Any, Any], None]
 
 
 @contextlib.contextmanager
-def recording(watch: Watch | None = None) -> Iterator[Recorded]:
-    """Record what each layer gives, by path (``outer/inner``, the called model itself left out).
+def record_layers(watch: Watch | None = None) -> Iterator[Recorded]:
+    """Record the outputs of each layer by path, such as ``outer/inner``.
 
-    A path holds as many values as the layer was called times.
+    The called model itself is left out. A path has one value per call of its layer.
 
     Args:
         watch: called with each layer and its output.
@@ -32,7 +32,7 @@ def recording(watch: Watch | None = None) -> Iterator[Recorded]:
 
     def wrapped(original: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # Some classes reach Layer.__call__ twice for one call (a subclass calls super's).
+            # Some classes reach Layer.__call__ twice in one call: a subclass calls super's.
             stack.append(self.name)
             try:
                 output = original(self, *args, **kwargs)
@@ -57,8 +57,8 @@ def recording(watch: Watch | None = None) -> Iterator[Recorded]:
 
 
 @contextlib.contextmanager
-def inputs_of(layer: Any) -> Iterator[list[Any]]:
-    """Record what `layer` is called with, wherever that happens."""
+def record_inputs(layer: Any) -> Iterator[list[Any]]:
+    """Record the inputs of every call of `layer`."""
     seen: list[Any] = []
     cls = layer_classes()[keras_family(layer)]
     original = cls.__call__
@@ -81,12 +81,12 @@ def is_feature(value: Any) -> bool:
     return rank in (2, 3, 4) and bool(getattr(value.dtype, "is_floating", False))
 
 
-def selectable(recorded: Recorded, batch: int | None = None) -> dict[str, Any]:
-    """Give the layers that `--layer` accepts with what they gave.
+def selectable_layers(recorded: Recorded, batch: int | None = None) -> dict[str, Any]:
+    """Return the layers that ``--layer`` accepts, with their outputs.
 
     Args:
-        recorded: what each layer gave.
-        batch: the number of images; layers whose first axis is not that long are left out.
+        recorded: the outputs of each layer.
+        batch: the number of images. Layers whose first axis has another length are left out.
     """
     return {
         path: values[0]
@@ -95,48 +95,12 @@ def selectable(recorded: Recorded, batch: int | None = None) -> dict[str, Any]:
     }
 
 
-def batch_fault(shapes: Sequence[Sequence[int]], sizes: Sequence[int]) -> str | None:
-    """Say what is wrong with an output whose first axis is not the batch; None if nothing is.
-
-    Args:
-        shapes: the output's shapes in calls with batches of different sizes.
-        sizes: the sizes.
-    """
-    pairs = list(zip(shapes, sizes, strict=True))
-    if len({len(shape) for shape in shapes}) > 1:
-        return f"its rank changes with the batch: {_listed(pairs)}"
-    if all(shape[0] == size for shape, size in pairs):
-        for axis in range(1, len(shapes[0])):
-            if len({shape[axis] for shape in shapes}) > 1:
-                return f"the length of its axis {axis} changes with the batch: {_listed(pairs)}"
-        return None
-    for axis in range(1, len(shapes[0])):
-        if all(shape[axis] == size for shape, size in pairs):
-            return f"its batch is axis {axis}, not axis 0: {_listed(pairs)}"
-    if len(pairs) > 1 and len({shape[0] for shape in shapes}) == 1:
-        return (
-            f"its axis 0 is {shapes[0][0]} long whatever the batch, as of position embeddings: "
-            f"{_listed(pairs)}"
-        )
-    times = {shape[0] / size for shape, size in pairs}
-    if len(pairs) > 1 and len(times) == 1 and (factor := times.pop()).is_integer():
-        return (
-            f"its axis 0 is the batch times {int(factor)}, as of attention in windows: "
-            f"{_listed(pairs)}"
-        )
-    return f"its axis 0 is not the batch: {_listed(pairs)}"
-
-
-def _listed(pairs: Sequence[tuple[Sequence[int], int]]) -> str:
-    return ", ".join(f"{tuple(shape)} for {size} images" for shape, size in pairs)
-
-
-def select(name: str, recorded: Recorded) -> Any:
-    """Give what the layer `name` gave.
+def select_layer(name: str, recorded: Recorded) -> Any:
+    """Return the output of the layer `name`.
 
     Raises:
-        InputError: there is no such layer (names the nearest), it was called more than once, or
-            it gives no features.
+        InputError: there is no such layer (the message names similar ones), it was called more
+            than once, or its output cannot be used as features.
     """
     if name not in recorded:
         near = difflib.get_close_matches(name, recorded, 5, 0.4) or list(recorded)[-5:]
@@ -155,6 +119,6 @@ def select(name: str, recorded: Recorded) -> Any:
     if not is_feature(values[0]):
         raise InputError(
             f"--layer {name}: it gives no single float tensor of rank 2 to 4; others: "
-            f"{', '.join(list(selectable(recorded))[-10:])}"
+            f"{', '.join(list(selectable_layers(recorded))[-10:])}"
         )
     return values[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Model and weights on an object store: TensorFlow and Keras read local files only."""
+"""Copy a model and weights from an object store: TensorFlow and Keras read local files only."""
 
 import contextlib
 import tempfile
@@ -14,12 +14,13 @@ from ray_embed.storage.download import fetched
 
 
 @contextlib.contextmanager
-def at_hand(spec: EncoderSpec) -> Iterator[EncoderSpec]:
-    """Give the specification with local copies of what is a URI, which are gone afterwards.
+def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
+    """Yield the specification with local copies in place of URIs; the copies are deleted on exit.
 
     Raises:
-        InputError: there is no such file; or as what is done with them raises it, the URI named.
-        RunError: there is no room for the copies, or the storage fails.
+        InputError: there is no such file. An InputError from inside the ``with`` block is raised
+            again with the URI instead of the path of the copy.
+        RunError: there is no space for the copies, or the storage fails.
     """
     with tempfile.TemporaryDirectory(prefix="ray_embed-") as scratch:
         copied: dict[str, str] = {}

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Builds a model from the JSON that `model.to_json()` of Keras 2 or 3 gives: layers, no weights."""
+"""Build a model without weights from the JSON of `model.to_json()`, of Keras 2 or 3."""
 
 from pathlib import Path
 from typing import Any
 
-from ray_embed.encoders.model_files import read_json
+from ray_embed.encoders.unsupported_formats import read_json
 from ray_embed.errors import InputError
 
 
@@ -18,24 +18,24 @@ def is_model_json(path: Path) -> bool:
     return {"class_name", "config"} <= read_json(path).keys()
 
 
-def keras_of(path: Path) -> str:
-    """Return the Keras that reads the file: `keras` or `tf_keras`."""
+def family_of_json(path: Path) -> str:
+    """Return the Keras that can read the file: `keras` or `tf_keras`."""
     content = read_json(path)
-    # Only Keras 2 writes its version here, and only Keras 3 the module of the model's class.
+    # Only Keras 2 writes its version, and only Keras 3 the module of the model's class.
     return "tf_keras" if "keras_version" in content or "module" not in content else "keras"
 
 
 def model_from_json(path: Path, custom_objects: dict[str, Any]) -> Any:
-    """Build the model, which still has its initial weights.
+    """Return the model with its initial weights.
 
     Args:
-        path: the file, which holds no Python code that Keras 2 would run.
-        custom_objects: classes and functions by the names that the file has for them.
+        path: the file. It must not hold Python code, which Keras 2 would run.
+        custom_objects: classes and functions by their names in the file.
 
     Raises:
         Exception: whatever Keras raises for layers that it does not know.
     """
-    if keras_of(path) == "tf_keras":
+    if family_of_json(path) == "tf_keras":
         import tf_keras
 
         text = path.read_text(encoding="utf-8")
@@ -43,7 +43,7 @@ def model_from_json(path: Path, custom_objects: dict[str, Any]) -> Any:
     import keras
 
     content = read_json(path)
-    # What it was compiled with may need classes of the training program.
+    # The compile configuration may need classes of the training program.
     content.pop("compile_config", None)
     return keras.saving.deserialize_keras_object(
         content, custom_objects=custom_objects, safe_mode=True
@@ -51,13 +51,13 @@ def model_from_json(path: Path, custom_objects: dict[str, Any]) -> Any:
 
 
 def require_weights(path: Path) -> None:
-    """Refuse a model's JSON without weights.
+    """Refuse to use a model's JSON without ``--weights``.
 
     Raises:
-        InputError: the file is one.
+        InputError: the file is the JSON of a model.
     """
     if is_model_json(path):
         raise InputError(
-            f"--model {path}: it holds the model's layers, without their weights; give these with "
-            "--weights (or --weights random, as a floor to compare with)"
+            f"--model {path}: it holds the model's layers without their weights; give them with "
+            "--weights (or --weights random, as a baseline to compare with)"
         )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pooling: from what a layer gives to one vector an image.
+"""Pool the output of a layer to one vector per image.
 
 GeM is the generalized mean of Radenović, Tolias and Chum, "Fine-tuning CNN Image Retrieval with No
 Human Annotation" (TPAMI 2019), with p = 3 and values clamped at 1e-6.
@@ -21,11 +21,11 @@ _GEM_P = 3.0
 _GEM_CLAMP = 1e-6
 
 
-def resolve(pool: str | None, layer: str, shape: tuple[int | None, ...]) -> str:
-    """Give the pooling for a layer: as asked, else `gap` for maps and tokens, `none` for vectors.
+def resolve_pool(pool: str | None, layer: str, shape: tuple[int | None, ...]) -> str:
+    """Return the pooling for a layer: `pool`, or `gap` for maps and tokens and `none` for vectors.
 
     Args:
-        pool: the pooling asked for, or None.
+        pool: the requested pooling, or None for the default.
         layer: the layer's name, for the error.
         shape: the layer's output shape, batch first.
 
@@ -42,7 +42,7 @@ def resolve(pool: str | None, layer: str, shape: tuple[int | None, ...]) -> str:
         fitting = ", ".join(name for name, ranks in _RANKS.items() if rank in ranks)
         raise InputError(
             f"--pool {chosen} does not fit the layer {layer!r} with its output shape {shape}; "
-            f"what fits: {fitting or 'nothing'}"
+            f"poolings that fit: {fitting or 'none'}"
         )
     return chosen
 
@@ -53,8 +53,8 @@ def pool(features: Any, how: str, channel_axis: int = -1) -> Any:
     Args:
         features: (N, H, W, C), (N, T, C) or (N, C), any float type.
         how: a pooling that fits the rank.
-        channel_axis: the axis of the channels where it is not the last. They are moved there
-            first, so that `flatten`, too, gives the order of a model with channels last.
+        channel_axis: the axis of the channels. They are moved to the last axis first, so that
+            `flatten` gives the same order as for a model with channels last.
     """
     import tensorflow as tf
 

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an encoder does to its pixels before its first layer with weights.
+"""Find out how an encoder rescales its pixels before its first layer with weights.
 
-The graph is followed from the input through everything that treats pixels one by one or moves them
-around. What arrives where that ends is computed for blank images, so that it does not matter how
-the encoder rescales: by layers, by functions, or by casting.
+The graph is followed from its input through all operations that change pixels one by one, or move
+them. Where these operations end, the values for blank images are computed. So it does not matter
+how the encoder rescales: by layers, by functions, or by casting.
 """
 
 from collections.abc import Iterable
@@ -52,21 +52,24 @@ _MOVES = {
 }
 _FOLLOWED = _ARITHMETIC | _LIMITS | _NORMALIZATION | _MOVES
 
-# An encoder that divides by more expects levels from 0 to 255: normalizing pixels from 0 to 1 by
-# their standard deviation, which is at most 0.5, multiplies them.
+# An encoder that divides by at least this much expects pixels from 0 to 255. Normalizing pixels
+# from 0 to 1 by their standard deviation, which is at most 0.5, multiplies them.
 _MOST_DIVIDED = 16.0
-# Where the zero of what the first layer gets lies above this, it is a mean of levels up to 255.
+# A pixel value above this that the encoder maps to zero is a mean of pixels from 0 to 255.
 _MOST_CENTERED = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rescaling:
-    """What arrives at an encoder's first layer with weights.
+    """The values that arrive at an encoder's first layer with weights.
 
-    `dtype` is the type of the encoder's input; `layers` are those that rescale, or their
-    operations; `factors` and `offsets` are of the channels there: a pixel x arrives as
-    x · factor + offset. `casts` is whether fractions are lost on the way. `expects_levels` is
-    whether it is plain that pixels from 0 to 255 are expected.
+    Attributes:
+        dtype: the type of the encoder's input.
+        layers: the layers that rescale, or their operations.
+        factors: one per channel; a pixel x arrives as x · factor + offset.
+        offsets: one per channel.
+        casts: whether fractions of pixels are lost.
+        expects_levels: whether the encoder clearly expects pixels from 0 to 255.
     """
 
     dtype: str
@@ -78,12 +81,12 @@ class Rescaling:
 
     @property
     def takes_integers(self) -> bool:
-        """Whether the input's own type is an integer."""
+        """Return whether the type of the input is an integer."""
         return "int" in self.dtype
 
     @property
     def range(self) -> tuple[float, float]:
-        """The lowest and the highest value that arrive for pixels from 0 to 255."""
+        """Return the lowest and highest value that arrive for pixels from 0 to 255."""
         ends = [
             offset + factor * level
             for factor, offset in zip(self.factors, self.offsets, strict=True)
@@ -92,7 +95,7 @@ class Rescaling:
         return (min(ends), max(ends)) if ends else (0.0, 255.0)
 
     def describe(self) -> str:
-        """Describe it in a few words: ``rescaling_1: × 1/255``."""
+        """Return a short description, such as ``rescaling_1: × 1/255``."""
         where = ", ".join(self.layers) or "its first operations"
         if self.takes_integers:
             where = f"input of type {self.dtype}"
@@ -115,12 +118,12 @@ def _as_factor(factor: float) -> str:
 
 
 def find_rescaling(graph: Any, input_name: str, outputs: tuple[str, ...], dtype: str) -> Rescaling:
-    """Return what the graph does to its input before the first layer with weights.
+    """Return how the graph rescales its input before the first layer with weights.
 
     Args:
         graph: a GraphDef whose variables are constants.
         input_name: the tensor of the images, (N, H, W, C) float32 of a fixed shape.
-        outputs: the tensors that the graph gives.
+        outputs: the output tensors of the graph.
         dtype: the type of the encoder's own input.
     """
     import tensorflow as tf
@@ -170,7 +173,7 @@ def find_rescaling(graph: Any, input_name: str, outputs: tuple[str, ...], dtype:
 def _follow(
     nodes: dict[str, Any], start: str, outputs: tuple[str, ...]
 ) -> tuple[list[str], tuple[str, ...]]:
-    """Return the nodes that pixels pass through, and the tensors where that ends."""
+    """Return the nodes that rescale or move pixels, and the tensors where these nodes end."""
     order = _in_order(nodes, nodes)
     constant = {name for name in order if nodes[name].op == "Const"}
     followed = {start: None}
@@ -194,9 +197,9 @@ def _follow(
 
 
 def _in_order(nodes: dict[str, Any], wanted: Iterable[str]) -> list[str]:
-    """Return the wanted nodes and all that they need, each after its inputs.
+    """Return the wanted nodes and everything that they need, inputs first.
 
-    Those that close a loop come before theirs, as a loop has no order.
+    Nodes that close a loop come before their inputs, because a loop has no order.
     """
     ordered: dict[str, None] = {}
     stack = list(wanted)[::-1]
@@ -216,7 +219,7 @@ def _node_of(tensor: str) -> str:
 
 
 def _layer_of(node: str) -> str:
-    """Return the name of the layer that an operation is of: ``model/rescaling_1/mul``."""
+    """Return the layer of an operation, such as `rescaling_1` for ``model/rescaling_1/mul``."""
     scopes = [scope for scope in node.split("/")[:-1] if scope != "batchnorm"]
     return scopes[-1] if scopes else node
 

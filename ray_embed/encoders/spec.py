@@ -1,28 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder: loaded, its layers found, traced into one graph, and run by an engine.
+"""Plain data that describes an encoder: what was asked for, and what was built.
 
-What crosses from the process that builds it to those that use it is plain data, below.
+Instances cross process boundaries, so nothing here holds a Keras or TensorFlow object, except a
+model that the caller passed in as an object.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
+from ray_embed.core.arrays import Array
 from ray_embed.core.uri import shown
 from ray_embed.encoders.rescaling import Rescaling
 
-# Those that run the graph with its variables folded to constants.
-GRAPH_ENGINES = ("openvino", "xla", "folded")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
-    """What is asked of an encoder: the options of a run that concern it.
+    """The options of a run that concern the encoder.
 
-    `image_shape` is that of the images of an array source, used where the model's own input has
-    no fixed size; `folder` goes on the import path. `channels_first` tells whether the model takes
-    (N, C, H, W); None leaves that to what the model itself says.
+    Attributes:
+        model: a path, a URI, ``module:callable``, a callable, or a Keras model.
+        folder: the folder that goes on the import path.
+        image_shape: (H, W, C) of the images of an array source. It is used where the model's own
+            input has no fixed size.
+        channels_first: whether the model takes (N, C, H, W). None means that the model decides.
     """
 
     model: Any
@@ -45,19 +45,26 @@ class EncoderSpec:
 
     @property
     def model_name(self) -> str:
-        """Name the model as the run folder records it."""
+        """Return the model's name as the run folder records it."""
         if isinstance(self.model, str):
             return shown(self.model)
         return getattr(self.model, "__qualname__", None) or str(
             getattr(self.model, "name", type(self.model).__name__)
         )
 
+    @property
+    def can_be_loaded_again(self) -> bool:
+        """Return whether another process can load the model and the preprocessing by name."""
+        return isinstance(self.model, str) and (
+            self.preprocess is None or isinstance(self.preprocess, str)
+        )
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class Output:
-    """One layer asked for: the column its features go to, its pooling, and their dimension.
+    """A requested layer: its feature column, its pooling, and the length of its features.
 
-    `channel_axis` is the axis of its channels where that is not the last one.
+    `channel_axis` is the axis of the layer's channels, -1 if it is the last one.
     """
 
     layer: str
@@ -67,15 +74,22 @@ class Output:
     channel_axis: int = -1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A built encoder, ready to be shipped to the actors.
+    """A built encoder that can be sent to the actors.
 
-    `graph` is the serialized GraphDef with its variables folded to constants, from `inputs` to
-    `outputs`; None where the engine calls the Keras model itself, which then is loaded again and
-    given `weights`. `rescaling` is what the encoder does to its pixels before its first layer with
-    weights; `advice` names the preprocessing that a known architecture needs; `notes` are what was
-    chosen while building, where there was a choice.
+    Attributes:
+        image_shape: (H, W, C) of the images that the encoder takes.
+        engine: the name of the engine that runs it.
+        architecture: a digest of what the encoder computes, without its weights.
+        weights_digest: a digest of the weights.
+        graph: the serialized GraphDef with its variables folded to constants, or None if the
+            engine calls the Keras model itself. That model is then loaded again and gets `weights`.
+        input_name: the input tensor of `graph`.
+        output_names: the output tensors of `graph`, in the order of `outputs`.
+        rescaling: what the encoder does to its pixels before its first layer with weights.
+        notes: choices that were made while the encoder was built.
+        advice: the preprocessing that a known architecture needs, or an empty string.
     """
 
     spec: EncoderSpec
@@ -87,7 +101,7 @@ class Encoder:
     graph: bytes | None
     input_name: str
     output_names: tuple[str, ...]
-    weights: tuple[np.ndarray[Any, Any], ...]
+    weights: tuple[Array, ...]
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     rescaling: Rescaling = field(default_factory=lambda: Rescaling(dtype="float32"))
@@ -95,5 +109,8 @@ class Encoder:
 
     @property
     def takes_bytes(self) -> bool:
-        """Whether batches hold the contents of image files, and `image_shape` is for thumbnails."""
+        """Return whether the encoder takes the contents of image files instead of pixels.
+
+        `image_shape` is then the size for thumbnails.
+        """
         return self.rescaling.dtype == "string"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the models inside a model, or inside an object of the user's, by the names they have."""
+"""Find the models inside a model, or inside an object of the user, by name."""
 
 import contextlib
 from collections import deque
@@ -11,24 +11,24 @@ from ray_embed.encoders.keras_compat import has_base, keras_family
 
 
 def find_submodel(outer: Any, path: str) -> list[Any]:
-    """Return what leads to what `path` names inside `outer`, `outer` first, and that itself last.
+    """Return the objects from `outer` to the one that `path` names, both included.
 
     Args:
         outer: a Keras model, a container of models, or an object that holds some.
-        path: attributes, names of layers, keys or positions, separated by dots. Names of layers may
-            have dots themselves.
+        path: attributes, layer names, keys or positions, separated by dots. Layer names may contain
+            dots.
 
     Returns:
-        An empty list where there is nothing.
+        An empty list if `path` names nothing.
     """
-    found = [[outer, *chain] for chain in _resolve(outer, path)]
-    models = [chain for chain in found if keras_family(chain[-1])]
-    return next(iter(models or found), [])
+    chains = [[outer, *chain] for chain in _resolve(outer, path)]
+    models = [chain for chain in chains if keras_family(chain[-1])]
+    return next(iter(models or chains), [])
 
 
 @dataclass(frozen=True)
 class Nested:
-    """A model inside another: the path that finds it, and its path as ``--layer`` writes it."""
+    """A model inside another one, with its path for ``--submodel`` and for ``--layer``."""
 
     path: str
     layer: str
@@ -37,7 +37,7 @@ class Nested:
 
 def nested_models(outer: Any) -> list[Nested]:
     """Return the Keras models inside `outer`, each once, the nearest first."""
-    found = []
+    models = []
     seen = {id(outer)}
     queue = deque([Nested("", "", outer)])
     while queue:
@@ -51,50 +51,50 @@ def nested_models(outer: Any) -> list[Nested]:
             inner = Nested(path, "/".join(filter(None, (parent.layer, layer))), child)
             queue.append(inner)
             if has_base(child, "Model"):
-                found.append(inner)
-    return found
+                models.append(inner)
+    return models
 
 
 def layers_of(value: Any) -> list[Any]:
-    """Return the layers directly inside a Keras layer or model, none for anything else."""
+    """Return the layers directly inside a Keras layer or model, none for other values."""
     if not keras_family(value):
         return []
     return list(value._flatten_layers(recursive=False, include_self=False))
 
 
-def attributes_of(value: Any) -> dict[str, Any]:
-    """Return the public attributes that the object itself has, by name."""
+def public_attributes(value: Any) -> dict[str, Any]:
+    """Return the public attributes of the object itself, by name."""
     return {k: v for k, v in getattr(value, "__dict__", {}).items() if not k.startswith("_")}
 
 
 def _resolve(value: Any, path: str) -> Iterator[list[Any]]:
     yield from ([child] for child in _step(value, path))
-    for at in (index for index, letter in enumerate(path) if letter == "."):
-        for child in _step(value, path[:at]):
-            yield from ([child, *rest] for rest in _resolve(child, path[at + 1 :]))
+    for dot in (index for index, letter in enumerate(path) if letter == "."):
+        for child in _step(value, path[:dot]):
+            yield from ([child, *rest] for rest in _resolve(child, path[dot + 1 :]))
 
 
 def _step(value: Any, name: str) -> list[Any]:
-    """Return what one name may mean: an item or attribute first, then a layer."""
-    found = []
+    """Return what a single name may mean: an item or attribute first, then a layer."""
+    children = []
     if isinstance(value, (list, tuple, Mapping)):
-        found += [item for key, item in _items(value) if key == name]
+        children += [item for key, item in _items(value) if key == name]
     # A property of the user's class may raise anything.
     with contextlib.suppress(Exception):
-        found.append(getattr(value, name))
-    # A leaf is no encoder: its output is taken with --layer.
-    found += [layer for layer in layers_of(value) if layer.name == name and layers_of(layer)]
-    return found
+        children.append(getattr(value, name))
+    # A layer without layers is no encoder; --layer selects its output.
+    children += [layer for layer in layers_of(value) if layer.name == name and layers_of(layer)]
+    return children
 
 
 def _children(value: Any) -> dict[str, Any]:
-    """Return what may be, or hold, a model: by attribute or key, else by the layer's name."""
+    """Return the parts that may be or hold a model: by attribute or key, or by layer name."""
     if isinstance(value, (list, tuple, Mapping)):
         named = dict(_items(value))
     else:
-        named = attributes_of(value)
-    held = (list, tuple, Mapping) if not keras_family(value) else ()
-    named = {k: v for k, v in named.items() if keras_family(v) or isinstance(v, held)}
+        named = public_attributes(value)
+    containers = (list, tuple, Mapping) if not keras_family(value) else ()
+    named = {k: v for k, v in named.items() if keras_family(v) or isinstance(v, containers)}
     known = {id(child) for child in named.values()}
     for layer in layers_of(value):
         if id(layer) not in known:

@@ -78,7 +78,7 @@ def _there(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
 
 
 def _job(config: RunConfig, prepared: Prepared) -> bytes:
-    encoder = artifacts.without_contents(prepared.encoder)
+    encoder = artifacts.strip_contents(prepared.encoder)
     specs = tuple(pixels.pixel_spec(config, split, encoder) for split in prepared.plan.splits)
     job = Job(
         prepared.target.uri, prepared.plan, prepared.fingerprint, specs, prepared.roots, encoder

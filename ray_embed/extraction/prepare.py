@@ -14,9 +14,9 @@ from ray_embed.core import user_code
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri, shown
 from ray_embed.encoders import artifacts
-from ray_embed.encoders.model_files import refuse_other_forms
 from ray_embed.encoders.model_json import require_weights
 from ray_embed.encoders.spec import Encoder, EncoderSpec
+from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import Walk
@@ -65,7 +65,7 @@ def check_model(config: RunConfig) -> None:
     model = config.model
     if not isinstance(model, str) or is_uri(model) or is_callable_reference(model):
         return
-    refuse_other_forms(Path(model))
+    refuse_unsupported_format(Path(model))
     if not Path(model).exists():
         raise InputError(
             f"--model {model}: no such file; give a .keras or .h5 file, a SavedModel folder, or "
@@ -145,23 +145,26 @@ def encoder_spec(
     model = config.model
     if isinstance(model, str) and not is_callable_reference(model):
         model = _from_anywhere(model)
+    weights = config.weights
+    if weights not in (None, RANDOM):
+        weights = _from_anywhere(weights)
     return EncoderSpec(
-        model,
-        str(Path.cwd()),
-        config.model_kwargs,
-        config.imports,
-        config.submodel,
-        config.weights if config.weights in (None, RANDOM) else _from_anywhere(config.weights),
-        config.layers,
-        config.pool,
-        config.image_size,
-        shape,
-        config.preprocess,
-        config.engine,
-        config.precision,
-        batch_size,
-        config.tags,
-        config.signature,
+        model=model,
+        folder=str(Path.cwd()),
+        model_kwargs=config.model_kwargs,
+        imports=config.imports,
+        submodel=config.submodel,
+        weights=weights,
+        layers=config.layers,
+        pool=config.pool,
+        image_size=config.image_size,
+        image_shape=shape,
+        preprocess=config.preprocess,
+        engine=config.engine,
+        precision=config.precision,
+        batch_size=batch_size,
+        tags=config.tags,
+        signature=config.signature,
     )
 
 
@@ -182,7 +185,7 @@ def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Call
     same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
     kept = None
     if same and makes_a_model and spec.weights is None:
-        kept = artifacts.kept_weights(target.folder)
+        kept = artifacts.read_weights(target.folder)
     if isinstance(model, str) and not callable(spec.preprocess):
         return session.start_building(spec, kept)
     from ray_embed.encoders.build import build
@@ -223,7 +226,7 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     manifest.clear(folder)
     # First of all a mark, so that the folder is known as ours whenever this stops.
     manifest.write_run(folder, {}, __version__)
-    artifacts.keep(folder, prepared.encoder)
+    artifacts.save_encoder(folder, prepared.encoder)
     planning.copy_records(prepared.plan, scratch, folder)
     planning.save(folder, prepared.plan)
     manifest.write_run(folder, _description(config, prepared), __version__)
@@ -264,9 +267,9 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
             fresh = fresh.with_records(split.ordinal, split.records)
     if fresh != kept:
         planning.save(folder, fresh)
-    if not artifacts.is_sound(folder):
+    if not artifacts.is_intact(folder):
         say(f"{folder.shown('encoder')}: damaged; written again")
-        artifacts.keep(folder, prepared.encoder)
+        artifacts.save_encoder(folder, prepared.encoder)
 
 
 def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
@@ -288,7 +291,7 @@ def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "fingerprint": prepared.fingerprint,
         "model": identity_module.name_of(config.model),
         "config": _record_options(config, prepared),
-        "encoder": artifacts.about(prepared.encoder),
+        "encoder": artifacts.describe_encoder(prepared.encoder),
         "versions": identity_module.versions(),
         "identity": prepared.identity,
     }

@@ -156,7 +156,7 @@ def _split(ordinal: int, name: str, kind: str, root: str) -> SplitPlan:
 def _sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Sample:
     import tensorflow as tf
 
-    from ray_embed.encoders.graph import preprocessing
+    from ray_embed.encoders.features import load_preprocessing
 
     split, images = chosen.split, chosen.images
     spec = pixels.pixel_spec(config, split, encoder)
@@ -178,7 +178,7 @@ def _sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Sample:
         else images[at]
         for at in positions
     ]
-    given = np.asarray(preprocessing(encoder.spec)(batch.images))
+    given = np.asarray(load_preprocessing(encoder.spec)(batch.images))
     return _Sample(split, [chosen.keys[at] for at in positions], stored, given, chosen.notes)
 
 

@@ -19,7 +19,9 @@ import pyarrow as pa
 from ray_embed import planning
 from ray_embed.core.arrays import Array, as_column
 from ray_embed.encoders import artifacts
-from ray_embed.encoders.engines import Engine, blank_batch, open_engine
+from ray_embed.encoders.engines.base import OpenEngine
+from ray_embed.encoders.engines.registry import open_engine
+from ray_embed.encoders.probe_images import blank_batch
 from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.errors import InputError
@@ -139,7 +141,7 @@ class _Opened:
     given: bytes
     job: Job
     encoder: Encoder
-    engine: Engine
+    engine: OpenEngine
     threads: ThreadPoolExecutor
     meter: Meter
 
@@ -148,7 +150,7 @@ class _Opened:
         running: deque[Future[None]] = deque()
         for batch in batches:
             running.append(self.threads.submit(self.take, batch, gathered))
-            if len(running) > self.engine.at_once:
+            if len(running) > self.engine.concurrency:
                 running.popleft().result()
         return running
 
@@ -301,9 +303,9 @@ class Extractor:
         with self._opening:
             if self._opened is None or self._opened.given != given:
                 job: Job = pickle.loads(given)  # noqa: S301 - of the driver
-                encoder = artifacts.with_contents(Folder.at(job.out), job.encoder)
+                encoder = artifacts.restore_contents(Folder.at(job.out), job.encoder)
                 engine = open_engine(encoder, self._threads)
-                threads = ThreadPoolExecutor(engine.at_once)
+                threads = ThreadPoolExecutor(engine.concurrency)
                 self._opened = _Opened(given, job, encoder, engine, threads, self._meter)
             return self._opened
 

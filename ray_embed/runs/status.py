@@ -131,7 +131,7 @@ def _problems(
 
     for problems in part_files.each(folder, of_one, numbers):
         yield from problems
-    if not artifacts.is_sound(folder):
+    if not artifacts.is_intact(folder):
         yield f"{folder.shown('encoder')}: it is gone, or damaged; running again writes it anew"
     if outline.shards is not None and numbers != list(range(outline.shards)):
         missing = sorted(set(range(outline.shards)) - set(numbers))

@@ -168,7 +168,7 @@ def session(config: RunConfig, threads: int | None = None) -> Iterator[Session]:
         build = None
         if ours and isinstance(config.model, str):
             some = resources.threads(threads, os.cpu_count() or 1)
-            build = stack.enter_context(build_process.builder(some, str(Path.cwd())))
+            build = stack.enter_context(build_process.start_build_process(some, str(Path.cwd())))
         here = _connect(config, threads)
         stack.callback(ray.shutdown)
         if ours:

@@ -244,22 +244,32 @@ def in_float64(model: Any, images: np.ndarray) -> dict[str, np.ndarray]:
 
 def by_engines(model: Any, images: np.ndarray, how: str) -> dict[str, np.ndarray]:
     """Run the engines for CPUs that compute with a folded graph, in batches of 16."""
-    from ray_embed.encoders.engines import has_openvino, open_engine
-    from ray_embed.encoders.graph import fold, function_of
+    from ray_embed.encoders.engines.openvino import is_openvino_installed
+    from ray_embed.encoders.engines.registry import open_engine
+    from ray_embed.encoders.features import encoding_function
+    from ray_embed.encoders.graph import fold
     from ray_embed.encoders.model_loading import load
     from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
 
-    spec = EncoderSpec(model, ".", pool=how)
+    spec = EncoderSpec(model=model, folder=".", pool=how)
     shape = images.shape[1:]
-    outputs = (Output("output", "feature", how, 0),)
+    outputs = (Output(layer="output", column="feature", pool=how, dimension=0),)
     folded = fold(
-        function_of(load(spec), spec, outputs), (spec.batch_size, *shape), dtype="float32"
+        encoding_function(load(spec), spec, outputs), (spec.batch_size, *shape), dtype="float32"
     )
     found = {}
-    for engine in ("folded", "openvino") if has_openvino() else ("folded",):
+    for engine in ("folded", "openvino") if is_openvino_installed() else ("folded",):
         encoder = Encoder(
-            *(spec, shape, outputs, engine, "", "", folded.graph),
-            *(folded.input_name, folded.output_names, ()),
+            spec=spec,
+            image_shape=shape,
+            outputs=outputs,
+            engine=engine,
+            architecture="",
+            weights_digest="",
+            graph=folded.graph,
+            input_name=folded.input_name,
+            output_names=folded.output_names,
+            weights=(),
         )
         run = open_engine(encoder, 1)
         batches = (images[at : at + 16] for at in range(0, len(images), 16))

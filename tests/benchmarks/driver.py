@@ -114,9 +114,18 @@ def outline(shards: int) -> Plan:
 
 def encoder() -> Encoder:
     """An encoder that nobody runs."""
-    outputs = (Output("gap", "feature", "gap", 512),)
-    spec, graph = EncoderSpec("none:none", "."), bytes(1 << 20)
-    return Encoder(spec, (96, 96, 3), outputs, "folded", "", "", graph, "x", ("y",), ())
+    return Encoder(
+        spec=EncoderSpec(model="none:none", folder="."),
+        image_shape=(96, 96, 3),
+        outputs=(Output(layer="gap", column="feature", pool="gap", dimension=512),),
+        engine="folded",
+        architecture="",
+        weights_digest="",
+        graph=bytes(1 << 20),
+        input_name="x",
+        output_names=("y",),
+        weights=(),
+    )
 
 
 def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[str, Any]:

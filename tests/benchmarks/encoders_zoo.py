@@ -26,8 +26,9 @@ import numpy as np
 from support.pictures import make_folder
 
 from ray_embed.config import make_config
-from ray_embed.encoders.build import agree, build
-from ray_embed.encoders.engines import open_engine
+from ray_embed.encoders.build import build
+from ray_embed.encoders.engines.choice import agree
+from ray_embed.encoders.engines.registry import open_engine
 from ray_embed.extraction import pixels
 from ray_embed.extraction.prepare import encoder_spec
 from ray_embed.images import decode

@@ -183,7 +183,7 @@ def test_weights_of_another_width(tmp_path: Path, library: str, name: str):
 
     message = refused(model, weights=f"{tmp_path}/{name}")
     # Kernel or bias: both differ, whichever the file's format meets first.
-    has(message, f"{tmp_path}/{name}".rstrip("/"), "conv", "9)", "5)", "--submodel")
+    has(message, f"{tmp_path}/{name}".rstrip("/"), "conv", "9)", "5", "--submodel")
     assert "kernel" in message or "bias" in message
 
 

@@ -67,7 +67,7 @@ def test_random_weights_stay_the_same_when_going_on(
     (project / "run" / "encoder" / "weights.npz").unlink()
     result = ray_embed("extract", *arguments)
     assert result.code == 2
-    assert "run/encoder/weights.npz: it is gone" in result.err
+    assert "run/encoder/weights.npz: it is missing" in result.err
     assert "--overwrite" in result.err
     assert "Traceback" not in result.err
 

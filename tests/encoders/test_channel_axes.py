@@ -16,9 +16,10 @@ from support.features import assert_features_equal
 from support.pictures import make_folder
 
 import ray_embed as package
-from ray_embed.encoders.build import build, layer_shapes
-from ray_embed.encoders.engines import has_openvino
-from ray_embed.encoders.layers import batch_fault
+from ray_embed.encoders.batch_axis import find_batch_fault
+from ray_embed.encoders.build import build
+from ray_embed.encoders.engines.openvino import is_openvino_installed
+from ray_embed.encoders.layer_shapes import list_layer_shapes
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 
@@ -107,7 +108,7 @@ def test_layers_with_channels_first_are_pooled_over_the_other_axes(library: str)
 @pytest.mark.parametrize("engine", ["tensorflow", "openvino"])
 @pytest.mark.parametrize("how", ["gap", "gmp", "gem", "flatten", "cls"])
 def test_every_pooling_with_channels_first(how: str, engine: str):
-    if engine == "openvino" and not has_openvino():
+    if engine == "openvino" and not is_openvino_installed():
         pytest.skip("OpenVINO is not installed")
     image = keras.Input((3, 16, 18))
     x = keras.layers.Conv2D(8, 3, **FIRST)(image)
@@ -287,8 +288,12 @@ def test_channels_last_models_say_nothing():
         assert build(spec(f"my_encoders:{name}")).notes == ()
 
 
-def test_layout_errors_of_the_processor_are_explained(monkeypatch: pytest.MonkeyPatch):
+def test_failing_model_with_channels_first_suggests_the_other_layout():
     class Net(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.conv = keras.layers.Conv2D(4, 3, **FIRST)
+
         def call(self, images):
             raise ValueError("The Conv2D op currently only supports the NHWC tensor format")
 
@@ -373,7 +378,7 @@ def moving(library: str, functional: bool) -> Any:
 
 CASES = {
     "partition": r"axis 0 is the batch times 4.*\(12, 49, 4\) for 3 images",
-    "positions": r"axis 0 is 1 long whatever the batch.*\(1, 196, 4\)",
+    "positions": r"axis 0 is always 1 long.*\(1, 196, 4\)",
     "sequence": r"its batch is axis 1, not axis 0.*\(196, 3, 4\) for 3 images",
 }
 
@@ -383,9 +388,9 @@ CASES = {
 def test_layers_whose_first_axis_is_not_the_batch(library: str, functional: bool):
     model = moving(library, functional)
     size = {} if functional else {"image_size": (16, 16)}
-    listed = [name for name in layer_shapes(spec(model, **size)) if "add" not in name]
+    listed = [name for name in list_layer_shapes(spec(model, **size)) if "add" not in name]
     assert listed == ["stem", "merge", "back", "tokens", "last"]
-    cases = CASES if functional else {**CASES, "table": r"axis 0 is 196 long.*\(196, 4\)"}
+    cases = CASES if functional else {**CASES, "table": r"axis 0 is always 196 long.*\(196, 4\)"}
     for name, message in cases.items():
         with pytest.raises(InputError, match=f"--layer {name}: .*{message}.*last, .*tokens"):
             build(spec(model, layers=(name,), **size))
@@ -431,7 +436,7 @@ def test_a_model_of_a_fixed_batch_size_still_works():
     images = noise()
     found = encode(build(spec(model)), images)[0]
     assert_features_equal(found, pooled(plain(model, images), axis=-1))
-    assert "conv" in layer_shapes(spec(model))
+    assert "conv" in list_layer_shapes(spec(model))
 
 
 @pytest.mark.parametrize(
@@ -441,7 +446,7 @@ def test_a_model_of_a_fixed_batch_size_still_works():
         ([(8, 49, 5), (2, 49, 5)], None),
         ([(8, 7, 5), (2, 7, 9)], "axis 2 changes"),
         ([(8, 1, 5), (2, 5)], "rank changes"),
-        ([(1, 5), (1, 5)], "axis 0 is 1 long"),
+        ([(1, 5), (1, 5)], "axis 0 is always 1 long"),
         ([(32, 5), (8, 5)], "batch times 4"),
         ([(3, 8, 5), (3, 2, 5)], "batch is axis 1"),
         ([(9, 5), (3, 5)], "axis 0 is not the batch"),
@@ -450,7 +455,7 @@ def test_a_model_of_a_fixed_batch_size_still_works():
     ],
 )
 def test_what_is_wrong_with_a_first_axis(shapes: list[tuple[int, ...]], said: str | None):
-    found = batch_fault(shapes, (8, 2)[: len(shapes)])
+    found = find_batch_fault(shapes, (8, 2)[: len(shapes)])
     assert found is None if said is None else said in (found or "")
 
 

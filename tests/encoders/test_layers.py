@@ -27,13 +27,15 @@ from support.features import assert_features_equal
 from support.pictures import make_folder
 
 import ray_embed as package
-from ray_embed.encoders.build import build, layer_shapes
-from ray_embed.encoders.engines import has_openvino, open_engine
+from ray_embed.encoders.build import build
+from ray_embed.encoders.engines.openvino import is_openvino_installed
+from ray_embed.encoders.engines.registry import open_engine
+from ray_embed.encoders.layer_shapes import list_layer_shapes
 from ray_embed.errors import InputError
 
 LIBRARIES = my_encoders.LIBRARIES
 ENGINES = ["tensorflow", pytest.param("openvino", marks=pytest.mark.skipif(
-    not has_openvino(), reason="OpenVINO is not installed"
+    not is_openvino_installed(), reason="OpenVINO is not installed"
 ))]  # fmt: skip
 
 
@@ -113,7 +115,7 @@ def test_one_layer_needs_nothing_behind_it(library: str):
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_layers_are_listed_with_their_shapes(library: str):
-    shapes = layer_shapes(spec(named(LIBRARIES[library])))
+    shapes = list_layer_shapes(spec(named(LIBRARIES[library])))
     images = noise(2)
     for name, value in step_by_step(named(LIBRARIES[library]), images).items():
         assert shapes[name] == (None, *value.shape[1:])
@@ -128,7 +130,7 @@ def test_layers_of_a_subclassed_model(library: str):
     found = build(spec(model, layers=("block0", "stem"), image_size=(16, 16)))
     assert_features_equal(encode(found, images)[0], gap(first))
     assert_features_equal(encode(found, images)[1], gap(stem))
-    assert list(layer_shapes(spec(model, image_size=(16, 16)))) == [
+    assert list(list_layer_shapes(spec(model, image_size=(16, 16)))) == [
         *("stem", "block0", "block1", "norm"),
         model.dropout.name,
     ]
@@ -329,11 +331,11 @@ def test_engines_agree(library: str):
     tensorflow = build(spec(model, engine="tensorflow"))
     assert tensorflow.engine == "folded"
     assert_features_equal(encode(tensorflow, images)[0], expected)
-    if has_openvino():
+    if is_openvino_installed():
         openvino = build(spec(model, engine="openvino"))
         assert openvino.engine == "openvino"
         assert_features_equal(encode(openvino, images)[0], expected)
-    assert build(spec(model)).engine == ("openvino" if has_openvino() else "folded")
+    assert build(spec(model)).engine == ("openvino" if is_openvino_installed() else "folded")
 
 
 @pytest.mark.parametrize("engine", ["xla", "folded", "function", "plain"])
@@ -436,7 +438,7 @@ def test_a_layer_that_gives_no_features_is_not_listed():
     indices = keras.layers.Lambda(lambda x: tf.argmax(x, -1), name="indices")(image)
     x = keras.layers.Embedding(3, 2, name="embedding")(keras.layers.Reshape((256,))(indices))
     model = keras.Model(image, x)
-    shapes = layer_shapes(spec(model))
+    shapes = list_layer_shapes(spec(model))
     assert "embedding" in shapes
     assert "indices" not in shapes
     with pytest.raises(InputError, match="indices"):

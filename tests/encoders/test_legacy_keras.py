@@ -16,12 +16,7 @@ HELPED = {
     "name": "tf.keras.layers.experimental.preprocessing",
     "backend": "tf.keras.backend.learning_phase()",
     "module": "from tensorflow.keras.layers.experimental import preprocessing",
-    "symbolic": "tf.nn.relu(tf.keras.Input((8, 8, 3)))",
-    "shape": "tf.keras.Input((8, 8, 3))._keras_shape",
-    "argument": "tf.keras.layers.Dense(3, input_dim=4, weights=[])",
     "method": "tf.keras.layers.Dense(3).get_input_at(0)",
-    "mixed": "import tf_keras; tf.keras.Sequential([tf_keras.layers.Dense(3)])",
-    "position": "tf.keras.layers.Layer().add_weight('kernel', shape=(3,))",
 }
 KERAS_3_ITSELF = {
     "utils": "import keras; keras.utils.generic_utils",
@@ -48,17 +43,20 @@ def error_of(code: str) -> BaseException:
 @pytest.mark.parametrize("case", HELPED)
 def test_variable_is_advised(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(HELPED[case])
-    assert "set TF_USE_LEGACY_KERAS=1" in legacy_keras.advice(error)
-    assert "import keras" not in legacy_keras.advice(error)
-    with pytest.raises(InputError, match="TF_USE_LEGACY_KERAS=1"), legacy_keras.advised():
+    assert "set TF_USE_LEGACY_KERAS=1" in legacy_keras.suggest_legacy_keras(error)
+    assert "import keras" not in legacy_keras.suggest_legacy_keras(error)
+    with (
+        pytest.raises(InputError, match="TF_USE_LEGACY_KERAS=1"),
+        legacy_keras.explain_legacy_errors(),
+    ):
         raise InputError("--model m: fails") from error
     monkeypatch.setenv("TF_USE_LEGACY_KERAS", "1")
-    assert legacy_keras.advice(error) == ""
+    assert legacy_keras.suggest_legacy_keras(error) == ""
 
 
 @pytest.mark.parametrize("case", KERAS_3_ITSELF)
 def test_code_that_imports_keras_is_told_so(case: str) -> None:
-    advice = legacy_keras.advice(error_of(KERAS_3_ITSELF[case]))
+    advice = legacy_keras.suggest_legacy_keras(error_of(KERAS_3_ITSELF[case]))
     assert "`import keras`" in advice
     assert "SM_FRAMEWORK=tf.keras" in advice
 
@@ -66,8 +64,8 @@ def test_code_that_imports_keras_is_told_so(case: str) -> None:
 @pytest.mark.parametrize("case", NOT_HELPED)
 def test_nothing_is_advised_that_would_not_help(case: str) -> None:
     error = error_of(NOT_HELPED[case])
-    assert legacy_keras.advice(error) == ""
-    with pytest.raises(InputError, match=r"^as it was$"), legacy_keras.advised():
+    assert legacy_keras.suggest_legacy_keras(error) == ""
+    with pytest.raises(InputError, match=r"^as it was$"), legacy_keras.explain_legacy_errors():
         raise InputError("as it was") from error
 
 
@@ -83,7 +81,7 @@ def test_module_of_the_users_that_fails_is_advised_once(
 ) -> None:
     (tmp_path / "old_package.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(InputError) as caught, legacy_keras.advised():
+    with pytest.raises(InputError) as caught, legacy_keras.explain_legacy_errors():
         user_code.import_module("old_package", "--import old_package")
     sys.modules.pop("old_package", None)
     assert str(caught.value).count("TF_USE_LEGACY_KERAS=1") == 1

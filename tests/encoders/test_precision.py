@@ -7,7 +7,7 @@ import pytest
 import tf_keras
 
 from ray_embed.encoders.build import build
-from ray_embed.encoders.engines import open_engine
+from ray_embed.encoders.engines.registry import open_engine
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
 
@@ -30,7 +30,7 @@ def model():
 def test_bfloat16_is_close_and_leaves_the_model_alone(model, engine):
     images = np.random.default_rng(0).random((8, 16, 16, 3), np.float32)
     expected = np.asarray(model(images, training=False)).mean((1, 2))
-    spec = EncoderSpec(model, ".", engine=engine, precision="bfloat16", batch_size=8)
+    spec = EncoderSpec(model=model, folder=".", engine=engine, precision="bfloat16", batch_size=8)
     encoder = build(spec)
     (found,) = open_engine(encoder, 1)(images)
     assert np.abs(found - expected).max() <= 0.03 * np.abs(expected).max()
@@ -44,4 +44,4 @@ def test_bfloat16_is_close_and_leaves_the_model_alone(model, engine):
 def test_bfloat16_of_a_keras_2_model_is_refused_by_tensorflow():
     old = tf_keras.Sequential([tf_keras.layers.InputLayer((8, 8, 3)), tf_keras.layers.Conv2D(2, 3)])
     with pytest.raises(InputError, match="bfloat16"):
-        build(EncoderSpec(old, ".", engine="tensorflow", precision="bfloat16"))
+        build(EncoderSpec(model=old, folder=".", engine="tensorflow", precision="bfloat16"))

@@ -152,7 +152,7 @@ def test_preprocessing_may_work_in_place(module, family):
     encoder = model()
     found = built(encoder, preprocess=function)
     images = np.random.default_rng(0).random((4, SIDE, SIDE, 3), np.float32) * 255
-    from ray_embed.encoders.engines import open_engine
+    from ray_embed.encoders.engines.registry import open_engine
 
     before = images.copy()
     (features,) = open_engine(found, 1)(images)

@@ -106,7 +106,7 @@ def summary(target):
 
 
 def spec(path):
-    return EncoderSpec(str(path), str(path.parent))
+    return EncoderSpec(model=str(path), folder=str(path.parent))
 
 
 WAYS = [writing, branching, printing, saving, reading, mapping, restoring, python, dataset, summary]
@@ -139,7 +139,7 @@ def test_function_for_being_saved_or_loaded_is_used_for_that_alone(tmp_path, way
     from tensorflow.core.protobuf import saved_model_pb2
 
     saved = saved_model_pb2.SavedModel.FromString(file.read_bytes())
-    unsafe_models.refuse_reaching(tmp_path)
+    unsafe_models.refuse_unsafe_operations(tmp_path)
     graph = saved.meta_graphs[0]
     called = next(
         f.signature.name
@@ -157,7 +157,7 @@ def test_function_for_being_saved_or_loaded_is_used_for_that_alone(tmp_path, way
         graph.object_graph_def.nodes.add().function.concrete_functions.append(called)
     file.write_bytes(saved.SerializeToString())
     with pytest.raises(InputError, match=what):
-        unsafe_models.refuse_reaching(tmp_path)
+        unsafe_models.refuse_unsafe_operations(tmp_path)
 
 
 @pytest.mark.parametrize("besides", [False, True])

@@ -88,7 +88,7 @@ def victims(process: subprocess.Popen[bytes]) -> dict[str, list[psutil.Process]]
             found["raylet"].append(one)
         elif line and line[0].endswith("gcs/gcs_server"):
             found["gcs"].append(one)
-        elif "encoder.apart" in words:
+        elif "encoders.build_process" in words:
             found["builder"].append(one)
         elif one.ppid() == guard.pid:
             found["driver"].append(one)

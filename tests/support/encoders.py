@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ray_embed.encoders.build import build
-from ray_embed.encoders.engines import open_engine
+from ray_embed.encoders.engines.registry import open_engine
 from ray_embed.encoders.spec import Encoder, EncoderSpec
 
 PROJECT = Path(__file__).parent / "project"
@@ -38,8 +38,8 @@ BATCH = 4
 def spec(model: Any, **options: Any) -> EncoderSpec:
     """Specify an encoder with the command line's defaults, but for small batches."""
     return EncoderSpec(
-        str(model) if isinstance(model, Path) else model,
-        str(Path.cwd()),
+        model=str(model) if isinstance(model, Path) else model,
+        folder=str(Path.cwd()),
         **{"batch_size": BATCH, **options},
     )
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walks a model's own objects and the object graph of a checkpoint in step, and pairs them.
+"""Match the variables of a model with the values in the object graph of a checkpoint.
 
-TensorFlow's own `tf.train.Checkpoint(model).read` binds only part of a Keras 3 model silently.
+`tf.train.Checkpoint(model).read` silently restores only a part of a Keras 3 model.
 """
 
 import re
@@ -10,78 +10,84 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_embed.encoders.keras_compat import (
+    bare_name,
     children_of,
     has_base,
     is_positional,
     is_variable,
     keras_family,
-    own_name,
     wanted_shape,
     weights_of,
 )
 from ray_embed.encoders.weights.checkpoint_reader import Checkpoint, Node
 
-# Names that one Keras gives to what the other calls differently (beyond leading underscores).
+# Attribute names that differ between Keras 2 and 3 by more than leading underscores.
 _ALIASES = {"kernel": "depthwise_kernel", "depthwise_kernel": "kernel"}
 
 
 @dataclass
 class Match:
-    """Which node of the file gives each variable its value, and what speaks against it."""
+    """The nodes of the file that hold the values of variables, and what does not fit.
 
-    found: dict[int, tuple[Any, int]] = field(default_factory=dict)
-    problems: list[tuple[Any, str]] = field(default_factory=list)  # (variable or None, reason)
+    Attributes:
+        pairs: each variable and its node, by the id of the variable.
+        problems: a variable or None, and the reason.
+        seen: the objects that were visited, by their id and the node.
+    """
+
+    pairs: dict[int, tuple[Any, int]] = field(default_factory=dict)
+    problems: list[tuple[Any, str]] = field(default_factory=list)
     seen: dict[tuple[int, int], Any] = field(default_factory=dict)
 
     def missing(self, wanted: Sequence[Any]) -> list[Any]:
-        """Give those of `wanted` without a value."""
-        return [variable for variable in wanted if id(variable) not in self.found]
+        """Return the variables of `wanted` without a value."""
+        return [variable for variable in wanted if id(variable) not in self.pairs]
 
     def fits(self, wanted: Sequence[Any]) -> bool:
-        """Whether all of `wanted` have a value and nothing speaks against it."""
+        """Return whether all of `wanted` have a value, and there are no problems."""
         return not self.problems and not self.missing(wanted)
 
     def nodes(self) -> frozenset[int]:
-        """Give the nodes used: two matches with the same ones are the same."""
-        return frozenset(node for _, node in self.found.values())
+        """Return the nodes with values; matches with the same nodes are equal."""
+        return frozenset(node for _, node in self.pairs.values())
 
     def copy(self) -> "Match":
-        """Give a match to try with, this one left as it is."""
-        return Match(dict(self.found), list(self.problems), dict(self.seen))
+        """Return a copy that can be changed."""
+        return Match(dict(self.pairs), list(self.problems), dict(self.seen))
 
 
-def bind(checkpoint: Checkpoint, target: Any, start: int, match: Match) -> None:
-    """Pair the variables below `target` with those below a node of the file.
+def match_variables(checkpoint: Checkpoint, target: Any, start: int, match: Match) -> None:
+    """Match the variables below `target` with those below a node of the file.
 
     Args:
         checkpoint: the file.
         target: a model, or anything in it down to a single variable.
         start: the node.
-        match: takes the pairs, and what speaks against them.
+        match: the pairs and the problems are added to it.
     """
     if (id(target), start) in match.seen:
         return
-    match.seen[id(target), start] = target  # the reference keeps the id from being used again
+    match.seen[id(target), start] = target  # keeps the id in use
     node = checkpoint.nodes[start]
     if is_variable(target):
-        _bind_variable(checkpoint, target, start, match)
+        _match_variable(checkpoint, target, start, match)
         return
     named = children_of(target)
     if is_positional(target):
-        _bind_layers(checkpoint, target, named, start, match)
-    pairs = _pair_names(checkpoint, named, node)
+        _match_layers(checkpoint, target, named, start, match)
+    pairs = _match_names(checkpoint, named, node)
     for child, child_node in pairs:
-        bind(checkpoint, child, child_node, match)
+        match_variables(checkpoint, child, child_node, match)
     _check_extra(checkpoint, target, start, {child_node for _, child_node in pairs}, match)
 
 
-def _bind_variable(checkpoint: Checkpoint, variable: Any, start: int, match: Match) -> None:
+def _match_variable(checkpoint: Checkpoint, variable: Any, start: int, match: Match) -> None:
     key = checkpoint.nodes[start].key
     if key is None:
         return
     stored = tuple(checkpoint.shapes[key])
     shape = f"{wanted_shape(variable)}, the file has"
-    _, before = match.found.setdefault(id(variable), (variable, start))
+    _, before = match.pairs.setdefault(id(variable), (variable, start))
     if tuple(variable.shape) != stored:
         match.problems.append((variable, f"{shape} {stored} ({key})"))
     elif before != start:
@@ -89,46 +95,46 @@ def _bind_variable(checkpoint: Checkpoint, variable: Any, start: int, match: Mat
         match.problems.append((variable, f"{shape} two values of it, {two}"))
 
 
-def _bind_layers(
+def _match_layers(
     checkpoint: Checkpoint, target: Any, named: list[tuple[str, Any]], start: int, match: Match
 ) -> None:
-    """Pairs the i-th layer with weights of a functional or Sequential model with the file's."""
+    """Match the layers with weights of a functional or Sequential model by position."""
     layers = [layer for layer in target.layers if weights_of(layer)]
-    writer, nodes = checkpoint.positional(start)
-    # A layer set as an attribute without being part of the graph is one of `layers` in Keras 2,
-    # not so in Keras 3: it is paired by its attribute name.
+    writer, nodes = checkpoint.positional_layers(start)
+    # Keras 2 counts a layer that is only an attribute among `layers`, Keras 3 does not: it is
+    # matched by its attribute name.
     children = checkpoint.nodes[start].children
     inside = {id(layer) for layer in layers}
-    aside = {
+    attributes = {
         children[name] for name, child in named if name in children and id(child) not in inside
     }
-    nodes = [node for node in nodes if node not in aside]
+    nodes = [node for node in nodes if node not in attributes]
     if writer and len(nodes) > len(layers):
         match.problems.append((None, _too_many(checkpoint, target, len(layers), nodes)))
     orders = [nodes]
     if has_base(target, "Functional") and writer not in ("", keras_family(target)):
         orders.insert(0, _order_by_name(checkpoint, layers, nodes))
     for order in orders:
-        trial = match.copy()
+        attempt = match.copy()
         for layer, node in zip(layers, order, strict=False):
-            bind(checkpoint, layer, node, trial)
-        if trial.fits([variable for layer in layers for variable in weights_of(layer)]):
+            match_variables(checkpoint, layer, node, attempt)
+        if attempt.fits([variable for layer in layers for variable in weights_of(layer)]):
             break
-    match.found, match.problems, match.seen = trial.found, trial.problems, trial.seen
+    match.pairs, match.problems, match.seen = attempt.pairs, attempt.problems, attempt.seen
 
 
 def _order_by_name(checkpoint: Checkpoint, layers: list[Any], nodes: list[int]) -> list[int]:
-    """The file's layers in the model's order, by layer names where these are known.
+    """Return the file's layers in the model's order, by the names of the layers if possible.
 
-    Both Keras sort a functional model's layers by depth, but an operation between layers may
-    count as several in one and as one in the other, so that two branches of equal shapes change
-    places. Names given by the user decide; names given by Keras only if all of them are there.
+    Both Keras sort a functional model's layers by depth. But an operation between layers may count
+    as several in one Keras and as one in the other, which swaps two branches of equal shapes. Names
+    from the user decide; names from Keras decide only if the file has all of them.
     """
     if len(layers) != len(nodes):
         return nodes
     names = [checkpoint.layer_names(node) for node in nodes]
-    every = set().union(*names)
-    complete = all(layer.name in every for layer in layers if not is_positional(layer))
+    all_names = set().union(*names)
+    complete = all(layer.name in all_names for layer in layers if not is_positional(layer))
     free, order = list(nodes), [-1] * len(layers)
     for index, layer in enumerate(layers):
         hits = [node for node, known in zip(nodes, names, strict=True) if layer.name in known]
@@ -143,10 +149,10 @@ def _named_by_keras(layer: Any) -> bool:
     return bool(stem.replace("_", "") == type(layer).__name__.lower())
 
 
-def _pair_names(
+def _match_names(
     checkpoint: Checkpoint, named: list[tuple[str, Any]], node: Node
 ) -> list[tuple[Any, int]]:
-    """Pairs attributes with the node's children: the surest names of all first, each child once."""
+    """Match attributes with the node's children, exact names first, each child once."""
     pairs: list[tuple[Any, int]] = []
     done: set[int] = set()
     free = dict(node.children)
@@ -168,34 +174,34 @@ def _pair_names(
 def _spellings(
     named: list[tuple[str, Any]], free: Mapping[str, int]
 ) -> list[Callable[[str, Any], str | None]]:
-    """How the file may spell an attribute: as it is, without underscores, otherwise, by name."""
+    """Return the ways to spell an attribute: exactly, without underscores, by alias, by name."""
     bare = {name.lstrip("_"): name for name in free}
     for name in free:
         if bare[name.lstrip("_")] != name:
-            bare[name.lstrip("_")] = ""  # two names differ by underscores only
+            bare[name.lstrip("_")] = ""  # ambiguous: two names differ by underscores only
     variables = {id(child): child for _, child in named if is_variable(child)}
-    own_names = [own_name(variable) for variable in variables.values()]
+    bare_names = [bare_name(variable) for variable in variables.values()]
 
     def alias(name: str, child: Any) -> str | None:
         return _ALIASES.get(name.lstrip("_")) if id(child) in variables else None
 
-    def own(name: str, child: Any) -> str | None:
-        if id(child) not in variables or own_names.count(own_name(child)) > 1:
+    def by_name(name: str, child: Any) -> str | None:
+        if id(child) not in variables or bare_names.count(bare_name(child)) > 1:
             return None
-        return own_name(child)
+        return bare_name(child)
 
     return [
         lambda name, child: name,
         lambda name, child: bare.get(name.lstrip("_")),
         alias,
-        own,
+        by_name,
     ]
 
 
 def _check_extra(
     checkpoint: Checkpoint, target: Any, start: int, paired: set[int], match: Match
 ) -> None:
-    """Notes values in the file that a list or a layer of the model has no place for."""
+    """Add a problem for values in the file that a list or a layer of the model cannot hold."""
     children = checkpoint.nodes[start].children
     if isinstance(target, (list, tuple)):
         nodes = [children[name] for name in children if name.isdigit() and int(name) >= len(target)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Finds the TensorFlow checkpoint that a path means, and reads its object graph and values."""
+"""Find the TensorFlow checkpoint that a path means, and read its object graph and values."""
 
 import contextlib
 import re
@@ -21,7 +21,7 @@ _RANDOM_STATE = {"seed_generator", "_seed_generators", "_random_generator"}
 
 @dataclass(frozen=True)
 class Node:
-    """An object of the graph in the file; `key` is set where the object is a variable."""
+    """An object of the graph in the file; `key` is None unless the object is a variable."""
 
     children: dict[str, int]
     key: str | None
@@ -32,7 +32,7 @@ class Node:
 class Checkpoint:
     """A checkpoint opened for reading: its object graph and the shapes of its values."""
 
-    shown: str
+    display_name: str
     reader: Any
     nodes: Sequence[Node]
     shapes: Mapping[str, Sequence[int]]
@@ -45,40 +45,40 @@ class Checkpoint:
         """
         try:
             return self.reader.get_tensor(self.nodes[start].key)
-        except Exception as error:  # TensorFlow has a class of its own for each kind of damage
+        except Exception as error:  # TensorFlow has a class for each kind of damage
             raise InputError(
-                f"{self.shown}: damaged checkpoint, copy it anew ({first_line(error)})"
+                f"{self.display_name}: damaged checkpoint, copy it again ({first_line(error)})"
             ) from error
 
     def variables_below(self, start: int) -> list[int]:
-        """Give the variable nodes below `start`, the states of random generators left out."""
-        found, seen, todo = [], {start}, [start]
+        """Return the variable nodes below `start`, without the states of random generators."""
+        variables, seen, todo = [], {start}, [start]
         while todo:
             node = todo.pop()
             if self.nodes[node].key is not None:
-                found.append(node)
+                variables.append(node)
             for name, child in self.nodes[node].children.items():
                 if child not in seen and name not in _RANDOM_STATE:
                     seen.add(child)
                     todo.append(child)
-        return found
+        return variables
 
     def layer_names(self, start: int) -> set[str]:
-        """Give the scopes that all variables below `start` share: the layer's name is one."""
+        """Return the scopes that all variables below `start` share; the layer's name is one."""
         scopes = [
             set(self.nodes[node].full_name.split("/")[:-1]) for node in self.variables_below(start)
         ]
         return set.intersection(*scopes) if scopes else set()
 
-    def positional(self, start: int) -> tuple[str, list[int]]:
-        """Give the writer and the layers with weights of a functional or Sequential model.
+    def positional_layers(self, start: int) -> tuple[str, list[int]]:
+        """Return the writer and the layers with weights of a functional or Sequential model.
 
         Args:
             start: the model's node.
 
         Returns:
-            `keras` or `tf_keras` and the layers' nodes in order; an empty string and no nodes if
-            it is no such model.
+            `keras` or `tf_keras`, and the layers' nodes in order. For other models, an empty string
+            and no nodes.
         """
         children = self.nodes[start].children
         numbered = sorted(
@@ -95,18 +95,18 @@ class Checkpoint:
         return "keras", self.items(children["_operations"])
 
     def items(self, start: int) -> list[int]:
-        """Give the items of the list at `start` that hold variables, in order."""
+        """Return the items of the list at `start` that hold variables, in order."""
         children = self.nodes[start].children
         order = sorted((int(name), node) for name, node in children.items() if name.isdigit())
         return [node for _, node in order if self.variables_below(node)]
 
 
-def open_checkpoint(prefix: str, shown: str) -> Checkpoint:
+def open_checkpoint(prefix: str, display_name: str) -> Checkpoint:
     """Open a checkpoint and read its object graph.
 
     Args:
         prefix: path of the checkpoint without `.index`.
-        shown: the file's name for messages.
+        display_name: the name of the file in messages.
 
     Raises:
         InputError: it is damaged, or was written by a Saver that stores no object graph.
@@ -115,22 +115,25 @@ def open_checkpoint(prefix: str, shown: str) -> Checkpoint:
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     try:
-        # Not tf.train.load_checkpoint: it takes the prefix "folder/" for a folder and then
-        # follows the state file, which says "." there.
+        # tf.train.load_checkpoint would take the prefix "folder/" for a folder, and then follow
+        # its state file, which says ".".
         reader = tf.compat.v1.train.NewCheckpointReader(prefix)
         shapes = reader.get_variable_to_shape_map()
         if "_CHECKPOINTABLE_OBJECT_GRAPH" not in shapes:
             raise InputError(
-                f"{shown}: a name-based checkpoint (tf.compat.v1 Saver) without an object graph; "
-                "load it in the program that made it and save it with model.save_weights"
+                f"{display_name}: a name-based checkpoint (tf.compat.v1 Saver) without an object "
+                "graph; load it in the program that made it and save it with model.save_weights"
             )
         graph = trackable_object_graph_pb2.TrackableObjectGraph()
         graph.ParseFromString(reader.get_tensor("_CHECKPOINTABLE_OBJECT_GRAPH"))
     except InputError:
         raise
     except Exception as error:  # DataLossError, NotFoundError, DecodeError, RuntimeError ...
-        raise InputError(f"{shown}: not a readable checkpoint ({first_line(error)})") from error
-    return Checkpoint(shown, reader, [_node(proto, shapes) for proto in graph.nodes], shapes)
+        raise InputError(
+            f"{display_name}: not a readable checkpoint ({first_line(error)})"
+        ) from error
+    nodes = [_node(proto, shapes) for proto in graph.nodes]
+    return Checkpoint(display_name, reader, nodes, shapes)
 
 
 def _node(proto: Any, shapes: Mapping[str, Sequence[int]]) -> Node:
@@ -141,17 +144,17 @@ def _node(proto: Any, shapes: Mapping[str, Sequence[int]]) -> Node:
     return Node(children, None, "")
 
 
-# --- the checkpoint that a path means ------------------------------------------------------------
+# --- from a path to a checkpoint --------------------------------------------------------------
 
 
 def find_checkpoint(weights: str) -> str:
-    """Give the prefix of the TensorFlow checkpoint that a path means.
+    """Return the prefix of the TensorFlow checkpoint that a path means.
 
     Args:
-        weights: the prefix itself, or a folder with one checkpoint or a record of the newest.
+        weights: the prefix, or a folder with a single checkpoint or a state file.
 
     Raises:
-        InputError: there is none, or there are several.
+        InputError: there is no checkpoint, or there are several.
     """
     folder = Path(weights)
     if Path(f"{weights}.index").is_file():
@@ -165,33 +168,33 @@ def find_checkpoint(weights: str) -> str:
     recorded = _recorded_checkpoint(folder)
     if recorded and (folder / f"{recorded}.index").is_file():
         return str(folder / recorded)
-    found = sorted(str(path).removesuffix(".index") for path in folder.glob("*.index"))
-    if len(found) == 1:
-        return found[0]
-    if not found:
+    prefixes = sorted(str(path).removesuffix(".index") for path in folder.glob("*.index"))
+    if len(prefixes) == 1:
+        return prefixes[0]
+    if not prefixes:
         raise InputError(f"{weights}: no checkpoint (*.index) in this folder; {ACCEPTED}")
     raise InputError(
-        f"{weights}: several checkpoints in this folder; give one of {', '.join(found)}"
+        f"{weights}: several checkpoints in this folder; give one of {', '.join(prefixes)}"
     )
 
 
 def _recorded_checkpoint(folder: Path) -> str:
-    """The base name of the newest checkpoint by the state file: the folder may have moved."""
+    """Return the base name of the newest checkpoint by the state file, without its folder."""
     import tensorflow as tf
 
     try:
         state = tf.train.get_checkpoint_state(str(folder))
-    except ValueError:  # not text, or without a path; what else is wrong with it gives None
+    except ValueError:  # not text, or without a path; for other faults TensorFlow returns None
         return ""
     return re.split(r"[/\\]", state.model_checkpoint_path)[-1] if state else ""
 
 
 @contextlib.contextmanager
 def plain_prefix(prefix: str) -> Iterator[str]:
-    """Give the prefix, or links to its files if TensorFlow would take its name for a pattern.
+    """Yield the prefix, or one of links to its files if TensorFlow would read it as a pattern.
 
     Args:
-        prefix: path of the checkpoint without `.index`; read it only inside the `with`.
+        prefix: path of the checkpoint without `.index`. Read it only inside the ``with`` block.
     """
     if not re.search(r"[*?\[\]\\]", prefix):
         yield prefix

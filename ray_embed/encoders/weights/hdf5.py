@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads the weights of a file that Keras wrote, whatever its name, into a model: all or none."""
+"""Load the weights of a Keras file, whatever its name, into a model: all of them or none."""
 
 import contextlib
-import re
 import shutil
 import tempfile
 import zipfile
@@ -11,8 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_embed.encoders.file_kind import ZIP, file_kind
-from ray_embed.encoders.keras_compat import MEND, variable_path, wanted_shape, weights_of
+from ray_embed.encoders.file_format import ZIP, detect_format
+from ray_embed.encoders.keras_compat import WEIGHTS_HINT, variable_path, wanted_shape, weights_of
 from ray_embed.errors import InputError, first_line
 
 
@@ -25,7 +24,7 @@ def load_hdf5(
         model: a built Keras 3 or tf_keras model.
         weights: path of the file.
         around: models that contain `model`, one of which may have been saved instead.
-        paths: where `model` is in the outermost of these, by attributes (`inner/encoder`).
+        paths: the attributes that lead to `model` in the outermost of these (`inner/encoder`).
 
     Raises:
         InputError: the file cannot be read or does not belong to the model.
@@ -39,23 +38,23 @@ def load_hdf5(
                 return
             except InputError as error:
                 errors.append(error)
-        for inner, held in _parts(path, weights, paths if count is not None else ()):
+        for part, part_count in _parts(path, weights, paths if count is not None else ()):
             with contextlib.suppress(InputError):
-                _load_by_keras(model, inner, held, weights)
+                _load_by_keras(model, part, part_count, weights)
                 return
-    raise errors[0]  # that of the model itself
+    raise errors[0]  # the error of the model itself
 
 
 @contextlib.contextmanager
 def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
-    """A path to the weights whose ending tells their layout, and how many values they hold.
+    """Yield a path to the weights with the suffix of their layout, and their number of values.
 
-    Keras goes by the ending, but Keras 2 wrote its older layout to `x.weights.h5` too. The number
-    is None for the older layout, which Keras checks itself.
+    Keras chooses the layout by the suffix, but Keras 2 wrote its older layout to `x.weights.h5`,
+    too. The number is None for the older layout, which Keras checks itself.
     """
     with tempfile.TemporaryDirectory(prefix="ray_embed_weights_") as scratch:
         source = Path(weights).resolve()
-        if file_kind(source) == ZIP:
+        if detect_format(source) == ZIP:
             source = _unpacked(weights, Path(scratch))
         with _opened(source, weights) as file:
             older = "layer_names" in file.attrs or "model_weights" in file
@@ -66,9 +65,9 @@ def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield the parts of a newer-layout file as files of their own, and how many values they hold.
+    """Yield parts of a newer-layout file as separate files, and their numbers of values.
 
-    So the encoder's weights are loaded even where the model around it cannot be built.
+    This loads the encoder's weights even if the model that contains it cannot be built.
     """
     import h5py
 
@@ -86,7 +85,7 @@ def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str,
 
 @contextlib.contextmanager
 def _opened(path: str | Path, weights: str) -> Iterator[Any]:
-    """The HDF5 file, open for reading; damage may show at any access to it."""
+    """Open an HDF5 file for reading; any access to it may find damage."""
     import h5py
 
     try:
@@ -97,7 +96,7 @@ def _opened(path: str | Path, weights: str) -> Iterator[Any]:
 
 
 def _unpacked(weights: str, scratch: Path) -> Path:
-    """The weights of a `.keras` file; its config and anything else in it are not looked at."""
+    """Return the weights file of a `.keras` file; nothing else in it is read."""
     path = scratch / "unpacked.h5"
     try:
         with (
@@ -107,16 +106,17 @@ def _unpacked(weights: str, scratch: Path) -> Path:
         ):
             shutil.copyfileobj(packed, out)
     except KeyError as error:
-        raise InputError(f"{weights}: holds no model.weights.h5; save the model anew") from error
+        raise InputError(f"{weights}: it has no model.weights.h5; save the model again") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
         raise InputError(f"{weights}: not a readable .keras file ({first_line(error)})") from error
     return path
 
 
 def _count_values(file: Any) -> int:
-    """How many variables of the model itself a file of the newer layout holds, scalars left out.
+    """Return the number of the model's variables in a newer-layout file, without scalars.
 
-    Metrics that the model keeps as attributes are in the file too; most of their values are scalar.
+    The file also has the metrics that are attributes of the model; most of their values are
+    scalars.
     """
     import h5py
 
@@ -124,10 +124,10 @@ def _count_values(file: Any) -> int:
 
     def visit(name: str, item: Any) -> None:
         parts = name.split("/")
-        aside = parts[0] == "metrics" or any(
+        is_other = parts[0] == "metrics" or any(
             "optimizer" in part or part == "seed_generator" for part in parts
         )
-        if isinstance(item, h5py.Dataset) and item.ndim and "vars" in parts and not aside:
+        if isinstance(item, h5py.Dataset) and item.ndim and "vars" in parts and not is_other:
             names.append(name)
 
     file.visititems(visit)
@@ -135,10 +135,10 @@ def _count_values(file: Any) -> int:
 
 
 def _in_order_of(target: Any, path: str, weights: str) -> str:
-    """An older-layout file whose values within each layer are in the order of `target`.
+    """Return an older-layout file whose values within each layer are in the order of `target`.
 
-    Keras pairs them by order, trainable ones first. So a nested model that was partly frozen when
-    saved and is not when loaded, or the other way round, would get values of equal shapes swapped.
+    Keras pairs values by order, trainable ones first. If parts of a nested model were frozen when
+    it was saved or loaded, but not both times, values of equal shapes would be swapped.
     """
     import h5py
 
@@ -156,12 +156,12 @@ def _in_order_of(target: Any, path: str, weights: str) -> str:
 
 
 def _orders_for(target: Any, root: Any) -> dict[str, list[str]]:
-    """The groups of the file whose values are in another order than the layer's variables."""
+    """Return the groups whose values are not in the order of the layer's variables, reordered."""
     saved = [root[_text(name)] for name in root.attrs.get("layer_names", ())]
     groups = [group for group in saved if len(group.attrs.get("weight_names", ()))]
     layers = [layer for layer in target.layers if weights_of(layer)]
     if len(groups) != len(layers):
-        return {}  # Keras says what is wrong
+        return {}  # Keras raises an error for this
     orders = {}
     for layer, group in zip(layers, groups, strict=True):
         names = [_text(name) for name in group.attrs["weight_names"]]
@@ -172,7 +172,10 @@ def _orders_for(target: Any, root: Any) -> dict[str, list[str]]:
 
 
 def _order_by_name(layer: Any, names: list[str]) -> list[str]:
-    """The names in the order in which Keras pairs them with the layer's variables, if they tell."""
+    """Return the names in the order in which Keras pairs them with the layer's variables.
+
+    If the names do not show the order, they are returned unchanged.
+    """
     paths = [variable_path(v) for v in (*layer.trainable_weights, *layer.non_trainable_weights)]
     for depth in (2, 3, 4):
         wanted, have = _ranked(paths, depth), _ranked(names, depth)
@@ -183,9 +186,9 @@ def _order_by_name(layer: Any, names: list[str]) -> list[str]:
 
 
 def _ranked(paths: Sequence[str], depth: int) -> list[tuple[tuple[str, int], ...]]:
-    """The last parts of each path, numbers replaced by ranks: dense_7, dense_9 as dense, dense_1.
+    """Return the last parts of each path with ranks as numbers: dense_7, dense_9 as dense, dense_1.
 
-    The numbers that Keras gives differ between programs; their order is that of creation.
+    The numbers that Keras assigns differ between programs; their order is that of creation.
     """
     split = [
         [(part.rstrip("0123456789"), part) for part in path.partition(":")[0].split("/")[-depth:]]
@@ -209,89 +212,57 @@ def _text(name: Any) -> str:
 
 
 def _load_by_keras(target: Any, path: str, count: int | None, weights: str) -> None:
-    """Lets Keras load the file into `target`, then looks whether each variable got its value.
+    """Let Keras load the file into `target`, and check that each variable got a value.
 
     Keras may leave variables untouched without an error, so they are filled with marks before.
     """
     variables = weights_of(target)
-    arrays = [variable for variable in variables if len(variable.shape)]
-    if count is not None and count > len(arrays):
-        last = f", the last {variable_path(arrays[-1])} {tuple(arrays[-1].shape)}" if arrays else ""
-        raise InputError(
-            f"{weights}: the file is of a model with more layers: it has {count} arrays, the "
-            f"model {target.name} wants {len(arrays)}{last}. {MEND}"
-        )
-    before = [_to_numpy(variable) for variable in variables]
+    _check_count(target, variables, count, weights)
+    before = [_copy_values(variable) for variable in variables]
     reason = ""
     try:
         for variable, old in zip(variables, before, strict=True):
             variable.assign(_marked(old))
         target.load_weights(path)
-    except Exception as error:  # Keras raises ValueError, KeyError, OSError and more here
-        reason = str(error)
+    except Exception as error:  # Keras raises ValueError, KeyError, OSError and more
+        reason = " ".join(str(error).split()) or type(error).__name__
     untouched = [
         variable
         for variable, old in zip(variables, before, strict=True)
-        if _is_marked(_to_numpy(variable), old)
+        if _is_marked(_copy_values(variable), old)
     ]
     if not reason and not untouched:
         return
     for variable, old in zip(variables, before, strict=True):
         variable.assign(old)
-    raise _h5_error(weights, untouched or variables, _as_stored(reason, path))
+    detail = f" ({reason[:600].rstrip('. ')})" if reason else ""
+    first = (untouched or variables)[0]
+    raise InputError(
+        f"{weights}: {wanted_shape(first)}, it got no value from the file{detail}. {WEIGHTS_HINT}"
+    )
 
 
-def _as_stored(reason: str, path: str) -> str:
-    """What Keras says, with the shapes that are in the file.
-
-    tf_keras turns the kernel of a convolution that does not fit around, as Theano had them, and
-    then names the shape that this gave.
-    """
-    import h5py
-
-    stored: set[tuple[int, ...]] = set()
-
-    def visit(name: str, item: Any) -> None:
-        if isinstance(item, h5py.Dataset):
-            stored.add(item.shape)
-
-    with contextlib.suppress(Exception), h5py.File(path, "r") as file:  # of a damaged file
-        file.visititems(visit)
-    for shape in stored:
-        if len(shape) == 4:
-            turned = (shape[3], shape[2], shape[0], shape[1])
-            if turned not in stored:
-                reason = reason.replace(f"value shape {turned}", f"value shape {shape}")
-    return reason
+def _check_count(target: Any, variables: list[Any], count: int | None, weights: str) -> None:
+    """Refuse a file of the newer layout that holds more arrays than the model."""
+    arrays = [variable for variable in variables if len(variable.shape)]
+    if count is None or count <= len(arrays):
+        return
+    last = f", the last {variable_path(arrays[-1])} {tuple(arrays[-1].shape)}" if arrays else ""
+    raise InputError(
+        f"{weights}: the file is of a model with more layers: it has {count} arrays, the "
+        f"model {target.name} wants {len(arrays)}{last}. {WEIGHTS_HINT}"
+    )
 
 
-def _h5_error(weights: str, untouched: Sequence[Any], reason: str) -> InputError:
-    """Names the first variable at fault, with both shapes if Keras tells them."""
-    reason = " ".join(reason.partition("Target variable:")[0].split())[:400]
-    shapes = [
-        tuple(int(size) for size in re.findall(r"\d+", text))
-        for text in re.findall(r"\((?:\d+,?\s*)*\)", reason)
-    ]
-    for variable in untouched:
-        wanted = tuple(variable.shape)
-        if wanted in shapes[:-1]:
-            stored = f"the file has {shapes[shapes.index(wanted) + 1]}"
-            break
-    else:
-        variable, stored = untouched[0], "it got no value from the file"
-    detail = f" ({reason.rstrip('. ')})" if reason else ""
-    return InputError(f"{weights}: {wanted_shape(variable)}, {stored}{detail}. {MEND}")
-
-
-def _to_numpy(variable: Any) -> Any:
-    """A copy, not a view: the variable is written to afterwards."""
+def _copy_values(variable: Any) -> Any:
+    """Return a copy, not a view: the variable is written to afterwards."""
     import numpy as np
 
     return np.array(variable.numpy())
 
 
 def _marked(old: Any) -> Any:
-    """An array like `old` filled with what no trained weight is."""
+    """Return an array like `old`, filled with a value that no trained weight has."""
     import numpy as np
 
     if old.dtype == bool:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Loads weights from a file of any accepted kind into a model: all of them or none."""
+"""Load weights from a file of any accepted format into a model: all of them or none."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ray_embed.encoders.file_kind import file_kind
+from ray_embed.encoders.enclosing_models import build_models, find_enclosing_models
+from ray_embed.encoders.file_format import detect_format
 from ray_embed.encoders.keras_compat import finish_normalization, weights_of
-from ray_embed.encoders.outer_models import build_models, models_around
 from ray_embed.encoders.submodels import nested_models
 from ray_embed.encoders.weights.checkpoint import load_checkpoint
 from ray_embed.encoders.weights.checkpoint_reader import find_checkpoint, plain_prefix
@@ -28,21 +28,22 @@ def load_weights(
         model: a Keras 3 or tf_keras model whose variables exist.
         weights: path of a file that Keras wrote, whatever its name, prefix of a TensorFlow
             checkpoint, or a folder with one.
-        outer: the object that `model` is inside of, if any. The file may have been saved from it:
-            the weights go into it where only that fits.
-        images: (N, H, W, C) float32 that `model` takes, to build what was never called of `outer`.
+        outer: the object that contains `model`, if any. The file may have been saved from it. The
+            weights are loaded into it if they do not fit `model` alone.
+        images: (N, H, W, C) float32 that `model` takes, to build the parts of `outer` that were
+            never called.
         between: the objects inside `outer` that lead to `model`.
 
     Raises:
-        InputError: the file is missing, damaged, of another kind, or does not belong to the model:
-            a variable has no value or one of another shape, or the file has more layers.
+        InputError: the file is missing, damaged, or of another format; or it does not belong to the
+            model: a variable has no value, a value has another shape, or the file has more layers.
     """
     if not weights_of(model):
         raise InputError(
             f"{weights}: the model has no variables to load into; build it or call it once"
         )
     holders = [] if outer is None else [outer, *between]
-    around = models_around(model, holders)
+    around = find_enclosing_models(model, holders)
     try:
         _load(model, weights, holders, around)
     except InputError as error:
@@ -59,12 +60,13 @@ def load_weights(
 
 
 def _load(model: Any, weights: str, holders: Sequence[Any], around: Sequence[Any]) -> None:
-    paths = [one.path for holder in holders for one in nested_models(holder) if one.model is model]
+    nested = [item for holder in holders for item in nested_models(holder)]
+    paths = [item.path for item in nested if item.model is model]
     around = [value for value in around if weights_of(value)]
-    if Path(weights).is_file() and file_kind(weights):
+    if Path(weights).is_file() and detect_format(weights):
         load_hdf5(model, weights, around, [path.replace(".", "/") for path in paths])
         return
-    attributes = [item for holder in holders for item in getattr(holder, "__dict__", {}).items()]
+    attributes = [pair for holder in holders for pair in getattr(holder, "__dict__", {}).items()]
     names = [name for name, value in attributes if value is model]
     names += [path.rpartition(".")[2] for path in paths]
     with plain_prefix(find_checkpoint(weights)) as prefix:

@@ -15,7 +15,7 @@ tf_keras = pytest.importorskip("tf_keras")
 import h5py  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-from ray_embed.encoders import model_loading  # noqa: E402
+from ray_embed.encoders.loaded_model import LoadedModel, get_weights, set_weights  # noqa: E402
 from ray_embed.encoders.weights.checkpoint_reader import find_checkpoint  # noqa: E402
 from ray_embed.encoders.weights.load import load_weights  # noqa: E402
 from ray_embed.errors import InputError  # noqa: E402
@@ -713,15 +713,15 @@ def test_normalization_computes_with_the_values_it_is_given(target):
         return normalization, target.Model(image, target.layers.GlobalAveragePooling2D()(x))
 
     def loaded(model):
-        return model_loading.Loaded(model, (8, 8, 3), model)
+        return LoadedModel(call=model, input_shape=(8, 8, 3), model=model)
 
     normalization, source = net()
     normalization.adapt(5 + 2 * IMAGES)
     _, model = net()
     model(IMAGES)
-    model_loading.set_weights(loaded(model), model_loading.get_weights(loaded(source)))
+    set_weights(loaded(model), get_weights(loaded(source)))
     agree(model, outputs(source))
 
 
 def test_a_signature_has_no_values_to_set():
-    model_loading.set_weights(model_loading.Loaded(lambda images: images, (8, 8, 3)), ())
+    set_weights(LoadedModel(call=lambda images: images, input_shape=(8, 8, 3)), ())

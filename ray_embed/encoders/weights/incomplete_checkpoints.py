@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognizes checkpoints that Keras 3 itself has saved without part of the model.
+"""Recognize checkpoints in which Keras 3 silently left out a part of the model.
 
-`tf.train.Checkpoint` follows the attributes of a Keras 3 layer, but not the lists and dictionaries
-among them: the layers in these are left out, without a word. Keras 2 had its own lists for that.
+`tf.train.Checkpoint` saves the attributes of a Keras 3 layer, but not the layers in lists and
+dictionaries. Keras 2 had its own types of lists for them.
 """
 
 from collections.abc import Mapping
@@ -11,21 +11,21 @@ from typing import Any
 from ray_embed.encoders.keras_compat import children_of, is_positional, is_variable, weights_of
 
 
-def left_out_by_keras(model: Any, found: set[int], stored: int) -> str | None:
-    """Say that a checkpoint lacks the layers in lists, if just these are missing.
+def describe_missing_lists(model: Any, matched: set[int], stored: int) -> str | None:
+    """Describe that a checkpoint lacks the layers in lists, if only these are missing.
 
     Args:
-        model: the model that the checkpoint was to give values.
-        found: the ids of its variables that have a value in it, each of the right shape.
+        model: the model that the checkpoint should contain.
+        matched: the ids of its variables that have a value of the right shape in it.
         stored: how many variables of models the checkpoint holds.
 
     Returns:
-        What is wrong and how to save it again; None if something else is missing, too.
+        What is wrong and how to save it again, or None if something else is missing, too.
     """
     wanted = {id(variable) for variable in model.weights}
     outside, lists = _outside_lists(model)
     outside &= wanted
-    if not lists or found & wanted != outside or outside == wanted or len(outside) < stored:
+    if not lists or matched & wanted != outside or outside == wanted or len(outside) < stored:
         return None
     return (
         f"it holds {len(outside)} of the model's {len(wanted)} variables: tf.train.Checkpoint does "
@@ -36,7 +36,7 @@ def left_out_by_keras(model: Any, found: set[int], stored: int) -> str | None:
 
 
 def _outside_lists(model: Any) -> tuple[set[int], list[str]]:
-    """Return the variables that no list is needed to reach, and the lists that hold others."""
+    """Return the variables outside of lists, and the names of the lists that hold others."""
     variables: set[int] = set()
     lists: dict[str, None] = {}
     seen, waiting = {id(model)}, [model]
@@ -45,7 +45,7 @@ def _outside_lists(model: Any) -> tuple[set[int], list[str]]:
         layers = owner.layers if is_positional(owner) else []
         for name, child in [*children_of(owner), *(("", layer) for layer in layers)]:
             if isinstance(child, (list, tuple, Mapping)):
-                # TensorFlow's own record of attributes has such a name.
+                # TensorFlow keeps its own record of the attributes under such a name.
                 if _holds_layers(child) and not name.startswith("_self_"):
                     lists[f"{getattr(owner, 'name', type(owner).__name__)}.{name}"] = None
             elif is_variable(child):

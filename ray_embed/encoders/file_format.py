@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognizes Keras' two file formats by their content, whatever the file is called."""
+"""Detect Keras' two file formats by content, whatever the name of the file is."""
 
 import contextlib
 import tempfile
@@ -10,11 +10,11 @@ from pathlib import Path
 ZIP, HDF5 = "zip", "hdf5"
 
 
-def file_kind(path: str | Path) -> str:
-    """Return `zip` (what ``.keras`` usually is), `hdf5`, or an empty string for another file.
+def detect_format(path: str | Path) -> str:
+    """Return `zip` (usually a ``.keras`` file), `hdf5`, or an empty string for other files.
 
-    The first bytes decide. A file that is neither goes by its ending, so that a damaged one is
-    reported as what it was meant to be.
+    The first bytes decide. For other contents the suffix decides, so that an error about a damaged
+    file names the format that it should have.
     """
     import h5py
 
@@ -22,7 +22,7 @@ def file_kind(path: str | Path) -> str:
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
             start = file.read(4)
-        # A cut-off archive still begins like one.
+        # A truncated archive still begins like one.
         if start.startswith(b"PK") or zipfile.is_zipfile(path):
             return ZIP
         if h5py.is_hdf5(path):
@@ -31,12 +31,12 @@ def file_kind(path: str | Path) -> str:
 
 
 @contextlib.contextmanager
-def with_ending(path: Path, ending: str) -> Iterator[Path]:
-    """Yield a path to the same file that has the ending by which Keras chooses its reader."""
-    if path.name.endswith(ending):
+def link_with_suffix(path: Path, suffix: str) -> Iterator[Path]:
+    """Yield a path to the same file with the suffix by which Keras chooses its reader."""
+    if path.name.endswith(suffix):
         yield path
         return
     with tempfile.TemporaryDirectory(prefix="ray_embed_model_") as scratch:
-        link = Path(scratch, f"model{ending}")
+        link = Path(scratch, f"model{suffix}")
         link.symlink_to(path.resolve())
         yield link

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Known architectures whose preprocessing is not part of the network, found by their layers."""
+"""Recognize architectures by their layers, and advise on the preprocessing that they need."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -7,9 +7,13 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Family:
-    """An architecture: the layers that it has and those that it has not, and what it is fed.
+    """An architecture whose preprocessing is not part of the network.
 
-    `option` names the preprocessing, `pixels` says what that gives.
+    Attributes:
+        layers: layers that it has.
+        option: the name of its preprocessing.
+        pixels: what that preprocessing returns.
+        without: layers that it does not have.
     """
 
     name: str
@@ -28,7 +32,7 @@ def _family(name: str, layers: str, option: str, pixels: str, without: str = "")
     return Family(name, frozenset(layers.split()), option, pixels, frozenset(without.split()))
 
 
-# Early layers, as an encoder may end at any layer. The names are those that Keras gives.
+# The layers are early ones, because an encoder may end at any layer, with their names in Keras.
 _FAMILIES = (
     _family("ResNetV2", "conv1_conv conv2_block1_preact_bn", "resnet_v2", _SYMMETRIC),
     _family("DenseNet", "conv2_block1_0_bn conv2_block1_concat", "densenet", _NORMALIZED),
@@ -45,13 +49,13 @@ _VIT = "patching_and_embedding"
 
 
 def advise(graph: Any) -> str:
-    """Return a line of advice where the graph is of a known architecture; else an empty text.
+    """Return a line of advice if the graph has a known architecture, else an empty string.
 
     Args:
-        graph: a GraphDef whose nodes are named after the layers that they are of.
+        graph: a GraphDef whose nodes are named after their layers.
     """
     scopes = {scope for node in graph.node for scope in node.name.split("/")[:-1]}
-    # Keras 3 makes each scope unique by a number.
+    # Keras 3 adds a number to a scope to make it unique.
     layers = scopes | {scope.rpartition("_")[0] for scope in scopes}
     for family in _FAMILIES:
         if family.layers <= layers and not family.without & layers:

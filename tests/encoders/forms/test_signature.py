@@ -23,7 +23,8 @@ from support.encoders import (
 from support.pictures import make_folder
 
 import ray_embed as package
-from ray_embed.encoders.build import build, layer_shapes
+from ray_embed.encoders.build import build
+from ray_embed.encoders.layer_shapes import list_layer_shapes
 from ray_embed.errors import InputError
 
 LIBRARIES = my_encoders.LIBRARIES
@@ -106,7 +107,7 @@ def test_hub_module_by_signature_tags_and_layer(hub_module: Path) -> None:
 def test_layers_of_a_signature_say_which_was_taken(
     hub_module: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert set(layer_shapes(spec(hub_module))) == {"default", "block1"}
+    assert set(list_layer_shapes(spec(hub_module))) == {"default", "block1"}
     assert "image_feature_vector" in capsys.readouterr().err
 
 
@@ -184,7 +185,7 @@ def test_json_and_weights(tmp_path: Path, library: str, kind: str) -> None:
     found = features_of(tmp_path / "model.json", noise(), weights=str(tmp_path / "w.weights.h5"))
     expected = plain(model, noise())
     assert_close(found, gap(expected) if expected.ndim > 2 else expected)
-    assert layer_shapes(spec(tmp_path / "model.json"))
+    assert list_layer_shapes(spec(tmp_path / "model.json"))
     assert "without their weights" in refused(tmp_path / "model.json")
 
 
@@ -267,7 +268,8 @@ import tensorflow as tf
 
 def encoder():
     image = tf.keras.Input((16, 16, 3))
-    maps = tf.nn.relu(tf.keras.layers.Conv2D(4, 3, kernel_initializer="ones")(image))
+    pixels = tf.keras.layers.experimental.preprocessing.Rescaling(1.0)(image)
+    maps = tf.nn.relu(tf.keras.layers.Conv2D(4, 3, kernel_initializer="ones")(pixels))
     return tf.keras.Model(image, tf.reduce_mean(maps, (1, 2)))
 """
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognizes files that hold no model Keras could load, and says which form works instead.
+"""Recognize model files in formats that Keras cannot load, and suggest one that works.
 
-A file is recognized by its content; only what has no content to go by, by its ending. Nothing here
-imports TensorFlow, so that a wrong file is refused before anything starts.
+Files are recognized by content, or by suffix if the content says nothing. This module does not
+import TensorFlow, so that a wrong file is refused before anything starts.
 """
 
 import json
@@ -18,72 +18,72 @@ _FROM = "give the model it was converted from: a .keras or .h5 file, or a SavedM
 _IN_CODE = "load it in a function that returns a Keras model, and give --model module:callable"
 _UNPACK = "unpack it and give the model inside"
 
-# (what the file is, how to get a form that works)
-_Form = tuple[str, str]
+# What the file is, and how to get a format that works.
+_Format = tuple[str, str]
 
 _CHECKPOINT_PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 _PRETRAINED = re.compile(r"(tf_|pytorch_)?model.*\.(bin|safetensors|h5)")
-_TFLITE: _Form = ("a TensorFlow Lite model, compiled for devices and without layers", _FROM)
-_PYTORCH: _Form = (
+_TFLITE: _Format = ("a TensorFlow Lite model, compiled for devices and without layers", _FROM)
+_PYTORCH: _Format = (
     "a PyTorch file",
     "in PyTorch, export the encoder with torch.onnx.export, and make a SavedModel folder of it: "
     "onnx2tf -i encoder.onnx -o encoder -osd; or load its weights into a Keras model in a function "
     "of yours, and give --model module:callable",
 )
-_SAFETENSORS: _Form = (
+_SAFETENSORS: _Format = (
     "safetensors: weights, without the model",
     "load them in a function that returns a Keras model, and give --model module:callable (for "
     "Transformers: TFAutoModel.from_pretrained(folder))",
 )
-_ONNX: _Form = (
+_ONNX: _Format = (
     "an ONNX model",
     "make a SavedModel folder of it: onnx2tf -i {path} -o encoder -osd",
 )
-_GRAPH: _Form = (
+_GRAPH: _Format = (
     "a TensorFlow graph (a frozen GraphDef), without signatures",
     "make a SavedModel folder of it: in a tf.compat.v1.Session, tf.import_graph_def, then "
     "tf.compat.v1.saved_model.simple_save(session, folder, inputs={{'images': …}}, "
     "outputs={{'features': …}}); or give the model it was made from",
 )
-_META_GRAPH: _Form = (
+_META_GRAPH: _Format = (
     "the graph of a TensorFlow 1 checkpoint",
     "in a tf.compat.v1.Session, load it with tf.compat.v1.train.import_meta_graph and its restore, "
     "then save it with tf.compat.v1.saved_model.simple_save",
 )
-_PICKLE: _Form = ("a Python pickle, which runs code when it is read", _IN_CODE)
-_ARRAYS: _Form = ("NumPy arrays, not a model", _IN_CODE)
-_YAML: _Form = (
+_PICKLE: _Format = ("a Python pickle, which runs code when it is read", _IN_CODE)
+_ARRAYS: _Format = ("NumPy arrays, not a model", _IN_CODE)
+_YAML: _Format = (
     "the YAML of a model, which Keras no longer reads",
     "write it with model.to_json() where it was made, and give model.json with --weights",
 )
-_TFJS_LAYERS: _Form = (
+_TFJS_LAYERS: _Format = (
     "a TensorFlow.js layers model",
     "convert it: tensorflowjs_converter --input_format tfjs_layers_model --output_format keras "
     "{json} encoder.h5; or give the model it was converted from",
 )
-_TFJS_GRAPH: _Form = ("a TensorFlow.js graph model, without layers", _FROM)
-_HUGGING_FACE: _Form = (
+_TFJS_GRAPH: _Format = ("a TensorFlow.js graph model, without layers", _FROM)
+_HUGGING_FACE: _Format = (
     "a folder of Hugging Face Transformers",
     "load it in a function, as TFAutoModel.from_pretrained(folder) does, and give --model "
     "module:callable",
 )
-_KERAS_HUB: _Form = (
+_KERAS_HUB: _Format = (
     "a KerasHub preset",
     "load it in a function, as keras_hub.models.Backbone.from_preset(folder) does, and give "
     "--model module:callable",
 )
-_CHECKPOINT: _Form = (
+_CHECKPOINT: _Format = (
     "a TensorFlow checkpoint: weights, without the model",
     "give the model with --model (module:callable, or model.json), and --weights {prefix}",
 )
-_PART_OF_SAVED_MODEL: _Form = ("a part of a SavedModel", "give its folder: --model {folder}")
-_TEXT_SAVED_MODEL: _Form = (
+_PART_OF_SAVED_MODEL: _Format = ("a part of a SavedModel", "give its folder: --model {folder}")
+_TEXT_SAVED_MODEL: _Format = (
     "a SavedModel in text form (saved_model.pbtxt)",
     "save it again in binary form: tf.saved_model.save(tf.saved_model.load(folder), another)",
 )
 
-# Forms of other programs, whose content says less than their ending.
-_BY_ENDING: dict[str, _Form] = {
+# Formats of other programs whose content cannot be recognized.
+_BY_SUFFIX: dict[str, _Format] = {
     ".mlmodel": ("a Core ML model", _FROM),
     ".mlpackage": ("a Core ML model", _FROM),
     ".mlmodelc": ("a Core ML model", _FROM),
@@ -98,34 +98,35 @@ _BY_ENDING: dict[str, _Form] = {
 }
 
 
-def refuse_other_forms(path: Path) -> None:
-    """Refuse a file, a folder, or the prefix of a checkpoint that is no model Keras could load.
+def refuse_unsupported_format(path: Path) -> None:
+    """Refuse a file, folder or checkpoint prefix in a format that Keras cannot load.
 
-    What may be one is left to be loaded, or to be refused by what loads it.
+    Unknown contents are accepted here; loading them raises the error.
 
     Args:
-        path: as given by `--model`.
+        path: the value of ``--model``.
 
     Raises:
-        InputError: naming what it is, and the way to a form that works.
+        InputError: the format is known and not supported. The message names it, and says how to
+            get a format that works.
     """
-    form = _form_of(path)
-    if form is None:
+    recognized = _recognize(path)
+    if recognized is None:
         return
-    what, way = form
+    what, fix = recognized
     prefix, json_file = _CHECKPOINT_PART.sub("", str(path)), path
     if path.name == "checkpoint" and path.is_file():
         prefix = str(path.parent)
     if path.is_dir():
         json_file = path / "model.json"
     folder = path.parent.parent if path.parent.name == "variables" else path.parent
-    way = way.format(path=path, prefix=prefix, json=json_file, folder=folder)
-    raise InputError(f"--model {path}: {what}; {way}")
+    fix = fix.format(path=path, prefix=prefix, json=json_file, folder=folder)
+    raise InputError(f"--model {path}: {what}; {fix}")
 
 
-def _form_of(path: Path) -> _Form | None:
+def _recognize(path: Path) -> _Format | None:
     if path.is_dir():
-        return _folder_form(path)
+        return _recognize_folder(path)
     if not path.is_file():
         return _CHECKPOINT if Path(f"{path}.index").is_file() else None
     if _is_part_of_saved_model(path):
@@ -136,10 +137,10 @@ def _form_of(path: Path) -> _Form | None:
         return _CHECKPOINT
     with path.open("rb") as file:
         start = file.read(4096)
-        form = _form_by_start(path, start)
-        if form is None and not _is_keras_file(start):
-            form = _protobuf_form(file)
-    return form or (None if _is_keras_file(start) else _BY_ENDING.get(path.suffix.lower()))
+        recognized = _recognize_start(path, start)
+        if recognized is None and not _is_keras_file(start):
+            recognized = _recognize_protobuf(file)
+    return recognized or (None if _is_keras_file(start) else _BY_SUFFIX.get(path.suffix.lower()))
 
 
 def _is_part_of_saved_model(path: Path) -> bool:
@@ -150,16 +151,16 @@ def _is_part_of_saved_model(path: Path) -> bool:
 
 
 def _is_keras_file(start: bytes) -> bool:
-    """Return whether a file may be of Keras' own formats: HDF5, or a zip."""
+    """Return whether a file may have one of Keras' own formats: HDF5, or a zip archive."""
     return start.startswith((b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"))
 
 
-def _form_by_start(path: Path, start: bytes) -> _Form | None:
+def _recognize_start(path: Path, start: bytes) -> _Format | None:
     text = start.lstrip()
     if start[4:8] == b"TFL3":
         return _TFLITE
     if start.startswith(b"PK\x03\x04"):
-        return _zip_form(path)
+        return _recognize_zip(path)
     # A pickle of protocol 2 whose first value is PyTorch's magic number.
     if start.startswith(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."):
         return _PYTORCH
@@ -173,7 +174,7 @@ def _form_by_start(path: Path, start: bytes) -> _Form | None:
     if start[8:10] == b'{"' and re.search(rb'"(dtype|__metadata__)"', start):
         return _SAFETENSORS
     if text.startswith(b"{"):
-        return _json_form(path)
+        return _recognize_json(path)
     if re.match(rb"(<\?xml[^>]*>\s*)?<net[\s>]", text):
         return "a model of OpenVINO", f"{_FROM}; ray_embed converts it for OpenVINO itself"
     if re.match(rb"node\s*\{", text):
@@ -185,7 +186,7 @@ def _form_by_start(path: Path, start: bytes) -> _Form | None:
     return None
 
 
-def _zip_form(path: Path) -> _Form | None:
+def _recognize_zip(path: Path) -> _Format | None:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
@@ -201,7 +202,7 @@ def _zip_form(path: Path) -> _Form | None:
     return None
 
 
-def _json_form(path: Path) -> _Form | None:
+def _recognize_json(path: Path) -> _Format | None:
     content = read_json(path)
     if "modelTopology" not in content and "weightsManifest" not in content:
         return None
@@ -211,7 +212,7 @@ def _json_form(path: Path) -> _Form | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read the object in a JSON file; empty where it holds none."""
+    """Return the object in a JSON file, or an empty dict if it has none."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -219,8 +220,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _folder_form(path: Path) -> _Form | None:
-    """Recognize a folder by what is in it; None for a SavedModel, and where nothing is known."""
+def _recognize_folder(path: Path) -> _Format | None:
+    """Recognize a folder by its files; return None for a SavedModel and for unknown contents."""
     names = {entry.name for entry in path.iterdir()}
     if "saved_model.pb" in names:
         return None
@@ -228,17 +229,17 @@ def _folder_form(path: Path) -> _Form | None:
         return _TEXT_SAVED_MODEL
     if path.name == "variables" and (path.parent / "saved_model.pb").is_file():
         return _PART_OF_SAVED_MODEL
-    if "model.json" in names and (form := _json_form(path / "model.json")):
-        return form
+    if "model.json" in names and (recognized := _recognize_json(path / "model.json")):
+        return recognized
     if "config.json" in names and any(map(_PRETRAINED.fullmatch, names)):
         keras_hub = "registered_name" in read_json(path / "config.json")
         return _KERAS_HUB if keras_hub else _HUGGING_FACE
     if any(name.endswith(".index") for name in names):
         return _CHECKPOINT
-    if inside := sorted(_models_in(path)):
-        shown = ", ".join(str(path / name) for name in inside[:5])
-        return "a folder that is no model itself", f"give one of the models in it: {shown}"
-    return _BY_ENDING.get(path.suffix.lower())
+    if models := sorted(_models_in(path)):
+        paths = ", ".join(str(path / name) for name in models[:5])
+        return "a folder that is no model itself", f"give one of the models in it: {paths}"
+    return _BY_SUFFIX.get(path.suffix.lower())
 
 
 def _models_in(folder: Path) -> Iterator[str]:
@@ -250,24 +251,23 @@ def _models_in(folder: Path) -> Iterator[str]:
 
 # --- Protocol Buffers ----------------------------------------------------------------------------
 
-# What the fields of a message are: their numbers, of those that are varints and of those with a
-# length (texts and messages).
+# Wire types of the fields of a message: varints, and values with a length (texts and messages).
 _VARINT, _SIZED = 0, 2
-_ENOUGH_FIELDS = 10_000
+_MAX_FIELDS = 10_000
 
 
-def _protobuf_form(file: BinaryIO) -> _Form | None:
+def _recognize_protobuf(file: BinaryIO) -> _Format | None:
     """Recognize an ONNX model or a TensorFlow graph by the fields of its outermost message."""
     file.seek(0)
     fields: set[tuple[int, int]] = set()
     first = b""
-    for at, (number, kind, start) in enumerate(_fields(file)):
+    for index, (number, kind, start) in enumerate(_fields(file)):
         if number == 0:
             return None
-        if at == 0:
+        if index == 0:
             first = start
         fields.add((number, kind))
-        if at > _ENOUGH_FIELDS:
+        if index > _MAX_FIELDS:
             break
     onnx = {(1, _VARINT), (5, _VARINT), *((n, _SIZED) for n in (2, 3, 4, 6, 7, 8, 14, 20, 25, 26))}
     if {(1, _VARINT), (7, _SIZED), (8, _SIZED)} <= fields <= onnx:
@@ -285,7 +285,7 @@ def _protobuf_form(file: BinaryIO) -> _Form | None:
 
 
 def _fields(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Read each field's number, its wire type, and how its content begins; 0 where it is none."""
+    """Yield the number, wire type and first bytes of each field; number 0 if it is not one."""
     size = file.seek(0, 2)
     file.seek(0)
     while file.tell() < size:
@@ -315,5 +315,5 @@ def _varint(file: BinaryIO) -> int:
         if byte[0] < 0x80 or shift > 63:
             return value
         shift += 7
-    # Cut off: no number that a field has.
+    # The file is truncated; no field has this number.
     return 0

@@ -21,7 +21,8 @@ from support.command import Command
 from support.encoders import PROJECT, features_of, gap, my_encoders, noise, plain, spec
 from support.features import assert_features_equal
 
-from ray_embed.encoders.build import build, shapes_inside
+from ray_embed.encoders.build import build
+from ray_embed.encoders.layer_shapes import list_shapes
 from ray_embed.errors import InputError
 
 import my_vae  # isort: skip - found by what `encoders` puts on the path
@@ -176,7 +177,7 @@ def test_class_of_the_other_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     module.Patches2 = type("Patches2", (keras.layers.Layer,), {})  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "other_keras", module)
     message = refused(tmp_path / "m.h5", imports=("other_keras",))
-    has(message, "Patches2", "for tf_keras", "other_keras is one for keras")
+    has(message, "Patches2", "for tf_keras", "other_keras is for keras")
 
 
 def _package(monkeypatch: pytest.MonkeyPatch, **parts: dict[str, Any]) -> None:
@@ -441,7 +442,7 @@ def test_weights_for_an_encoder_that_is_a_layer(tmp_path: Path, library: str, sa
 
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_nested_models_are_listed_first(library: str):
-    models, layers = shapes_inside(spec(auto_encoder(LIBRARIES[library])))
+    models, layers = list_shapes(spec(auto_encoder(LIBRARIES[library])))
     assert models == {
         "front": (None, 7, 7, 4),
         "decoder": (None, 9, 9, 3),
@@ -449,7 +450,7 @@ def test_nested_models_are_listed_first(library: str):
         "front.squeeze": (None, 7, 7, 4),
     }
     assert "front/encoder/first" in layers
-    models, _ = shapes_inside(spec(auto_encoder(LIBRARIES[library]), submodel="front"))
+    models, _ = list_shapes(spec(auto_encoder(LIBRARIES[library]), submodel="front"))
     assert list(models) == ["front.encoder", "front.squeeze"]
 
 

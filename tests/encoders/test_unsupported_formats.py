@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from ray_embed.config import RunConfig, make_config
-from ray_embed.encoders.model_files import refuse_other_forms
+from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction.prepare import check_model
 
 
 def refused(path: Path) -> str:
     with pytest.raises(InputError) as caught:
-        refuse_other_forms(path)
+        refuse_unsupported_format(path)
     message = str(caught.value)
     assert message.startswith(f"--model {path}: ")
     return message
@@ -140,8 +140,8 @@ def test_file_without_known_content_is_named_by_its_ending(
 def test_what_may_be_a_model_is_left_to_be_loaded(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "encoder"
     path.write_bytes(content)
-    refuse_other_forms(path)
-    refuse_other_forms(tmp_path / "none")
+    refuse_unsupported_format(path)
+    refuse_unsupported_format(tmp_path / "none")
 
 
 def test_each_cut_of_a_file_is_answered(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_each_cut_of_a_file_is_answered(tmp_path: Path) -> None:
         for length in range(0, len(content), 7):
             path.write_bytes(content[:length])
             try:
-                refuse_other_forms(path)
+                refuse_unsupported_format(path)
             except InputError:
                 continue
 

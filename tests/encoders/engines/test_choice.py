@@ -13,26 +13,32 @@ import tensorflow as tf
 from support.encoders import spec
 
 from ray_embed.core import user_code
-from ray_embed.encoders import engines, tensorflow_setup
+from ray_embed.encoders import tensorflow_setup
 from ray_embed.encoders.build import build
-from ray_embed.encoders.engines import candidates, has_openvino
+from ray_embed.encoders.engines import choice
+from ray_embed.encoders.engines.openvino import is_openvino_installed
+from ray_embed.encoders.engines.registry import candidates, open_engine
 from ray_embed.runtime.resources import Resources
 
 
+def names(option: str, gpu: bool) -> tuple[str, ...]:
+    return tuple(engine.name for engine in candidates(option, gpu))
+
+
 def test_the_order_on_a_cpu():
-    first = ("openvino",) if has_openvino() else ()
-    assert candidates("auto", gpu=False) == (*first, "folded", "function", "plain")
-    assert candidates("tensorflow", gpu=False) == ("folded", "function", "plain")
+    first = ("openvino",) if is_openvino_installed() else ()
+    assert names("auto", gpu=False) == (*first, "folded", "function", "plain")
+    assert names("tensorflow", gpu=False) == ("folded", "function", "plain")
 
 
 @pytest.mark.parametrize("asked", ["auto", "tensorflow"])
 def test_on_a_gpu_xla_comes_first_and_nothing_computes_on_the_cpu(asked: str):
-    assert candidates(asked, gpu=True) == ("xla", "folded", "function", "plain")
+    assert names(asked, gpu=True) == ("xla", "folded", "function", "plain")
 
 
 @pytest.mark.parametrize("gpu", [False, True])
 def test_openvino_when_asked_for(gpu: bool):
-    assert candidates("openvino", gpu) == ("openvino",)
+    assert names("openvino", gpu) == ("openvino",)
 
 
 def test_gpus_are_shared_and_compute_in_float32(monkeypatch, tmp_path):
@@ -63,20 +69,19 @@ def test_an_engine_that_is_off_on_smooth_images_is_not_taken(monkeypatch):
     """White noise alone hides rounding errors of kernels that cancel out on photographs."""
     image = keras.Input((16, 16, 3))
     model = keras.Model(image, keras.layers.Conv2D(4, 3)(image))
-    opened = engines.open_engine
 
     def off_on_smooth(encoder, threads):
-        run = opened(encoder, threads)
+        run = open_engine(encoder, threads)
 
         def rows(batch):
             steps = np.abs(np.diff(batch, axis=1)).mean((1, 2, 3))
             smooth = np.where(steps < 0.2, 1.01, 1).astype(np.float32)
             return [values * smooth[:, None] for values in run(batch)]
 
-        return rows if encoder.engine == candidates("auto", False)[0] else run
+        return rows if encoder.engine == names("auto", False)[0] else run
 
-    monkeypatch.setattr(engines, "open_engine", off_on_smooth)
+    monkeypatch.setattr(choice, "open_engine", off_on_smooth)
     encoder = build(spec(model))
-    first, second, *_ = candidates("auto", False)
+    first, second, *_ = names("auto", False)
     assert encoder.engine == second
     assert f"engine {first}: its features differ" in encoder.warnings[0]

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Choose the engine of an encoder: the first whose features agree with those of a plain call."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ray_embed.core.arrays import Array
+from ray_embed.encoders.engines.base import Engine
+from ray_embed.encoders.engines.registry import candidates, open_engine
+from ray_embed.encoders.features import Encode
+from ray_embed.encoders.graph import fold_encoder
+from ray_embed.encoders.loaded_model import LoadedModel, computing_in_bfloat16
+from ray_embed.encoders.probe_images import blank_batch
+from ray_embed.encoders.spec import Encoder, EncoderSpec
+from ray_embed.errors import InputError
+
+# The guarantee for float32 is |f - g| <= RELATIVE·|g| + ABSOLUTE·max|g|. Trained encoders in
+# float32 differ by up to 6e-6·max|g| from float64, in Keras and in engines alike. A plain Keras
+# call of one image moves trained encoders by 1e-6, and random ones by 1.3e-5
+# (tests/benchmarks/batch_sizes.py).
+_RELATIVE, _ABSOLUTE = 1e-5, 1e-5
+# bfloat16 keeps 8 bits of each number, and errors add up over the layers.
+_BFLOAT16 = 5e-2
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A plain call of the model: the function, a batch of images, and their features."""
+
+    encode: Encode
+    images: Array
+    features: list[Array]
+
+
+def agree(features: list[Array], expected: list[Array], precision: str = "float32") -> bool:
+    """Return whether features agree with those of the plain call, within the guarantee."""
+    for f, g in zip(features, expected, strict=True):
+        largest = np.nanmax(np.abs(g), initial=0.0)
+        bound = _RELATIVE * np.abs(g) + _ABSOLUTE * largest
+        if precision == "bfloat16":
+            bound = bound + _BFLOAT16 * largest
+        # Rows that are not finite in both are rejected later.
+        if not np.all((np.abs(f - g) <= bound) | ~np.isfinite(g)):
+            return False
+    return True
+
+
+def choose_engine(
+    draft: Encoder, loaded: LoadedModel, reference: Reference, threads: int
+) -> Encoder:
+    """Return the encoder with the first engine that agrees with the plain call.
+
+    Args:
+        draft: the encoder without an engine.
+        loaded: its model.
+        reference: a plain call of it.
+        threads: the number of threads, for engines that have their own.
+
+    Raises:
+        InputError: no engine agrees.
+    """
+    engines, warnings = _usable_engines(draft), list(draft.warnings)
+    lowers_itself = [e for e in engines if draft.spec.precision == "float32" or e.lowers_precision]
+    chosen = _first_that_agrees(draft, lowers_itself, reference, threads, warnings)
+    others = [engine for engine in engines if engine not in lowers_itself]
+    if chosen is None and others:
+        # TensorFlow's precision is part of the graph.
+        with computing_in_bfloat16(loaded):
+            lowered, reasons = fold_encoder(draft, reference.encode, draft.rescaling.dtype)
+            lowered = replace(lowered, rescaling=draft.rescaling)
+            warnings += reasons
+            chosen = _first_that_agrees(lowered, others, reference, threads, warnings)
+    if chosen is None:
+        raise _no_engine(draft.spec, warnings)
+    return replace(chosen, spec=_without_objects(draft.spec), warnings=tuple(warnings))
+
+
+def _usable_engines(draft: Encoder) -> list[Engine]:
+    import tensorflow as tf
+
+    gpu = bool(tf.config.list_physical_devices("GPU"))
+    engines = candidates(draft.spec.engine, gpu)
+    return [engine for engine in engines if engine.decodes_files or not draft.takes_bytes]
+
+
+def _first_that_agrees(
+    draft: Encoder,
+    engines: Sequence[Engine],
+    reference: Reference,
+    threads: int,
+    warnings: list[str],
+) -> Encoder | None:
+    """Return the encoder with the first engine that agrees, and append why others do not."""
+    for engine in engines:
+        if engine.needs_graph and draft.graph is None:
+            continue
+        if not engine.needs_graph and not draft.spec.can_be_loaded_again:
+            continue
+        graph = draft.graph if engine.needs_graph else None
+        encoder = replace(draft, engine=engine.name, graph=graph)
+        fault = _find_fault(encoder, reference, threads)
+        if fault is None:
+            return encoder
+        warnings.append(f"engine {engine.name}: {fault}")
+    return None
+
+
+def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | None:
+    """Run an engine on the reference's images; return what is wrong, or None."""
+    count = len(reference.images)
+    batch = blank_batch(encoder, encoder.spec.batch_size)
+    batch[:count] = reference.images
+    try:
+        features = [rows[:count] for rows in open_engine(encoder, threads)(batch)]
+    except Exception as error:
+        return f"fails ({type(error).__name__}: {str(error)[:200]})"
+    if agree(features, reference.features, encoder.spec.precision):
+        return None
+    return "its features differ from those of the plain call"
+
+
+def _without_objects(spec: EncoderSpec) -> EncoderSpec:
+    """Replace a model or preprocessing object by its name: the graph contains it.
+
+    Other processes need not be able to import it, nor to receive its weights twice.
+    """
+    preprocess = None if callable(spec.preprocess) else spec.preprocess
+    return replace(spec, model=spec.model_name, preprocess=preprocess)
+
+
+def _no_engine(spec: EncoderSpec, warnings: list[str]) -> InputError:
+    fix = ""
+    if not spec.can_be_loaded_again:
+        fix = (
+            "; give the model and the preprocessing as 'module:callable', so that each process "
+            "can load them"
+        )
+    return InputError(
+        f"--engine {spec.engine}: no engine gives the features of the plain call; "
+        f"{'; '.join(warnings) or 'none could be used'}{fix}"
+    )

@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""OpenVINO: run the folded graph on the CPU, usually faster than TensorFlow does."""
+
+import importlib.util
+import queue
+import sys
+from typing import Any
+
+from ray_embed.core.arrays import Array
+from ray_embed.encoders.engines.base import Engine, OpenEngine
+from ray_embed.encoders.spec import Encoder
+
+# The number of float32 among the types of TensorFlow's graphs.
+_FLOAT32 = 1
+
+
+def is_openvino_installed() -> bool:
+    """Return whether OpenVINO is installed, without importing it."""
+    return importlib.util.find_spec("openvino") is not None
+
+
+def _open(encoder: Encoder, threads: int) -> OpenEngine:
+    compiled, ports = _compile(encoder, threads)
+    free: queue.SimpleQueue[Any] = queue.SimpleQueue()
+    for _ in range(threads):
+        free.put(compiled.create_infer_request())
+
+    def run(images: Array) -> list[Array]:
+        request = free.get()
+        try:
+            results = request.infer({0: images}, share_inputs=True)
+            return [results[port].copy() for port in ports]
+        finally:
+            free.put(request)
+
+    return OpenEngine(run, threads)
+
+
+def _compile(encoder: Encoder, threads: int) -> tuple[Any, list[Any]]:
+    """Compile the encoder's graph; return the compiled model and its output ports."""
+    # OpenVINO reports imports and conversions to its makers through this optional package. If the
+    # package cannot be imported, OpenVINO reports nothing.
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+    import openvino
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
+    output_names = [_add_named_output(graph, name) for name in encoder.output_names]
+    model = openvino.convert_model(graph)
+    model.reshape([encoder.spec.batch_size, *encoder.image_shape])
+    precision = {"float32": "f32", "bfloat16": "bf16"}[encoder.spec.precision]
+    options = {
+        # One thread per batch: threads that share a batch wait for each other after every layer
+        # while other threads decode. For the same reason, threads are not pinned.
+        "NUM_STREAMS": threads,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", options)
+    return compiled, [compiled.output(name) for name in output_names]
+
+
+def _add_named_output(graph: Any, name: str) -> str:
+    """Return a name that OpenVINO keeps; it names only the first output of an operation."""
+    operation, _, number = name.partition(":")
+    if number in ("", "0"):
+        return name
+    copy = f"{operation}_output_{number}"
+    graph.node.add(name=copy, op="Identity", input=[name]).attr["T"].type = _FLOAT32
+    return f"{copy}:0"
+
+
+ENGINE = Engine(
+    name="openvino",
+    option="openvino",
+    open=_open,
+    needs_graph=True,
+    decodes_files=False,
+    lowers_precision=True,
+    devices=("cpu",),
+    is_installed=is_openvino_installed,
+)

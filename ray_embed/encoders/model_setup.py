@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Load the model with its weights, together with a batch of images that it takes."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from ray_embed.core.arrays import Array
+from ray_embed.encoders import legacy_keras, model_loading
+from ray_embed.encoders.batch_axis import fixed_batch_size
+from ray_embed.encoders.features import load_preprocessing
+from ray_embed.encoders.first_call import create_variables
+from ray_embed.encoders.input_layout import image_shape
+from ray_embed.encoders.loaded_model import LoadedModel, set_weights, transpose_images
+from ray_embed.encoders.local_copies import local_copies
+from ray_embed.encoders.model_errors import explain_call_errors
+from ray_embed.encoders.probe_images import probe_images
+from ray_embed.encoders.spec import EncoderSpec
+from ray_embed.encoders.weights.random_init import give_random_weights
+from ray_embed.errors import InputError, RayEmbedError
+from ray_embed.options import RANDOM
+
+# The number of images whose shape shows the batch axis of a layer's output; then one less.
+_FEW = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSetup:
+    """A model whose variables exist, and a batch of images that it takes.
+
+    Attributes:
+        spec: what was asked for, with the layout that was found.
+        image_shape: (H, W, C) of the images.
+        images: the batch, preprocessed.
+        has_fixed_batch: whether the model takes batches of this size only.
+    """
+
+    spec: EncoderSpec
+    loaded: LoadedModel
+    image_shape: tuple[int, int, int]
+    images: Any
+    has_fixed_batch: bool
+
+
+def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = None) -> ModelSetup:
+    """Load the model, create its variables, and give it its weights.
+
+    Args:
+        spec: what is asked for.
+        saved_weights: weights that replace those of the model.
+
+    Raises:
+        InputError: the model, its weights or the preprocessing do not fit.
+    """
+    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+        setup = _load_model(spec, local_spec)
+        _check_integer_input(spec, setup.images, setup.loaded.dtype)
+        _give_weights(setup, local_spec)
+    if saved_weights is not None:
+        set_weights(setup.loaded, saved_weights)
+    # Processes that load the model again must use the same layout.
+    channels_first = setup.loaded.channels_first or spec.channels_first
+    return replace(setup, spec=replace(spec, channels_first=channels_first))
+
+
+def set_up_untrained(spec: EncoderSpec) -> ModelSetup:
+    """Load the model and create its variables, whatever their values.
+
+    Raises:
+        InputError: the model cannot be loaded or called.
+    """
+    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+        return _load_model(spec, local_spec)
+
+
+def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
+    loaded = model_loading.load(local_spec)
+    shape = image_shape(loaded, spec)
+    batch_size = fixed_batch_size(loaded)
+    images = _preprocess(spec, probe_images(loaded, spec, shape, batch_size or _FEW))
+    with explain_call_errors(loaded, spec, images):
+        loaded = create_variables(loaded, local_spec, images)
+    return ModelSetup(
+        spec=spec,
+        loaded=loaded,
+        image_shape=shape,
+        images=images,
+        has_fixed_batch=batch_size is not None,
+    )
+
+
+def _give_weights(setup: ModelSetup, local_spec: EncoderSpec) -> None:
+    if local_spec.weights != RANDOM:
+        model_loading.give_weights(setup.loaded, local_spec, setup.images)
+        return
+    with explain_call_errors(setup.loaded, setup.spec, setup.images):
+        images = transpose_images(setup.images, setup.loaded.channels_first)
+        give_random_weights(setup.loaded, local_spec, images)
+
+
+def _preprocess(spec: EncoderSpec, images: Array) -> Any:
+    try:
+        return load_preprocessing(spec)(images)
+    except RayEmbedError:
+        raise
+    except Exception as error:
+        raise InputError(
+            f"--preprocess {spec.preprocess}: it fails on a float32 batch {images.shape}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+
+
+def _check_integer_input(spec: EncoderSpec, images: Any, dtype: str) -> None:
+    """Refuse a preprocessing whose values are lost in an encoder that takes integers."""
+    if spec.preprocess is None or "int" not in dtype:
+        return
+    low, high = float(np.min(images)), float(np.max(images))
+    if high <= 2 or ("uint" in dtype and low < -1):
+        raise InputError(
+            f"--preprocess {spec.preprocess}: it gives values from {low:.3g} to {high:.3g}, but "
+            f"the input of {spec.model_name} is of type {dtype}, which would lose them; leave the "
+            "option away, as the encoder takes pixels from 0 to 255"
+        )
