@@ -12,6 +12,8 @@ from typing import Any
 # Before TensorFlow or Ray are imported. Ray keeps its token and its record of clusters at home.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+# TensorFlow leaves oneDNN off on some processors, and cannot compute channels-first layers there.
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ.pop("RAY_ADDRESS", None)
 # Else Ray's workers yield to all else, and those of tests that run side by side to each other.

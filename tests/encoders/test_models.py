@@ -375,12 +375,12 @@ def test_function_in_hand(images: np.ndarray):
 
 
 @pytest.mark.slow
-def test_grey_model_with_symmetric_scale(embed: Embed, pictures: Path):
+def test_gray_model_with_symmetric_scale(embed: Embed, pictures: Path):
     model = my_encoders.functional(input_shape=(12, 20, 1))
     model.save("encoder.keras")
-    grey = tf.image.rgb_to_grayscale(pixels(pictures, (12, 20))).numpy()
+    gray = pixels(pictures, (12, 20), "grayscale")
     found = embed("--model", "encoder.keras", "--scale", "symmetric")
-    assert_features_equal(found, gap(plain(model, grey / np.float32(127.5) - 1)))
+    assert_features_equal(found, gap(plain(model, gray / np.float32(127.5) - 1)))
 
 
 @pytest.mark.slow

@@ -9,7 +9,8 @@ import pytest
 from support.synthetic_runs import clusters, make_run
 
 import ray_embed
-from ray_embed.analysis.plotting import plot, projections
+from ray_embed.analysis.plotting import projections
+from ray_embed.analysis.plotting.plot import plot
 
 chromium = pytest.importorskip("support.chromium", reason="the browser's tests need selenium")
 

@@ -315,12 +315,12 @@ CALLS = {
     "to_numpy": "import ray_embed; ray_embed.load({run!r}).to_numpy()",
     "to_table": "import ray_embed; ray_embed.load({run!r}).to_table()",
     "to_pandas": "import ray_embed; ray_embed.load({run!r}).to_pandas()",
-    "status": "from ray_embed.cli import cli; cli(['status', {run!r}], standalone_mode=False)",
+    "status": "from ray_embed.cli.commands import cli; cli(['status', {run!r}], standalone_mode=False)",
     "verify": (
-        "from ray_embed.cli import cli; cli(['status', {run!r}, '--verify'], standalone_mode=False)"
+        "from ray_embed.cli.commands import cli; cli(['status', {run!r}, '--verify'], standalone_mode=False)"
     ),
     "status as JSON": (
-        "from ray_embed.cli import cli; cli(['status', {run!r}, '--json'], standalone_mode=False)"
+        "from ray_embed.cli.commands import cli; cli(['status', {run!r}, '--json'], standalone_mode=False)"
     ),
 }
 

@@ -17,8 +17,8 @@ from ray_embed.storage.lock import alone
 
 HOLD = """
 import sys, time
-from ray_embed.alone import alone
-from ray_embed.filesystem import Folder
+from ray_embed.storage.lock import alone
+from ray_embed.storage.filesystem import Folder
 with alone(Folder.at(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))

@@ -10,7 +10,8 @@ from support.projector_page import parse_metadata
 from support.synthetic_runs import clusters, make_run
 
 import ray_embed as package
-from ray_embed.analysis.plotting import plot, projections
+from ray_embed.analysis.plotting import projections
+from ray_embed.analysis.plotting.plot import plot
 from ray_embed.projector import bookmarks as bookmarks_module
 from ray_embed.storage.filesystem import Folder
 

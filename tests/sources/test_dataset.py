@@ -18,6 +18,7 @@ from support.pictures import make_folder
 import ray_embed as package
 from ray_embed import InputError, Run, RunConfig, RunError, planning
 from ray_embed.config import parse_source
+from ray_embed.core import user_code
 from ray_embed.extraction.dataset_reader import Reader
 from ray_embed.planning import Plan, SplitPlan
 from ray_embed.sources.dataset import StreamReader
@@ -378,6 +379,8 @@ def test_a_callable_that_is_not_there_is_refused_saying_where_it_was_looked_for(
     tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
+    # Other tests of this process may have added their folders.
+    monkeypatch.setattr(user_code, "_added", [])
     said = refused("no_such_module_here:make")
     assert "no_such_module_here" in said
     assert str(tmp_path) in said

@@ -61,12 +61,19 @@ def features_of(model: Any, images: np.ndarray, **options: Any) -> np.ndarray:
     return features
 
 
-def pixels(folder: Path, size: tuple[int, int] = (16, 16)) -> np.ndarray:
+def pixels(
+    folder: Path, size: tuple[int, int] = (16, 16), color_mode: str = "rgb"
+) -> np.ndarray:
     """Read a folder tree of images as Keras does in training: float32 from 0 to 255."""
     import keras
 
     images = keras.utils.image_dataset_from_directory(
-        folder, image_size=size, shuffle=False, batch_size=1000, verbose=False
+        folder,
+        image_size=size,
+        color_mode=color_mode,
+        shuffle=False,
+        batch_size=1000,
+        verbose=False,
     )
     return next(iter(images))[0].numpy()
 

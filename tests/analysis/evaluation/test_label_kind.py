@@ -12,7 +12,7 @@ from support.synthetic_runs import clusters, make_run
 
 import ray_embed as package
 from ray_embed import InputError
-from ray_embed.analysis.plotting import plot
+from ray_embed.analysis.plotting.plot import plot
 
 
 @pytest.fixture
