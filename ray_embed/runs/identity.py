@@ -6,12 +6,12 @@ import json
 from importlib import metadata
 from typing import Any
 
-from ray_embed.extraction import pixels
 from ray_embed.config import RunConfig
+from ray_embed.core.uri import shown, without_credentials
 from ray_embed.encoders.spec import Encoder
+from ray_embed.extraction import pixels
 from ray_embed.options import OnResume, default_value, options_compared_by
 from ray_embed.planning import Plan, SplitPlan
-from ray_embed.core.uri import shown, without_credentials
 
 Identity = dict[str, Any]
 

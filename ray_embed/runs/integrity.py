@@ -8,12 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.storage import part_files
-from ray_embed.errors import DamagedError, InputError, RunError
-from ray_embed.storage.filesystem import Folder
 from ray_embed.core.arrays import as_column, as_matrix
-from ray_embed.planning import Plan, load
 from ray_embed.core.console import say
+from ray_embed.errors import DamagedError, InputError, RunError
+from ray_embed.planning import Plan, load
+from ray_embed.storage import part_files
+from ray_embed.storage.filesystem import Folder
 
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 
@@ -50,7 +50,9 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
         folder, part_files.FEATURES, number, lambda part: (part_files.about_of(part), part.read())
     )
     check_about(folder, number, about, expected)
-    pictured = part_files.read_part(folder, part_files.THUMBNAILS, number, ["index"], expected.fingerprint)
+    pictured = part_files.read_part(
+        folder, part_files.THUMBNAILS, number, ["index"], expected.fingerprint
+    )
     if pictured["index"].to_pylist() != found["index"].to_pylist():
         name = folder.shown(part_files.part_name(part_files.THUMBNAILS, number))
         raise DamagedError(f"{name}: it is of other records", number)

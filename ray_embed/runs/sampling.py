@@ -5,20 +5,18 @@ The same records each time: drawn by split and label, as those that the projecto
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_embed.core.arrays import Array, Matrix, as_matrix
+from ray_embed.errors import InputError
+from ray_embed.images import thumbnails
 from ray_embed.projector import pca
 from ray_embed.runs import stratified
 from ray_embed.storage import part_files
-from ray_embed.images import thumbnails
-from ray_embed.errors import InputError
 from ray_embed.storage.filesystem import Folder
-from ray_embed.core.arrays import Array, Matrix, as_matrix
-
 
 # Squares of features in between fit into float32, added up over a million dimensions too.
 _SMALLEST, _LARGEST = 1e-16, 1e16

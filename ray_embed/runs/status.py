@@ -10,15 +10,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ray_embed.storage import manifest, part_files
 from ray_embed import planning
-from ray_embed.runs import integrity
+from ray_embed.core.arrays import as_matrix
+from ray_embed.core.uri import shown
 from ray_embed.encoders import artifacts
 from ray_embed.errors import InputError, RunError
-from ray_embed.storage.filesystem import Folder
-from ray_embed.core.arrays import as_matrix
 from ray_embed.projector.checkpoint import CONFIG
-from ray_embed.core.uri import shown
+from ray_embed.runs import integrity
+from ray_embed.storage import manifest, part_files
+from ray_embed.storage.filesystem import Folder
 
 
 @dataclass(frozen=True)

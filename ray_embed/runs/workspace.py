@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_embed.storage import manifest
-from ray_embed.runs import identity
-from ray_embed.storage.lock import alone
 from ray_embed.config import RunConfig
-from ray_embed.errors import InputError, StorageError
-from ray_embed.storage.filesystem import Folder
 from ray_embed.core.console import say
 from ray_embed.core.uri import base_name, is_uri, shown
+from ray_embed.errors import InputError, StorageError
+from ray_embed.runs import identity
+from ray_embed.storage import manifest
+from ray_embed.storage.filesystem import Folder
+from ray_embed.storage.lock import alone
 
 
 @dataclass(frozen=True)

@@ -309,19 +309,16 @@ def test_load_of_what_is_no_run(runs, tmp_path, what):
 
 # --- what is not imported ------------------------------------------------------------------------
 
+COMMAND = "from ray_embed.cli.commands import cli; cli"
 CALLS = {
     "import": "import ray_embed",
     "load": "import ray_embed; run = ray_embed.load({run!r}); run.rows, run.rejects",
     "to_numpy": "import ray_embed; ray_embed.load({run!r}).to_numpy()",
     "to_table": "import ray_embed; ray_embed.load({run!r}).to_table()",
     "to_pandas": "import ray_embed; ray_embed.load({run!r}).to_pandas()",
-    "status": "from ray_embed.cli.commands import cli; cli(['status', {run!r}], standalone_mode=False)",
-    "verify": (
-        "from ray_embed.cli.commands import cli; cli(['status', {run!r}, '--verify'], standalone_mode=False)"
-    ),
-    "status as JSON": (
-        "from ray_embed.cli.commands import cli; cli(['status', {run!r}, '--json'], standalone_mode=False)"
-    ),
+    "status": f"{COMMAND}(['status', {{run!r}}], standalone_mode=False)",
+    "verify": f"{COMMAND}(['status', {{run!r}}, '--verify'], standalone_mode=False)",
+    "status as JSON": f"{COMMAND}(['status', {{run!r}}, '--json'], standalone_mode=False)",
 }
 
 

@@ -6,10 +6,10 @@ import time
 
 import pytest
 
-from ray_embed.storage import manifest
 from ray_embed.cli.commands import cli
-from ray_embed.storage.filesystem import Folder
 from ray_embed.runs.resuming import suggest_next_command
+from ray_embed.storage import manifest
+from ray_embed.storage.filesystem import Folder
 
 RUN = ["run", "--source", "valid", "--model", "m.keras", "--out", "r"]
 

@@ -61,9 +61,7 @@ def features_of(model: Any, images: np.ndarray, **options: Any) -> np.ndarray:
     return features
 
 
-def pixels(
-    folder: Path, size: tuple[int, int] = (16, 16), color_mode: str = "rgb"
-) -> np.ndarray:
+def pixels(folder: Path, size: tuple[int, int] = (16, 16), color_mode: str = "rgb") -> np.ndarray:
     """Read a folder tree of images as Keras does in training: float32 from 0 to 255."""
     import keras
 
