@@ -10,7 +10,7 @@ DIST := dist
 WORKERS ?= 2
 SIDE_BY_SIDE := --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo wheel test test-slow test-longest torture lint bench clean
+.PHONY: demo wheel test test-slow test-longest torture lint docs bench clean
 
 demo: .venv/installed
 	$(BIN)/ray-embed demo
@@ -39,6 +39,12 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m ray_embed.cli.docs --check docs/cli.md
+	$(BIN)/codespell
+
+docs: .venv/installed
+	$(BIN)/python -m ray_embed.cli.docs > docs/cli.md
 
 bench: .venv/installed
 	$(BIN)/python tests/benchmarks/bench.py --work .bench $(ARGS)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A floor for a run: what its encoder gives with random weights, of the same records."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,15 +12,14 @@ from ray_embed.errors import InputError
 from ray_embed.options import RANDOM
 from ray_embed.results import Run
 from ray_embed.runs import identity
-from ray_embed.storage import manifest
-from ray_embed.storage.filesystem import Folder
+from ray_embed.runs.reader import RunReader, open_run
+from ray_embed.storage import layout
 
-FOLDER = "random-weights"
 # These are of the machines that the run was made on, which need not be those at hand.
 _MACHINES = ("address", "actors", "gpus_per_actor", "cpus_per_actor")
 
 
-def random_run(run: Run, say: Callable[[str], None] = to_stderr) -> Run:
+def random_run(run: str, say: Callable[[str], None] = to_stderr) -> Run:
     """Extract the same records with random weights, into ``RUN/random-weights``.
 
     All other options are the run's. It is a run like any other, with ``weights="random"``: called
@@ -29,7 +27,7 @@ def random_run(run: Run, say: Callable[[str], None] = to_stderr) -> Run:
     ``RAY_ADDRESS``.
 
     Args:
-        run: the run, finished.
+        run: the run folder; all its shards are finished.
         say: takes lines for the user.
 
     Raises:
@@ -37,8 +35,8 @@ def random_run(run: Run, say: Callable[[str], None] = to_stderr) -> Run:
             or the model cannot be given random weights.
         RunError: it failed while running; finished shards are kept.
     """
-    about = manifest.read_run(Folder.at(run.path)) or {}
-    config = _configured(run, about["config"])
+    trained = open_run(run)
+    config = _configured(run, trained.config)
     say(f"the floor of random weights: {shown(str(config.out))}")
     from ray_embed.pipeline import extract
 
@@ -49,17 +47,17 @@ def random_run(run: Run, say: Callable[[str], None] = to_stderr) -> Run:
             f"{error}\nthat was the floor of random weights; if {shown(str(config.out))} holds an "
             "older one, delete that folder"
         ) from error
-    _check_same_records(run, about, found)
+    _check_same_records(trained, open_run(found.path))
     return found
 
 
-def _configured(run: Run, kept: dict[str, Any]) -> RunConfig:
+def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
     """Give the configuration of the floor from that of the run, as ``run.json`` has it.
 
     Raises:
         InputError: what it names is not there.
     """
-    where = shown(child(run.path, manifest.RUN))
+    where = shown(child(run, layout.RUN))
     named = {"--model": kept["model"], "--preprocess": kept["preprocess"]}
     named |= {f"--source {split}": source for split, source in kept["sources"].items()}
     for option, name in named.items():
@@ -70,7 +68,7 @@ def _configured(run: Run, kept: dict[str, Any]) -> RunConfig:
                 "the run was made in; of an object, make the run from a file or module:callable"
             )
     machines = dict.fromkeys(_MACHINES)
-    out = child(run.path, FOLDER)
+    out = child(run, layout.RANDOM_WEIGHTS)
     # A run of before there was the choice has kept empty labels.
     asked = {"empty_label": "keep"} | kept | machines | {"weights": RANDOM, "out": out}
     arguments = {name: lists_to_tuples(kept[name]) for name in ("model_kwargs", "source_kwargs")}
@@ -81,15 +79,18 @@ def _is_there(name: str) -> bool:
     return is_uri(name) or is_callable_reference(name) or Path(name).exists()
 
 
-def _check_same_records(run: Run, about: dict[str, Any], found: Run) -> None:
-    other = manifest.read_run(Folder.at(found.path)) or {}
+def _check_same_records(trained: RunReader, baseline: RunReader) -> None:
     mine, others = (
-        {name: value for name, value in one["identity"].items() if re.match("source ", name)}
-        for one in (about, other)
+        {
+            name: value
+            for name, value in run.manifest["identity"].items()
+            if name.startswith("source ")
+        }
+        for run in (trained, baseline)
     )
     if differences := identity.differences(mine, others):
         raise InputError(
-            f"{shown(run.path)}: its sources have changed since it was made, so that "
-            f"{shown(found.path)} is of other records: {'; '.join(differences)}; delete that "
+            f"{trained.folder.shown()}: its sources have changed since it was made, so that "
+            f"{baseline.folder.shown()} is of other records: {'; '.join(differences)}; delete that "
             "folder, and restore the sources or make the run anew"
         )

@@ -1,28 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole flow in one place: prepare → extract → reduce."""
 
+import contextlib
+import os
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
 from ray_embed.core.uri import shown, without_credentials
+from ray_embed.encoders.build_process import Build, start_build_process
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import preflight
 from ray_embed.extraction.dataset_reader import open_walks
 from ray_embed.extraction.driver import extract_missing
 from ray_embed.extraction.prepare import Prepared, begin, check_model, encoder_spec, prepare
-from ray_embed.projector.checkpoint import CONFIG
-from ray_embed.projector.reduce import unseen
+from ray_embed.extraction.worker import Extractor
+from ray_embed.projector.reduce import merge, unseen
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
 from ray_embed.runs.workspace import opened_target
-from ray_embed.runtime.session import Session, session
+from ray_embed.runtime import resources
+from ray_embed.runtime.remote_map import map_in_actors
+from ray_embed.runtime.session import Session, session, starts_own_ray
 from ray_embed.sources.open import open_sources
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 
 
@@ -47,7 +54,7 @@ class Outcome:
             f"features  {shown(self.run.features_path)}",
         ]
         path = without_credentials(self.run.path, "***@")
-        if Folder.at(self.run.projector_path).exists(CONFIG):
+        if Folder.at(self.run.projector_path).exists(layout.PROJECTOR_CONFIG):
             lines.append(f"look      ray-embed view {path}")
             lines.append(f"judge     ray-embed evaluate {path}")
         else:
@@ -85,16 +92,35 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
     check_model(config)
     with (
         opened_target(config) as target,
-        session(config, target.threads) as running,
+        _open_builder(config, target.threads) as build,
+        session(config, Extractor, target.threads) as running,
         open_walks(config, sources, running) as walks,
         tempfile.TemporaryDirectory() as folder,
     ):
         preflight.check(config, target)
         scratch = Folder.at(folder)
-        prepared = prepare(config, sources, walks, target, scratch, running)
+        prepared = prepare(config, sources, walks, target, scratch, running, build)
         begin(config, prepared, scratch)
         finished, speed = _finish(config, prepared, running, and_reduce)
     return Outcome(finished, speed, time.monotonic() - began)
+
+
+@contextlib.contextmanager
+def _open_builder(config: RunConfig, threads: int | None) -> Iterator[Build | None]:
+    """Start the process that builds the encoder while a Ray starts here; None with other Rays."""
+    if not starts_own_ray(config) or not isinstance(config.model, str):
+        yield None
+        return
+    count = resources.choose_threads(config.cpus_per_actor or threads, os.cpu_count() or 1)
+    with start_build_process(count, str(Path.cwd())) as build:
+        yield build
+
+
+def _merge_parts(out: str, limit: int, running: Session) -> int:
+    """Merge the parts in an actor, with the help of those on other nodes; return the points."""
+    others = running.list_other_actors()
+    elsewhere = partial(map_in_actors, others) if others else None
+    return running.call(merge, out, limit, running.resources.cpus, elsewhere)()
 
 
 def _finish(
@@ -112,12 +138,12 @@ def _finish(
             if finished.rows == 0:
                 raise RunError(
                     f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so "
-                    f"there is nothing to show; see {target.out}/{part_files.REJECTS}",
+                    f"there is nothing to show; see {target.out}/{layout.REJECTS}",
                     can_resume=False,
                 )
             if and_reduce:
                 say("merging the parts for the projector")
-                points = running.reduce(target.uri, config.projector_limit)
+                points = _merge_parts(target.uri, config.projector_limit, running)
                 for line in unseen(target.folder, points, config.projector_limit):
                     say(line)
             break

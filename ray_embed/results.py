@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reads a run folder: features and labels for whoever asks, without TensorFlow or Ray."""
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,9 +14,9 @@ from ray_embed.analysis import neighbors
 from ray_embed.core.arrays import as_matrix
 from ray_embed.core.uri import child, is_uri, shown
 from ray_embed.errors import InputError
-from ray_embed.projector import checkpoint, pca
-from ray_embed.storage import manifest, part_files
-from ray_embed.storage.filesystem import Folder
+from ray_embed.projector import pca
+from ray_embed.runs.reader import RunReader, open_run
+from ray_embed.storage import layout, part_files
 
 if TYPE_CHECKING:
     from ray_embed.analysis.evaluation.evaluate import Evaluation
@@ -36,17 +35,17 @@ class Run:
     @property
     def features_path(self) -> str:
         """The folder of the Parquet parts with keys, labels and features."""
-        return child(self.path, part_files.FEATURES)
+        return child(self.path, layout.FEATURES)
 
     @property
     def projector_path(self) -> str:
         """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
-        return child(self.path, checkpoint.FOLDER)
+        return child(self.path, layout.PROJECTOR)
 
     @property
     def pca_path(self) -> str:
         """The folder of the Parquet parts with PCA coordinates; there as `projector_path` is."""
-        return child(self.path, part_files.PCA)
+        return child(self.path, layout.PCA)
 
     @cached_property
     def rows(self) -> int:
@@ -60,10 +59,8 @@ class Run:
             return int(self._dataset.count_rows())
         except (OSError, pa.ArrowException):
             # One after the other, for a word on which of them it is.
-            return sum(
-                part_files.about(self._folder, n).rows
-                for n in part_files.part_numbers(self._folder)
-            )
+            folder = self._reader.folder
+            return sum(part_files.about(folder, n).rows for n in part_files.part_numbers(folder))
 
     @cached_property
     def rejects(self) -> int:
@@ -73,12 +70,12 @@ class Run:
     @cached_property
     def rejects_by_reason(self) -> dict[str, int]:
         """The number of rejects for each reason, the commonest first."""
-        return part_files.rejects_by_reason(self._folder)
+        return part_files.rejects_by_reason(self._reader.folder)
 
     @property
     def layers(self) -> tuple[str, ...]:
         """The layers whose features are there, as `to_numpy` takes them."""
-        return tuple(output["layer"] for output in self._about["encoder"]["outputs"])
+        return self._reader.layers
 
     def to_numpy(
         self, layer: str | None = None
@@ -94,7 +91,7 @@ class Run:
         Raises:
             InputError: no such layer, or several and none named.
         """
-        column = self._column(layer)
+        column = self._reader.column_of(layer)
         table = self._dataset.to_table(columns=["label", column])
         labels = np.empty(table.num_rows, object)
         labels[:] = table["label"].to_pylist()
@@ -113,14 +110,14 @@ class Run:
         Raises:
             InputError: no such layer, or several and none named; or there is no PCA.
         """
-        column = self._column(layer)
-        pca.load(self._folder, column)
-        parts = list(part_files.part_numbers(self._folder))
-        if list(part_files.part_numbers(self._folder, part_files.PCA)) != parts:
+        column, folder = self._reader.column_of(layer), self._reader.folder
+        pca.load(folder, column)
+        parts = list(part_files.part_numbers(folder))
+        if list(part_files.part_numbers(folder, layout.PCA)) != parts:
             name = shown(self.path)
             raise InputError(f"{name}: not all is reduced; `ray-embed reduce {name}` does it")
-        name = pca.column_of(column)
-        return as_matrix(self._read(part_files.PCA).to_table(columns=[name])[name])
+        name = layout.pca_column(column)
+        return as_matrix(self._read(layout.PCA).to_table(columns=[name])[name])
 
     def explained_variance(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Give the share (c,) of each principal component in the variance, the largest first.
@@ -134,7 +131,7 @@ class Run:
         Raises:
             InputError: as `to_pca` raises.
         """
-        return pca.load(self._folder, self._column(layer)).ratios
+        return pca.load(self._reader.folder, self._reader.column_of(layer)).ratios
 
     def evaluate(
         self,
@@ -162,7 +159,7 @@ class Run:
         """
         from ray_embed.analysis.evaluation.evaluate import evaluate
 
-        return evaluate(self, layer, sample, labels=labels)
+        return evaluate(self._reader, layer, sample, labels=labels)
 
     def to_table(self) -> pa.Table:
         """Give all parts as one Arrow table, in order."""
@@ -190,7 +187,7 @@ class Run:
         """
         import tensorflow as tf
 
-        column = self._column(layer)
+        column = self._reader.column_of(layer)
         schema = self._dataset.schema
         label = schema.field("label").type
         missing, kind = {
@@ -247,8 +244,9 @@ class Run:
             DamagedError: a part is not what was written.
             StorageError: a part cannot be read.
         """
-        column, parts = self._column(layer), self._parts(part_files.FEATURES)
-        return neighbors.neighbors(self._folder, parts, column, query, k, metric, split)
+        run = self._reader
+        column, parts = run.column_of(layer), run.list_parts()
+        return neighbors.neighbors(run.folder, parts, column, query, k, metric, split)
 
     def to_ray(self) -> Any:
         """Give a ``ray.data.Dataset`` of the parts.
@@ -265,37 +263,17 @@ class Run:
         return ray.data.read_parquet(self.features_path if is_uri(self.path) else local)
 
     @cached_property
-    def _folder(self) -> Folder:
-        return Folder.at(self.path)
-
-    @cached_property
-    def _about(self) -> dict[str, Any]:
-        return json.loads(self._folder.read(manifest.RUN))  # type: ignore[no-any-return]
+    def _reader(self) -> RunReader:
+        return open_run(self.path)
 
     @cached_property
     def _dataset(self) -> Any:
-        return self._read(part_files.FEATURES)
-
-    def _parts(self, kind: str) -> list[int]:
-        numbers = list(part_files.part_numbers(self._folder, kind))
-        if not numbers:
-            raise InputError(
-                f"{shown(self.path)}: no part is done yet; `ray-embed run` goes on with it"
-            )
-        return numbers
+        return self._read(layout.FEATURES)
 
     def _read(self, kind: str) -> Any:
-        paths = [self._folder.join(part_files.part_name(kind, n)) for n in self._parts(kind)]
-        return pyarrow.dataset.dataset(paths, filesystem=self._folder.filesystem, format="parquet")
-
-    def _column(self, layer: str | None) -> str:
-        columns = {o["layer"]: o["column"] for o in self._about["encoder"]["outputs"]}
-        if layer is None and len(columns) == 1:
-            return str(next(iter(columns.values())))
-        if layer not in columns:
-            given = "several layers, so name one" if layer is None else f"no layer {layer!r}"
-            raise InputError(f"{shown(self.path)}: {given}; it holds {', '.join(columns)}")
-        return str(columns[layer])
+        run = self._reader
+        paths = [run.folder.join(part_files.part_name(kind, n)) for n in run.list_parts(kind)]
+        return pyarrow.dataset.dataset(paths, filesystem=run.folder.filesystem, format="parquet")
 
 
 def load(run: str) -> Run:
@@ -307,8 +285,5 @@ def load(run: str) -> Run:
     Raises:
         InputError: it is no run folder.
     """
-    about = manifest.read_run(Folder.at(str(run)))
-    if about is None or "fingerprint" not in about:
-        name = shown(str(run))
-        raise InputError(f"{name}: not a run folder; `ray-embed run --out {name}` writes one")
+    open_run(str(run))
     return Run(str(run))

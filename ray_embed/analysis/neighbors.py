@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ray_embed.core.arrays import Array, as_matrix
 from ray_embed.errors import InputError
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 Points = np.ndarray[Any, np.dtype[np.float64]]
@@ -69,7 +69,7 @@ def neighbors(
     own: tuple[int, int] | None = None
     if isinstance(query, str):
         own = _find(folder, numbers, query)
-        part = part_files.read_part(folder, part_files.FEATURES, own[0], [column])
+        part = part_files.read_part(folder, layout.FEATURES, own[0], [column])
         query = as_matrix(part[column])[own[1]]
     points = _points(query)
     search = _Search(points, k, metric)
@@ -223,7 +223,7 @@ def _records(folder: Folder, numbers: list[int], starts: list[int], places: Arra
         for number, start, (first, last) in zip(numbers, starts, pairwise(ends), strict=False)
         if last > first
     }
-    read = partial(part_files.read_part, folder, part_files.FEATURES, columns=_RECORD)
+    read = partial(part_files.read_part, folder, layout.FEATURES, columns=_RECORD)
     # One part at least, for the columns' types.
     read_from = rows or {numbers[0]: np.zeros(0, np.int64)}
     parts = part_files.each(folder, lambda number: read(number).take(read_from[number]), read_from)
@@ -231,5 +231,5 @@ def _records(folder: Folder, numbers: list[int], starts: list[int], places: Arra
 
 
 def _each(folder: Folder, numbers: list[int], columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
-    read = partial(part_files.read_part, folder, part_files.FEATURES, columns=columns)
+    read = partial(part_files.read_part, folder, layout.FEATURES, columns=columns)
     yield from zip(numbers, part_files.each(folder, read, numbers), strict=True)

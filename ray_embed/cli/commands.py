@@ -185,20 +185,27 @@ def evaluate(
     and shown by `ray-embed view`.
     """
     from ray_embed.analysis.evaluation.evaluate import evaluate as measure
+    from ray_embed.analysis.evaluation.evaluate import require_layers
     from ray_embed.analysis.evaluation.record import record
-    from ray_embed.results import load
+    from ray_embed.runs.reader import open_run
 
     # The run with random weights prints on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        loaded = load(run)
-        evaluations = measure(loaded, layer, sample, random_weights, labels)
+        reader = open_run(run)
+        baseline = None
+        if random_weights:
+            from ray_embed.baseline import random_run
+
+            require_layers(reader, layer)
+            baseline = open_run(random_run(run).path)
+        evaluations = measure(reader, layer, sample, baseline, labels)
     entries = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
     if as_json:
         click.echo(json.dumps(entries, ensure_ascii=False))
     else:
         tables = ("\n".join(evaluation.lines()) for evaluation in evaluations.values())
         click.echo("\n\n".join(tables))
-    record(loaded, entries)
+    record(reader, entries)
 
 
 @cli.command()
@@ -258,8 +265,8 @@ def preview(sheet: str, **options: Any) -> None:
     Takes the options of `ray-embed run`, prints what it decides for them, and draws a contact
     sheet of a few records as they are stored and as the encoder gets them. Writes no run folder.
     """
+    from ray_embed.analysis.preview import preview as show
     from ray_embed.encoders.tensorflow_setup import quiet_keras
-    from ray_embed.extraction.preview import preview as show
 
     with quiet_keras():
         show(_make_config(options), sheet, click.echo)
@@ -411,7 +418,7 @@ def _report_lost_process(started: float, ending: str) -> int:
 
 
 def _print_next_command(started: float) -> None:
-    from ray_embed.runs.resuming import suggest_next_command
+    from ray_embed.cli.resuming import suggest_next_command
 
     if line := suggest_next_command(cli, sys.argv[1:], started):
         click.echo(line, err=True)

@@ -53,10 +53,11 @@ def demo(out: str, say: Callable[[str], None]) -> None:
     say(outcome.summary())
 
     from ray_embed.analysis.evaluation.record import record
+    from ray_embed.runs.reader import open_run
 
     say(f"\n$ ray-embed evaluate {out}")
     evaluations = outcome.run.evaluate()
-    record(outcome.run, {layer: item.to_json() for layer, item in evaluations.items()})
+    record(open_run(out), {layer: item.to_json() for layer, item in evaluations.items()})
     for evaluation in evaluations.values():
         say("\n".join(evaluation.lines()))
 

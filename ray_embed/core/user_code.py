@@ -10,9 +10,8 @@ from functools import partial, reduce
 from pathlib import Path
 from typing import Any
 
-from ray_embed.encoders import legacy_keras
+from ray_embed.core import legacy_keras, user_modules
 from ray_embed.errors import InputError
-from ray_embed.runtime import code_shipping
 
 _BRING = (
     "start the command in the folder that holds it, or set PYTHONPATH; to the nodes of a cluster "
@@ -29,7 +28,7 @@ def add_to_path(folder: str) -> None:
     On a node of a cluster where it is another one, what was sent from it comes first.
     """
     _added.insert(0, folder)
-    if not code_shipping.is_as_sent(folder):
+    if not user_modules.is_as_sent(folder):
         # Ray has put it first.
         sys.path[:] = [*(path for path in sys.path if path != folder), folder]
     elif folder not in sys.path:

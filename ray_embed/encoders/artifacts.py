@@ -17,10 +17,12 @@ from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.registry import runs_graph
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError, StorageError
-from ray_embed.storage import manifest
+from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 
-_WEIGHTS, _GRAPH, _DESCRIPTION = "encoder/weights.npz", "encoder/graph.pb", "encoder/encoder.json"
+_WEIGHTS, _GRAPH, _DESCRIPTION = (
+    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "graph.pb", "encoder.json")
+)
 
 
 def save_encoder(folder: Folder, encoder: Encoder) -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.core import legacy_keras
 from ray_embed.core.arrays import Array
-from ray_embed.encoders import legacy_keras, model_loading
+from ray_embed.encoders import model_loading
 from ray_embed.encoders.batch_axis import fixed_batch_size
 from ray_embed.encoders.features import load_preprocessing
 from ray_embed.encoders.first_call import create_variables

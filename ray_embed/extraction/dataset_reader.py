@@ -28,7 +28,7 @@ from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.errors import InputError, RunError
 from ray_embed.planning import SplitPlan
 from ray_embed.runtime import nodes
-from ray_embed.runtime.actors import check_node, result
+from ray_embed.runtime.actors import check_node, get_result
 from ray_embed.runtime.session import Session
 from ray_embed.sources.dataset import StreamInfo, StreamReader
 from ray_embed.sources.open import Source, Streamed
@@ -137,7 +137,7 @@ class _ActorReader:
 
     def __init__(self, source: Streamed, limit: int | None, session: Session) -> None:
         # There is one; another node may be taken away.
-        options = {"num_cpus": 0, "scheduling_strategy": nodes.on_this_one()}
+        options = {"num_cpus": 0, "scheduling_strategy": nodes.schedule_on_this_node()}
         name = f"reader-{source.split}"
         self._actor = session.start(name, Reader, source, limit, session.folder, **options)
 
@@ -149,7 +149,7 @@ class _ActorReader:
         return bool(ray.wait([call], timeout=seconds)[0])
 
     def result(self, call: Any) -> Any:
-        return result(call)
+        return get_result(call)
 
     def close(self) -> None:
         """Leave it to the session to end the actor."""

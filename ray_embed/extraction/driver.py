@@ -63,7 +63,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
             _check_rejects(config, rejected, prepared.target.out)
     watch.finish()
     # What is not there yet has nothing left to do, and might have machines started for it.
-    session.crew.dismiss_waiting()
+    session.pool.dismiss_waiting()
     finished = prepared.plan
     for ordinal, records in work.records.items():
         finished = finished.with_records(ordinal, records)
@@ -74,7 +74,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
 
 def _there(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
     """Give what tells the extractors there are to be when so many shards of those left are done."""
-    return lambda done: session.crew.filled(None if left is None else left - done)
+    return lambda done: session.pool.fill(None if left is None else left - done)
 
 
 def _job(config: RunConfig, prepared: Prepared) -> bytes:

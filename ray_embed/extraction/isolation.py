@@ -20,7 +20,7 @@ from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
 from ray_embed.extraction.worker import Item, Ready, ShardResult
 from ray_embed.runtime import nodes
-from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, result
+from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
 from ray_embed.runtime.nodes import Loss
 
 CRASHES, HANGS = "crashes the process", "hangs"
@@ -223,12 +223,12 @@ class _Alone:
                 while self._awaited(reference, _ROOM_SECONDS) is None:
                     if not nodes.is_placed(actor):
                         self._make_room()
-                found: Ready = result(reference)
+                found: Ready = get_result(reference)
             except ActorDiedError as error:
                 tries += error.loss is Loss.PROCESS
                 if tries >= self._attempts:
                     raise RunError(f"actors die before they are ready: {error}") from error
-                self._worker.renew(actor)
+                self._worker.restart(actor)
                 continue
             self._worker.node = found.node
             return found.batch_size
@@ -239,13 +239,13 @@ class _Alone:
             actor = self._worker.actor
             reference = getattr(actor, method).remote(self._job, *arguments)
             if self._awaited(reference, self._timeout) is None:
-                self._worker.renew(actor)
+                self._worker.restart(actor)
                 return None, HANGS
             try:
-                return result(reference), None
+                return get_result(reference), None
             except ActorDiedError as error:
-                self._worker.renew(actor)
-                if error.loss is not Loss.TAKEN:
+                self._worker.restart(actor)
+                if error.loss is not Loss.PREEMPTED:
                     return None, CRASHES
             # Its start is not to count as time of the call.
             self._await_ready()

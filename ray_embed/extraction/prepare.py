@@ -14,6 +14,8 @@ from ray_embed.core import user_code
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri, shown
 from ray_embed.encoders import artifacts
+from ray_embed.encoders.build import build as build_encoder
+from ray_embed.encoders.build_process import Build
 from ray_embed.encoders.model_json import require_weights
 from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
@@ -82,6 +84,7 @@ def prepare(
     target: Target,
     scratch: Folder,
     session: Session,
+    build: Build | None = None,
 ) -> Prepared:
     """Plan the records and build the encoder, side by side, and compare them with a run begun.
 
@@ -92,6 +95,7 @@ def prepare(
         target: the run folder.
         scratch: where the plan is written for now.
         session: where actors run.
+        build: sends the build process its request; None to build in an actor.
 
     Raises:
         InputError: something does not fit; nothing has been written to the run folder.
@@ -103,7 +107,7 @@ def prepare(
     ]
     batch_size = config.batch_size or session.resources.batch_size
     spec = encoder_spec(config, next((shape for shape in shapes if shape), None), batch_size)
-    built = _start_building(spec, target, session)
+    built = _start_building(spec, target, session, build)
     planned = planning.make_plan(
         sources,
         streams,
@@ -121,7 +125,9 @@ def prepare(
         say(line)
     for text in warnings:
         say(f"warning: {text}")
-    identity = identity_module.identity(config, planned, encoder, session.resources.cpus)
+    prepared_pixels = pixels.identity(config, planned.splits, encoder)
+    threads = session.resources.cpus
+    identity = identity_module.identity(config, planned, encoder, threads, prepared_pixels)
     roots = tuple(getattr(source, "location", "") for source in sources)
     prepared = Prepared(target, planned, encoder, identity_module.plain(identity), walks, roots)
     if target.goes_on:
@@ -173,10 +179,13 @@ def _from_anywhere(path: str) -> str:
     return path if is_uri(path) else str(Path(path).absolute())
 
 
-def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Callable[[], Encoder]:
-    """Start building the encoder outside this process; gives a function that waits for it.
+def _start_building(
+    spec: EncoderSpec, target: Target, session: Session, build: Build | None
+) -> Callable[[], Encoder]:
+    """Start to build the encoder outside this process; return a function that waits for it.
 
-    A model or function in hand is built in this process, where it is.
+    A Python object is built in this process. With GPUs an actor builds the encoder, as the engine
+    is chosen by the features it gives there.
     """
     model = spec.model
     makes_a_model = (
@@ -186,11 +195,11 @@ def _start_building(spec: EncoderSpec, target: Target, session: Session) -> Call
     kept = None
     if same and makes_a_model and spec.weights is None:
         kept = artifacts.read_weights(target.folder)
-    if isinstance(model, str) and not callable(spec.preprocess):
-        return session.start_building(spec, kept)
-    from ray_embed.encoders.build import build
-
-    return functools.partial(build, spec, 1, kept)
+    if not isinstance(model, str) or callable(spec.preprocess):
+        return functools.partial(build_encoder, spec, 1, kept)
+    if build is not None and not session.resources.gpus:
+        return build(spec, kept)
+    return session.call(build_encoder, spec, session.resources.cpus, kept)
 
 
 def _refuse_another(prepared: Prepared, scratch: Folder) -> None:

@@ -19,9 +19,9 @@ from ray_embed.extraction import isolation
 from ray_embed.extraction.work_queue import WorkQueue
 from ray_embed.extraction.worker import Item, Ready, ShardResult
 from ray_embed.runtime import nodes
-from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, result
+from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
 from ray_embed.runtime.nodes import Loss
-from ray_embed.runtime.session import SHARDS_AN_ACTOR
+from ray_embed.runtime.session import SHARDS_PER_ACTOR
 
 _POLL_SECONDS = 1.0
 _LOOK_SECONDS = 3.0
@@ -180,7 +180,7 @@ class _Board:
         self._looked = now
         if look is not None:
             self._add(look(self._done))
-        self._draining = nodes.draining()
+        self._draining = nodes.draining_nodes()
         for worker in self._workers:
             self._leave(worker)
 
@@ -202,7 +202,7 @@ class _Board:
 
     def _renew(self, worker: Worker) -> None:
         self._take_off(worker)
-        worker.renew(worker.actor)
+        worker.restart(worker.actor)
         self._get_ready(worker)
 
     def give_out(self) -> None:
@@ -250,7 +250,7 @@ class _Board:
         """Take the result of a call that has ended; None where it gave no shard."""
         call = self.calls.pop(reference)
         try:
-            found = result(reference)
+            found = get_result(reference)
         except ActorDiedError as error:
             self._died(call, error)
             return None
@@ -270,7 +270,7 @@ class _Board:
     def _note_ready(self, worker: Worker, found: Ready) -> None:
         self._failed_starts = 0
         worker.node = found.node
-        self._free.extend([worker] * SHARDS_AN_ACTOR)
+        self._free.extend([worker] * SHARDS_PER_ACTOR)
         self._leave(worker)
 
     def _note_done(self, item: Item, found: ShardResult) -> None:
@@ -329,7 +329,7 @@ class _Board:
         if item is None:
             raise error
         shard = item[0].number
-        if isinstance(error, ActorDiedError) and error.loss is Loss.TAKEN:
+        if isinstance(error, ActorDiedError) and error.loss is Loss.PREEMPTED:
             self._again.append(item)
             return
         self._tries[shard] += 1

@@ -10,7 +10,6 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from ray_embed.encoders import artifacts
 from ray_embed.encoders.engines.base import OpenEngine
 from ray_embed.encoders.engines.registry import open_engine
 from ray_embed.encoders.probe_images import blank_batch
-from ray_embed.encoders.spec import Encoder, EncoderSpec
+from ray_embed.encoders.spec import Encoder
 from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.errors import InputError
 from ray_embed.extraction.inputs import Inputs, check_unchanged, open_inputs
@@ -30,7 +29,6 @@ from ray_embed.extraction.metrics import Meter
 from ray_embed.images.decode import Batch, PixelSpec
 from ray_embed.planning import Plan, Shard
 from ray_embed.runtime import nodes
-from ray_embed.runtime.remote_map import by_others
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -199,7 +197,7 @@ class _Opened:
 
 
 class Extractor:
-    """A process with TensorFlow in it: builds the encoder, extracts shards, merges the parts.
+    """A process with TensorFlow that holds the encoder and extracts shards.
 
     Two shards may be under way at once, on two threads: one decodes while the other one computes.
 
@@ -215,18 +213,12 @@ class Extractor:
         self._meter = Meter()
         start_tensorflow(threads, folder)
 
-    def build(self, spec: EncoderSpec, kept: tuple[Array, ...] | None) -> Encoder:
-        """Build the encoder of the run; see :func:`ray_embed.encoders.build.build`."""
-        from ray_embed.encoders.build import build
-
-        return build(spec, self._threads, kept)
-
     def ready(self, job: bytes) -> Ready:
         """Get ready for a job, and encode a blank image."""
         opened = self._open(job)
         size = opened.encoder.spec.batch_size
         opened.engine(blank_batch(opened.encoder, size))
-        return Ready(size, nodes.this_one())
+        return Ready(size, nodes.this_node_id())
 
     def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> int:
         """Do all that extracting the records `start` to `stop` of a shard takes; keep nothing.
@@ -283,21 +275,9 @@ class Extractor:
             time.time(),
         )
 
-    def reduce(self, out: str, limit: int, others: list[Any]) -> int:
-        """Merge the parts into the projector's files; see :func:`ray_embed.projector.reduce.merge`.
-
-        Args:
-            out: the run folder.
-            limit: the points that are shown.
-            others: extractors on other nodes to do most of it; there may be none.
-        """
-        from ray_embed.projector.reduce import merge
-
-        return merge(out, limit, self._threads, partial(by_others, others) if others else None)
-
-    def call(self, function: Callable[[Any], Any], item: Any) -> Any:
-        """Do some of another actor's merge; see :mod:`ray_embed.runtime.remote_map`."""
-        return function(item)
+    def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function in this process: to build the encoder, or to merge parts."""
+        return function(*arguments)
 
     def _open(self, given: bytes) -> "_Opened":
         with self._opening:

@@ -7,7 +7,7 @@ them in ``plan/plan.json``.
 """
 
 from ray_embed.planning.builder import make_plan
-from ray_embed.planning.plan import PLAN, Plan, Shard, SplitPlan, load, save
+from ray_embed.planning.plan import Plan, Shard, SplitPlan, load, save
 from ray_embed.planning.rows import (
     copy_records,
     first_difference,
@@ -18,7 +18,6 @@ from ray_embed.planning.rows import (
 )
 
 __all__ = [
-    "PLAN",
     "Plan",
     "Shard",
     "SplitPlan",

@@ -9,9 +9,8 @@ import pyarrow as pa
 
 from ray_embed.errors import InputError
 from ray_embed.sources import label_schema
+from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
-
-PLAN = "plan/plan.json"
 
 
 @dataclass(frozen=True)
@@ -102,7 +101,7 @@ def _total(counts: Iterable[int | None]) -> int | None:
 
 def save(folder: Folder, plan: Plan) -> None:
     """Write the plan's outline to the run folder; it is there only once its records are."""
-    folder.write(PLAN, json.dumps(asdict(plan), indent=1).encode())
+    folder.write(layout.PLAN, json.dumps(asdict(plan), indent=1).encode())
 
 
 def load(folder: Folder) -> Plan:
@@ -112,10 +111,10 @@ def load(folder: Folder) -> Plan:
         InputError: it is missing, or not what was written.
     """
     mend = "`ray-embed run` with the same options mends it"
-    if not folder.exists(PLAN):
-        raise InputError(f"{folder.shown(PLAN)}: it is gone; {mend}")
+    if not folder.exists(layout.PLAN):
+        raise InputError(f"{folder.shown(layout.PLAN)}: it is gone; {mend}")
     try:
-        data = json.loads(folder.read(PLAN))
+        data = json.loads(folder.read(layout.PLAN))
         splits = [
             SplitPlan(
                 **split
@@ -129,4 +128,4 @@ def load(folder: Folder) -> Plan:
         notes = tuple(data.get("notes", ()))
         return Plan(tuple(splits), data["label_type"], tuple(data["extras"]), notes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder.shown(PLAN)}: damaged; {mend}") from error
+        raise InputError(f"{folder.shown(layout.PLAN)}: damaged; {mend}") from error

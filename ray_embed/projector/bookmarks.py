@@ -17,11 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Array, Matrix, as_column, as_matrix
-from ray_embed.projector import checkpoint, pca
-from ray_embed.storage import manifest, part_files
+from ray_embed.projector import checkpoint
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
-MAPS = "maps"
 # The page's own t-SNE takes no more points.
 MAPPED = 10_000
 # So many the page offers as axes.
@@ -53,7 +52,7 @@ def keep(folder: Folder, column: str, index: Array, maps: Mapping[str, Matrix]) 
 
 
 def _kept(column: str) -> str:
-    return f"{MAPS}/{column}.parquet"
+    return f"{layout.MAPS}/{column}.parquet"
 
 
 @dataclass(frozen=True)
@@ -75,7 +74,7 @@ def saved(folder: Folder, read: Callable[[str], bytes]) -> Views:
         read: gives a file of the projector, which may not be in its place yet.
     """
     run = manifest.read_run(folder) or {}
-    config = read(checkpoint.CONFIG).decode()
+    config = read(layout.PROJECTOR_CONFIG).decode()
     shown = checkpoint.metadata_of(config)
     paths: dict[str, str] = {}
     names: dict[str, None] = {}
@@ -94,13 +93,13 @@ def saved(folder: Folder, read: Callable[[str], bytes]) -> Views:
         paths |= dict.fromkeys(own, file)
         names |= {_NAMES[name]: None for name in maps}
     if paths:
-        files[checkpoint.CONFIG] = checkpoint.with_bookmarks(config, paths).encode()
+        files[layout.PROJECTOR_CONFIG] = checkpoint.with_bookmarks(config, paths).encode()
     return Views(tuple(names), files)
 
 
 def _variables(column: str) -> list[str]:
     """Name the tensors that may show the points of a feature column: these, or their components."""
-    variable, components = checkpoint.variable_of(column), pca.column_of(column)
+    variable, components = checkpoint.variable_of(column), layout.pca_column(column)
     return [variable, checkpoint.sampled(variable), components, f"sample_{components}"]
 
 
@@ -116,7 +115,7 @@ def _maps(folder: Folder, fingerprint: str, column: str, index: Array) -> dict[s
         owner = (table.schema.metadata or {}).get(b"ray_embed.fingerprint", b"").decode()
         if owner == fingerprint and np.array_equal(table["index"].to_numpy(), index):
             return {name: as_matrix(table[name]) for name in _NAMES if name in table.column_names}
-    return _principal(folder, pca.column_of(column), index)
+    return _principal(folder, layout.pca_column(column), index)
 
 
 def _principal(folder: Folder, column: str, index: Array) -> dict[str, Matrix]:
@@ -126,12 +125,10 @@ def _principal(folder: Folder, column: str, index: Array) -> dict[str, Matrix]:
     wanted = index[order]
 
     def read(number: int) -> tuple[Array, Matrix]:
-        part = part_files.read_part(folder, part_files.PCA, number, ["index", column])
+        part = part_files.read_part(folder, layout.PCA, number, ["index", column])
         return part["index"].to_numpy(), as_matrix(part[column])[:, :COMPONENTS]
 
-    for own, values in part_files.each(
-        folder, read, part_files.part_numbers(folder, part_files.PCA)
-    ):
+    for own, values in part_files.each(folder, read, part_files.part_numbers(folder, layout.PCA)):
         if not len(own):
             continue
         if not found.shape[1]:

@@ -15,8 +15,7 @@ from ray_embed.core.arrays import Matrix
 from ray_embed.encoders.tensorflow_setup import quiet_start
 
 # In a run folder.
-FOLDER = "projector"
-CHECKPOINT, CONFIG = "embedding.ckpt-1", "projector_config.pbtxt"
+CHECKPOINT = "embedding.ckpt-1"
 # A checkpoint's data, where it is one file.
 _ONLY = ".data-00000-of-00001"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"

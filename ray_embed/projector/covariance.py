@@ -16,7 +16,7 @@ from ray_embed.core.threads import OrderedMap, limit_blas_to_one_thread
 from ray_embed.errors import DamagedError
 from ray_embed.projector import pca, wide_pca
 from ray_embed.projector.merge_task import Group
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # The moments of a block are passed on and added up, which is to cost little beside making them: it
@@ -97,12 +97,12 @@ def moments_of(out: str, fingerprint: str, block: Block) -> pca.Moments:
 def _check_finite(folder: Folder, number: int, values: Matrix) -> None:
     # Extracting sets such records aside, so nobody else than another program has written these.
     if not np.isfinite(values).all():
-        name = folder.shown(part_files.part_name(part_files.FEATURES, number))
+        name = folder.shown(part_files.part_name(layout.FEATURES, number))
         raise DamagedError(f"{name}: it holds numbers that are not finite", number)
 
 
 def _read(folder: Folder, fingerprint: str, column: str, number: int) -> Matrix:
-    part = part_files.read_part(folder, part_files.FEATURES, number, [column], fingerprint)
+    part = part_files.read_part(folder, layout.FEATURES, number, [column], fingerprint)
     return as_matrix(part[column])
 
 

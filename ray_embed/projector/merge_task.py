@@ -20,7 +20,7 @@ from ray_embed.core.arrays import Matrix, as_column, as_matrix
 from ray_embed.core.threads import MAX_THREADS, limit_blas_to_one_thread
 from ray_embed.projector import checkpoint, metadata, pca
 from ray_embed.runs import stratified
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # TensorBoard's page makes features of this many dimensions and more spherical, and from above 200
@@ -95,7 +95,7 @@ class Merge:
         taken = {*named, *map(checkpoint.sampled, named)}
         views = {}
         for column, found in self.components.items():
-            name = pca.column_of(column)
+            name = layout.pca_column(column)
             name = f"sample_{name}" if self.shown < self.points else name
             if len(found.vectors) > 1 and name not in taken:
                 views[column] = name
@@ -124,7 +124,7 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
     """
     folder = merge.folder
     tables = [
-        part_files.read_part(folder, part_files.FEATURES, number, fingerprint=merge.fingerprint)
+        part_files.read_part(folder, layout.FEATURES, number, fingerprint=merge.fingerprint)
         for number in piece.group.parts
     ]
     with limit_blas_to_one_thread():
@@ -151,12 +151,12 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
 
 def _coordinates_part(table: pa.Table, coordinates: dict[str, list[Matrix]], at: int) -> pa.Table:
     """Make the part that says where the points of a features part are."""
-    columns = {pca.column_of(name): as_column(found[at]) for name, found in coordinates.items()}
+    columns = {layout.pca_column(name): as_column(found[at]) for name, found in coordinates.items()}
     return pa.table({"index": table["index"], **columns}, metadata=table.schema.metadata)
 
 
 def _write_coordinates(folder: Folder, parts: dict[int, pa.Table], number: int) -> None:
-    folder.write(part_files.part_name(part_files.PCA, number), part_files.encoded(parts[number]))
+    folder.write(part_files.part_name(layout.PCA, number), part_files.encoded(parts[number]))
 
 
 def _write(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) -> bytes:

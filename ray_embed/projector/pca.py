@@ -20,12 +20,11 @@ import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Array, Matrix
 from ray_embed.errors import InputError, RunError, first_line
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 Result = TypeVar("Result")
 
-FILE = "pca.parquet"
 # A row a component, and one before them, numbered 0, whose vector is the mean.
 SCHEMA = pa.schema(
     [
@@ -203,11 +202,6 @@ def signed(vectors: Array) -> Array:
     return np.asarray(vectors * signs[:, None])
 
 
-def column_of(column: str) -> str:
-    """Name the coordinates of a feature column: `pca` or `pca_<layer>`."""
-    return "pca" + column.removeprefix("feature")
-
-
 def save(folder: Folder, found: dict[str, Components], fingerprint: str) -> None:
     """Write the components of a run, by layer."""
     tables = [_table(layer, of_one) for layer, of_one in found.items()]
@@ -215,7 +209,10 @@ def save(folder: Folder, found: dict[str, Components], fingerprint: str) -> None
     for layer, of_one in found.items():
         if of_one.method.name != COVARIANCE:
             footer[_METHOD + layer] = json.dumps(asdict(of_one.method))
-    folder.write(FILE, part_files.encoded(pa.concat_tables(tables).replace_schema_metadata(footer)))
+    folder.write(
+        layout.COMPONENTS,
+        part_files.encoded(pa.concat_tables(tables).replace_schema_metadata(footer)),
+    )
 
 
 def _table(layer: str, found: Components) -> pa.Table:
@@ -264,17 +261,20 @@ def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Res
     again = f"`ray-embed reduce {folder.shown()}` writes it"
     run = manifest.read_run(folder) or {}
     layer = manifest.output_of(run, column)["layer"]
-    if not folder.exists(FILE):
-        raise InputError(f"{folder.shown(FILE)}: no such file; {again}")
-    content = pa.BufferReader(folder.read(FILE))
+    if not folder.exists(layout.COMPONENTS):
+        raise InputError(f"{folder.shown(layout.COMPONENTS)}: no such file; {again}")
+    content = pa.BufferReader(folder.read(layout.COMPONENTS))
     try:
         return read(pq.ParquetFile(content, page_checksum_verification=True), layer)
     except _NoLayerError:
         # An earlier version wrote none of a layer with many dimensions.
-        raise InputError(f"{folder.shown(FILE)}: no PCA of the layer {layer}; {again}") from None
+        raise InputError(
+            f"{folder.shown(layout.COMPONENTS)}: no PCA of the layer {layer}; {again}"
+        ) from None
     except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise RunError(
-            f"{folder.shown(FILE)}: damaged: {first_line(error)}; {again} again", can_resume=False
+            f"{folder.shown(layout.COMPONENTS)}: damaged: {first_line(error)}; {again} again",
+            can_resume=False,
         ) from error
 
 

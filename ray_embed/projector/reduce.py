@@ -2,6 +2,7 @@
 """Merges the parts, in the order of the shards, into the projector's files."""
 
 import contextlib
+import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ from typing import Any
 import pyarrow as pa
 
 from ray_embed import planning
-from ray_embed.analysis.evaluation import record
 from ray_embed.core.threads import OrderedMap, open_ordered_map
 from ray_embed.core.uri import shown
 from ray_embed.errors import InputError, RunError
@@ -28,11 +28,10 @@ from ray_embed.projector import (
 )
 from ray_embed.projector.merge_task import Group, Merge, Piece, merge_piece
 from ray_embed.runs import integrity, stratified
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import TEMPORARY, Folder
 from ray_embed.storage.lock import alone
 
-METADATA, SAMPLE = "metadata.tsv", "sample.tsv"
 _STRATUM = ("split", "label")
 # Boundaries of files follow from the plan, so that the bytes do: whole parts, about this much. Each
 # thread has a few groups in memory.
@@ -54,7 +53,7 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
     Args, Returns and Raises: as :func:`merge`.
     """
     folder = Folder.at(out)
-    if not folder.exists(manifest.RUN):
+    if not folder.exists(layout.RUN):
         raise _no_run(out)
     with alone(folder):
         return merge(out, limit, threads)
@@ -112,7 +111,7 @@ def merge(
     with staging.target(folder, survey.points, row) as target:
         merge = Merge(
             out,
-            f"{TEMPORARY}/{target.name}" if folder.is_local else checkpoint.FOLDER,
+            f"{TEMPORARY}/{target.name}" if folder.is_local else layout.PROJECTOR,
             expected.fingerprint,
             columns,
             records,
@@ -123,18 +122,18 @@ def merge(
         )
         if not folder.is_local:
             # TensorBoard sees nothing without it: it goes first and comes last.
-            folder.delete(f"{checkpoint.FOLDER}/{checkpoint.CONFIG}")
+            folder.delete(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}")
         together = merge_task.at_once(survey.groups, width)
         with staging.writing(target), open_ordered_map(threads, together) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
-            record.carry(folder, target)
+            _copy_evaluation(folder, expected.fingerprint, target)
             saved = bookmarks.saved(folder, lambda name: (target / name).read_bytes())
             for name, content in saved.files.items():
                 (target / name).write_bytes(content)
             target.chmod(0o755)
         _delete_stale(folder, numbers)
         if folder.is_local:
-            folder.move(f"{TEMPORARY}/{target.name}", checkpoint.FOLDER)
+            folder.move(f"{TEMPORARY}/{target.name}", layout.PROJECTOR)
         else:
             staging.publish(merge, target)
     return survey.points
@@ -159,10 +158,32 @@ def _components(
     return found
 
 
+def _copy_evaluation(folder: Folder, fingerprint: str, target: Path) -> None:
+    """Copy the event file that `evaluate` has written of this run, if any."""
+    # Earlier versions wrote it into the projector only.
+    for name in (
+        layout.EVALUATION_RECORD,
+        f"{layout.PROJECTOR}/{layout.EVALUATION_EVENTS}",
+    ):
+        if _is_evaluation_of(folder, fingerprint) and folder.exists(name):
+            (target / layout.EVALUATION_EVENTS).write_bytes(folder.read(name))
+            return
+
+
+def _is_evaluation_of(folder: Folder, fingerprint: str) -> bool:
+    if not folder.exists(layout.EVALUATION):
+        return False
+    try:
+        return bool(json.loads(folder.read(layout.EVALUATION))["fingerprint"] == fingerprint)
+    except (ValueError, KeyError, TypeError):
+        # It is damaged. Evaluating again writes it.
+        return False
+
+
 def _delete_stale(folder: Folder, numbers: list[int]) -> None:
     """Delete coordinates of other parts than these."""
-    for number in set(part_files.part_numbers(folder, part_files.PCA)) - set(numbers):
-        folder.delete(part_files.part_name(part_files.PCA, number))
+    for number in set(part_files.part_numbers(folder, layout.PCA)) - set(numbers):
+        folder.delete(part_files.part_name(layout.PCA, number))
 
 
 def _no_run(out: str) -> InputError:
@@ -198,7 +219,7 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
 def _method(folder: Folder, column: str, dimension: int) -> str:
     """Say how the PCA of features with many dimensions was computed, and how exact it is."""
     method, error = pca.method(folder, column)
-    name = pca.column_of(column)
+    name = layout.pca_column(column)
     if method.name == pca.GRAM:
         return f"{name}: exact PCA of {dimension:,} dimensions, from the products of the records"
     return (
@@ -250,7 +271,7 @@ def _write(
     sampled = survey.strata is not None
     shown = [checkpoint.sampled(name) if sampled else name for name in everything]
     drawn: list[stratified.Rows] = []
-    files = [METADATA, SAMPLE] if sampled else [METADATA]
+    files = [layout.METADATA, layout.SAMPLE] if sampled else [layout.METADATA]
     indexes: list[bytes] = []
     with contextlib.ExitStack() as stack:
         writers = [
@@ -274,7 +295,7 @@ def _write(
     if side:
         pngs = _thumbnails(merge, survey.groups, drawn, mapped)
         sprite.write_sprite(target / "sprite.png", merge.shown, pngs, mapped)
-    checkpoint.write_config(target / checkpoint.CONFIG, shown, files[-1], side)
+    checkpoint.write_config(target / layout.PROJECTOR_CONFIG, shown, files[-1], side)
     checkpoint.write_event_file(target)
 
 
@@ -296,7 +317,7 @@ def _pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iter
 
 
 def _strata_of(merge: Merge, number: int) -> pa.Table:
-    return part_files.read_part(merge.folder, part_files.FEATURES, number, list(_STRATUM))
+    return part_files.read_part(merge.folder, layout.FEATURES, number, list(_STRATUM))
 
 
 def _thumbnails(
@@ -308,7 +329,7 @@ def _thumbnails(
     def pictures(at: int) -> list[bytes]:
         number = numbers[at]
         part = part_files.read_part(
-            merge.folder, part_files.THUMBNAILS, number, ["png"], merge.fingerprint
+            merge.folder, layout.THUMBNAILS, number, ["png"], merge.fingerprint
         )
         pngs = part["png"]
         content: list[bytes] = (pngs.take(pa.array(drawn[at])) if drawn else pngs).to_pylist()

@@ -19,9 +19,8 @@ from pyarrow.fs import FileType
 from ray_embed.core.uri import child, shown
 from ray_embed.encoders.tensorflow_setup import quiet_start
 from ray_embed.errors import InputError, RunError
-from ray_embed.projector.checkpoint import CONFIG
-from ray_embed.results import Run, load
-from ray_embed.storage import manifest
+from ray_embed.runs.reader import open_run
+from ray_embed.storage import layout, manifest
 from ray_embed.storage.download import fetched
 from ray_embed.storage.filesystem import Folder, locate
 
@@ -50,7 +49,7 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
     """
     found = [run for one in given for run in runs_of(one)]
     runs = list({_path(run): run for run in found}.values())
-    ready = [run for run in runs if Folder.at(Run(run).projector_path).exists(CONFIG)]
+    ready = [run for run in runs if _is_reduced(run)]
     waiting = [shown(run) for run in runs if run not in ready]
     if not ready:
         names = ", ".join(waiting)
@@ -70,6 +69,10 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
         yield links
 
 
+def _is_reduced(run: str) -> bool:
+    return Folder.at(child(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
+
+
 def runs_of(given: str) -> list[str]:
     """Give the run folders that a path or URI means: itself, or those up to two levels below it.
 
@@ -77,8 +80,9 @@ def runs_of(given: str) -> list[str]:
         InputError: it is no run folder and holds none.
     """
     folder = Folder.at(given)
-    if folder.exists(manifest.RUN):
-        return [load(given).path]
+    if folder.exists(layout.RUN):
+        open_run(given)
+        return [given]
     below = [child(given, name) for name in _below(folder, _LEVELS)]
     if not below:
         name = shown(given)
@@ -117,7 +121,7 @@ def _path(run: str) -> str:
 
 
 def _local(run: str, copy: Path) -> Path:
-    uri = Run(run).projector_path
+    uri = child(run, layout.PROJECTOR)
     folder = Folder.at(uri)
     return Path(folder.path) if folder.is_local else fetched(uri, copy, "view")
 

@@ -11,6 +11,7 @@ from ray_embed.encoders.tensorflow_setup import quiet_start
 from ray_embed.errors import StorageError, first_line
 from ray_embed.projector import checkpoint
 from ray_embed.projector.merge_task import Merge
+from ray_embed.storage import layout
 from ray_embed.storage.download import check_space
 from ray_embed.storage.filesystem import TEMPORARY, Folder
 
@@ -52,13 +53,13 @@ def publish(merge: Merge, target: Path) -> None:
     folder = merge.folder
     files = {path.name: path for path in target.iterdir()}
     data = {checkpoint.data_file(number, merge.files) for number in range(merge.files)}
-    for info in folder.infos(checkpoint.FOLDER):
+    for info in folder.infos(layout.PROJECTOR):
         if info.base_name not in files and info.base_name not in data:
-            folder.delete(f"{checkpoint.FOLDER}/{info.base_name}")
-    config = files.pop(checkpoint.CONFIG)
+            folder.delete(f"{layout.PROJECTOR}/{info.base_name}")
+    config = files.pop(layout.PROJECTOR_CONFIG)
     for name, path in sorted(files.items()):
-        folder.put(path, f"{checkpoint.FOLDER}/{name}")
-    folder.put(config, f"{checkpoint.FOLDER}/{checkpoint.CONFIG}")
+        folder.put(path, f"{layout.PROJECTOR}/{name}")
+    folder.put(config, f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}")
 
 
 @contextlib.contextmanager

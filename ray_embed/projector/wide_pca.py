@@ -24,7 +24,7 @@ from ray_embed.core.threads import OrderedMap, limit_blas_to_one_thread
 from ray_embed.errors import DamagedError
 from ray_embed.projector import pca
 from ray_embed.projector.merge_task import Group
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # The products of more records take longer than the passes of the Krylov method.
@@ -421,5 +421,5 @@ def _check_finite(
     for number in parts:
         for rows in _chunks(folder, fingerprint, column, [number], size):
             if not np.isfinite(rows).all():
-                name = folder.shown(part_files.part_name(part_files.FEATURES, number))
+                name = folder.shown(part_files.part_name(layout.FEATURES, number))
                 raise DamagedError(f"{name}: it holds numbers that are not finite", number)

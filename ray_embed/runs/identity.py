@@ -9,7 +9,6 @@ from typing import Any
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import shown, without_credentials
 from ray_embed.encoders.spec import Encoder
-from ray_embed.extraction import pixels
 from ray_embed.options import OnResume, default_value, options_compared_by
 from ray_embed.planning import Plan, SplitPlan
 
@@ -30,10 +29,19 @@ def versions() -> dict[str, str]:
     return found
 
 
-def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> Identity:
+def identity(
+    config: RunConfig, plan: Plan, encoder: Encoder, threads: int, pixels: Identity
+) -> Identity:
     """Give what the run is, by name, as plain data.
 
     URIs, roots, modification times and hosts are left out: data may be moved.
+
+    Args:
+        config: the options.
+        plan: the records.
+        encoder: the encoder.
+        threads: the threads of an actor.
+        pixels: how pixels are prepared, by name, where options and encoder decide it together.
     """
     return {
         "splits": [split.split for split in plan.splits],
@@ -43,7 +51,7 @@ def identity(config: RunConfig, plan: Plan, encoder: Encoder, threads: int) -> I
         "layers": [[o.layer, o.pool, o.dimension] for o in encoder.outputs],
         "image size": list(encoder.image_shape),
         "resized": config.image_size is not None,
-        **pixels.identity(config, plan.splits, encoder),
+        **pixels,
         "preprocess": name_of(config.preprocess),
         "engine": encoder.engine,
         "batch size": encoder.spec.batch_size,

@@ -12,7 +12,7 @@ from ray_embed.core.arrays import as_column, as_matrix
 from ray_embed.core.console import say
 from ray_embed.errors import DamagedError, InputError, RunError
 from ray_embed.planning import Plan, load
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
@@ -47,17 +47,17 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
         DamagedError: one of them is not what was written, or of another shard or run.
     """
     about, found = part_files.with_part(
-        folder, part_files.FEATURES, number, lambda part: (part_files.about_of(part), part.read())
+        folder, layout.FEATURES, number, lambda part: (part_files.about_of(part), part.read())
     )
     check_about(folder, number, about, expected)
     pictured = part_files.read_part(
-        folder, part_files.THUMBNAILS, number, ["index"], expected.fingerprint
+        folder, layout.THUMBNAILS, number, ["index"], expected.fingerprint
     )
     if pictured["index"].to_pylist() != found["index"].to_pylist():
-        name = folder.shown(part_files.part_name(part_files.THUMBNAILS, number))
+        name = folder.shown(part_files.part_name(layout.THUMBNAILS, number))
         raise DamagedError(f"{name}: it is of other records", number)
     if about.rejected:
-        part_files.read_part(folder, part_files.REJECTS, number)
+        part_files.read_part(folder, layout.REJECTS, number)
 
 
 def check_about(folder: Folder, number: int, about: part_files.About, expected: Expected) -> None:
@@ -69,15 +69,15 @@ def check_about(folder: Folder, number: int, about: part_files.About, expected: 
         DamagedError: the part is of another shard or run, or of none, or its rejects are not all
             there.
     """
-    name = folder.shown(part_files.part_name(part_files.FEATURES, number))
+    name = folder.shown(part_files.part_name(layout.FEATURES, number))
     if expected.shards is not None and number >= expected.shards:
         raise DamagedError(f"{name}: no such shard was planned", number)
     part_files.check_owner(name, about, number, expected.fingerprint)
     if about.planned != about.rows + about.rejected or about.columns != expected.columns:
         raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
     if about.rejected:
-        name = folder.shown(part_files.part_name(part_files.REJECTS, number))
-        rejects = part_files.with_part(folder, part_files.REJECTS, number, part_files.about_of)
+        name = folder.shown(part_files.part_name(layout.REJECTS, number))
+        rejects = part_files.with_part(folder, layout.REJECTS, number, part_files.about_of)
         part_files.check_owner(name, rejects, number, expected.fingerprint)
         if rejects.rows != about.rejected:
             raise DamagedError(f"{name}: its rows are not those rejected", number)
@@ -180,5 +180,5 @@ def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedErr
         action = "it is deleted" if unplanned else f"shard {number} is extracted again"
         say(f"{error.args[0]}; {action}")
         # Without its features part a shard counts as missing, so that part is deleted first.
-        for kind in (part_files.FEATURES, part_files.REJECTS, part_files.THUMBNAILS):
+        for kind in (layout.FEATURES, layout.REJECTS, layout.THUMBNAILS):
             folder.delete(part_files.part_name(kind, number))

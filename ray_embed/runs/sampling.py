@@ -13,9 +13,8 @@ import pyarrow.parquet as pq
 from ray_embed.core.arrays import Array, Matrix, as_matrix
 from ray_embed.errors import InputError
 from ray_embed.images import thumbnails
-from ray_embed.projector import pca
 from ray_embed.runs import stratified
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # Squares of features in between fit into float32, added up over a million dimensions too.
@@ -90,10 +89,10 @@ def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Mat
         StorageError: a part cannot be read.
     """
     drawn, _ = _drawn(folder, limit, None)
-    name = pca.column_of(column)
+    name = layout.pca_column(column)
 
     def take(number: int) -> pa.Table:
-        part = part_files.read_part(folder, part_files.PCA, number, ["index", name])
+        part = part_files.read_part(folder, layout.PCA, number, ["index", name])
         return part.take(pa.array(drawn[number]))
 
     taken = pa.concat_tables(list(part_files.each(folder, take, drawn)))
@@ -217,7 +216,7 @@ def pictures(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
     """
     wanted = np.unique(index)
     found: dict[int, thumbnails.Pixels] = {}
-    numbers = list(part_files.part_numbers(folder, part_files.THUMBNAILS))
+    numbers = list(part_files.part_numbers(folder, layout.THUMBNAILS))
 
     def read(part: pq.ParquetFile) -> pa.Table:
         index = part.read(["index"], use_threads=False)
@@ -228,7 +227,7 @@ def pictures(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
         return part.read(["index", "png"], use_threads=False).filter(pa.array(mask))
 
     def read_part(number: int) -> pa.Table:
-        return part_files.with_part(folder, part_files.THUMBNAILS, number, read)
+        return part_files.with_part(folder, layout.THUMBNAILS, number, read)
 
     for part in part_files.each(folder, read_part, numbers):
         pngs = zip(part["index"].to_pylist(), part["png"].to_pylist(), strict=True)
@@ -281,7 +280,7 @@ def _is_in(values: Array, among: Array) -> Array:
 
 
 def _read(folder: Folder, columns: list[str], number: int) -> pa.Table:
-    return part_files.read_part(folder, part_files.FEATURES, number, columns)
+    return part_files.read_part(folder, layout.FEATURES, number, columns)
 
 
 def _objects(column: pa.ChunkedArray) -> Array:

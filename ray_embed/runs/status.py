@@ -15,9 +15,8 @@ from ray_embed.core.arrays import as_matrix
 from ray_embed.core.uri import shown
 from ray_embed.encoders import artifacts
 from ray_embed.errors import InputError, RunError
-from ray_embed.projector.checkpoint import CONFIG
 from ray_embed.runs import integrity
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 
@@ -101,7 +100,7 @@ def status(run: str, *, verify: bool = False) -> Status:
         rows,
         sum(reasons.values()),
         reasons,
-        folder.exists(f"projector/{CONFIG}"),
+        folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"),
         tuple(problems),
         verify,
     )
@@ -121,7 +120,7 @@ def _problems(
     """Read every part; yield what is wrong, in a sentence that names the part."""
 
     def of_one(number: int) -> list[str]:
-        name = part_files.part_name(part_files.FEATURES, number)
+        name = part_files.part_name(layout.FEATURES, number)
         try:
             return list(_problems_of(folder, fingerprint, number, outline))
         except RunError as error:
@@ -132,7 +131,8 @@ def _problems(
     for problems in part_files.each(folder, of_one, numbers):
         yield from problems
     if not artifacts.is_intact(folder):
-        yield f"{folder.shown('encoder')}: it is gone, or damaged; running again writes it anew"
+        name = folder.shown(layout.ENCODER)
+        yield f"{name}: it is gone or damaged; run again to write it"
     if outline.shards is not None and numbers != list(range(outline.shards)):
         missing = sorted(set(range(outline.shards)) - set(numbers))
         if missing:
@@ -142,16 +142,16 @@ def _problems(
 def _problems_of(
     folder: Folder, fingerprint: str, number: int, outline: planning.Plan
 ) -> Iterator[str]:
-    name = part_files.part_name(part_files.FEATURES, number)
+    name = part_files.part_name(layout.FEATURES, number)
     about = part_files.about(folder, number)
-    table = part_files.read_part(folder, part_files.FEATURES, number)
-    kinds = [part_files.FEATURES, part_files.THUMBNAILS]
+    table = part_files.read_part(folder, layout.FEATURES, number)
+    kinds = [layout.FEATURES, layout.THUMBNAILS]
     rejected = pa.table({"index": pa.array([], pa.int64())})
-    if folder.exists(part_files.part_name(part_files.REJECTS, number)):
-        kinds.append(part_files.REJECTS)
-        rejected = part_files.read_part(folder, part_files.REJECTS, number)
-    if folder.exists(part_files.part_name(part_files.PCA, number)):
-        kinds.append(part_files.PCA)
+    if folder.exists(part_files.part_name(layout.REJECTS, number)):
+        kinds.append(layout.REJECTS)
+        rejected = part_files.read_part(folder, layout.REJECTS, number)
+    if folder.exists(part_files.part_name(layout.PCA, number)):
+        kinds.append(layout.PCA)
     if (about.fingerprint, about.shard) != (fingerprint, number):
         yield f"{name}: belongs to another run or shard"
     if about.rejected != rejected.num_rows:
@@ -164,7 +164,7 @@ def _problems_of(
             outline, shard, planning.read_shard(folder, shard.split, shard.local)
         )
         yield from _differences(name, records, table, rejected)
-    pictured = part_files.read_part(folder, part_files.THUMBNAILS, number)["index"]
+    pictured = part_files.read_part(folder, layout.THUMBNAILS, number)["index"]
     if pictured.to_pylist() != table["index"].to_pylist():
         yield f"{name}: its thumbnails are of other records"
     for column in part_files.feature_columns(table.schema):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Actors that are started anew where they die, and the results of their calls."""
+"""Restart actors that die, and wait for the results of their calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,18 +16,18 @@ from ray.exceptions import (
 )
 
 from ray_embed.errors import RayEmbedError, RunError
-from ray_embed.runtime.nodes import Loss, loss
+from ray_embed.runtime.nodes import Loss, find_loss
 
-_LOOK_SECONDS = 5.0
+_POLL_SECONDS = 5.0
 
 
 class ActorDiedError(RunError):
     """An actor's process ended while it was working.
 
     Args:
-        message: what Ray says of it.
-        can_resume: as of RunError.
-        loss: what was lost with it, which may say nothing about its work.
+        message: Ray's message.
+        can_resume: see RunError.
+        loss: why the actor died.
     """
 
     def __init__(self, message: str, can_resume: bool = True, loss: Loss = Loss.PROCESS) -> None:
@@ -36,13 +36,13 @@ class ActorDiedError(RunError):
 
 
 class Worker:
-    """An actor that is started anew where it has died.
+    """An actor that is restarted when it dies.
 
-    Ray could do so by itself; then nobody would know which work it was that an actor died of.
-    `node` is where the actor has answered from; None while it is still to be started.
+    Ray could restart it, but then it would not be known which work an actor died of. `node` is the
+    node that the actor has answered from; None before its first answer.
 
     Args:
-        start: starts the actor, returning at once.
+        start: starts the actor, and returns at once.
     """
 
     def __init__(self, start: Callable[[], Any]) -> None:
@@ -52,59 +52,59 @@ class Worker:
 
     @property
     def actor(self) -> Any:
-        """The actor, which is started where it was dismissed."""
+        """The actor. It is started if it was dismissed."""
         if self._actor is None:
             self._actor = self._start()
         return self._actor
 
     @property
     def is_starting(self) -> bool:
-        """Whether the actor has been started, and is not there yet."""
+        """Whether the actor was started, and has not answered yet."""
         return self._actor is not None and self.node is None
 
-    def renew(self, died: Any) -> None:
-        """End the actor `died` and start another one, unless that was done before.
+    def restart(self, dead: Any) -> None:
+        """End the actor `dead` and start another one, unless that was done before.
 
-        It waits for room, wherever that may be.
+        The new one may start on any node.
         """
-        if self._actor is died:
+        if self._actor is dead:
             self.dismiss()
             self._actor = self._start()
 
     def dismiss(self) -> None:
-        """End the actor, so that there is room for others; it is started when it is needed."""
+        """End the actor, to free its resources. It is started again when it is needed."""
         if self._actor is not None:
             ray.kill(self._actor)
         self.node = self._actor = None
 
 
 def check_node() -> None:
-    """Look whether Ray's process on this machine is there, to be called while waiting.
+    """Check that Ray's process on this machine is alive.
 
-    Calls of actors that are still to be started would else wait for it for ever.
+    It is called while waiting, since calls of actors that have not started would wait forever.
 
     Raises:
-        RunError: it is gone.
+        RunError: the process is gone.
     """
     ours = ray.get_runtime_context().get_node_id()
     if not any(node["Alive"] and node["NodeID"] == ours for node in ray.nodes()):
         raise RunError("Ray's process on this machine (raylet) is gone: killed, or out of memory")
 
 
-def result(reference: Any, meanwhile: Callable[[], None] = check_node) -> Any:
-    """Wait for a remote call; our own errors arrive as themselves.
+def get_result(reference: Any, check: Callable[[], None] = check_node) -> Any:
+    """Wait for the result of a remote call.
 
     Args:
-        reference: of the call.
-        meanwhile: called every few seconds.
+        reference: the reference that the call returned.
+        check: a function to call every few seconds while waiting.
 
     Raises:
-        RayEmbedError: the call raised one.
-        ActorDiedError: the process ended, for whatever reason.
-        RunError: it failed otherwise, or Ray has gone.
+        RayEmbedError: the call raised it.
+        ActorDiedError: the actor's process ended.
+        RunError: the call failed otherwise, or Ray is gone.
     """
     try:
-        return _awaited(reference, meanwhile)
+        return _wait(reference, check)
     except RayTaskError as error:
         if isinstance(error.cause, RayEmbedError):
             raise error.cause from error
@@ -112,19 +112,19 @@ def result(reference: Any, meanwhile: Callable[[], None] = check_node) -> Any:
     except RayActorError as error:
         if error.actor_init_failed:
             raise RunError(f"an actor cannot start:\n{error}") from error
-        raise ActorDiedError(str(error), loss=loss(error)) from error
+        raise ActorDiedError(str(error), loss=find_loss(error)) from error
     except (OutOfMemoryError, WorkerCrashedError, NodeDiedError) as error:
         raise ActorDiedError(str(error)) from error
     except RayError as error:
         raise RunError(f"Ray cannot go on: {error}") from error
 
 
-def _awaited(reference: Any, meanwhile: Callable[[], None]) -> Any:
+def _wait(reference: Any, check: Callable[[], None]) -> Any:
     while True:
         try:
-            return ray.get(reference, timeout=_LOOK_SECONDS)
+            return ray.get(reference, timeout=_POLL_SECONDS)
         except GetTimeoutError as error:
             if isinstance(error, RayTaskError):
-                # The call itself has raised it.
+                # The call itself raised it.
                 raise
-            meanwhile()
+            check()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Room for at least one actor: on the nodes that are there, or on one that is waited for."""
+"""Find the resources of each actor, and wait for a node that has them."""
 
 import time
 from collections import Counter
@@ -11,99 +11,103 @@ from ray_embed.core.console import Reminder
 from ray_embed.errors import InputError
 from ray_embed.runtime import nodes, resources
 from ray_embed.runtime.actors import check_node
-from ray_embed.runtime.nodes import Autoscaler, Growth, Node
+from ray_embed.runtime.autoscaler import Autoscaler, Growth
+from ray_embed.runtime.nodes import Node
 from ray_embed.runtime.resources import Resources
 
-_LOOK_SECONDS = 1.0
+_POLL_SECONDS = 1.0
 
 
-def here(config: RunConfig, there: list[Node], threads: int | None) -> tuple[Resources, int]:
-    """Give what each actor gets on a Ray of our own, and how many there are.
+def plan_local_actors(
+    config: RunConfig, machine: list[Node], threads: int | None
+) -> tuple[Resources, int]:
+    """Return the resources of each actor in a Ray of our own, and the number of actors.
 
     Args:
-        config: what is asked for.
-        there: this machine.
-        threads: of an actor, where they are given.
+        config: the options of the run.
+        machine: this machine, as the one node.
+        threads: the threads of an actor, if they are given.
 
     Raises:
-        InputError: it has no room for one.
+        InputError: the machine lacks the resources for one actor.
     """
-    each = resources.each(config, there, threads)
-    fit = each.fit(there)
+    each = resources.choose_resources(config, machine, threads)
+    count = each.count_on(machine)
     if not each.gpus:
-        # It was given the cores for what was asked.
-        fit = max(fit, config.actors or 1)
-    if not fit:
-        raise _never(config, each, threads, there, Growth.NO_AUTOSCALER)
-    return each, min(config.actors or fit, fit)
+        # The node was given as many cores as these actors need.
+        count = max(count, config.actors or 1)
+    if not count:
+        raise _no_such_node(config, each, threads, machine, Growth.NO_AUTOSCALER)
+    return each, min(config.actors or count, count)
 
 
-def found(config: RunConfig, threads: int | None) -> Resources:
-    """Give what each actor gets on a cluster, once there is a node that has it.
+def wait_for_resources(config: RunConfig, threads: int | None) -> Resources:
+    """Return the resources of each actor on a cluster, once a node has them.
 
     Args:
-        config: what is asked for.
-        threads: of an actor, where they are given.
+        config: the options of the run.
+        threads: the threads of an actor, if they are given.
 
     Raises:
-        InputError: no node has it, and none will.
+        InputError: no node has them, and the autoscaler can start none that has.
     """
-    there = nodes.alive()
-    each = resources.each(config, there, threads)
-    if each.fit(there):
+    cluster = nodes.list_nodes()
+    each = resources.choose_resources(config, cluster, threads)
+    if each.count_on(cluster):
         return each
-    # An autoscaler starts what actors ask for; what is asked with a GPU is not all known yet.
+    # An autoscaler starts nodes for actors that wait. With a GPU, the cores are not known yet.
     demand = {"num_cpus": each.cpus, "num_gpus": each.gpus}
     holders = [ray.remote(_Holder).options(**demand).remote() for _ in range(config.actors or 1)]
     try:
-        return _awaited(config, each, threads)
+        return _wait_for_node(config, each, threads)
     finally:
         for holder in holders:
             ray.kill(holder)
 
 
 class _Holder:
-    """Takes the place of an extractor until it is known what that gets."""
+    """An actor that asks for resources until those of the run's actors are known."""
 
 
-def _awaited(config: RunConfig, asked: Resources, threads: int | None) -> Resources:
+def _wait_for_node(config: RunConfig, asked: Resources, threads: int | None) -> Resources:
     autoscaler = Autoscaler({"CPU": asked.cpus, "GPU": asked.gpus})
     reminder = Reminder()
     more = "" if config.actors else "; one is asked for: --actors N starts machines for N"
     while True:
-        there = nodes.alive()
-        each = resources.each(config, there, threads)
-        if each.fit(there):
+        cluster = nodes.list_nodes()
+        each = resources.choose_resources(config, cluster, threads)
+        if each.count_on(cluster):
             return each
         growth = autoscaler.growth()
         if growth in (Growth.NO_AUTOSCALER, Growth.NEVER):
-            raise _never(config, asked, threads, there, growth)
+            raise _no_such_node(config, asked, threads, cluster, growth)
         if growth is Growth.MAYBE and reminder.is_due():
             reminder.say(
                 f"waiting for a machine: an actor asks for {asked}, and the cluster has "
-                f"{described(there)}; its autoscaler may start one{more}"
+                f"{describe_nodes(cluster)}; its autoscaler may start one{more}"
             )
             more = ""
         check_node()
-        time.sleep(_LOOK_SECONDS)
+        time.sleep(_POLL_SECONDS)
 
 
-def _never(
-    config: RunConfig, each: Resources, threads: int | None, there: list[Node], growth: Growth
+def _no_such_node(
+    config: RunConfig, each: Resources, threads: int | None, cluster: list[Node], growth: Growth
 ) -> InputError:
     begun = threads and not config.cpus_per_actor
     why = f" (the run was begun with {threads} threads an actor)" if begun else ""
     started = ", nor can its autoscaler start one that has" if growth is Growth.NEVER else ""
     return InputError(
-        f"an actor asks for {each}{why}, which no node has: the cluster has {described(there)}"
-        f"{started}; ask for less with --cpus-per-actor or --gpus-per-actor"
+        f"an actor asks for {each}{why}, which no node has: the cluster has "
+        f"{describe_nodes(cluster)}{started}; ask for less with --cpus-per-actor or "
+        "--gpus-per-actor"
     )
 
 
-def described(there: list[Node]) -> str:
-    """Say how many nodes there are, and what they have, each kind once."""
-    kinds = Counter((node.cpus, node.gpus) for node in there)
+def describe_nodes(cluster: list[Node]) -> str:
+    """Describe nodes in a line: how many there are of each kind, and what each kind has."""
+    kinds = Counter((node.cpus, node.gpus) for node in cluster)
     each = ", ".join(
         f"{count} with {cpus} CPU {gpus:g} GPU" for (cpus, gpus), count in sorted(kinds.items())
     )
-    return f"{len(there)} node{'s' * (len(there) != 1)} ({each})" if there else "no nodes"
+    return f"{len(cluster)} node{'s' * (len(cluster) != 1)} ({each})" if cluster else "no nodes"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Ray that runs already: joined, with the user's modules sent to it, or why that cannot be."""
+"""Join a running Ray cluster, and send the user's modules to its nodes."""
 
 import contextlib
 import socket
@@ -16,50 +16,52 @@ from ray_embed.errors import InputError, first_line
 from ray_embed.runtime import code_shipping
 
 _CONNECT_SECONDS = 10.0
-_ASKED = (
+_CHECK = (
     "is it running, and does it want a token? Then set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to "
     "the token or RAY_AUTH_TOKEN_PATH to a file with it (~/.ray/auth_token is found by itself)"
 )
 _VERSIONS = "install the same versions of Ray and Python on all machines"
 
 
-def join(address: str, config: RunConfig, options: dict[str, Any]) -> None:
-    """Connect this process to a Ray that runs, and send the user's modules to its nodes.
+def join_cluster(address: str, config: RunConfig, options: dict[str, Any]) -> None:
+    """Connect this process to a running Ray, and send the user's modules to its nodes.
 
     Args:
-        address: as Ray takes it.
-        config: names the modules.
-        options: others of `ray.init`.
+        address: the cluster's address, as `ray.init` takes it.
+        config: the options of the run, which name the modules.
+        options: further options of `ray.init`.
 
     Raises:
-        InputError: nothing answers there, it wants a token, or it has other versions.
+        InputError: nothing answers there, the cluster requires a token, or its versions differ.
     """
     given = f"--address {shown(address)}"
     _check_listens(address, given)
     try:
-        with code_shipping.sent(config, Path.cwd()) as environment:
+        with code_shipping.ship_modules(config, Path.cwd()) as environment:
             ray.init(address, **options, **environment)
     except RuntimeEnvSetupError as error:
         raise InputError(
             f"{given}: the modules of {Path.cwd()} cannot be sent there: {first_line(error)}"
         ) from error
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        # Of versions it says several lines: those there, and those here.
-        said = without_credentials(" ".join(str(error).split()))
-        mend = _VERSIONS if "Version mismatch" in said else _ASKED
-        raise InputError(f"{given}: no Ray cluster can be joined there ({said}); {mend}") from error
+        # Its message about versions has several lines.
+        message = without_credentials(" ".join(str(error).split()))
+        fix = _VERSIONS if "Version mismatch" in message else _CHECK
+        raise InputError(
+            f"{given}: no Ray cluster can be joined there ({message}); {fix}"
+        ) from error
 
 
 def _check_listens(address: str, given: str) -> None:
-    """Look whether anything listens there; Ray would try for minutes.
+    """Check that something listens at the address; Ray itself would try for minutes.
 
     Raises:
-        InputError: nothing does.
+        InputError: nothing listens there.
     """
     with contextlib.suppress(ValueError):
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.hostname is None or parts.port is None:
-            # One of Ray's words, such as auto.
+            # A word of Ray's, such as `auto`.
             return
         try:
             socket.create_connection((parts.hostname, parts.port), _CONNECT_SECONDS).close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Blocks and pieces of a merge, done by actors on other machines."""
+"""Map a function over items in actors on other nodes: the blocks and pieces of a merge."""
 
 import itertools
 from collections import deque
@@ -8,44 +8,44 @@ from typing import Any, TypeVar
 
 import ray
 
-from ray_embed.runtime.actors import ActorDiedError, result
+from ray_embed.runtime.actors import ActorDiedError, get_result
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# One is read while the other one is written.
-_ITEMS_AN_ACTOR = 2
+# An actor reads one item while it writes another.
+_ITEMS_PER_ACTOR = 2
 
 
-def by_others(
-    others: list[Any], function: Callable[[Item], Result], items: Iterable[Item], /
+def map_in_actors(
+    actors: list[Any], function: Callable[[Item], Result], items: Iterable[Item], /
 ) -> Iterator[Result]:
-    """Give a function's result for each item, in order, computed by extractors.
+    """Yield a function's result for each item, in order, computed by actors.
 
-    What an actor that is gone was to do is done here.
+    If an actor has died, its items are computed in this process.
 
     Args:
-        others: the extractors' actors.
-        function: what to do; it is sent once.
-        items: what with; a few for each actor are taken ahead.
+        actors: actors with a method ``call(function, item)``.
+        function: the function; it is sent to the cluster once.
+        items: its arguments; a few for each actor are taken ahead.
 
     Raises:
-        RunError: Ray has gone. Also whatever the function raises.
+        RunError: Ray is gone. Also whatever the function raises.
     """
     sent = ray.put(function)
     waiting: deque[tuple[Item, Any]] = deque()
 
-    def taken() -> Result:
+    def wait_for_next() -> Result:
         item, reference = waiting.popleft()
         try:
-            found: Result = result(reference)
+            result: Result = get_result(reference)
         except ActorDiedError:
-            found = function(item)
-        return found
+            result = function(item)
+        return result
 
-    for item, other in zip(items, itertools.cycle(others), strict=False):
-        waiting.append((item, other.call.remote(sent, item)))
-        if len(waiting) > _ITEMS_AN_ACTOR * len(others):
-            yield taken()
+    for item, actor in zip(items, itertools.cycle(actors), strict=False):
+        waiting.append((item, actor.call.remote(sent, item)))
+        if len(waiting) > _ITEMS_PER_ACTOR * len(actors):
+            yield wait_for_next()
     while waiting:
-        yield taken()
+        yield wait_for_next()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What each actor gets, and how many fit on which nodes."""
+"""Choose the resources of each actor, and count how many actors fit on nodes."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from ray_embed.runtime.nodes import Node
 
 @dataclass(frozen=True)
 class Resources:
-    """What each actor gets."""
+    """The resources of each actor."""
 
     cpus: int
     gpus: float
 
     @property
     def batch_size(self) -> int:
-        """The usual number of images a batch: what a core's cache holds, or what fills a GPU."""
+        """The default number of images in a batch: what a core's cache holds, or fills a GPU."""
         return GPU_BATCH_SIZE if self.gpus else CPU_BATCH_SIZE
 
-    def fit(self, nodes: Iterable[Node]) -> int:
-        """How many actors the nodes hold, whoever else may be there."""
+    def count_on(self, nodes: Iterable[Node]) -> int:
+        """Return how many actors fit on nodes, if nothing else runs there."""
         return sum(
             min(node.cpus // self.cpus, _slots(node.gpus, self.gpus))
             if self.gpus
@@ -35,26 +35,26 @@ class Resources:
         return f"{self.cpus} CPU and {self.gpus:g} GPU"
 
 
-def threads(asked: int | None, cores: int) -> int:
-    """Give the threads of an actor without a GPU: what was asked, else a function of the cores."""
+def choose_threads(asked: int | None, cores: int) -> int:
+    """Return the threads of an actor without a GPU: what was asked, or what fits the cores."""
     return asked or min(MAX_CPU_THREADS, cores)
 
 
-def each(config: RunConfig, nodes: list[Node], asked: int | None) -> Resources:
-    """Give each actor what was asked, else a GPU and its part of the cores, else a few cores.
+def choose_resources(config: RunConfig, nodes: list[Node], asked: int | None) -> Resources:
+    """Return the resources of each actor: what was asked, or a GPU with its cores, or a few cores.
 
-    The threads of an actor never depend on the number of actors, so that the features do not.
+    The threads of an actor never depend on the number of actors, and so neither do the features.
 
     Args:
-        config: what is asked for.
-        nodes: those that are there.
-        asked: the threads of an actor, where they are given.
+        config: the options of the run.
+        nodes: the nodes of the cluster.
+        asked: the threads of an actor, if they are given.
 
     Returns:
-        What each gets; it may be that no node has it.
+        the resources; it may be that no node has them.
 
     Raises:
-        InputError: Ray does not give out GPUs like this.
+        InputError: Ray cannot share GPUs in this way.
     """
     share = config.gpus_per_actor
     if share is not None and share > 1 and share != int(share):
@@ -66,11 +66,11 @@ def each(config: RunConfig, nodes: list[Node], asked: int | None) -> Resources:
         return Resources(asked or max(1, min(parts, default=1)), share)
     cores = [node.cpus for node in nodes if node.cpus]
     if share:
-        # The node that has one decides, once it is there.
+        # The node that has a GPU decides, once it has joined.
         return Resources(asked or 1, share)
-    return Resources(threads(asked, min(cores, default=1)), 0.0)
+    return Resources(choose_threads(asked, min(cores, default=1)), 0.0)
 
 
 def _slots(gpus: float, share: float) -> int:
-    """How many actors a node's GPUs hold: a part of a GPU lies within one."""
+    """Return how many actors fit on a node's GPUs. A share below 1 lies within one GPU."""
     return int(gpus) * int(1 / share) if share <= 1 else int(gpus // share)

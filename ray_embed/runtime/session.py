@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ray: connected to or started here, and the processes that work in it."""
+"""A session: Ray, joined or started on this machine, and the actors of a run."""
 
 import contextlib
 import itertools
@@ -9,86 +9,77 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
-from ray._private import ray_constants
 
 from ray_embed.config import LOCAL, RunConfig, choose_ray_address
+from ray_embed.core import legacy_keras
 from ray_embed.core.uri import shown
-from ray_embed.encoders import build_process, legacy_keras
-from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.errors import RunError, first_line
-from ray_embed.extraction.worker import Extractor
-from ray_embed.runtime import capacity, nodes, resources
-from ray_embed.runtime.actor_pool import Crew
-from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, result
-from ray_embed.runtime.connect import join
-from ray_embed.runtime.nodes import Loss, Node
+from ray_embed.runtime import capacity, ray_private, resources
+from ray_embed.runtime.actor_pool import ActorPool
+from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
+from ray_embed.runtime.connect import join_cluster
+from ray_embed.runtime.nodes import Loss, Node, list_nodes
 from ray_embed.runtime.resources import Resources
 
-# One shard computes while the other one decodes.
-SHARDS_AN_ACTOR = 2
+# One shard is computed while the other one is decoded.
+SHARDS_PER_ACTOR = 2
+
+Result = TypeVar("Result")
 
 
 class Session:
-    """A Ray that is connected, and the actors that were started in it.
+    """A connection to Ray, and the actors that were started in it.
 
     Args:
-        config: what is asked of it.
-        each: what each extractor gets.
-        actors: how many extractors there are; None for as many as fit on the nodes, as they come.
-        build: builds the encoder beside the actors; None to have the first extractor build it.
-        inherits: whether actors have the environment of this process, as those of a Ray that it has
-            started.
+        config: the options of the run.
+        actor_class: the class of the pool's actors. Each is created with its number of threads and
+            the folder of the user's modules, and has a method ``call(function, *arguments)``.
+        each: the resources of each actor of the pool.
+        actors: the number of actors in the pool; None for as many as fit on the nodes, also on
+            nodes that join later.
+        inherits: whether actors have the environment of this process, as they do in a Ray that
+            this process has started.
     """
 
     def __init__(
         self,
         config: RunConfig,
+        actor_class: type[Any],
         each: Resources,
         actors: int | None,
-        build: build_process.Build | None = None,
+        *,
         inherits: bool = False,
     ) -> None:
         self.resources = each
-        self._build = build
+        self._actor_class = actor_class
         self._environment = {} if inherits else legacy_keras.environment()
         self.folder = str(Path.cwd())
         self._attempts = config.max_attempts
         self._started: list[Any] = []
-        # Unique, as other runs may use the same Ray of the user's.
+        # It is unique, as other runs may use the same Ray.
         run = Path(shown(config.out or "run")).absolute().name or "run"
         self._name = f"{run}-{uuid.uuid4().hex[:6]}"
         self._numbers = itertools.count()
-        self.crew = Crew(self._extractor, each, actors)
+        self.pool = ActorPool(self._start_actor, each, actors)
 
-    def start_building(
-        self, spec: EncoderSpec, kept: build_process.Weights | None
-    ) -> Callable[[], Encoder]:
-        """Start building the encoder; gives a function that waits for it.
-
-        With a GPU an actor must build it, as the engine is chosen by what it gives there.
-        """
-        if self._build is not None and not self.resources.gpus:
-            return self._build(spec, kept)
-        return self._start_call("build", spec, kept)
-
-    def reduce(self, out: str, limit: int) -> int:
-        """Have the parts merged, by all nodes; see :func:`ray_embed.projector.reduce.merge`."""
-        first = self.crew.first
-        others = [one.actor for one in self.crew.workers if one.node not in (None, first.node)]
-        points: int = self._start_call("reduce", out, limit, others)()
-        return points
+    def list_other_actors(self) -> list[Any]:
+        """Return the actors of the pool that have started on other nodes than the first one's."""
+        first = self.pool.first
+        return [
+            worker.actor for worker in self.pool.workers if worker.node not in (None, first.node)
+        ]
 
     def start(self, name: str, actor: type[Any], *arguments: Any, **options: Any) -> Any:
-        """Start an actor that ends with the session; the call returns at once.
+        """Start an actor that ends with the session, and return at once.
 
         Args:
-            name: by which the dashboard shows it, after the name of the run; used only once.
+            name: its name in the dashboard, after the name of the run. It must be unique.
             actor: its class.
-            arguments: of the class.
-            options: for Ray.
+            arguments: the arguments of the class.
+            options: the options of Ray.
         """
         options["name"] = f"{self._name}-{name}"
         if self._environment:
@@ -102,119 +93,126 @@ class Session:
         for handle in self._started:
             ray.kill(handle)
 
-    def _start_call(self, method: str, *arguments: Any) -> Callable[[], Any]:
-        """Call an extractor; gives what waits for the result, calling again if it dies."""
+    def call(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
+        """Start to call a function in an actor of the pool.
 
-        def started() -> tuple[Worker, Any, Any]:
-            # Rather one that is there: where one has died, there may be no room for another.
-            worker = self.crew.first
-            return worker, worker.actor, getattr(worker.actor, method).remote(*arguments)
+        Returns:
+            a function that waits for the result. If the actor dies, it calls another one.
+        """
 
-        def meanwhile() -> None:
+        def start_call() -> tuple[Worker, Any, Any]:
+            # An actor that has started: if one has died, there may be no room for another.
+            worker = self.pool.first
+            return worker, worker.actor, worker.actor.call.remote(function, *arguments)
+
+        def check_while_waiting() -> None:
             check_node()
-            self.crew.say_waiting()
+            self.pool.report_waiting()
 
-        first = started()
+        first = start_call()
 
-        def waited() -> Any:
+        def wait() -> Result:
             worker, actor, reference = first
             tries = 1
             while True:
                 try:
-                    return result(reference, meanwhile)
+                    return get_result(reference, check_while_waiting)  # type: ignore[no-any-return]
                 except ActorDiedError as error:
                     tries += error.loss is Loss.PROCESS
                     if tries > self._attempts:
                         raise
-                worker.renew(actor)
-                worker, actor, reference = started()
+                worker.restart(actor)
+                worker, actor, reference = start_call()
 
-        return waited
+        return wait
 
-    def _extractor(self) -> Any:
+    def _start_actor(self) -> Any:
         return self.start(
-            # Another number also in place of one that died, whose name is taken for a moment.
-            f"extractor-{next(self._numbers)}",
-            Extractor,
+            # The name of an actor that died stays taken for a moment, so each gets a new number.
+            f"{self._actor_class.__name__.lower()}-{next(self._numbers)}",
+            self._actor_class,
             self.resources.cpus,
             self.folder,
             num_cpus=self.resources.cpus,
             num_gpus=self.resources.gpus,
-            max_concurrency=SHARDS_AN_ACTOR,
+            max_concurrency=SHARDS_PER_ACTOR,
         )
 
 
+def starts_own_ray(config: RunConfig) -> bool:
+    """Return whether :func:`session` starts a Ray on this machine, as there is none to join."""
+    return not ray.is_initialized() and choose_ray_address(config.address) == LOCAL
+
+
 @contextlib.contextmanager
-def session(config: RunConfig, threads: int | None = None) -> Iterator[Session]:
-    """Connect to Ray, or start one here; leave it as it was found.
+def session(
+    config: RunConfig, actor_class: type[Any], threads: int | None = None
+) -> Iterator[Session]:
+    """Connect to Ray, or start one on this machine; leave it as it was found.
 
     Args:
-        config: what is asked of it.
-        threads: of an actor, as the run was begun with; None for a new run.
+        config: the options of the run.
+        actor_class: the class of the actor pool; see :class:`Session`.
+        threads: the threads of an actor that the run was started with; None for a new run.
 
     Raises:
-        InputError: the cluster cannot be reached, or has not what an actor asks for.
+        InputError: the cluster cannot be reached, or lacks what an actor asks for.
     """
     threads = config.cpus_per_actor or threads
     if ray.is_initialized():
-        running = Session(config, capacity.found(config, threads), config.actors)
+        running = Session(
+            config, actor_class, capacity.wait_for_resources(config, threads), config.actors
+        )
         try:
             yield running
         finally:
             running.close()
         return
-    ours = choose_ray_address(config.address) == LOCAL
-    with contextlib.ExitStack() as stack:
-        build = None
-        if ours and isinstance(config.model, str):
-            some = resources.threads(threads, os.cpu_count() or 1)
-            build = stack.enter_context(build_process.start_build_process(some, str(Path.cwd())))
-        here = _connect(config, threads)
-        stack.callback(ray.shutdown)
-        if ours:
-            each, actors = capacity.here(config, here, threads)
-            yield Session(config, each, actors, build, inherits=True)
+    is_own = starts_own_ray(config)
+    nodes_here = _connect(config, threads)
+    try:
+        if is_own:
+            each, actors = capacity.plan_local_actors(config, nodes_here, threads)
+            yield Session(config, actor_class, each, actors, inherits=True)
         else:
-            yield Session(config, capacity.found(config, threads), config.actors)
+            yield Session(
+                config, actor_class, capacity.wait_for_resources(config, threads), config.actors
+            )
+    finally:
+        ray.shutdown()
 
 
 def _connect(config: RunConfig, threads: int | None) -> list[Node]:
-    """Connect to Ray, or start one here; gives the nodes.
+    """Connect to Ray, or start one on this machine; return the nodes.
 
-    A Ray of our own pretends to have the cores for as many actors as were asked for.
+    A Ray of our own gets as many cores as the actors need that were asked for.
     """
     address = choose_ray_address(config.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address == LOCAL:
         cores = os.cpu_count() or 1
-        _start(max(cores, (config.actors or 1) * resources.threads(threads, cores)), options)
-        return [replace(node, cpus=cores) for node in nodes.alive()]
-    join(address, config, options)
-    return nodes.alive()
+        _start(max(cores, (config.actors or 1) * resources.choose_threads(threads, cores)), options)
+        return [replace(node, cpus=cores) for node in list_nodes()]
+    join_cluster(address, config, options)
+    return list_nodes()
 
 
 def _start(cpus: int, options: dict[str, Any]) -> None:
     """Start a Ray that listens on the loopback address only.
 
-    It does so by itself on systems for which it knows no clusters; else it listens on all
-    addresses, whichever it is asked for.
-
     Raises:
         RunError: it does not start.
     """
-    clusters = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
     try:
-        ray.init(
-            LOCAL,
-            num_cpus=cpus,
-            include_dashboard=False,
-            # Workers that nobody has asked for would take the cores while the first actor starts.
-            _system_config={"prestart_worker_first_driver": False},
-            **options,
-        )
+        with ray_private.only_on_loopback():
+            ray.init(
+                LOCAL,
+                num_cpus=cpus,
+                include_dashboard=False,
+                # Idle workers would take the cores while the first actor starts.
+                _system_config={"prestart_worker_first_driver": False},
+                **options,
+            )
     except Exception as error:
-        # It has no class of its own for these.
+        # Ray has no class of errors for this.
         raise RunError(f"Ray does not start on this machine: {first_line(error)}") from error
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = clusters

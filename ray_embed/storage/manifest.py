@@ -7,8 +7,8 @@ from typing import Any
 
 from ray_embed.errors import InputError
 from ray_embed.storage.filesystem import TEMPORARY, Folder
+from ray_embed.storage.layout import RUN
 
-RUN = "run.json"
 # Written first of all, so that a folder is known as ours whenever the writing stops.
 _FORMAT = 1
 

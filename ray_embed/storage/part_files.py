@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 from ray_embed.core.arrays import Matrix, as_column, as_matrix
 from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, StorageError, first_line
+from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.retry import explained, of_storage
 
 Result = TypeVar("Result")
 
-FEATURES, REJECTS, THUMBNAILS = "features", "rejects", "thumbnails"
 # Made of the features, and anew whenever they are merged.
-PCA = "pca"
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
 # Footers and the like, which are small, of parts on an object store.
 _AT_ONCE = 32
@@ -55,7 +54,7 @@ def part_name(kind: str, number: int) -> str:
     return f"{kind}/part-{number:08d}.parquet"
 
 
-def part_numbers(folder: Folder, kind: str = FEATURES) -> Iterator[int]:
+def part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
     """Give the numbers of the parts that are there, in order."""
     matches = (_PART.fullmatch(name) for name in folder.names(kind))
     # Eight bytes a part, not a list of objects.
@@ -108,8 +107,8 @@ def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int
     done = done or Done(folder)
     reasons: Counter[str] = Counter()
     # A killed try may have left rejects without features: its shard is done again.
-    numbers = (number for number in part_numbers(folder, REJECTS) if number in done)
-    read = partial(read_part, folder, REJECTS, columns=["reason"])
+    numbers = (number for number in part_numbers(folder, layout.REJECTS) if number in done)
+    read = partial(read_part, folder, layout.REJECTS, columns=["reason"])
     for rejects in each(folder, read, numbers):
         reasons.update(rejects["reason"].to_pylist())
     return dict(reasons.most_common())
@@ -124,12 +123,12 @@ def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
         "ray_embed.rejected": str(part.rejects.num_rows),
     }
     for kind, table in (
-        (THUMBNAILS, part.thumbnails),
-        (REJECTS, part.rejects),
-        (FEATURES, part.features),
+        (layout.THUMBNAILS, part.thumbnails),
+        (layout.REJECTS, part.rejects),
+        (layout.FEATURES, part.features),
     ):
         name = part_name(kind, part.number)
-        if kind == REJECTS and not table.num_rows:
+        if kind == layout.REJECTS and not table.num_rows:
             folder.delete(name)
         else:
             folder.write(name, encoded(table.replace_schema_metadata(footer)))
@@ -210,7 +209,7 @@ def about(folder: Folder, number: int) -> About:
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    return with_part(folder, FEATURES, number, about_of)
+    return with_part(folder, layout.FEATURES, number, about_of)
 
 
 def about_of(part: pq.ParquetFile) -> About:
@@ -246,7 +245,7 @@ def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.T
     """
     return with_part(
         folder,
-        FEATURES,
+        layout.FEATURES,
         number,
         lambda part: (about_of(part), _columns(part, columns) if columns else None),
     )
@@ -295,12 +294,14 @@ def feature_batches(folder: Folder, number: int, column: str, fingerprint: str) 
         StorageError: it cannot be read.
     """
     if not folder.is_local:
-        yield as_matrix(read_part(folder, FEATURES, number, [column], fingerprint)[column])
+        yield as_matrix(read_part(folder, layout.FEATURES, number, [column], fingerprint)[column])
         return
-    path = folder.shown(part_name(FEATURES, number))
+    path = folder.shown(part_name(layout.FEATURES, number))
     with (
         _explaining(path, number),
-        folder.filesystem.open_input_file(folder.join(part_name(FEATURES, number))) as stream,
+        folder.filesystem.open_input_file(
+            folder.join(part_name(layout.FEATURES, number))
+        ) as stream,
         pq.ParquetFile(
             stream, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
         ) as part,

@@ -37,7 +37,7 @@ from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
 from ray_embed.planning import Plan, SplitPlan
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 SHARDS, STRETCH, THERE, READ = 1_000_000, 40_000, 200_000, 20_000
@@ -80,7 +80,7 @@ class Pool:
         from ray_embed.runtime.resources import Resources
 
         self.resources = Resources(1, 0.0)
-        self.crew = self
+        self.pool = self
         # Many extractors share a process: the driver does the same for them.
         processes = min(count, PROCESSES)
         remote = ray.remote(Idle).options(num_cpus=0, max_concurrency=2 * -(-count // processes))
@@ -89,7 +89,7 @@ class Pool:
         turns = itertools.cycle(actors)
         self._workers = [Worker(lambda: next(turns)) for _ in range(count)]
 
-    def filled(self, useful: int | None) -> list[Any]:
+    def fill(self, useful: int | None) -> list[Any]:
         return self._workers
 
     def dismiss_waiting(self) -> None:
@@ -197,7 +197,7 @@ def status(path: str) -> Any:
 def empty_parts(work: Path, shards: int, there: int) -> Folder:
     """A run folder in which so many shards are done, by the names of their parts."""
     folder = _begun(work / f"parts-{there}", shards)
-    features = Path(folder.join(part_files.FEATURES))
+    features = Path(folder.join(layout.FEATURES))
     if not features.is_dir():
         unfinished = features.with_name("unfinished")
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -211,7 +211,7 @@ def empty_parts(work: Path, shards: int, there: int) -> Folder:
 def linked_parts(work: Path, there: int) -> Folder:
     """A run folder of so many parts, each the same file: they are read all the same."""
     folder = _begun(work / f"linked-{there}", there)
-    features = Path(folder.join(part_files.FEATURES))
+    features = Path(folder.join(layout.FEATURES))
     if not features.is_dir():
         part_files.commit(folder, part(), "none", RECORDS)
         real = Path(folder.path) / "real.parquet"

@@ -28,7 +28,7 @@ from ray_embed import load, planning
 from ray_embed.analysis.evaluation import pixel_baseline
 from ray_embed.core.arrays import as_column
 from ray_embed.runs import sampling
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 SAMPLE, NEIGHBOURS = 10_000, 200
@@ -39,7 +39,7 @@ SCRIPT = Path(__file__).name
 def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
     folder = Folder.at(str(path))
-    if folder.exists(manifest.RUN):
+    if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, splits, thumbnails):
         part_files.commit(folder, part, "f" * 64, part.features.num_rows)

@@ -36,7 +36,7 @@ from rows import last_line, row, table
 from ray_embed import planning
 from ray_embed.core.arrays import as_column
 from ray_embed.images.thumbnails import encode_png
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 SIDES = ("reduce", "plain")
@@ -49,7 +49,7 @@ BUFFER = 8 << 20
 def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
     folder = Folder.at(str(path))
-    if folder.exists(manifest.RUN):
+    if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, thumbnails):
         part_files.commit(folder, part, "f" * 64, part.features.num_rows)
@@ -137,7 +137,7 @@ def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], N
 
 def plainly(path: Path, thumbnails: bool) -> Callable[[], None]:
     """Give reading all parts and writing files as long as those of the projector folder."""
-    kinds = [part_files.FEATURES, part_files.THUMBNAILS] if thumbnails else [part_files.FEATURES]
+    kinds = [layout.FEATURES, layout.THUMBNAILS] if thumbnails else [layout.FEATURES]
     sources = [file for kind in kinds for file in sorted((path / kind).iterdir())]
     lengths = json.loads((path / "lengths.json").read_text())
     target = path / "plain"

@@ -33,7 +33,7 @@ from ray_embed.core.arrays import as_column, as_matrix
 from ray_embed.core.threads import open_ordered_map
 from ray_embed.projector import covariance, pca
 from ray_embed.projector.merge_task import Group
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 SIDES = ("pca", "reading")
@@ -56,7 +56,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
     import pyarrow as pa
 
     folder = Folder.at(str(path))
-    if folder.exists(manifest.RUN):
+    if folder.exists(layout.RUN):
         return
     random = np.random.default_rng(0)
     directions = random.standard_normal((DIRECTIONS, dimension), np.float32)

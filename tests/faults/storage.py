@@ -93,14 +93,16 @@ class PlainSession:
         self.extractor = Extractor(1, self.folder)
         self.encoder: Any = None
         worker = SimpleWorker(Plain(self.extractor))
-        self.crew = SimpleNamespace(filled=lambda useful: [worker], dismiss_waiting=lambda: None)
+        self.pool = SimpleNamespace(fill=lambda useful: [worker], dismiss_waiting=lambda: None)
 
-    def start_building(self, spec: Any, kept: Any) -> Any:
-        self.encoder = self.encoder or self.extractor.build(spec, kept)
+    def list_other_actors(self) -> list[Any]:
+        return []
+
+    def call(self, function: Any, *arguments: Any) -> Any:
+        if function.__name__ != "build":
+            return lambda: function(*arguments)
+        self.encoder = self.encoder or function(*arguments)
         return lambda: self.encoder
-
-    def reduce(self, out: str, limit: int) -> int:
-        return self.extractor.reduce(out, limit, [])
 
 
 class SimpleWorker:
@@ -114,7 +116,7 @@ def stand_in() -> None:
     from ray_embed.extraction import scheduler
 
     scheduler.ray = SimpleNamespace(wait=lambda calls, **_: (calls[:1], calls[1:]))
-    scheduler.result = lambda reference: reference.get()
+    scheduler.get_result = lambda reference: reference.get()
     scheduler._POLL_SECONDS = 0
 
 

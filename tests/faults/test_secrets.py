@@ -52,7 +52,7 @@ def test_password_of_a_uri_is_not_shown(tmp_path, ray_embed, monkeypatch, uri):
 
 
 def test_password_is_not_in_the_command_that_resumes():
-    from ray_embed.runs.resuming import _format_command
+    from ray_embed.cli.resuming import _format_command
 
     words = ["run", "--source", f"valid=s3://key:{SECRET}@bucket/a b", "--overwrite"]
     command = shlex.split(_format_command(words, resumes=True))

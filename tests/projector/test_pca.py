@@ -517,6 +517,6 @@ def test_other_processes_give_the_same_bytes(run, tmp_path, small_blocks, ray_se
     shutil.rmtree(there / "pca")
     reduce_module.merge(
         str(there),
-        elsewhere=partial(remote_map.by_others, [start_merge_actor(), start_merge_actor()]),
+        elsewhere=partial(remote_map.map_in_actors, [start_merge_actor(), start_merge_actor()]),
     )
     assert written(there) == written(here)

@@ -16,7 +16,7 @@ from ray_embed.errors import DamagedError, InputError
 from ray_embed.projector import covariance as covariance_module
 from ray_embed.projector import pca, wide_pca
 from ray_embed.projector.merge_task import Group
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 COUNT, SIZE, SHARD = 700, 500, 64
@@ -179,7 +179,7 @@ def test_threads_and_order_of_work_change_no_bit(tmp_path, name):
     for way in ways:
         folder = Folder.at(str(tmp_path))
         pca.save(folder, {"top": reduce(tmp_path, points(), **way)}, FINGERPRINT)
-        found.append(folder.read(pca.FILE))
+        found.append(folder.read(layout.COMPONENTS))
     assert found[0] == found[1] == found[2]
     assert any(order != sorted(order) for order in seen)
 
@@ -195,7 +195,7 @@ def test_the_file_has_the_same_columns_and_says_the_method(tmp_path, name):
     found = reduce(tmp_path, points())
     folder = Folder.at(str(tmp_path))
     pca.save(folder, {"top": found}, FINGERPRINT)
-    table = pq.read_table(tmp_path / pca.FILE)
+    table = pq.read_table(tmp_path / layout.COMPONENTS)
     assert table.schema.remove_metadata() == pca.SCHEMA
     known = len(found.variances)
     assert known == (pca.KEPT if name == pca.KRYLOV else SIZE)
@@ -212,7 +212,7 @@ def test_the_file_has_the_same_columns_and_says_the_method(tmp_path, name):
 def test_exact_components_of_narrow_features_say_no_method(tmp_path, monkeypatch):
     monkeypatch.setattr(pca, "MOST_DIMENSIONS", SIZE)
     pca.save(Folder.at(str(tmp_path)), {"top": reduce(tmp_path, points())}, FINGERPRINT)
-    assert pq.read_schema(tmp_path / pca.FILE).metadata == {
+    assert pq.read_schema(tmp_path / layout.COMPONENTS).metadata == {
         b"ray_embed.fingerprint": FINGERPRINT.encode()
     }
 
@@ -242,7 +242,7 @@ def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     values = points()
     make_run(tmp_path, {"top": values}, shard=SHARD)
     folder = Folder.at(str(tmp_path))
-    whole = part_files.read_part(folder, part_files.FEATURES, 1)
+    whole = part_files.read_part(folder, layout.FEATURES, 1)
     batches = list(part_files.feature_batches(folder, 1, "feature", FINGERPRINT))
     assert [len(rows) for rows in batches] == [7] * 9 + [1]
     assert np.array_equal(np.concatenate(batches), values[SHARD : 2 * SHARD])
@@ -250,6 +250,6 @@ def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
         next(part_files.feature_batches(folder, 1, "feature", "0" * 64))
     monkeypatch.setattr(part_files, "_LARGE", 1000)
     for columns in (None, ["feature", "index"], ["index"]):
-        read = part_files.read_part(folder, part_files.FEATURES, 1, columns)
+        read = part_files.read_part(folder, layout.FEATURES, 1, columns)
         assert read.equals(whole if columns is None else whole.select(columns))
         assert read.schema.metadata == whole.schema.metadata

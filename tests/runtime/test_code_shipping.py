@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ray_embed.config import make_config
-from ray_embed.core import user_code
+from ray_embed.core import user_code, user_modules
 from ray_embed.runtime import code_shipping
 
 
@@ -22,14 +22,14 @@ def write(folder: Path, **files: str) -> Path:
 
 
 def found(folder: Path, *names: str) -> list[str]:
-    return [path.as_posix() for path in code_shipping.modules(names, folder)]
+    return [path.as_posix() for path in user_modules.find_files(names, folder)]
 
 
 def sent(folder: Path, monkeypatch: pytest.MonkeyPatch, **options: object) -> dict[str, str]:
     """What would be sent: the text of each file, by its name."""
     monkeypatch.chdir(folder)
     config = make_config({"sources": {"a": "data"}, "model": "m.keras", **options})
-    with code_shipping.sent(config, folder) as given:
+    with code_shipping.ship_modules(config, folder) as given:
         modules = given.get("runtime_env", {}).get("py_modules", [])
         return {
             path.relative_to(Path(module).parent).as_posix(): path.read_text()
@@ -109,7 +109,7 @@ def test_every_option_that_names_modules_counts(tmp_path, monkeypatch):
 def test_without_modules_of_the_folder_nothing_is_sent(tmp_path, monkeypatch):
     write(tmp_path, unused="")
     config = make_config({"sources": {"a": "x.csv"}, "model": "keras.applications:VGG16"})
-    with code_shipping.sent(config, tmp_path) as given:
+    with code_shipping.ship_modules(config, tmp_path) as given:
         assert given == {}
 
 
@@ -145,7 +145,7 @@ def test_the_folder_comes_first_only_where_it_has_what_was_sent(
     write(tmp_path, a="import b", b="", c="", unused="")
     monkeypatch.chdir(tmp_path)
     config = make_config({"sources": {"a": "x.csv"}, "model": "a:make"})
-    with code_shipping.sent(config, tmp_path) as given:
+    with code_shipping.ship_modules(config, tmp_path) as given:
         ((name, value),) = given["runtime_env"]["env_vars"].items()
     # From here on as on a node, where Ray has put the driver's folder before what was sent.
     monkeypatch.setenv(name, value)

@@ -22,11 +22,13 @@ def config(**options):
 
 
 def each(*nodes: Node, threads: int | None = None, **options) -> Resources:
-    return resources.each(config(**options), list(nodes), options.get("cpus_per_actor", threads))
+    return resources.choose_resources(
+        config(**options), list(nodes), options.get("cpus_per_actor", threads)
+    )
 
 
 def fit(*nodes: Node, **options) -> int:
-    return each(*nodes, **options).fit(nodes)
+    return each(*nodes, **options).count_on(nodes)
 
 
 def node(cpus: int, gpus: float = 0) -> Node:
@@ -34,7 +36,7 @@ def node(cpus: int, gpus: float = 0) -> Node:
 
 
 def test_threads_of_an_actor_do_not_depend_on_the_number_of_actors():
-    found = [capacity.here(config(actors=n), [node(2)], None) for n in (None, 1, 2, 8)]
+    found = [capacity.plan_local_actors(config(actors=n), [node(2)], None) for n in (None, 1, 2, 8)]
     assert {each.cpus for each, _ in found} == {2}
     assert [count for _, count in found] == [1, 1, 2, 8]
     assert each(node(16), node(8)) == Resources(4, 0.0)
@@ -69,7 +71,7 @@ def test_a_node_whose_gpus_are_too_few_does_not_decide_about_the_cores():
 def test_a_run_goes_on_with_the_threads_it_was_begun_with():
     assert each(node(16, gpus=4), threads=2) == Resources(2, 1.0)
     assert each(node(16), threads=3).cpus == 3
-    assert capacity.here(config(), [node(2)], 8) == (Resources(8, 0.0), 1)
+    assert capacity.plan_local_actors(config(), [node(2)], 8) == (Resources(8, 0.0), 1)
 
 
 def test_what_is_not_known_yet_is_left_to_the_node_that_comes():
@@ -92,7 +94,7 @@ def test_what_no_node_has(nodes, options):
 
 def test_what_this_machine_has_not_is_an_error_instead_of_waiting_for_ever():
     with pytest.raises(InputError, match=r"1 CPU and 1 GPU, which no node has.*4 CPU 0 GPU"):
-        capacity.here(config(gpus_per_actor=1), [node(4)], None)
+        capacity.plan_local_actors(config(gpus_per_actor=1), [node(4)], None)
 
 
 def test_gpus_are_given_out_in_parts_or_whole():

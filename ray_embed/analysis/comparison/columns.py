@@ -10,9 +10,7 @@ from pathlib import Path
 
 from ray_embed.core.uri import is_uri, shown
 from ray_embed.errors import InputError
-from ray_embed.results import load
-from ray_embed.runs import integrity
-from ray_embed.storage import manifest
+from ray_embed.runs.reader import open_run
 from ray_embed.storage.filesystem import Folder
 
 
@@ -49,15 +47,14 @@ def columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]
     """
     found = []
     for name, uri in zip(names(runs), runs, strict=True):
-        run = load(uri)
-        integrity.check_finished(Folder.at(run.path), run._about)
-        layers = run.layers if layer is None else (layer,)
-        for one in layers:
-            column = run._column(one)
-            label = f"{name}:{one}" if len(layers) > 1 else name
-            output = manifest.output_of(run._about, column)
-            pool = output.get("pool", "none")
-            found.append(Column(label, uri, one, column, output["dimension"], pool))
+        run = open_run(uri)
+        run.require_finished()
+        outputs = run.outputs if layer is None else (run.output_of(layer),)
+        for output in outputs:
+            label = f"{name}:{output.layer}" if len(outputs) > 1 else name
+            found.append(
+                Column(label, uri, output.layer, output.column, output.dimension, output.pool)
+            )
     if len(found) < 2:
         given = ", ".join(shown(uri) for uri in runs) or "no run"
         what = "of one layer" if layer is None else f"of which --layer {layer} takes one layer"

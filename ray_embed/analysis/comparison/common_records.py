@@ -18,7 +18,7 @@ from ray_embed.core.uri import shown
 from ray_embed.errors import InputError
 from ray_embed.runs import sampling
 from ray_embed.runs.sampling import Subset
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # With fewer than these, which are less than half of the smallest run, each has its own records.
@@ -102,7 +102,7 @@ def _hashed(folder: Folder) -> Array:
     """
 
     def of_part(number: int) -> Array:
-        part = part_files.read_part(folder, part_files.FEATURES, number, ["split", "key", "index"])
+        part = part_files.read_part(folder, layout.FEATURES, number, ["split", "key", "index"])
         hashes = np.fromiter(map(hash, _identities(part)), np.int64, part.num_rows)
         return np.stack([hashes, part["index"].to_numpy()], axis=1)
 
@@ -134,7 +134,7 @@ def _located(folder: Folder, identities: list[tuple[str, str]]) -> Array:
     found = np.full(len(identities), -1)
 
     def of_part(number: int) -> list[tuple[int, int]]:
-        part = part_files.read_part(folder, part_files.FEATURES, number, ["split", "key", "index"])
+        part = part_files.read_part(folder, layout.FEATURES, number, ["split", "key", "index"])
         pairs = zip(_identities(part), part["index"].to_pylist(), strict=True)
         return [(wanted[one], index) for one, index in pairs if one in wanted]
 

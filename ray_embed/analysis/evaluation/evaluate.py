@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Judges a run: its features, beside what no training at all would give."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,16 +19,12 @@ from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError
 from ray_embed.options import SAMPLE_RECORDS
 from ray_embed.projector import pca
-from ray_embed.runs import integrity
 from ray_embed.runs import sampling as subsets
+from ray_embed.runs.reader import Output, RunReader
 from ray_embed.runs.sampling import Subset
 from ray_embed.sources.label_schema import LabelCounts, look_alikes
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
-
-if TYPE_CHECKING:
-    from ray_embed.results import Run
-
 
 ENCODER, PIXELS, RANDOM = "encoder", "raw_pixels", "random_weights"
 
@@ -77,10 +73,10 @@ class Evaluation:
 
 
 def evaluate(
-    run: "Run",
+    run: RunReader,
     layer: str | None = None,
     sample: int = SAMPLE_RECORDS,
-    random_weights: bool = False,
+    baseline: RunReader | None = None,
     labels: LabelKind | None = None,
 ) -> dict[str, Evaluation]:
     """Judge the features of a run, of one layer or all.
@@ -90,7 +86,7 @@ def evaluate(
         layer: which layer; None for all.
         sample: how many records at most are judged, drawn by split and label with a fixed seed;
             fewer where their features would not fit into a gigabyte.
-        random_weights: whether the same architecture is judged with random weights too.
+        baseline: the same run with random weights, to evaluate beside it.
         labels: whether labels that are numbers are "classes" or "values"; None for classes where
             they are whole numbers, or floats that are all whole and of at most 50 values.
 
@@ -100,17 +96,10 @@ def evaluate(
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    folder = Folder.at(run.path)
-    integrity.check_finished(folder, run._about)
-    layers = run.layers if layer is None else (layer,)
-    columns = {one: run._column(one) for one in layers}
-    floor = None
-    if random_weights:
-        from ray_embed.baseline import random_run
-
-        floor = random_run(run)
+    folder = run.folder
+    outputs = require_layers(run, layer)
     choice = choose_labels([folder], labels)
-    drawn, apart = _drawn(run, floor, columns, sample)
+    drawn, apart = _drawn(run, baseline, outputs, sample)
     records = with_labels(drawn, choice.kind)
     notes = (*([choice.note] if choice.note else []), *_label_notes(records))
     floors: dict[str, Judgement] = {}
@@ -120,25 +109,34 @@ def evaluate(
         near = near_duplicates_module.near_duplicates(pictures, records.splits)
         floors[PIXELS] = judge(pixel_baseline.as_features(records, pictures))
 
-    def of(where: "Run", layer: str) -> Subset:
-        at = Folder.at(where.path)
-        found = subsets.at(at, where._column(layer), records.index, records.total)
-        return with_labels(_finite(at, found), choice.kind)
+    def read_subset(run: RunReader, layer: str) -> Subset:
+        subset = subsets.at(run.folder, run.column_of(layer), records.index, records.total)
+        return with_labels(_finite(run.folder, subset), choice.kind)
 
     found: dict[str, Evaluation] = {}
-    for one in columns:
-        subset = of(run, one) if found else records
+    for output in outputs:
+        subset = read_subset(run, output.layer) if found else records
         judged = {ENCODER: judge(subset), **floors}
-        if floor is not None:
-            judged[RANDOM] = judge(of(floor, one))
-        judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, run, one)
+        if baseline is not None:
+            judged[RANDOM] = judge(read_subset(baseline, output.layer))
+        judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, output.column)
         equal = near_duplicates_module.equal_features(subset.features, subset.splits)
         without = _without(judged, near, subset)
-        pool = manifest.output_of(run._about, columns[one]).get("pool", "none")
-        found[one] = Evaluation(
-            one, subset, judged, over_all, near, equal, without, apart, pool, notes
+        found[output.layer] = Evaluation(
+            output.layer, subset, judged, over_all, near, equal, without, apart, output.pool, notes
         )
     return found
+
+
+def require_layers(run: RunReader, layer: str | None) -> tuple[Output, ...]:
+    """Return what there is to evaluate of a run: the features of one layer, or of all.
+
+    Raises:
+        InputError: shards are missing, or there is no such layer.
+        DamagedError: a part is of no shard that was planned.
+    """
+    run.require_finished()
+    return run.outputs if layer is None else (run.output_of(layer),)
 
 
 def _label_notes(subset: Subset) -> Iterator[str]:
@@ -157,40 +155,35 @@ def _label_notes(subset: Subset) -> Iterator[str]:
 
 
 def _drawn(
-    run: "Run", floor: "Run | None", columns: dict[str, str], sample: int
+    run: RunReader, floor: RunReader | None, outputs: Sequence[Output], sample: int
 ) -> tuple[Subset, int]:
     """Draw records, with the features of the first layer; those that the floor lacks are counted.
 
     They are left out: what one of both has set aside would make them unlike.
     """
-    folder = Folder.at(run.path)
-    outputs = [manifest.output_of(run._about, column) for column in columns.values()]
-    widest = max(output["dimension"] for output in outputs)
-    column = next(iter(columns.values()))
-    drawn = subsets.draw(folder, column, subsets.affordable(sample, widest))
+    widest = max(output.dimension for output in outputs)
+    drawn = subsets.draw(run.folder, outputs[0].column, subsets.affordable(sample, widest))
     if floor is None:
-        return _finite(folder, drawn), 0
-    kept = subsets.held(Folder.at(floor.path), drawn.index)
+        return _finite(run.folder, drawn), 0
+    kept = subsets.held(floor.folder, drawn.index)
     both = subsets.some(drawn, np.flatnonzero(kept))
-    return _finite(folder, both), len(drawn) - len(both)
+    return _finite(run.folder, both), len(drawn) - len(both)
 
 
 def _finite(folder: Folder, subset: Subset) -> Subset:
     if not len(subset):
         raise InputError(
             f"{folder.shown()}: every record was rejected, so there is nothing to judge; see "
-            f"{folder.shown(part_files.REJECTS)}"
+            f"{folder.shown(layout.REJECTS)}"
         )
     subsets.check_finite(subset, folder.shown())
     return subset
 
 
-def _over_all(
-    judged: Judgement, folder: Folder, run: "Run", layer: str
-) -> tuple[Judgement, tuple[str, ...]]:
+def _over_all(judged: Judgement, folder: Folder, column: str) -> tuple[Judgement, tuple[str, ...]]:
     """Let the spectrum be that of all records, where it is known."""
     try:
-        found = pca.load(folder, run._column(layer))
+        found = pca.load(folder, column)
     except InputError:
         return judged, ()
     if not found.is_complete:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray_embed.errors import InputError
 from ray_embed.options import MAX_FLOAT_CLASSES
 from ray_embed.runs.sampling import Subset
-from ray_embed.storage import part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 LabelKind = Literal["classes", "values"]
@@ -79,7 +79,7 @@ def choose_labels(folders: Iterable[Folder], asked: LabelKind | None = None) -> 
 
 def _reader(folder: Folder) -> Any:
     def read(number: int) -> pa.ChunkedArray:
-        return part_files.read_part(folder, part_files.FEATURES, number, ["label"])["label"]
+        return part_files.read_part(folder, layout.FEATURES, number, ["label"])["label"]
 
     return read
 

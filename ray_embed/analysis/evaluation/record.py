@@ -5,22 +5,17 @@ import io
 import json
 import time
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from ray_embed.analysis.evaluation.report import lines
 from ray_embed.errors import InputError
-from ray_embed.projector.checkpoint import FOLDER
-from ray_embed.results import Run
-from ray_embed.storage import manifest
+from ray_embed.runs.reader import RunReader
+from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.lock import alone
 
-FILE = "evaluation.json"
-EVENTS = "events.out.tfevents.1.ray_embed"
 
-
-def record(run: Run, entries: dict[str, Any]) -> None:
+def record(run: RunReader, entries: dict[str, Any]) -> None:
     """Write the entries of some layers, beside those of others, as the only one who writes there.
 
     Where there is a projector folder, TensorBoard is given the numbers too.
@@ -33,39 +28,30 @@ def record(run: Run, entries: dict[str, Any]) -> None:
         InputError: another process writes to it, or it holds another run by now.
         StorageError: the storage fails.
     """
-    folder, fingerprint = Folder.at(run.path), run._about["fingerprint"]
+    folder, fingerprint = run.folder, run.fingerprint
     with alone(folder):
         if (manifest.read_run(folder) or {}).get("fingerprint") != fingerprint:
             raise InputError(
                 f"{folder.shown()}: another run was made there meanwhile, so nothing is recorded; "
                 "evaluate that one"
             )
-        layers = {**_read(folder), **entries}
+        layers = {**_read(folder, fingerprint), **entries}
         content = {"fingerprint": fingerprint, "layers": layers}
-        folder.write(FILE, json.dumps(content, indent=1, ensure_ascii=False).encode())
-        if folder.exists(FOLDER):
-            folder.write(f"{FOLDER}/{EVENTS}", _event_file(layers))
+        folder.write(layout.EVALUATION, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        events = _event_file(layers)
+        # `reduce` takes this one along when it writes the projector again.
+        folder.write(layout.EVALUATION_RECORD, events)
+        if folder.exists(layout.PROJECTOR):
+            folder.write(f"{layout.PROJECTOR}/{layout.EVALUATION_EVENTS}", events)
 
 
-def carry(folder: Folder, target: Path) -> None:
-    """Write into `target`, a local folder, the event file of what was recorded of a run, if any.
-
-    Raises:
-        StorageError: the storage fails.
-    """
-    entries = _read(folder)
-    if entries:
-        (target / EVENTS).write_bytes(_event_file(entries))
-
-
-def _read(folder: Folder) -> dict[str, Any]:
+def _read(folder: Folder, fingerprint: str) -> dict[str, Any]:
     """Read the recorded entries by layer; none of another run's."""
-    if not folder.exists(FILE):
+    if not folder.exists(layout.EVALUATION):
         return {}
     try:
-        content = json.loads(folder.read(FILE))
-        run = manifest.read_run(folder) or {}
-        return dict(content["layers"]) if content["fingerprint"] == run["fingerprint"] else {}
+        content = json.loads(folder.read(layout.EVALUATION))
+        return dict(content["layers"]) if content["fingerprint"] == fingerprint else {}
     except (ValueError, KeyError, TypeError):
         # It can be made again; half of it is of no use.
         return {}

@@ -24,11 +24,10 @@ from ray_embed.analysis.plotting.palette import (
 from ray_embed.core import console
 from ray_embed.core.arrays import Array
 from ray_embed.projector import bookmarks
-from ray_embed.projector.checkpoint import CONFIG, FOLDER
-from ray_embed.results import load
-from ray_embed.runs import integrity, sampling
+from ray_embed.runs import sampling
+from ray_embed.runs.reader import open_run
 from ray_embed.runs.sampling import Subset
-from ray_embed.storage import manifest, part_files
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.lock import alone
 
@@ -58,13 +57,12 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
         RunError: a part is damaged, or the storage fails.
     """
     style.check_installed()
-    column = load(run)._column(layer)
-    folder = Folder.at(run)
-    about = manifest.read_run(folder) or {}
-    integrity.check_finished(folder, about)
+    reader = open_run(run)
+    output, folder = reader.output_of(layer), reader.folder
+    column = output.column
+    reader.require_finished()
     with alone(folder):
-        size = manifest.output_of(about, column)["dimension"]
-        records = sampling.draw(folder, column, sampling.affordable(DRAWN, size))
+        records = sampling.draw(folder, column, sampling.affordable(DRAWN, output.dimension))
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
             return
@@ -80,7 +78,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
         drawing = _Drawing(folder, column, name, records, lettering, say)
         with style.styled(lettering):
             drawing.all(spectrum(folder, column, records.features))
-        limit = int(about["config"]["projector_limit"])
+        limit = int(reader.config["projector_limit"])
         _keep_views(folder, column, records, limit, say)
 
 
@@ -106,7 +104,7 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
     most = sampling.affordable(bookmarks.MAPPED, records.features.shape[1])
     # The coordinates that `reduce` has written are few numbers, where features are many.
     is_reduced = all(
-        folder.exists(part_files.part_name(part_files.PCA, number))
+        folder.exists(part_files.part_name(layout.PCA, number))
         for number in part_files.part_numbers(folder)
     )
     if shown > (bookmarks.MAPPED if is_reduced else most):
@@ -122,11 +120,11 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
     found = projections_module.projections(components, 3)
     found["pca"] = components[:, : bookmarks.COMPONENTS]
     bookmarks.keep(folder, column, index, found)
-    if not folder.exists(f"{FOLDER}/{CONFIG}"):
+    if not folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"):
         return
-    saved = bookmarks.saved(folder, lambda name: folder.read(f"{FOLDER}/{name}"))
+    saved = bookmarks.saved(folder, lambda name: folder.read(f"{layout.PROJECTOR}/{name}"))
     for name, content in saved.files.items():
-        folder.write(f"{FOLDER}/{name}", content)
+        folder.write(f"{layout.PROJECTOR}/{name}", content)
     if saved.names:
         say(f"saved views for the page: {', '.join(saved.names)} (`ray-embed view` shows them)")
 

@@ -10,9 +10,9 @@ from typing import Any
 from ray_embed.analysis.plotting.fonts import Lettering, quiet_matplotlib
 from ray_embed.analysis.plotting.palette import short
 from ray_embed.errors import InputError
+from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
 
-FOLDER = "plots"
 # From so many dots on they are one picture inside the SVG, which would be slow to open otherwise.
 RASTERIZED_FROM = 1_000
 INK, FAINT = "#222222", "#8a8f96"
@@ -161,6 +161,6 @@ def save(folder: Folder, name: str, figure: Any) -> list[str]:
     """Write a figure into the run folder as PNG and as SVG; gives their names."""
     written = []
     for kind in ("png", "svg"):
-        written.append(f"{FOLDER}/{name}.{kind}")
+        written.append(f"{layout.PLOTS}/{name}.{kind}")
         folder.write(written[-1], rendered(figure, kind))
     return written

@@ -15,6 +15,7 @@ import ray_embed as package
 from ray_embed.analysis.evaluation import near_duplicates as near_duplicates_module
 from ray_embed.analysis.evaluation import record as record_module
 from ray_embed.runs import sampling
+from ray_embed.runs.reader import open_run
 from ray_embed.storage.filesystem import Folder
 
 COUNT = 100
@@ -163,8 +164,8 @@ def test_many_look_alikes_are_counted_without_listing_them_all() -> None:
 
 def test_what_was_found_of_another_run_is_not_recorded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", points(), limit=50)
-    old = package.load(str(run))
-    entries = {"top": old.evaluate()["top"].to_json()}
+    old = open_run(str(run))
+    entries = {"top": package.load(str(run)).evaluate()["top"].to_json()}
     make_run(tmp_path / "run", points(seed=5), fingerprint="a" * 64)
     with pytest.raises(package.InputError, match="another run was made there meanwhile"):
         record_module.record(old, entries)

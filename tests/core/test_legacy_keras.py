@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_embed.core import user_code
-from ray_embed.encoders import legacy_keras
+from ray_embed.core import legacy_keras, user_code
 from ray_embed.errors import InputError, RunError, first_line, without_ansi
 
 tf = pytest.importorskip("tensorflow")

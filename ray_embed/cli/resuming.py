@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from ray_embed.storage import layout
+
 _RUNS = ("run", "extract")
 
 
@@ -57,10 +59,11 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
     context = group.commands[name].make_context(name, list(arguments[1:]), resilient_parsing=True)
     options: dict[str, Any] = context.params
     if name == "evaluate":
-        from ray_embed.baseline import FOLDER
         from ray_embed.core.uri import child
 
-        return (child(options["run"], FOLDER), False) if options["random_weights"] else None
+        if not options["random_weights"]:
+            return None
+        return child(options["run"], layout.RANDOM_WEIGHTS), False
     from ray_embed.config import load_yaml
     from ray_embed.runs.workspace import default_name
 
@@ -71,18 +74,17 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
 
 
 def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
-    from ray_embed.storage import manifest, part_files
     from ray_embed.storage.filesystem import Folder
 
     folder = Folder.at(out)
-    if not folder.exists(manifest.RUN):
+    if not folder.exists(layout.RUN):
         return _Kept(begun=False, finished=False)
-    written = folder.info(manifest.RUN).mtime
+    written = folder.info(layout.RUN).mtime
     # Some file systems keep times in whole seconds.
     if overwrites and written is not None and written.timestamp() < int(started):
         # The folder still holds the older run.
         return _Kept(begun=False, finished=False)
-    parts = (name for name in folder.names(part_files.FEATURES) if name.startswith("part-"))
+    parts = (name for name in folder.names(layout.FEATURES) if name.startswith("part-"))
     return _Kept(begun=True, finished=next(parts, None) is not None)
 
 

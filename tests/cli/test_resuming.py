@@ -7,7 +7,7 @@ import time
 import pytest
 
 from ray_embed.cli.commands import cli
-from ray_embed.runs.resuming import suggest_next_command
+from ray_embed.cli.resuming import suggest_next_command
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
 

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find the files of the user's modules without importing them."""
+
+import ast
+import contextlib
+import hashlib
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+# The environment variable that tells the processes of a cluster's nodes which modules were sent,
+# and the checksum of all files that came along.
+SENT = "RAY_EMBED_SENT"
+
+
+def is_as_sent(folder: str) -> bool:
+    """Return whether modules may be imported from `folder` on this machine.
+
+    A node of a cluster may have a folder of the same name that holds other code than what was sent.
+    """
+    names, _, checksum = os.environ.get(SENT, "").partition(" ")
+    if not checksum:
+        return True
+    try:
+        return _checksum(find_files(names.split(","), Path(folder)), Path(folder)) == checksum
+    except OSError:
+        return False
+
+
+def describe_sent(names: Iterable[str], files: Iterable[Path], folder: Path) -> str:
+    """Return the value of the variable `SENT` for files of modules that are sent."""
+    return f"{','.join(names)} {_checksum(files, folder)}"
+
+
+def find_files(names: Iterable[str], folder: Path) -> list[Path]:
+    """Find the files in a folder that an import of some modules reads; nothing is imported.
+
+    Args:
+        names: the modules; those outside the folder are skipped.
+        folder: where to look.
+
+    Returns:
+        Paths relative to the folder, sorted.
+    """
+    found: set[Path] = set()
+    seen: set[str] = set()
+    waiting = list(names)
+    while waiting:
+        name = waiting.pop()
+        if name in seen:
+            continue
+        seen.add(name)
+        parent = name.rpartition(".")[0]
+        if parent:
+            # A package is imported before what is in it.
+            waiting.append(parent)
+        file = _file_of(name, folder)
+        if file is not None:
+            found.add(file)
+            package = name if file.stem == "__init__" else parent
+            waiting += _imported(folder / file, package)
+    return sorted(found)
+
+
+def _file_of(name: str, folder: Path) -> Path | None:
+    parts = name.split(".")
+    # Started where our own sources are: the nodes have the package installed.
+    if parts[0] == "ray_embed" or not all(part.isidentifier() for part in parts):
+        return None
+    path = Path(*parts)
+    for file in (path / "__init__.py", path.with_name(f"{path.name}.py")):
+        if (folder / file).is_file():
+            return file
+    return None
+
+
+def _imported(file: Path, package: str) -> Iterator[str]:
+    """Yield the names that may be modules: for ``from a import b``, `a` and ``a.b``."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError, RecursionError):
+        # Importing it will say so.
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            name = "." * node.level + (node.module or "")
+            with contextlib.suppress(ImportError):
+                base = importlib.util.resolve_name(name, package)
+                yield base
+                yield from (f"{base}.{alias.name}" for alias in node.names)
+
+
+def _checksum(files: Iterable[Path], folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        content = (folder / file).read_bytes()
+        digest.update(f"{file.as_posix()}\0{len(content)}\0".encode())
+        digest.update(content)
+    return digest.hexdigest()

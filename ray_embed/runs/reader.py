@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Read a run folder: what ``run.json`` says of the run, and which parts it has."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from ray_embed.core.uri import shown
+from ray_embed.errors import InputError
+from ray_embed.runs import integrity
+from ray_embed.storage import layout, manifest, part_files
+from ray_embed.storage.filesystem import Folder
+
+
+@dataclass(frozen=True)
+class Output:
+    """The features of one layer: their column in the parts, dimension, and pooling."""
+
+    layer: str
+    column: str
+    dimension: int
+    pool: str
+
+
+@dataclass(frozen=True)
+class RunReader:
+    """An open run folder, and the content of its ``run.json``."""
+
+    folder: Folder
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        """The digest of everything that decides the bytes of the parts."""
+        return str(self.manifest["fingerprint"])
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The options of the run, as plain data."""
+        return dict(self.manifest["config"])
+
+    @cached_property
+    def outputs(self) -> tuple[Output, ...]:
+        """The features of the run, one for each layer, in the order of the columns."""
+        return tuple(
+            Output(entry["layer"], entry["column"], entry["dimension"], entry.get("pool", "none"))
+            for entry in self.manifest["encoder"]["outputs"]
+        )
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """The layers whose features the run holds."""
+        return tuple(output.layer for output in self.outputs)
+
+    def output_of(self, layer: str | None) -> Output:
+        """Return the features of a layer.
+
+        Args:
+            layer: the layer; None for the only one.
+
+        Raises:
+            InputError: the run has no such layer, or several and none is named.
+        """
+        by_layer = {output.layer: output for output in self.outputs}
+        if layer is None and len(by_layer) == 1:
+            return self.outputs[0]
+        if layer not in by_layer:
+            given = "several layers, so name one" if layer is None else f"no layer {layer!r}"
+            raise InputError(f"{self.folder.shown()}: {given}; it holds {', '.join(by_layer)}")
+        return by_layer[layer]
+
+    def column_of(self, layer: str | None) -> str:
+        """Return the name of a layer's feature column; see :meth:`output_of`."""
+        return self.output_of(layer).column
+
+    def list_parts(self, kind: str = layout.FEATURES) -> list[int]:
+        """Return the numbers of the parts that are there.
+
+        Raises:
+            InputError: there is none.
+        """
+        numbers = list(part_files.part_numbers(self.folder, kind))
+        if not numbers:
+            raise InputError(
+                f"{self.folder.shown()}: no shard is finished yet; `ray-embed run` resumes the run"
+            )
+        return numbers
+
+    def require_finished(self) -> None:
+        """Refuse a run that is not finished.
+
+        Raises:
+            InputError: shards are missing.
+            DamagedError: a part is of no shard that was planned.
+        """
+        integrity.check_finished(self.folder, self.manifest)
+
+
+def open_run(run: str) -> RunReader:
+    """Open a run folder, a path or a URI.
+
+    Raises:
+        InputError: it is no run folder.
+    """
+    folder = Folder.at(run)
+    content = manifest.read_run(folder)
+    if content is None or "fingerprint" not in content:
+        name = shown(run)
+        raise InputError(f"{name}: not a run folder; `ray-embed run --out {name}` writes one")
+    return RunReader(folder, content)

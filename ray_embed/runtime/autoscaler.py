@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask the cluster's autoscaler whether it can start a node that has what an actor asks for."""
+
+import contextlib
+import time
+from collections.abc import Mapping
+from enum import Enum
+from typing import Any
+
+from ray_embed.runtime import ray_private
+
+_TIMEOUT_SECONDS = 5.0
+# An autoscaler reads the demand every five seconds; one that has just started takes longer.
+_PATIENCE_SECONDS = 30.0
+# If an autoscaler of the first kind has read a demand this often and started nothing, it cannot.
+_READS = 3
+
+
+class Growth(Enum):
+    """Whether the cluster can get a node that has what an actor asks for."""
+
+    NO_AUTOSCALER = "the cluster has no autoscaler"
+    NEVER = "the autoscaler has no such nodes"
+    MAYBE = "the autoscaler has not said that it cannot"
+    UNKNOWN = "no autoscaler has answered yet"
+
+
+class Autoscaler:
+    """The answers of the cluster's autoscaler about one demand.
+
+    The autoscaler's configuration is known on its own machine only, so it is asked. It answers
+    about demands that wait: an actor with this demand must be waiting, and some seconds may pass
+    until the autoscaler has read it.
+
+    Args:
+        demand: what the actor asks for, by Ray's names.
+    """
+
+    def __init__(self, demand: dict[str, float]) -> None:
+        self._demand = {name: count for name, count in demand.items() if count}
+        self._began = time.monotonic()
+        self._times_read: set[float] = set()
+
+    def growth(self) -> Growth:
+        """Ask the autoscaler. If none answers for long, there is none."""
+        answer = self._ask_current() or self._ask_legacy() or Growth.UNKNOWN
+        if answer is Growth.UNKNOWN and time.monotonic() - self._began > _PATIENCE_SECONDS:
+            return Growth.NO_AUTOSCALER
+        return answer
+
+    def _ask_current(self) -> Growth | None:
+        """Ask the autoscaler of the second kind, which `ray up` and KubeRay use."""
+        with contextlib.suppress(Exception):
+            reply = ray_private.cluster_status(_TIMEOUT_SECONDS)
+            state, cluster = reply.autoscaling_state, reply.cluster_resource_state
+            if not state.autoscaler_state_version:
+                return None
+            infeasible = sum(map(self._is_demand, state.infeasible_resource_requests))
+            waiting = sum(
+                pending.count * self._is_demand(pending.request)
+                for pending in cluster.pending_resource_requests
+            )
+            # Of many that wait, it calls those beyond its limit infeasible too.
+            return Growth.NEVER if infeasible and infeasible >= waiting else Growth.MAYBE
+        return None
+
+    def _is_demand(self, request: Any) -> bool:
+        return self._equals_demand(dict(request.resources_bundle))
+
+    def _equals_demand(self, asked: Mapping[str, float]) -> bool:
+        # Ray counts in ten-thousandths.
+        return asked.keys() == self._demand.keys() and all(
+            abs(asked[name] - count) < 1e-3 for name, count in self._demand.items()
+        )
+
+    def _ask_legacy(self) -> Growth | None:
+        """Ask the autoscaler of the first kind, which tells what it does, not what it cannot do."""
+        with contextlib.suppress(Exception):
+            status = ray_private.legacy_autoscaler_status()
+            report = status["autoscaler_report"]
+            kinds = report["active_nodes"]
+            if kinds and all(kind.startswith("node_") for kind in kinds):
+                # Where it only watches, it gives each node a kind of its own.
+                return Growth.NO_AUTOSCALER
+            availability = report["node_availability_summary"]["node_availabilities"].values()
+            starting = report["pending_launches"] or report["pending_nodes"]
+            if starting or not all(kind["is_available"] for kind in availability):
+                return Growth.MAYBE
+            demands = status["load_metrics_report"]["resource_demand"]
+            if any(self._equals_demand(demand) for demand, _ in demands):
+                self._times_read.add(status["time"])
+            return Growth.NEVER if len(self._times_read) >= _READS else Growth.MAYBE
+        return None

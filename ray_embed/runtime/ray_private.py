@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every private name of Ray that the package uses, since Ray has no public one for the purpose.
+
+Another version of Ray may lack these names. Then the functions raise whatever error comes of it,
+and the callers treat what they asked for as unknown.
+"""
+
+import contextlib
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import ray
+
+
+def draining_node_ids() -> frozenset[str]:
+    """Return the ids of the nodes that are to be taken away.
+
+    Actors get no signal of it, and the public `ray.nodes` does not tell it.
+    """
+    return frozenset(_state().get_draining_nodes())
+
+
+def process_id_of(actor: Any) -> int:
+    """Return the process id of an actor; 0 while it waits for resources.
+
+    The public table of actors needs the dashboard, and names a node also for actors that wait.
+    """
+    return int(_state().actor_table(actor._actor_id.hex())["Pid"])
+
+
+def node_of_death(actor_id: str) -> str | None:
+    """Return the id of the node whose death ended an actor; None if its process alone ended.
+
+    The public exception keeps only a text of this.
+    """
+    entry = _state().actor_table(actor_id)
+    if not entry["DeathCause"].actor_died_error_context.HasField("node_death_info"):
+        return None
+    return str(entry["Address"]["NodeID"])
+
+
+def was_draining(node_id: str) -> bool:
+    """Return whether a dead node was being drained.
+
+    Ray's public word for it, `preempted`, is only used if the node died after its deadline.
+    """
+    from ray.core.generated.gcs_pb2 import NodeSnapshot
+
+    for id_, info in _gcs_client().get_all_node_info().items():
+        if id_.hex() == node_id:
+            return bool(info.state_snapshot.state == NodeSnapshot.DRAINING)
+    return False
+
+
+def cluster_status(timeout: float) -> Any:
+    """Return the ``GetClusterStatusReply`` of the autoscaler that `ray up` and KubeRay start.
+
+    Args:
+        timeout: the most seconds to wait.
+    """
+    from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
+
+    return GetClusterStatusReply.FromString(_gcs_client().get_cluster_status(timeout_s=timeout))
+
+
+def legacy_autoscaler_status() -> dict[str, Any]:
+    """Return the status that the autoscaler of Ray's first kind writes, as plain data."""
+    from ray.experimental.internal_kv import _internal_kv_get
+
+    return dict(json.loads(_internal_kv_get(b"__autoscaling_status")))
+
+
+@contextlib.contextmanager
+def only_on_loopback() -> Iterator[None]:
+    """Let a Ray that is started here listen on the loopback address only.
+
+    Ray does so by itself on systems where it supports no clusters. Elsewhere it listens on all
+    addresses, whatever address it is given.
+    """
+    from ray._private import ray_constants
+
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+def _state() -> Any:
+    from ray._private.state import state
+
+    return state
+
+
+def _gcs_client() -> Any:
+    return ray._private.worker.global_worker.gcs_client
