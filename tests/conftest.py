@@ -37,7 +37,10 @@ def ray_session() -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    yield
+    from ray_embed.runtime.kept_actors import keep_actors
+
+    with keep_actors():
+        yield
     ray.shutdown()
 
 

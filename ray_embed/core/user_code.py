@@ -4,6 +4,7 @@
 import contextlib
 import importlib
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial, reduce
@@ -33,6 +34,24 @@ def add_to_path(folder: str) -> None:
         sys.path[:] = [*(path for path in sys.path if path != folder), folder]
     elif folder not in sys.path:
         sys.path.insert(0, folder)
+
+
+def change_folder(folder: str) -> bool:
+    """Work in another folder from now on, and import the user's modules from there.
+
+    Returns:
+        False, and nothing is changed, if modules of the folder before were imported.
+    """
+    before = tuple(_added)
+    files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
+    if any(file is not None and file.startswith(before) for file in files):
+        return False
+    sys.path[:] = [path for path in sys.path if path not in before]
+    _added.clear()
+    os.chdir(folder)
+    add_to_path(folder)
+    importlib.invalidate_caches()
+    return True
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ import itertools
 import logging
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,7 +17,7 @@ from ray_embed.config import LOCAL, RunConfig, choose_ray_address
 from ray_embed.core import legacy_keras
 from ray_embed.core.uri import shown
 from ray_embed.errors import RunError, first_line
-from ray_embed.runtime import capacity, ray_private, resources
+from ray_embed.runtime import capacity, kept_actors, ray_private, resources
 from ray_embed.runtime.actor_pool import ActorPool
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
 from ray_embed.runtime.connect import join_cluster
@@ -42,6 +42,7 @@ class Session:
             nodes that join later.
         inherits: whether actors have the environment of this process, as they do in a Ray that
             this process has started.
+        kept: actors of an earlier run for the pool to take over.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Session:
         actors: int | None,
         *,
         inherits: bool = False,
+        kept: Sequence[Any] = (),
     ) -> None:
         self.resources = each
         self._actor_class = actor_class
@@ -59,6 +61,7 @@ class Session:
         self.folder = str(Path.cwd())
         self._attempts = config.max_attempts
         self._started: list[Any] = []
+        self._kept = list(kept)
         # It is unique, as other runs may use the same Ray.
         run = Path(shown(config.out or "run")).absolute().name or "run"
         self._name = f"{run}-{uuid.uuid4().hex[:6]}"
@@ -90,8 +93,18 @@ class Session:
 
     def close(self) -> None:
         """End the actors."""
-        for handle in self._started:
-            ray.kill(handle)
+        for actor in (*self._started, *self._kept):
+            ray.kill(actor)
+
+    def release_pool(self) -> list[Any]:
+        """Return the pool's actors that have started, which :meth:`close` then leaves alone."""
+        actors = [
+            worker.actor
+            for worker in self.pool.workers
+            if worker.node is not None or worker is self.pool.first
+        ]
+        self._started = [actor for actor in self._started if actor not in actors]
+        return actors
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
         """Start to call a function in an actor of the pool.
@@ -127,6 +140,12 @@ class Session:
         return wait
 
     def _start_actor(self) -> Any:
+        while self._kept:
+            actor = self._kept.pop(0)
+            self._started.append(actor)
+            if kept_actors.hand_over(actor, self.folder):
+                return actor
+            ray.kill(actor)
         return self.start(
             # The name of an actor that died stays taken for a moment, so each gets a new number.
             f"{self._actor_class.__name__.lower()}-{next(self._numbers)}",
@@ -160,11 +179,15 @@ def session(
     """
     threads = config.cpus_per_actor or threads
     if ray.is_initialized():
-        running = Session(
-            config, actor_class, capacity.wait_for_resources(config, threads), config.actors
-        )
+        each = capacity.wait_for_resources(config, threads)
+        needs_own = kept_actors.runs_user_code(config)
+        key = (actor_class, each, str(legacy_keras.environment()), ray.get_runtime_context().job_id)
+        kept = kept_actors.take(None if needs_own else key)
+        running = Session(config, actor_class, each, config.actors, kept=kept)
         try:
             yield running
+            if not needs_own:
+                kept_actors.keep(key, running.release_pool())
         finally:
             running.close()
         return

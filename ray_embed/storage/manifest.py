@@ -20,12 +20,14 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
         InputError: the folder holds something else.
     """
     if not folder.exists(RUN):
-        if any(name != TEMPORARY for name in folder.names()):
+        if all(name == TEMPORARY for name in folder.names()):
+            return None
+        # A run that is being started may have written it meanwhile.
+        if not folder.exists(RUN):
             raise InputError(
                 f"{folder.shown()}: it holds something that is no run folder (no {RUN}); name a "
                 "run folder, or for a new one an --out that is not there yet"
             )
-        return None
     run = _marked(folder)
     if run is None:
         raise InputError(
