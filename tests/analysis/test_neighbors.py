@@ -44,7 +44,7 @@ def write(root, columns, sizes=SIZES, keys=None, splits=None, labels=None):
         )
         start += size
     outputs = [
-        {"layer": name.removeprefix("feature_"), "column": name, "dim": values.shape[1]}
+        {"layer": name.removeprefix("feature_"), "column": name, "dimension": values.shape[1]}
         for name, values in columns.items()
     ]
     about = {"fingerprint": "f", "encoder": {"outputs": outputs}}

@@ -375,7 +375,7 @@ def test_a_draining_node_is_seen_while_the_source_is_silent(workers, tmp_path, m
 
     tried = tmp_path / "tried"
     tried.mkdir()
-    monkeypatch.setattr(scheduler.nodes, "draining", draining)
+    monkeypatch.setattr(scheduler.nodes, "draining_nodes", draining)
     monkeypatch.setattr(scheduler, "_LOOK_SECONDS", 0.2)
     waited = []
     source = Slow(16, {4: lambda: waited.append(seen.wait(20))})

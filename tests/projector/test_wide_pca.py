@@ -228,14 +228,14 @@ def test_a_layer_without_components_is_to_be_reduced_again(tmp_path):
 
 def test_evaluation_takes_no_spectrum_from_the_first_components(tmp_path):
     found = reduce(tmp_path, points())
-    folder, run = Folder.at(str(tmp_path)), load(str(tmp_path))
+    folder = Folder.at(str(tmp_path))
     judged = Judgement((), "nobody")
     for method, expected in (
         (found.method, ("alpha_req", "stable_rank", "participation_ratio")),
         (pca.Method(pca.KRYLOV, 4, 5.0, (0.1,)), ()),
     ):
         pca.save(folder, {"top": dataclasses.replace(found, method=method)}, FINGERPRINT)
-        assert _over_all(judged, folder, run, "top")[1] == expected
+        assert _over_all(judged, folder, "feature")[1] == expected
 
 
 def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
