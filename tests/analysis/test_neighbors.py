@@ -296,7 +296,7 @@ def test_what_does_not_fit(run, arguments, said):
 
 def test_a_run_without_parts(tmp_path):
     run = write(tmp_path / "run", {"feature": cloud()[:0]}, sizes=())
-    with pytest.raises(package.InputError, match="no part is done yet"):
+    with pytest.raises(package.InputError, match="no shard is finished yet"):
         run.neighbors("000.png")
 
 
