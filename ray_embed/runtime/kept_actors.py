@@ -9,7 +9,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import ActorHandleNotFoundError, GetTimeoutError, RayError
 
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core import user_code
@@ -41,7 +41,7 @@ def keep(key: Hashable, actors: list[Any]) -> None:
     if _Kept.is_open:
         _Kept.key, _Kept.actors = key, tuple(actors)
     else:
-        _end(actors)
+        end(actors)
 
 
 def take(key: Hashable) -> list[Any]:
@@ -54,7 +54,7 @@ def take(key: Hashable) -> list[Any]:
     _Kept.key, _Kept.actors = None, ()
     if fit:
         return actors
-    _end(actors)
+    end(actors)
     return []
 
 
@@ -76,6 +76,11 @@ def runs_user_code(config: RunConfig) -> bool:
     )
 
 
-def _end(actors: list[Any]) -> None:
+def end(actors: list[Any]) -> None:
+    """End actors. Those of a Ray that was shut down have ended with it."""
+    if not ray.is_initialized():
+        # Any call would start another Ray.
+        return
     for actor in actors:
-        ray.kill(actor)
+        with contextlib.suppress(ActorHandleNotFoundError):
+            ray.kill(actor)

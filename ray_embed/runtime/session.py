@@ -93,8 +93,7 @@ class Session:
 
     def close(self) -> None:
         """End the actors."""
-        for actor in (*self._started, *self._kept):
-            ray.kill(actor)
+        kept_actors.end([*self._started, *self._kept])
 
     def release_pool(self) -> list[Any]:
         """Return the pool's actors that have started, which :meth:`close` then leaves alone."""
@@ -145,7 +144,7 @@ class Session:
             self._started.append(actor)
             if kept_actors.hand_over(actor, self.folder):
                 return actor
-            ray.kill(actor)
+            kept_actors.end([actor])
         return self.start(
             # The name of an actor that died stays taken for a moment, so each gets a new number.
             f"{self._actor_class.__name__.lower()}-{next(self._numbers)}",
