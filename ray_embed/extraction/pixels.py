@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides how the images of each split become the encoder's input, and says what was decided."""
+"""Decide how the images of each split become the encoder's input, and describe the decision."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -28,6 +28,11 @@ class Explanation:
 
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def has_files(split: SplitPlan) -> bool:
+    """Return whether a split has image files, which are decoded to the encoder's channels."""
+    return split.image_shape is None
 
 
 def has_floats(split: SplitPlan) -> bool:
@@ -79,11 +84,11 @@ def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     levels = any(not has_floats(split) for split in splits)
     if chosen_here and levels and decide_scale(config, encoder) == "none":
         scale = f"none, as the encoder rescales its input ({encoder.rescaling.describe()})"
-    found: dict[str, Any] = {"scale": scale}
+    content: dict[str, Any] = {"scale": scale}
     channels = encoder.image_shape[2]
-    if channels != 3 and any(split.kind == "files" for split in splits):
-        found["color mode"] = _FILES.get(channels, str(channels))
-    return found
+    if channels != 3 and any(has_files(split) for split in splits):
+        content["color mode"] = _FILES.get(channels, str(channels))
+    return content
 
 
 def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
@@ -123,9 +128,9 @@ def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder
     """
     what = f"--model {encoder.spec.model_name} takes the bytes of image files"
     for split in splits:
-        if split.image_shape is not None:
+        if not has_files(split):
             raise InputError(
-                f"--source {split.split}={split.root}: it gives arrays, and {what}; give a folder "
+                f"--source {split.split}={split.root}: it has arrays, and {what}; give a folder "
                 "of images or a listing, or export a model that takes images (N, H, W, C)"
             )
     for name, option in OPTIONS.items():
@@ -187,7 +192,7 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
                 f"{asked}: the encoder rescales its input itself ({rescaling.describe()}), so "
                 "pixels are rescaled twice; give --scale none unless that is meant"
             )
-    elif levels and (arriving := _arriving(config, encoder)) is not None:
+    elif levels and (arriving := _find_arriving_range(config, encoder)) is not None:
         low, high = arriving
         if high - low < _NARROW:
             warnings.append(
@@ -209,9 +214,9 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     """Describe in a line how images of levels from 0 to 255 become the encoder's input."""
     height, width, channels = encoder.image_shape
     parts = []
-    if any(split.kind == "files" for split in splits):
+    if any(has_files(split) for split in splits):
         parts.append(f"{_FILES.get(channels, channels)} files")
-    if any(split.image_shape is not None and not has_floats(split) for split in splits):
+    if any(not has_files(split) and not has_floats(split) for split in splits):
         parts.append("uint8 arrays")
     how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
     parts.append(f"{height}×{width} ({how}, {config.interpolation})")
@@ -226,7 +231,7 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     return ", ".join(parts)
 
 
-def _arriving(config: RunConfig, encoder: Encoder) -> tuple[float, float] | None:
+def _find_arriving_range(config: RunConfig, encoder: Encoder) -> tuple[float, float] | None:
     """Return the range in which pixels from 0 to 255 reach the encoder's first layer."""
     rescaling = encoder.rescaling
     if not rescaling.factors:
