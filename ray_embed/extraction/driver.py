@@ -10,9 +10,9 @@ from ray_embed.core.console import Progress, say
 from ray_embed.encoders import artifacts
 from ray_embed.errors import RunError
 from ray_embed.extraction import pixels, scheduler
+from ray_embed.extraction.messages import Job, ShardResult
 from ray_embed.extraction.prepare import Prepared
 from ray_embed.extraction.work_queue import WorkQueue
-from ray_embed.extraction.worker import Job, ShardResult
 from ray_embed.runtime.actors import Worker
 from ray_embed.runtime.session import Session
 from ray_embed.storage import part_files

@@ -18,7 +18,7 @@ import ray
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
-from ray_embed.extraction.worker import Item, Ready, ShardResult
+from ray_embed.extraction.messages import Item, Ready, ShardResult
 from ray_embed.runtime import nodes
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
 from ray_embed.runtime.nodes import Loss

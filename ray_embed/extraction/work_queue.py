@@ -4,7 +4,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from ray_embed.extraction.dataset_reader import DatasetReader
-from ray_embed.extraction.worker import Item
+from ray_embed.extraction.messages import Item
 from ray_embed.planning import Shard, SplitPlan
 
 # The number of finished shards to remember; one of them should hold a record that passes.

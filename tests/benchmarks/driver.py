@@ -58,12 +58,12 @@ class Idle:
     """An extractor that does nothing."""
 
     def ready(self, job: Any) -> Any:
-        from ray_embed.extraction.worker import Ready
+        from ray_embed.extraction.messages import Ready
 
         return Ready(16, "")
 
     def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
-        from ray_embed.extraction.worker import ShardResult
+        from ray_embed.extraction.messages import ShardResult
 
         return ShardResult(
             shard.number, shard.split.split, RECORDS, {}, 255, 0, False, None, time.time()

@@ -18,8 +18,8 @@ from ray_embed.config import RunConfig
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.extraction import dataset_reader, scheduler
 from ray_embed.extraction.dataset_reader import DatasetReader
+from ray_embed.extraction.messages import Ready, ShardResult
 from ray_embed.extraction.work_queue import WorkQueue
-from ray_embed.extraction.worker import Ready, ShardResult
 from ray_embed.planning import Plan, SplitPlan
 from ray_embed.runtime.actors import Worker
 from ray_embed.sources.dataset import Dataset
