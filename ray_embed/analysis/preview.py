@@ -107,7 +107,9 @@ def _prepare_sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Pr
     from ray_embed.encoders.features import load_preprocessing
 
     split, sample = chosen.split, chosen.sample
-    images = chosen.source.reader().open(sample.records, pixels.pixel_spec(config, split, encoder))
+    images = chosen.source.reader().open(
+        sample.records, pixels.make_pixel_spec(config, split, encoder)
+    )
     nothing = np.zeros((0, *encoder.image_shape), np.float32)
     batch = next(images.batches(max(1, len(images)), 1), None)
     if batch is None:

@@ -80,7 +80,7 @@ def _make_worker_list(session: Session, left: int | None) -> Callable[[int], lis
 
 def _pickle_job(config: RunConfig, prepared: Prepared) -> bytes:
     encoder = artifacts.strip_contents(prepared.encoder)
-    specs = tuple(pixels.pixel_spec(config, split, encoder) for split in prepared.plan.splits)
+    specs = tuple(pixels.make_pixel_spec(config, split, encoder) for split in prepared.plan.splits)
     job = Job(
         prepared.target.uri, prepared.plan, prepared.fingerprint, specs, prepared.readers, encoder
     )

@@ -56,7 +56,7 @@ def decide_scale(config: RunConfig, encoder: Encoder, floats: bool = False) -> s
     return "none" if encoder.rescaling.expects_levels and not asks_for_unit else "unit"
 
 
-def pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
+def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
     """Return how the images of a split become the encoder's input."""
     floats = has_floats(split)
     resized = not floats or config.image_size is not None
@@ -77,7 +77,9 @@ def pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSp
     )
 
 
-def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> dict[str, Any]:
+def make_identity(
+    config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder
+) -> dict[str, Any]:
     """Return how pixels are prepared where options and encoder decide it together, by name."""
     scale: str = config.scale or "default"
     chosen_here = config.scale is None and config.preprocess is None
@@ -102,11 +104,12 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
         return
     model = f"--model {encoder.spec.model_name}"
     channels = encoder.image_shape[2]
-    for option, given in (("--mean", config.mean), ("--std", config.std)):
-        if len(given) not in (0, 1, channels):
+    for option, numbers in (("--mean", config.mean), ("--std", config.std)):
+        if len(numbers) not in (0, 1, channels):
             raise InputError(
-                f"{option} {','.join(f'{number:g}' for number in given)}: {len(given)} numbers, "
-                f"but the encoder takes {channels} channels; give one number, or one a channel"
+                f"{option} {','.join(f'{number:g}' for number in numbers)}: {len(numbers)} "
+                f"numbers, but the encoder takes {channels} channels; give one number, or one a "
+                "channel"
             )
     if config.channel_order == "bgr" and channels != 3:
         raise InputError(f"--channel-order bgr: {model} takes {channels} channels, not 3")
@@ -145,8 +148,8 @@ def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder
 
 def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
     height, width, channels = encoder.image_shape
-    given = split.image_shape
-    if given is None:
+    shape = split.image_shape
+    if shape is None:
         if channels not in _FILES:
             raise InputError(
                 f"--model {encoder.spec.model_name}: it takes {channels} channels, and image files "
@@ -154,21 +157,21 @@ def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
             )
         return
     where = f"--source {split.split}={split.root}"
-    of = f"its images are {given[0]}×{given[1]}×{given[2]}, the encoder takes "
-    of += f"{height}×{width}×{channels}"
-    if given[2] != channels and not (given[2] == 1 and channels == 3 and config.channels):
-        raise InputError(f"{where}: {of}; {_channels_fix(given[2], channels)}")
+    sizes = f"its images are {shape[0]}×{shape[1]}×{shape[2]}, the encoder takes "
+    sizes += f"{height}×{width}×{channels}"
+    if shape[2] != channels and not (shape[2] == 1 and channels == 3 and config.channels):
+        raise InputError(f"{where}: {sizes}; {_suggest_channels(shape[2], channels)}")
     resized = config.image_size is not None or split.image_dtype == "uint8"
-    if given[:2] != (height, width) and not resized:
+    if shape[:2] != (height, width) and not resized:
         raise InputError(
-            f"{where}: {of}; give --image-size {height},{width} to have float images resized"
+            f"{where}: {sizes}; give --image-size {height},{width} to have float images resized"
         )
 
 
-def _channels_fix(given: int, wanted: int) -> str:
-    if (given, wanted) == (1, 3):
+def _suggest_channels(channels: int, wanted: int) -> str:
+    if (channels, wanted) == (1, 3):
         return "give --channels repeat to use the one channel three times"
-    if (given, wanted) == (3, 1):
+    if (channels, wanted) == (3, 1):
         return "make them gray first, for example with tf.image.rgb_to_grayscale"
     return f"give arrays of {wanted} channels"
 

@@ -130,7 +130,7 @@ def prepare(
         planned,
         encoder,
         session.resources.cpus,
-        pixels.identity(config, planned.splits, encoder),
+        pixels.make_identity(config, planned.splits, encoder),
     )
     prepared = Prepared(
         target=target,
@@ -216,14 +216,14 @@ def _start_building(
         is_callable_reference(model) if isinstance(model, str) else user_code.makes(model)
     )
     is_same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
-    kept = None
+    weights = None
     if is_same and makes_a_model and spec.weights is None:
-        kept = artifacts.read_weights(target.folder)
+        weights = artifacts.read_weights(target.folder)
     if not isinstance(model, str) or callable(spec.preprocess):
-        return functools.partial(build_encoder, spec, 1, kept)
+        return functools.partial(build_encoder, spec, 1, weights)
     if build is not None and not session.resources.gpus:
-        return build(spec, kept)
-    return session.call(build_encoder, spec, session.resources.cpus, kept)
+        return build(spec, weights)
+    return session.call(build_encoder, spec, session.resources.cpus, weights)
 
 
 def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
@@ -232,9 +232,9 @@ def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
     if not differences:
         return
     if kept_plan := read_kept_plan(prepared.folder):
-        kept = {split.split: split for split in kept_plan.splits}
+        kept_splits = {split.split: split for split in kept_plan.splits}
         for split in prepared.plan.splits:
-            old = kept.get(split.split)
+            old = kept_splits.get(split.split)
             if old and old.digest and split.digest and old.digest != split.digest:
                 where = planning.describe_difference(prepared.folder, scratch, old, split)
                 differences.append(f"first difference in {split.split}: {where}")
@@ -307,8 +307,8 @@ def _renew_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) ->
 
 def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """Return the options as ``run.json`` records them: chosen, and without passwords."""
-    given = config.model_dump(mode="python", exclude={"sources", "overwrite"})
-    given |= {
+    options = config.model_dump(mode="python", exclude={"sources", "overwrite"})
+    options |= {
         "model": identity_module.name_of(config.model),
         "preprocess": identity_module.name_of(config.preprocess),
         "batch_size": prepared.encoder.spec.batch_size,
@@ -316,7 +316,7 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "address": None if config.address is None else shown(config.address),
         "sources": {split.split: shown(split.root) for split in prepared.plan.splits},
     }
-    return identity_module.plain(given)
+    return identity_module.plain(options)
 
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:

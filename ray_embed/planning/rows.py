@@ -24,19 +24,19 @@ def write_shard(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) ->
         if all are the same.
     """
     name = split.file_of(local)
-    kept = _read_if_sound(folder, name)
-    if kept is None:
+    written = _read_undamaged(folder, name)
+    if written is None:
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, write_page_checksum=True)
         folder.write(name, sink.getvalue().to_pybytes())
         return None
-    if kept.equals(rows):
+    if written.equals(rows):
         return None
-    pairs = zip(kept.to_pylist(), rows.to_pylist(), strict=False)
+    pairs = zip(written.to_pylist(), rows.to_pylist(), strict=False)
     differing = (i for i, (before, now) in enumerate(pairs) if _find_changed_columns(before, now))
-    if kept.num_rows == rows.num_rows:
+    if written.num_rows == rows.num_rows:
         return next(differing, None)
-    return next(differing, min(kept.num_rows, rows.num_rows))
+    return next(differing, min(written.num_rows, rows.num_rows))
 
 
 def _find_changed_columns(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -93,7 +93,7 @@ def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> No
         for name in _list_files(split, source):
             if target.exists(name) and target.read(name) == source.read(name):
                 continue
-            before = _read_if_sound(target, name)
+            before = _read_undamaged(target, name)
             if before is not None and not moved:
                 now = pq.read_table(source.join(name), filesystem=source.filesystem)
                 _refuse_changed(split, before, now)
@@ -107,7 +107,7 @@ def _list_files(split: SplitPlan, source: Folder) -> Iterator[str]:
         number += split.shards_a_file
 
 
-def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
+def _read_undamaged(folder: Folder, name: str) -> pa.Table | None:
     """Read a plan file; return None if it is missing or damaged."""
     if not folder.exists(name):
         return None
@@ -123,11 +123,11 @@ def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
 
 def _refuse_changed(split: SplitPlan, before: pa.Table, now: pa.Table) -> None:
     """Refuse records of a plan file that differ from those planned now."""
-    for was, found in zip(before.to_pylist(), now.to_pylist(), strict=False):
+    for old, new in zip(before.to_pylist(), now.to_pylist(), strict=False):
         # As text, in which NaN is the same as NaN.
-        if repr(was) != repr(found):
+        if repr(old) != repr(new):
             raise InputError(
-                f"--source {split.split}={split.root}: {found['key']!r} has changed since the run "
+                f"--source {split.split}={split.root}: {new['key']!r} has changed since the run "
                 "was planned; restore what was there (with its time), or start again with "
                 "--overwrite"
             )
@@ -156,17 +156,17 @@ def describe_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: Spl
     if images[0] != images[1]:
         return f"its images were {images[0]} and are now {images[1]}"
     pairs = itertools.zip_longest(_iterate_rows(kept, before), _iterate_rows(fresh, now))
-    for was, found in pairs:
-        if was is None or found is None:
-            return f"{(was or found)['key']!r} {'has been added' if was is None else 'is gone'}"
-        if was["key"] != found["key"]:
-            return f"{was['key']!r} was planned where there is now {found['key']!r}"
-        for name in _find_changed_columns(was, found):
+    for old, new in pairs:
+        if old is None or new is None:
+            return f"{(old or new)['key']!r} {'has been added' if old is None else 'is gone'}"
+        if old["key"] != new["key"]:
+            return f"{old['key']!r} was planned where there is now {new['key']!r}"
+        for name in _find_changed_columns(old, new):
             if name not in ("mtime", "path"):
-                emptied = (name, was[name], found.get(name)) == ("label", "", None)
+                emptied = (name, old[name], new.get(name)) == ("label", "", None)
                 hint = "; --empty-label keep takes empty labels as before" if emptied else ""
                 return (
-                    f"{was['key']!r}: {name} was {was[name]!r} and is now {found.get(name)!r}{hint}"
+                    f"{old['key']!r}: {name} was {old[name]!r} and is now {new.get(name)!r}{hint}"
                 )
     return "the order of its records"
 

@@ -166,5 +166,5 @@ def find_missing(rows: pa.Table) -> list[int]:
     """Return the positions among planned rows of the records that had no file when planned."""
     if "size" not in rows.column_names:
         return []
-    found: list[int] = np.flatnonzero(rows["size"].is_null().to_numpy()).tolist()
-    return found
+    missing: list[int] = np.flatnonzero(rows["size"].is_null().to_numpy()).tolist()
+    return missing

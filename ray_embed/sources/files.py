@@ -97,7 +97,7 @@ def _stat_file(file: File) -> SizeAndTime:
     try:
         info = persistent(lambda: filesystem.get_file_info(path))
     except OSError as error:
-        raise StorageError(f"{file}: cannot be looked at: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be accessed: {explained(error)}") from error
     return (info.size, info.mtime_ns) if info.is_file else (None, None)
 
 
@@ -223,7 +223,7 @@ def check_unchanged(files: Iterable[File], planned: Iterable[SizeAndTime]) -> No
         InputError: one has changed, or is gone.
         StorageError: the store does not answer.
     """
-    listed = list(files)
-    for file, before, now in zip(listed, planned, stat_files(listed), strict=True):
+    all_files = list(files)
+    for file, before, now in zip(all_files, planned, stat_files(all_files), strict=True):
         if before != (None, None) and now != before:
             raise explain_change(file, "is gone" if now == (None, None) else "has changed")

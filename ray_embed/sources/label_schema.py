@@ -65,13 +65,13 @@ def cast_labels(labels: pa.Array, target: pa.DataType) -> pa.Array:
 
 def make_record_schema(label: pa.DataType, extras: Iterable[pa.Field]) -> pa.Schema:
     """Return the columns of a part before its features: ours, then the extra metadata columns."""
-    own = [
+    columns = [
         pa.field("index", pa.int64()),
         pa.field("key", pa.string()),
         pa.field("label", label),
         pa.field("split", pa.string()),
     ]
-    return pa.schema([*own, *extras])
+    return pa.schema([*columns, *extras])
 
 
 class LabelCounts:

@@ -27,11 +27,12 @@ def check_encoding(sample: bytes, name: str) -> None:
     """
     mark = _UTF16_MARKS.get(sample[:2])
     if mark or b"\0" in sample:
-        at = sample.find(b"\0")
-        encoding = mark or ("UTF-16-LE" if at % 2 else "UTF-16-BE")
-        seen = "its first two bytes are a byte order mark" if mark else f"byte {at} is 0"
+        zero = sample.find(b"\0")
+        encoding = mark or ("UTF-16-LE" if zero % 2 else "UTF-16-BE")
+        evidence = "its first two bytes are a byte order mark" if mark else f"byte {zero} is 0"
         raise InputError(
-            f"{name}: this looks like {encoding} ({seen}); {_suggest_conversion(name, encoding)}"
+            f"{name}: this looks like {encoding} ({evidence}); "
+            f"{_suggest_conversion(name, encoding)}"
         )
     header = sample.partition(b"\n")[0]
     try:

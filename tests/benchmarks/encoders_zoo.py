@@ -85,7 +85,7 @@ def embed(paths: list[str], side: int, options: dict[str, Any]) -> tuple[np.ndar
     encoder = build(make_encoder_spec(config, None, _PICTURES))
     split = SplitPlan(0, "data", "files", "", "string", (), _PICTURES, 1)
     pixels.check(config, (split,), encoder)
-    spec = pixels.pixel_spec(config, split, encoder)
+    spec = pixels.make_pixel_spec(config, split, encoder)
     contents = [Path(path).read_bytes() for path in paths]
     (batch,) = decode.content_batches(contents, spec, _PICTURES, 1)
     (features,) = open_engine(encoder, 1)(batch.images)
