@@ -17,9 +17,15 @@ from ray_embed.core.uri import shown, without_credentials
 from ray_embed.encoders.build_process import Build, start_build_process
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import preflight
-from ray_embed.extraction.dataset_reader import open_walks
+from ray_embed.extraction.dataset_reader import open_dataset_readers
 from ray_embed.extraction.driver import extract_missing
-from ray_embed.extraction.prepare import Prepared, begin, check_model, encoder_spec, prepare
+from ray_embed.extraction.prepare import (
+    Prepared,
+    check_model,
+    make_encoder_spec,
+    prepare,
+    write_run_folder,
+)
 from ray_embed.extraction.worker import Extractor
 from ray_embed.projector.reduce import merge, unseen
 from ray_embed.results import Run, load
@@ -94,13 +100,13 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
         opened_target(config) as target,
         _open_builder(config, target.threads) as build,
         session(config, Extractor, target.threads) as running,
-        open_walks(config, sources, running) as walks,
+        open_dataset_readers(config, sources, running) as readers,
         tempfile.TemporaryDirectory() as folder,
     ):
         preflight.check(config, target)
         scratch = Folder.at(folder)
-        prepared = prepare(config, sources, walks, target, scratch, running, build)
-        begin(config, prepared, scratch)
+        prepared = prepare(config, sources, readers, target, scratch, running, build)
+        write_run_folder(config, prepared, scratch)
         finished, speed = _finish(config, prepared, running, and_reduce)
     return Outcome(finished, speed, time.monotonic() - began)
 
@@ -183,4 +189,4 @@ def models_and_layers(
 
     check_model(config)
     start_tensorflow(None, str(Path.cwd()))
-    return list_shapes(encoder_spec(config, None, 1))
+    return list_shapes(make_encoder_spec(config, None, 1))

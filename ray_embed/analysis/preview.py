@@ -1,49 +1,46 @@
 # SPDX-License-Identifier: Apache-2.0
 """``ray-embed preview``: a contact sheet of a few records as the encoder gets them."""
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
-from ray_embed.extraction import inputs, pixels
-from ray_embed.extraction.prepare import check_model, encoder_spec
+from ray_embed.extraction import pixels
+from ray_embed.extraction.prepare import check_model, find_image_shape, make_encoder_spec
 from ray_embed.images import decode
 from ray_embed.planning import SplitPlan
-from ray_embed.sources import files, npz
-from ray_embed.sources.open import Source, Streamed, open_sources
+from ray_embed.sources.base import Source
+from ray_embed.sources.open import open_sources
+from ray_embed.sources.samples import Sample, draw_sample
 
 Say = Callable[[str], None]
 
 RECORDS, _COLUMNS = 9, 3
-# Records to choose from: listing all of a large source would take long.
-_LISTED = 10_000
 _KEY_LENGTH = 28
 
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A few records of one split: their keys, and their images or the contents of their files."""
+    """A few records of one source, and the plan of a split of them."""
 
     split: SplitPlan
-    keys: list[str]
-    images: list[Any]
-    notes: tuple[str, ...]
+    source: Source
+    sample: Sample
 
 
 @dataclass(frozen=True)
-class _Sample:
-    """The same, prepared.
+class _Prepared:
+    """A few records of one source, with their images.
 
-    `stored` are the images as they lie in the source, each (h, w, c); `given` are those that the
+    `stored` are the images as they are in the source, each (h, w, c); `given` are those that the
     encoder gets, (n, H, W, C) float32; a file that cannot be decoded is in neither.
     """
 
@@ -55,12 +52,12 @@ class _Sample:
 
 
 def preview(config: RunConfig, sheet: str, say: Say) -> None:
-    """Show how a few records become the encoder's input; makes no run folder, starts no Ray.
+    """Show how a few records become the encoder's input, without a run folder and without Ray.
 
     Args:
         config: the options of a run.
-        sheet: the picture to write, a .png file.
-        say: takes the lines for the user.
+        sheet: the .png file to write the picture to.
+        say: a function that takes the lines for the user.
 
     Raises:
         InputError: an option, a source or the model does not fit, or matplotlib is missing.
@@ -70,119 +67,66 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
 
     style.check_installed()
     if Path(sheet).suffix.lower() != ".png" or not Path(sheet).absolute().parent.is_dir():
-        raise InputError(f"--sheet {sheet}: give a .png file in a folder that is there")
+        raise InputError(f"--sheet {sheet}: give a .png file in a folder that exists")
     check_model(config)
     sources = open_sources(config)
     start_tensorflow(None, str(Path.cwd()))
     from ray_embed.encoders.build import build
 
-    chosen = _chosen(config, sources)
-    shapes = [one.split.image_shape for one in chosen]
-    spec = encoder_spec(config, next((shape for shape in shapes if shape), None), RECORDS)
-    # Which engine is fastest does not matter for what it gets.
+    chosen = _draw_samples(config, sources)
+    infos = {item.split.split: item.sample.info for item in chosen}
+    spec = make_encoder_spec(config, find_image_shape((), infos), RECORDS)
+    # The engine makes no difference to its input.
     encoder = build(replace(spec, engine="tensorflow"), 1)
     if encoder.takes_bytes:
         raise InputError(
             f"--model {encoder.spec.model_name}: it takes the bytes of image files and decodes "
             "them itself, so there is no input batch to show"
         )
-    pixels.check(config, tuple(one.split for one in chosen), encoder)
-    samples = [_sample(config, one, encoder) for one in chosen]
-    lines = _lines(config, samples, encoder)
+    pixels.check(config, tuple(item.split for item in chosen), encoder)
+    samples = [_prepare_sample(config, item, encoder) for item in chosen]
+    lines = _describe_samples(config, samples, encoder)
     for line in lines:
         say(line)
-    if advice := _draw(samples, lines, sheet):
+    if advice := _draw_sheet(samples, lines, sheet):
         say(advice)
     say(f"sheet     {sheet}")
 
 
-def _chosen(config: RunConfig, sources: list[Source]) -> list[_Chosen]:
-    each = -(-RECORDS // len(sources))
-    return [
-        _of_stream(config, ordinal, source, each)
-        if isinstance(source, Streamed)
-        else _of_listed(config, ordinal, source, each)
-        for ordinal, source in enumerate(sources)
-    ]
+def _draw_samples(config: RunConfig, sources: list[Source]) -> list[_Chosen]:
+    count = -(-RECORDS // len(sources))
+    chosen = []
+    for ordinal, source in enumerate(sources):
+        sample = draw_sample(source, count, config.limit)
+        split = planning.plan_split(ordinal, source, sample.info, RECORDS)
+        chosen.append(_Chosen(split, source, sample))
+    return chosen
 
 
-def _of_stream(config: RunConfig, ordinal: int, source: Streamed, count: int) -> _Chosen:
-    from ray_embed.sources.dataset import StreamReader
-
-    reader = StreamReader(source, min(count, config.limit or count))
-    info = reader.describe()
-    shard = reader.next_shard(count)
-    split = _split(ordinal, source.split, "stream", source.name)
-    split = replace(split, image_shape=info.image_shape, image_dtype=info.image_dtype)
-    keys = shard.rows["key"].to_pylist() if shard else []
-    return _Chosen(split, keys, shard.images if shard else [], info.notes)
-
-
-def _of_listed(config: RunConfig, ordinal: int, source: Any, count: int) -> _Chosen:
-    limit = min(_LISTED, config.limit or _LISTED)
-    batches, listed = [], 0
-    for batch in source.records(Counter()):
-        batches.append(batch.slice(0, limit - listed))
-        listed += batches[-1].num_rows
-        if listed >= limit:
-            break
-    rows = pa.Table.from_batches(batches)
-    # Spread over what was listed, which is often sorted by label.
-    positions = np.unique(np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows), dtype=int))
-    rows = rows.take(pa.array(positions))
-    split = _split(ordinal, source.split, source.kind, source.root)
-    split = replace(split, image_shape=source.image_shape, image_dtype=source.image_dtype)
-    if source.kind == "array":
-        read = [npz.read_images(source.location, int(at), 1)[0] for at in positions]
-        return _Chosen(split, rows["key"].to_pylist(), read, source.notes)
-    contents = [
-        (key, files.read(file, (None, None)) if size is not None else "missing")
-        for key, size, file in zip(
-            rows["key"].to_pylist(),
-            rows["size"].to_pylist(),
-            inputs.find_files(source.location, rows),
-            strict=True,
-        )
-    ]
-    there = [(key, content) for key, content in contents if isinstance(content, bytes)]
-    keys = [key for key, _ in there]
-    return _Chosen(split, keys, [content for _, content in there], source.notes)
-
-
-def _split(ordinal: int, name: str, kind: str, root: str) -> SplitPlan:
-    return SplitPlan(ordinal, name, kind, root, "string", (), RECORDS, 1)
-
-
-def _sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Sample:
-    import tensorflow as tf
-
+def _prepare_sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Prepared:
     from ray_embed.encoders.features import load_preprocessing
 
-    split, images = chosen.split, chosen.images
-    spec = pixels.pixel_spec(config, split, encoder)
+    split, sample = chosen.split, chosen.sample
+    images = chosen.source.reader().open(
+        sample.records, pixels.make_pixel_spec(config, split, encoder)
+    )
     nothing = np.zeros((0, *encoder.image_shape), np.float32)
-    if not images:
-        return _Sample(split, [], [], nothing, chosen.notes)
-    if split.kind == "files":
-        batches = decode.content_batches(images, spec, len(images), 1)
-    else:
-        inputs.check_shapes(images, split, 0, spec)
-        batches = decode.array_batches(images, spec, len(images), 1)
-    batch = next(iter(batches), None)
+    batch = next(images.batches(max(1, len(images)), 1), None)
     if batch is None:
-        return _Sample(split, [], [], nothing, chosen.notes)
-    positions = batch.positions.tolist()
-    stored = [
-        tf.io.decode_image(images[at], expand_animations=False).numpy()
-        if split.kind == "files"
-        else images[at]
-        for at in positions
-    ]
-    given = np.asarray(load_preprocessing(encoder.spec)(batch.images))
-    return _Sample(split, [chosen.keys[at] for at in positions], stored, given, chosen.notes)
+        return _Prepared(split, [], [], nothing, sample.info.notes)
+    numbers = batch.positions.tolist()
+    keys = sample.records.rows["key"].to_pylist()
+    inputs = np.asarray(load_preprocessing(encoder.spec)(batch.images))
+    return _Prepared(
+        split,
+        [keys[number] for number in numbers],
+        [images.load(number) for number in numbers],
+        inputs,
+        sample.info.notes,
+    )
 
 
-def _lines(config: RunConfig, samples: list[_Sample], encoder: Encoder) -> list[str]:
+def _describe_samples(config: RunConfig, samples: list[_Prepared], encoder: Encoder) -> list[str]:
     """Return what was decided, and what the encoder's input looks like in numbers."""
     splits = tuple(sample.split for sample in samples)
     explained = pixels.explain(config, splits, encoder)
@@ -211,7 +155,7 @@ def _lines(config: RunConfig, samples: list[_Sample], encoder: Encoder) -> list[
     return lines
 
 
-def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> str | None:
+def _draw_sheet(samples: list[_Prepared], lines: list[str], sheet: str) -> str | None:
     """Draw each record as it is stored and as the encoder gets it, below the lines.
 
     Returns:
@@ -242,17 +186,17 @@ def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> str | None:
             rows, 2 * _COLUMNS, top=bottom - 0.03, bottom=0.06 / rows, left=0.02, right=0.98,
             wspace=0.06, hspace=0.35,
         )  # fmt: skip
-        for at, (split, key, stored, given) in enumerate(records):
-            row, column = divmod(at, _COLUMNS)
+        for number, (split, key, stored, given) in enumerate(records):
+            row, column = divmod(number, _COLUMNS)
             name = lettering.text(key)
             name = name if len(name) <= _KEY_LENGTH else f"…{name[1 - _KEY_LENGTH :]}"
             size = "×".join(str(side) for side in stored.shape)
-            _show(
+            _draw_image(
                 figure.add_subplot(grid[row, 2 * column]), _to_levels(stored),
                 f"{split}: {name}\nstored: {size}",
             )  # fmt: skip
             low, mean, high = (float(f(given)) for f in (np.min, np.mean, np.max))
-            _show(
+            _draw_image(
                 figure.add_subplot(grid[row, 2 * column + 1]), _to_levels(given),
                 f"encoder gets\n{low:.3g} to {high:.3g}, mean {mean:.3g}",
             )  # fmt: skip
@@ -260,7 +204,7 @@ def _draw(samples: list[_Sample], lines: list[str], sheet: str) -> str | None:
     return lettering.advice()
 
 
-def _show(axes: Any, image: Array, title: str) -> None:
+def _draw_image(axes: Any, image: Array, title: str) -> None:
     axes.set_title(title, fontsize=7, fontweight="normal", parse_math=False)
     axes.axis("off")
     if image.shape[-1] == 1:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extraction: which shards are missing, handed to the actors, and counted."""
+"""Extraction: find the missing shards, give them to the actors, and count the results."""
 
 import pickle
 from collections.abc import Callable, Iterator
@@ -10,17 +10,17 @@ from ray_embed.core.console import Progress, say
 from ray_embed.encoders import artifacts
 from ray_embed.errors import RunError
 from ray_embed.extraction import pixels, scheduler
+from ray_embed.extraction.messages import Job, ShardResult
 from ray_embed.extraction.prepare import Prepared
 from ray_embed.extraction.work_queue import WorkQueue
-from ray_embed.extraction.worker import Job, ShardResult
 from ray_embed.runtime.actors import Worker
 from ray_embed.runtime.session import Session
 from ray_embed.storage import part_files
 
-# Pictures of bytes that hold nothing above this are dark ones, or are meant to hold no more than,
-# say, 16: features of such are nearly those of black.
+# Images of bytes with nothing above this are dark, or have a range of, say, 0 to 16: their features
+# are nearly those of black.
 _DARK = 31
-# Where more files than this share are to be turned, it is worth asking whether they should be.
+# If more files than this share are to be turned, it is worth asking whether they should be.
 _TURNED_SHARE = 0.001
 
 
@@ -29,40 +29,41 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
 
     Args:
         config: the limits.
-        prepared: the run, whose folder is there already.
-        session: where the extractors run.
+        prepared: the run, whose folder exists.
+        session: the session that runs the extractors.
 
     Returns:
-        Images a second, from the first shard that was done on; 0 where that took no time to
-        speak of.
+        Images a second, measured from the end of the first shard; 0 if that took hardly any time.
 
     Raises:
-        InputError: a dataset is not repeatable, or a planned file is gone.
-        RunError: an error that trying again does not mend, or too many rejects.
+        InputError: a dataset is not repeatable, or a planned file is missing.
+        RunError: an error that remains when tried again, or too many rejects.
     """
     done = part_files.Done(prepared.folder)
     shards = prepared.plan.shards
     rejected = sum(part_files.rejects_by_reason(prepared.folder, done).values())
     left = None if shards is None else shards - done.count
-    job = _job(config, prepared)
+    job = _pickle_job(config, prepared)
     watch = _Watch(config, prepared)
     with Progress(prepared.plan.records) as progress:
         work = WorkQueue(
             prepared.plan.splits,
-            prepared.walks,
+            prepared.dataset_readers,
             prepared.target.uri,
             done.__contains__,
             progress.skip,
         )
-        there = _there(session, left)
-        begun = done.count > 0
-        for shard in scheduler.extract_all(there(0), job, work, config, begun, there):
+        list_workers = _make_worker_list(session, left)
+        any_done = done.count > 0
+        for shard in scheduler.extract_all(
+            list_workers(0), job, work, config, any_done, list_workers
+        ):
             progress.advance(shard.rows + sum(shard.rejects.values()))
             rejected += sum(shard.rejects.values())
-            watch.look_at(shard)
+            watch.add(shard)
             _check_rejects(config, rejected, prepared.target.out)
     watch.finish()
-    # What is not there yet has nothing left to do, and might have machines started for it.
+    # Actors that still wait to start have nothing to do, and might have machines started for them.
     session.pool.dismiss_waiting()
     finished = prepared.plan
     for ordinal, records in work.records.items():
@@ -72,18 +73,18 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     return progress.reliable_rate
 
 
-def _there(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
-    """Give what tells the extractors there are to be when so many shards of those left are done."""
+def _make_worker_list(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
+    """Return a function from the number of shards done to the extractors worth having then."""
     return lambda done: session.pool.fill(None if left is None else left - done)
 
 
-def _job(config: RunConfig, prepared: Prepared) -> bytes:
+def _pickle_job(config: RunConfig, prepared: Prepared) -> bytes:
     encoder = artifacts.strip_contents(prepared.encoder)
-    specs = tuple(pixels.pixel_spec(config, split, encoder) for split in prepared.plan.splits)
+    specs = tuple(pixels.make_pixel_spec(config, split, encoder) for split in prepared.plan.splits)
     job = Job(
-        prepared.target.uri, prepared.plan, prepared.fingerprint, specs, prepared.roots, encoder
+        prepared.target.uri, prepared.plan, prepared.fingerprint, specs, prepared.readers, encoder
     )
-    # Ray would take it apart anew for each shard, which takes longer than all else done for one.
+    # Ray would pickle it again for each shard, which takes longer than all other work for one.
     return pickle.dumps(job)
 
 
@@ -96,12 +97,12 @@ def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:
 
 
 class _Watch:
-    """Looks at what comes of the shards for signs of wrong pixels, and warns of them."""
+    """Watches the results of the shards for signs of wrong pixels, and warns about them."""
 
     def __init__(self, config: RunConfig, prepared: Prepared) -> None:
         self._config, self._encoder = config, prepared.encoder
         decided = config.scale is not None or config.preprocess is not None
-        # Pictures of these splits are scaled as bytes, 0 to 255, without anybody's word.
+        # Images of these splits are scaled as bytes, 0 to 255, and nobody asked for that.
         self._bytes = {
             split.split
             for split in prepared.plan.splits
@@ -111,8 +112,8 @@ class _Watch:
         self._records = self._turned = 0
         self._uniform: list[bool] = []
 
-    def look_at(self, shard: ShardResult) -> None:
-        """Take in a shard that is done; warn of the first of each split."""
+    def add(self, shard: ShardResult) -> None:
+        """Take a shard that is done into account; warn about the first of each split."""
         self._records += shard.rows
         self._turned += shard.turned
         if shard.rows > 1:
@@ -138,7 +139,7 @@ class _Watch:
                 yield text
 
     def finish(self) -> None:
-        """Warn of what only all shards together show."""
+        """Warn about what only all shards together show."""
         if self._uniform and all(self._uniform):
             say(
                 f"warning: all {self._records} records got the same features, so the encoder "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an actor does, as numbers among Ray's own metrics, for those who watch a cluster."""
+"""Metrics of an actor's work, among Ray's own, for those who watch a cluster."""
 
 import contextlib
 import threading
@@ -25,7 +25,7 @@ _COUNTED = {
 
 
 class Meter:
-    """Counts what the actor of this process does; reported by its name when a shard is done.
+    """Counts the work of the actor in this process, and reports it after every shard.
 
     Several threads may compute and wait at once. A second counts as computing if any of them
     computes, else as waiting if any of them waits for images.
@@ -43,31 +43,31 @@ class Meter:
         self._since = 0.0
 
     @contextlib.contextmanager
-    def doing(self, what: _Doing) -> Iterator[None]:
+    def measure(self, what: _Doing) -> Iterator[None]:
         """Count the time of a block."""
-        self._turn(what, 1)
+        self._change(what, 1)
         try:
             yield
         finally:
-            self._turn(what, -1)
+            self._change(what, -1)
 
-    def waiting_for(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Give items, and count the time until each is there."""
+    def measure_waiting(self, items: Iterable[_Item]) -> Iterator[_Item]:
+        """Yield items, and count the time until each is there."""
         iterator = iter(items)
         end = object()
         while True:
-            with self.doing("waiting"):
+            with self.measure("waiting"):
                 item = next(iterator, end)
             if item is end:
                 return
             yield item  # type: ignore[misc]
 
-    def read(self, size: int) -> None:
+    def report_read(self, size: int) -> None:
         """Report bytes of images."""
         self._report({"read_bytes": size})
 
-    def done(self, images: int, rejects: int) -> None:
-        """Report a shard that is done, and the time that was counted since the last one."""
+    def report_shard(self, images: int, rejects: int) -> None:
+        """Report a shard that is done, and the time counted since the last one."""
         with self._lock:
             self._count_time()
             seconds = {f"{what}_seconds": value for what, value in self._seconds.items()}
@@ -76,11 +76,11 @@ class Meter:
 
     def _report(self, counts: dict[str, float]) -> None:
         for name, value in counts.items():
-            # Ray takes no zero.
+            # Ray refuses zero.
             if value:
                 self._counters[name].inc(value)
 
-    def _turn(self, what: _Doing, by: int) -> None:
+    def _change(self, what: _Doing, by: int) -> None:
         with self._lock:
             self._count_time()
             self._doing[what] += by

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decides how the images of each split become the encoder's input, and says what was decided."""
+"""Decide how the images of each split become the encoder's input, and describe the decision."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -30,6 +30,11 @@ class Explanation:
     warnings: tuple[str, ...] = ()
 
 
+def has_files(split: SplitPlan) -> bool:
+    """Return whether a split has image files, which are decoded to the encoder's channels."""
+    return split.image_shape is None
+
+
 def has_floats(split: SplitPlan) -> bool:
     """Return whether a split has float arrays, which go to the encoder as they are."""
     return split.image_shape is not None and split.image_dtype != "uint8"
@@ -51,7 +56,7 @@ def decide_scale(config: RunConfig, encoder: Encoder, floats: bool = False) -> s
     return "none" if encoder.rescaling.expects_levels and not asks_for_unit else "unit"
 
 
-def pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
+def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
     """Return how the images of a split become the encoder's input."""
     floats = has_floats(split)
     resized = not floats or config.image_size is not None
@@ -72,18 +77,20 @@ def pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSp
     )
 
 
-def identity(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> dict[str, Any]:
+def make_identity(
+    config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder
+) -> dict[str, Any]:
     """Return how pixels are prepared where options and encoder decide it together, by name."""
     scale: str = config.scale or "default"
     chosen_here = config.scale is None and config.preprocess is None
     levels = any(not has_floats(split) for split in splits)
     if chosen_here and levels and decide_scale(config, encoder) == "none":
         scale = f"none, as the encoder rescales its input ({encoder.rescaling.describe()})"
-    found: dict[str, Any] = {"scale": scale}
+    content: dict[str, Any] = {"scale": scale}
     channels = encoder.image_shape[2]
-    if channels != 3 and any(split.kind == "files" for split in splits):
-        found["color mode"] = _FILES.get(channels, str(channels))
-    return found
+    if channels != 3 and any(has_files(split) for split in splits):
+        content["color mode"] = _FILES.get(channels, str(channels))
+    return content
 
 
 def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
@@ -97,11 +104,12 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
         return
     model = f"--model {encoder.spec.model_name}"
     channels = encoder.image_shape[2]
-    for option, given in (("--mean", config.mean), ("--std", config.std)):
-        if len(given) not in (0, 1, channels):
+    for option, numbers in (("--mean", config.mean), ("--std", config.std)):
+        if len(numbers) not in (0, 1, channels):
             raise InputError(
-                f"{option} {','.join(f'{number:g}' for number in given)}: {len(given)} numbers, "
-                f"but the encoder takes {channels} channels; give one number, or one a channel"
+                f"{option} {','.join(f'{number:g}' for number in numbers)}: {len(numbers)} "
+                f"numbers, but the encoder takes {channels} channels; give one number, or one a "
+                "channel"
             )
     if config.channel_order == "bgr" and channels != 3:
         raise InputError(f"--channel-order bgr: {model} takes {channels} channels, not 3")
@@ -123,9 +131,9 @@ def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder
     """
     what = f"--model {encoder.spec.model_name} takes the bytes of image files"
     for split in splits:
-        if split.image_shape is not None:
+        if not has_files(split):
             raise InputError(
-                f"--source {split.split}={split.root}: it gives arrays, and {what}; give a folder "
+                f"--source {split.split}={split.root}: it has arrays, and {what}; give a folder "
                 "of images or a listing, or export a model that takes images (N, H, W, C)"
             )
     for name, option in OPTIONS.items():
@@ -140,8 +148,8 @@ def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder
 
 def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
     height, width, channels = encoder.image_shape
-    given = split.image_shape
-    if given is None:
+    shape = split.image_shape
+    if shape is None:
         if channels not in _FILES:
             raise InputError(
                 f"--model {encoder.spec.model_name}: it takes {channels} channels, and image files "
@@ -149,21 +157,21 @@ def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
             )
         return
     where = f"--source {split.split}={split.root}"
-    of = f"its images are {given[0]}×{given[1]}×{given[2]}, the encoder takes "
-    of += f"{height}×{width}×{channels}"
-    if given[2] != channels and not (given[2] == 1 and channels == 3 and config.channels):
-        raise InputError(f"{where}: {of}; {_channels_fix(given[2], channels)}")
+    sizes = f"its images are {shape[0]}×{shape[1]}×{shape[2]}, the encoder takes "
+    sizes += f"{height}×{width}×{channels}"
+    if shape[2] != channels and not (shape[2] == 1 and channels == 3 and config.channels):
+        raise InputError(f"{where}: {sizes}; {_suggest_channels(shape[2], channels)}")
     resized = config.image_size is not None or split.image_dtype == "uint8"
-    if given[:2] != (height, width) and not resized:
+    if shape[:2] != (height, width) and not resized:
         raise InputError(
-            f"{where}: {of}; give --image-size {height},{width} to have float images resized"
+            f"{where}: {sizes}; give --image-size {height},{width} to have float images resized"
         )
 
 
-def _channels_fix(given: int, wanted: int) -> str:
-    if (given, wanted) == (1, 3):
+def _suggest_channels(channels: int, wanted: int) -> str:
+    if (channels, wanted) == (1, 3):
         return "give --channels repeat to use the one channel three times"
-    if (given, wanted) == (3, 1):
+    if (channels, wanted) == (3, 1):
         return "make them gray first, for example with tf.image.rgb_to_grayscale"
     return f"give arrays of {wanted} channels"
 
@@ -187,7 +195,7 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
                 f"{asked}: the encoder rescales its input itself ({rescaling.describe()}), so "
                 "pixels are rescaled twice; give --scale none unless that is meant"
             )
-    elif levels and (arriving := _arriving(config, encoder)) is not None:
+    elif levels and (arriving := _find_arriving_range(config, encoder)) is not None:
         low, high = arriving
         if high - low < _NARROW:
             warnings.append(
@@ -209,9 +217,9 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     """Describe in a line how images of levels from 0 to 255 become the encoder's input."""
     height, width, channels = encoder.image_shape
     parts = []
-    if any(split.kind == "files" for split in splits):
+    if any(has_files(split) for split in splits):
         parts.append(f"{_FILES.get(channels, channels)} files")
-    if any(split.image_shape is not None and not has_floats(split) for split in splits):
+    if any(not has_files(split) and not has_floats(split) for split in splits):
         parts.append("uint8 arrays")
     how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
     parts.append(f"{height}×{width} ({how}, {config.interpolation})")
@@ -226,7 +234,7 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     return ", ".join(parts)
 
 
-def _arriving(config: RunConfig, encoder: Encoder) -> tuple[float, float] | None:
+def _find_arriving_range(config: RunConfig, encoder: Encoder) -> tuple[float, float] | None:
     """Return the range in which pixels from 0 to 255 reach the encoder's first layer."""
     rescaling = encoder.rescaling
     if not rescaling.factors:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happens before the first shard: everything is checked, then the run folder is begun."""
+"""Check everything before the first shard, then write the run folder's first files."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,28 +21,32 @@ from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
-from ray_embed.extraction.dataset_reader import Walk
+from ray_embed.extraction.dataset_reader import DatasetReader
 from ray_embed.options import RANDOM, OnResume, options_compared_by
 from ray_embed.planning import Plan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime.session import Session
-from ray_embed.sources.open import Source
+from ray_embed.sources.base import ImageReader, Source, SourceInfo
 from ray_embed.storage import manifest
 from ray_embed.storage.download import look_for
 from ray_embed.storage.filesystem import Folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Prepared:
-    """All that is known, and checked, before anything is written; `roots` are where sources are."""
+    """All that is known, and checked, before anything is written.
+
+    `dataset_readers` read the sequential sources, by split; `readers` open the images in the
+    actors, by the ordinal of the split.
+    """
 
     target: Target
     plan: Plan
     encoder: Encoder
     identity: identity_module.Identity
-    walks: dict[str, Walk]
-    roots: tuple[str, ...]
+    dataset_readers: dict[str, DatasetReader]
+    readers: tuple[ImageReader, ...]
 
     @property
     def folder(self) -> Folder:
@@ -51,15 +55,15 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """What tells this run's parts from another's."""
+        """The text that distinguishes this run's parts from another's."""
         return identity_module.digest(self.identity)
 
 
 def check_model(config: RunConfig) -> None:
-    """Look whether the model's file is there and may be a model, which takes next to no time.
+    """Check that the model's file exists and may be a model, which takes hardly any time.
 
     Raises:
-        InputError: it is not.
+        InputError: it does not exist, or cannot be a model.
     """
     for option, path in (("--model", config.model), ("--weights", config.weights)):
         if isinstance(path, str) and is_uri(path):
@@ -80,80 +84,100 @@ def check_model(config: RunConfig) -> None:
 def prepare(
     config: RunConfig,
     sources: list[Source],
-    walks: dict[str, Walk],
+    dataset_readers: dict[str, DatasetReader],
     target: Target,
     scratch: Folder,
     session: Session,
     build: Build | None = None,
 ) -> Prepared:
-    """Plan the records and build the encoder, side by side, and compare them with a run begun.
+    """Plan the records and build the encoder, in parallel, and compare them with an earlier start.
 
     Args:
-        config: what is asked.
+        config: the options.
         sources: the opened sources.
-        walks: the readers of those that are streamed.
+        dataset_readers: the readers of the sequential ones, by split.
         target: the run folder.
-        scratch: where the plan is written for now.
-        session: where actors run.
+        scratch: the folder to write the plan to for now.
+        session: the session that runs the actors.
         build: sends the build process its request; None to build in an actor.
 
     Raises:
         InputError: something does not fit; nothing has been written to the run folder.
     """
-    streams = {split: walk.describe() for split, walk in walks.items()}
-    shapes = [
-        *(getattr(source, "image_shape", None) for source in sources),
-        *(info.image_shape for info in streams.values()),
-    ]
+    infos = {split: reader.describe() for split, reader in dataset_readers.items()}
     batch_size = config.batch_size or session.resources.batch_size
-    spec = encoder_spec(config, next((shape for shape in shapes if shape), None), batch_size)
-    built = _start_building(spec, target, session, build)
+    spec = make_encoder_spec(config, find_image_shape(sources, infos), batch_size)
+    await_encoder = _start_building(spec, target, session, build)
     planned = planning.make_plan(
         sources,
-        streams,
+        infos,
         scratch,
         shard_size=config.shard_size,
         batch_size=batch_size,
         limit=config.limit,
     )
-    encoder = built()
+    encoder = await_encoder()
     pixels.check(config, planned.splits, encoder)
     explained = pixels.explain(config, planned.splits, encoder)
     warnings = (*encoder.warnings, *explained.warnings)
     notes = (*planned.notes, *encoder.notes, *explained.notes)
-    for line in (*_passed_over(planned), *notes):
+    for line in (*_describe_skipped(planned), *notes):
         say(line)
     for text in warnings:
         say(f"warning: {text}")
-    prepared_pixels = pixels.identity(config, planned.splits, encoder)
-    threads = session.resources.cpus
-    identity = identity_module.identity(config, planned, encoder, threads, prepared_pixels)
-    roots = tuple(getattr(source, "location", "") for source in sources)
-    prepared = Prepared(target, planned, encoder, identity_module.plain(identity), walks, roots)
+    identity = identity_module.identity(
+        config,
+        planned,
+        encoder,
+        session.resources.cpus,
+        pixels.make_identity(config, planned.splits, encoder),
+    )
+    prepared = Prepared(
+        target=target,
+        plan=planned,
+        encoder=encoder,
+        identity=identity_module.plain(identity),
+        dataset_readers=dataset_readers,
+        readers=tuple(source.reader() for source in sources),
+    )
     if target.goes_on:
         _refuse_another(prepared, scratch)
     return prepared
 
 
-def _passed_over(planned: Plan) -> list[str]:
+def _describe_skipped(planned: Plan) -> list[str]:
     return [
-        f"{split.split}: passed over "
+        f"{split.split}: skipped "
         + ", ".join(f"{count} {what}" for what, count in split.skipped.items())
         for split in planned.splits
         if split.skipped
     ]
 
 
-def encoder_spec(
+def find_image_shape(
+    sources: Sequence[Source], infos: Mapping[str, SourceInfo]
+) -> tuple[int, int, int] | None:
+    """Return the shape of the first image arrays; None if all sources have image files.
+
+    Args:
+        sources: the sources.
+        infos: what the readers of sequential sources have found out, by split.
+    """
+    described = [*(source.info for source in sources), *infos.values()]
+    shapes = [info.image_shape for info in described if info and info.image_shape]
+    return next(iter(shapes), None)
+
+
+def make_encoder_spec(
     config: RunConfig, shape: tuple[int, int, int] | None, batch_size: int
 ) -> EncoderSpec:
-    """Give what is asked of the encoder; `shape` is that of an array source's images."""
+    """Return what is asked of the encoder; `shape` is that of an array source's images."""
     model = config.model
     if isinstance(model, str) and not is_callable_reference(model):
-        model = _from_anywhere(model)
+        model = _resolve_path(model)
     weights = config.weights
     if weights not in (None, RANDOM):
-        weights = _from_anywhere(weights)
+        weights = _resolve_path(weights)
     return EncoderSpec(
         model=model,
         folder=str(Path.cwd()),
@@ -174,15 +198,15 @@ def encoder_spec(
     )
 
 
-def _from_anywhere(path: str) -> str:
-    # An actor works in another folder.
+def _resolve_path(path: str) -> str:
+    # An actor runs in another folder.
     return path if is_uri(path) else str(Path(path).absolute())
 
 
 def _start_building(
     spec: EncoderSpec, target: Target, session: Session, build: Build | None
 ) -> Callable[[], Encoder]:
-    """Start to build the encoder outside this process; return a function that waits for it.
+    """Start building the encoder outside this process; return a function that waits for it.
 
     A Python object is built in this process. With GPUs an actor builds the encoder, as the engine
     is chosen by the features it gives there.
@@ -191,15 +215,15 @@ def _start_building(
     makes_a_model = (
         is_callable_reference(model) if isinstance(model, str) else user_code.makes(model)
     )
-    same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
-    kept = None
-    if same and makes_a_model and spec.weights is None:
-        kept = artifacts.read_weights(target.folder)
+    is_same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
+    weights = None
+    if is_same and makes_a_model and spec.weights is None:
+        weights = artifacts.read_weights(target.folder)
     if not isinstance(model, str) or callable(spec.preprocess):
-        return functools.partial(build_encoder, spec, 1, kept)
+        return functools.partial(build_encoder, spec, 1, weights)
     if build is not None and not session.resources.gpus:
-        return build(spec, kept)
-    return session.call(build_encoder, spec, session.resources.cpus, kept)
+        return build(spec, weights)
+    return session.call(build_encoder, spec, session.resources.cpus, weights)
 
 
 def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
@@ -207,33 +231,33 @@ def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
     differences = identity_module.differences(before, prepared.identity)
     if not differences:
         return
-    if outline := kept_plan(prepared.folder):
-        kept = {split.split: split for split in outline.splits}
+    if kept_plan := read_kept_plan(prepared.folder):
+        kept_splits = {split.split: split for split in kept_plan.splits}
         for split in prepared.plan.splits:
-            old = kept.get(split.split)
+            old = kept_splits.get(split.split)
             if old and old.digest and split.digest and old.digest != split.digest:
-                where = planning.first_difference(prepared.folder, scratch, old, split)
+                where = planning.describe_difference(prepared.folder, scratch, old, split)
                 differences.append(f"first difference in {split.split}: {where}")
     raise InputError(
         f"--out {prepared.target.out}: it holds another run; what differs:\n  "
         + "\n  ".join(differences)
-        + "\ngive another --out, or --overwrite to start anew"
+        + "\ngive another --out, or --overwrite to start again"
     )
 
 
-def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
-    """Write the run folder's description, encoder and plan, unless they are there.
+def write_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
+    """Write the run folder's description, encoder and plan, or complete those of an earlier start.
 
     Raises:
-        InputError: it cannot be written to.
+        InputError: the folder cannot be written to.
     """
     folder = prepared.folder
     if prepared.target.goes_on:
-        _renew(config, prepared, scratch)
+        _renew_run_folder(config, prepared, scratch)
         return
-    # To be overwritten, or left by a start that got no further than this.
+    # It is to be overwritten, or an earlier start got no further than this.
     manifest.clear(folder)
-    # First of all a mark, so that the folder is known as ours whenever this stops.
+    # A mark comes first, so that the folder is known as ours whenever this stops.
     manifest.write_run(folder, {}, __version__)
     artifacts.save_encoder(folder, prepared.encoder)
     planning.copy_records(prepared.plan, scratch, folder)
@@ -241,8 +265,8 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     manifest.write_run(folder, _description(config, prepared), __version__)
 
 
-def kept_plan(folder: Folder) -> Plan | None:
-    """Read the plan that was made when the run was begun; None where it is damaged."""
+def read_kept_plan(folder: Folder) -> Plan | None:
+    """Read the plan that was made when the run was started; return None if it is damaged."""
     try:
         return planning.load(folder)
     except InputError as error:
@@ -250,11 +274,11 @@ def kept_plan(folder: Folder) -> Plan | None:
         return None
 
 
-def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
-    """Write what is damaged, has another place, or is asked otherwise, of what a run goes on with.
+def _renew_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
+    """Update the folder of an earlier start: what is damaged, has moved, or has other options.
 
     Raises:
-        InputError: a file has changed since the run was begun.
+        InputError: a file has changed since the run was started.
     """
     folder, fresh = prepared.folder, prepared.plan
     before = prepared.target.before or {}
@@ -269,10 +293,10 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
         asked = before["config"] | changed
         content = {name: value for name, value in before.items() if name != "ray_embed"}
         manifest.write_run(folder, content | {"config": asked}, __version__)
-    kept = kept_plan(folder)
+    kept = read_kept_plan(folder)
     planning.renew_records(fresh, kept or fresh, scratch, folder)
     for split in kept.splits if kept else ():
-        if split.kind == "stream" and split.records is not None:
+        if split.records is not None and fresh.splits[split.ordinal].records is None:
             fresh = fresh.with_records(split.ordinal, split.records)
     if fresh != kept:
         planning.save(folder, fresh)
@@ -283,8 +307,8 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
 
 def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """Return the options as ``run.json`` records them: chosen, and without passwords."""
-    given = config.model_dump(mode="python", exclude={"sources", "overwrite"})
-    given |= {
+    options = config.model_dump(mode="python", exclude={"sources", "overwrite"})
+    options |= {
         "model": identity_module.name_of(config.model),
         "preprocess": identity_module.name_of(config.preprocess),
         "batch_size": prepared.encoder.spec.batch_size,
@@ -292,7 +316,7 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "address": None if config.address is None else shown(config.address),
         "sources": {split.split: shown(split.root) for split in prepared.plan.splits},
     }
-    return identity_module.plain(given)
+    return identity_module.plain(options)
 
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Who does which shard, and what becomes of those whose actor dies.
+"""Assign shards to actors, and try those again whose actor dies.
 
-A shard whose actor dies is tried again, by any actor. One that has cost its tries is put off until
+A shard whose actor dies is tried again, by any actor. One that has used up its tries waits until
 all others are done; then its records are tried alone, see :mod:`ray_embed.extraction.isolation`.
 """
 
@@ -16,24 +16,24 @@ import ray
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError, StorageError
 from ray_embed.extraction import isolation
+from ray_embed.extraction.messages import Item, Ready, ShardResult
 from ray_embed.extraction.work_queue import WorkQueue
-from ray_embed.extraction.worker import Item, Ready, ShardResult
 from ray_embed.runtime import nodes
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
 from ray_embed.runtime.nodes import Loss
 from ray_embed.runtime.session import SHARDS_PER_ACTOR
 
 _POLL_SECONDS = 1.0
-_LOOK_SECONDS = 3.0
-# Results may wait so long for a source that actors wait for.
+_REFRESH_SECONDS = 3.0
+# Results may wait this long for a source that actors wait for.
 _MOMENT_SECONDS = 0.05
-# So many shards, and none that was done, are no accident.
+# If this many shards fail before any is done, the run ends.
 _ALL_FAILING = 3
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A call under way: `item` is None where it waits for the actor to get ready."""
+    """A running call: `item` is None if it waits for the actor to get ready."""
 
     worker: Worker
     actor: Any
@@ -45,47 +45,49 @@ def extract_all(
     job: bytes,
     work: WorkQueue,
     config: RunConfig,
-    begun: bool = False,
-    look: Callable[[int], list[Worker]] | None = None,
+    any_done: bool = False,
+    list_workers: Callable[[int], list[Worker]] | None = None,
 ) -> Iterator[ShardResult]:
-    """Give the shards to the actors as they get free; yields results in order of completion.
+    """Assign the shards to the actors as they get free; yield results in order of completion.
 
-    Workers that wait for room get shards once they have found it; the end does not wait for them.
-    Those on nodes that are to be taken away get none, and are started anew elsewhere.
+    Workers that wait for capacity get shards once they have it; the end does not wait for them.
+    Those on draining nodes get none, and are started again elsewhere.
 
     Args:
         workers: the extractors.
-        job: what all shards have in common, a pickled Job.
-        work: the shards, each with a reference to its images where they are streamed.
+        job: the run, a pickled Job.
+        work: the shards, each with a reference to its images if a source delivered them.
         config: the limits.
-        begun: whether earlier runs have done any.
-        look: called every few seconds with how many shards are done; gives the extractors there
-            are then.
+        any_done: whether earlier runs have done any.
+        list_workers: called every few seconds with the number of shards done; returns the
+            extractors that exist then.
 
     Raises:
         RayEmbedError: as :meth:`Extractor.extract` raises; actors cannot start; the first shards
             have all failed; a source failed, or has hung.
     """
-    board = _Board(workers, job, work, config, begun)
+    board = _Board(workers, job, work, config, any_done)
     while True:
-        board.give_out()
-        if not board.working:
-            if board.all_fail and board.anybody_free:
-                yield board.one_alone()
+        board.start_shards()
+        if not board.is_working:
+            if board.all_fail and board.has_free_worker:
+                yield board.extract_failed_shard()
                 continue
             if not board.all_fail and not board.is_work_left():
                 break
         for reference in board.wait():
-            if found := board.take(reference):
-                yield found
+            if shard_result := board.take_result(reference):
+                yield shard_result
         board.check_source()
         board.kill_hanging()
-        board.look(look)
-    yield from isolation.each_alone(board.ready_workers, job, board.given_up, config, work.finished)
+        board.refresh(list_workers)
+    yield from isolation.isolate_records(
+        board.ready_workers, job, board.given_up, config, work.finished
+    )
 
 
 class _Board:
-    """What is under way, and what has to be done again."""
+    """The running calls, and the shards to be tried again."""
 
     def __init__(
         self,
@@ -99,49 +101,49 @@ class _Board:
         self._any_done = any_done
         self.calls: dict[Any, _Call] = {}
         self.given_up: list[Item] = []
-        self._again: deque[Item] = deque()
+        self._retries: deque[Item] = deque()
         self._tries = Counter[int]()
         self._done = 0
         self._workers: list[Worker] = []
         self._free: deque[Worker] = deque()
-        self._under_way = Counter[Worker]()
+        self._running = Counter[Worker]()
         self._progress: dict[Worker, float] = {}
         self._draining: frozenset[str] = frozenset()
         self._failed_starts = 0
         self._last: ActorDiedError | None = None
-        self._looked_for_hanging = self._looked = self._checked_node = time.monotonic()
+        self._checked_hanging = self._refreshed = self._checked_node = time.monotonic()
         self._paused_until = 0.0
         self._idle_since: float | None = None
-        self._add(workers)
+        self._add_workers(workers)
 
     @property
-    def working(self) -> bool:
+    def is_working(self) -> bool:
         """Whether a shard is under way."""
-        return self._under_way.total() > 0
+        return self._running.total() > 0
 
     @property
-    def anybody_free(self) -> bool:
-        """Whether an extractor is there that has nothing to do."""
+    def has_free_worker(self) -> bool:
+        """Whether an extractor has nothing to do."""
         return bool(self._free)
 
     @property
     def ready_workers(self) -> list[Worker]:
-        """The extractors that are there, or all where none is."""
+        """The extractors that have started, or all if none has."""
         return [worker for worker in self._workers if worker.node] or self._workers
 
     def is_work_left(self) -> bool:
-        """Whether there is, or may come, a shard that nobody has begun."""
-        # Where an actor is free, there was none to give out.
-        if not self._again and not self._free and (item := self._work.take()):
-            self._again.append(item)
-        return bool(self._again) or not self._work.is_over
+        """Return whether a shard has not been started, or may still come."""
+        # If an actor is free, there was no shard to start.
+        if not self._retries and not self._free and (item := self._work.take()):
+            self._retries.append(item)
+        return bool(self._retries) or not self._work.is_over
 
     def wait(self) -> Iterable[Any]:
-        """Wait for calls to end, or for the source where actors wait for it; return the calls."""
+        """Wait for calls to end, or for the source if actors wait for it; return the calls."""
         calls = list(self.calls)
         if self._needs_source():
             self._work.wait(_MOMENT_SECONDS)
-            # All of them, as shards may come far more seldom than calls end.
+            # All of them: calls may end far more often than shards come.
             done = ray.wait(calls, num_returns=len(calls), timeout=0)[0] if calls else []
         elif calls:
             done = ray.wait(calls, timeout=_POLL_SECONDS)[0]
@@ -155,139 +157,141 @@ class _Board:
         return done
 
     def _needs_source(self) -> bool:
-        """Whether the next shard of the source is wanted now."""
-        wanted = bool(self._free) or not self.working
-        return wanted and not (self._again or self._is_held or self._work.is_over)
+        """Return whether the next shard of the source is wanted now."""
+        wanted = bool(self._free) or not self.is_working
+        return wanted and not (self._retries or self._is_paused or self._work.is_over)
 
     def check_source(self) -> None:
-        """Report a source that gives nothing while all actors wait for it.
+        """Report a source that yields nothing while all actors wait for it.
 
         Raises:
             RunError: it has done so for longer than the timeout of a shard.
         """
-        if self.working or not self._free or not self._needs_source():
+        if self.is_working or not self._free or not self._needs_source():
             self._idle_since = None
             return
         if self._idle_since is None:
             self._idle_since = time.monotonic()
         self._work.check_silence(self._idle_since)
 
-    def look(self, look: Callable[[int], list[Worker]] | None) -> None:
-        """Take in extractors that are new, and clear nodes that are to be taken away."""
+    def refresh(self, list_workers: Callable[[int], list[Worker]] | None) -> None:
+        """Add new extractors, and move those on draining nodes."""
         now = time.monotonic()
-        if now - self._looked < _LOOK_SECONDS:
+        if now - self._refreshed < _REFRESH_SECONDS:
             return
-        self._looked = now
-        if look is not None:
-            self._add(look(self._done))
+        self._refreshed = now
+        if list_workers is not None:
+            self._add_workers(list_workers(self._done))
         self._draining = nodes.draining_nodes()
         for worker in self._workers:
-            self._leave(worker)
+            self._leave_draining_node(worker)
 
-    def _add(self, workers: list[Worker]) -> None:
+    def _add_workers(self, workers: list[Worker]) -> None:
         for worker in workers[len(self._workers) :]:
             self._workers.append(worker)
             self._get_ready(worker)
 
-    def _leave(self, worker: Worker) -> None:
-        """Give a worker nothing more if its node is to be taken away; start it anew when idle."""
+    def _leave_draining_node(self, worker: Worker) -> None:
+        """Assign no shards to a worker on a draining node; start it elsewhere once it is idle."""
         if worker.node not in self._draining:
             return
-        self._take_off(worker)
-        if not self._under_way[worker]:
-            self._renew(worker)
+        self._remove_free(worker)
+        if not self._running[worker]:
+            self._restart_worker(worker)
 
-    def _take_off(self, worker: Worker) -> None:
+    def _remove_free(self, worker: Worker) -> None:
         self._free = deque(other for other in self._free if other is not worker)
 
-    def _renew(self, worker: Worker) -> None:
-        self._take_off(worker)
+    def _restart_worker(self, worker: Worker) -> None:
+        self._remove_free(worker)
         worker.restart(worker.actor)
         self._get_ready(worker)
 
-    def give_out(self) -> None:
-        """Give shards to whoever is free; none while all have failed."""
+    def start_shards(self) -> None:
+        """Assign shards to free workers; none while all have failed."""
         while (
-            not self._is_held
+            not self._is_paused
             and self._free
-            and (item := self._again.popleft() if self._again else self._work.take())
+            and (item := self._retries.popleft() if self._retries else self._work.take())
         ):
             worker = self._free.popleft()
-            if not self._under_way[worker]:
+            if not self._running[worker]:
                 self._progress[worker] = time.monotonic()
-            self._under_way[worker] += 1
+            self._running[worker] += 1
             reference = worker.actor.extract.remote(self._job, *item)
             self.calls[reference] = _Call(worker, worker.actor, item)
 
     @property
-    def _is_held(self) -> bool:
-        """Whether no shard is to be given out for now."""
+    def _is_paused(self) -> bool:
+        """Whether no shard is to be started for now."""
         return self.all_fail or time.monotonic() < self._paused_until
 
     @property
     def all_fail(self) -> bool:
-        """Whether the first shards have each cost their tries, and none was done."""
+        """Whether the first shards have used up their tries, and none was done."""
         return not self._any_done and len(self.given_up) >= _ALL_FAILING
 
-    def one_alone(self) -> ShardResult:
-        """Extract one of the shards given up, whose actors may have died of those beside them.
+    def extract_failed_shard(self) -> ShardResult:
+        """Extract a shard given up in an actor of its own: another shard may have ended its actors.
 
         Raises:
-            RunError: each of them ends its actor alone too, so it is not for them.
+            RunError: each of them ends such an actor, too.
         """
         for item in self.given_up:
-            found = isolation.once(self.ready_workers, self._job, item, self._config)
-            if found is not None:
+            shard_result = isolation.extract_alone(
+                self.ready_workers, self._job, item, self._config
+            )
+            if shard_result is not None:
                 self.given_up.remove(item)
-                self._note_done(item, found)
-                return found
+                self._note_done(item, shard_result)
+                return shard_result
         raise RunError(
             f"the first {len(self.given_up)} shards have each cost {self._config.max_attempts} "
             f"actors, and one more alone, and none was done; the last one: {self._last}"
         ) from self._last
 
-    def take(self, reference: Any) -> ShardResult | None:
-        """Take the result of a call that has ended; None where it gave no shard."""
+    def take_result(self, reference: Any) -> ShardResult | None:
+        """Return the result of a call that has ended; None if it did no shard."""
         call = self.calls.pop(reference)
         try:
-            found = get_result(reference)
+            outcome = get_result(reference)
         except ActorDiedError as error:
-            self._died(call, error)
+            self._handle_death(call, error)
             return None
         except StorageError as error:
-            self._ended(call)
+            self._finish_call(call)
             self._try_again(call.item, error)
-            # What is full or does not answer may recover; what is under way goes on meanwhile.
+            # A storage that is full or does not answer may recover; running calls go on meanwhile.
             self._paused_until = time.monotonic() + _POLL_SECONDS
             return None
         if call.item is None:
-            self._note_ready(call.worker, found)
+            self._note_ready(call.worker, outcome)
             return None
-        self._ended(call)
-        self._note_done(call.item, found)
-        return found  # type: ignore[no-any-return]
+        self._finish_call(call)
+        self._note_done(call.item, outcome)
+        return outcome  # type: ignore[no-any-return]
 
-    def _note_ready(self, worker: Worker, found: Ready) -> None:
+    def _note_ready(self, worker: Worker, ready: Ready) -> None:
         self._failed_starts = 0
-        worker.node = found.node
+        worker.node = ready.node
         self._free.extend([worker] * SHARDS_PER_ACTOR)
-        self._leave(worker)
+        self._leave_draining_node(worker)
 
-    def _note_done(self, item: Item, found: ShardResult) -> None:
+    def _note_done(self, item: Item, shard_result: ShardResult) -> None:
         self._any_done = True
         self._done += 1
-        if found.rows:
+        if shard_result.rows:
             self._work.remember(item)
 
     def kill_hanging(self) -> None:
-        """Kill actors that have finished nothing for too long; their calls end with that.
+        """Kill actors that have finished nothing for too long, which ends their calls.
 
-        One with a call that has ended is none of them, however long ago that was taken last.
+        An actor with a call that has ended is not killed, however long ago a result was taken.
         """
         now, timeout = time.monotonic(), self._config.shard_timeout
-        if timeout is None or now - self._looked_for_hanging < _POLL_SECONDS:
+        if timeout is None or now - self._checked_hanging < _POLL_SECONDS:
             return
-        self._looked_for_hanging = now
+        self._checked_hanging = now
         late = {
             reference: call.worker
             for reference, call in self.calls.items()
@@ -305,24 +309,24 @@ class _Board:
     def _get_ready(self, worker: Worker) -> None:
         self.calls[worker.actor.ready.remote(self._job)] = _Call(worker, worker.actor, None)
 
-    def _ended(self, call: _Call) -> None:
-        self._under_way[call.worker] -= 1
+    def _finish_call(self, call: _Call) -> None:
+        self._running[call.worker] -= 1
         self._progress[call.worker] = time.monotonic()
         if call.actor is call.worker.actor:
             self._free.append(call.worker)
-            self._leave(call.worker)
+            self._leave_draining_node(call.worker)
 
-    def _died(self, call: _Call, error: ActorDiedError) -> None:
+    def _handle_death(self, call: _Call, error: ActorDiedError) -> None:
         worker = call.worker
         if call.item is None and error.loss is Loss.PROCESS:
             self._failed_starts += 1
             if self._failed_starts >= self._config.max_attempts:
                 raise RunError(f"actors die before they are ready: {error}") from error
         if worker.actor is call.actor:
-            # The first of its calls that says so.
-            self._renew(worker)
+            # This is the first of its calls to report that.
+            self._restart_worker(worker)
         if call.item is not None:
-            self._under_way[worker] -= 1
+            self._running[worker] -= 1
             self._try_again(call.item, error)
 
     def _try_again(self, item: Item | None, error: ActorDiedError | StorageError) -> None:
@@ -330,11 +334,11 @@ class _Board:
             raise error
         shard = item[0].number
         if isinstance(error, ActorDiedError) and error.loss is Loss.PREEMPTED:
-            self._again.append(item)
+            self._retries.append(item)
             return
         self._tries[shard] += 1
         if self._tries[shard] < self._config.max_attempts:
-            self._again.append(item)
+            self._retries.append(item)
             return
         if isinstance(error, StorageError):
             raise error

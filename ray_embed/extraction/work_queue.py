@@ -1,48 +1,48 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shards that are left to extract, handed out one at a time."""
+"""The shards that are left to extract, one at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from ray_embed.extraction.dataset_reader import Walk
-from ray_embed.extraction.worker import Item
+from ray_embed.extraction.dataset_reader import DatasetReader
+from ray_embed.extraction.messages import Item
 from ray_embed.planning import Shard, SplitPlan
 
-# The number of finished shards to remember, one of which holds a record that passes.
-_REMEMBERED = 3
+# The number of finished shards to remember; one of them should hold a record that passes.
+_MAX_FINISHED = 3
 
 
 class WorkQueue:
     """The shards that have no part yet, in order. Taking one never waits for a source.
 
     `records` holds the number of records of each split that was read to its end, by its ordinal;
-    `finished` some shards that are done; `is_over` tells that the last shard was taken.
+    `finished` holds some shards that are done; `is_over` is True once the last shard was taken.
 
     Args:
         splits: the splits of the plan.
-        walks: the readers of the streamed splits, by name.
+        readers: the readers of the sequential splits, by name.
         out: the run folder.
-        is_done: whether a shard has its part, by its number.
+        is_done: returns whether a shard has its part, by its number.
         skip: called with the number of records of each shard that has its part.
     """
 
     def __init__(
         self,
         splits: Sequence[SplitPlan],
-        walks: Mapping[str, Walk],
+        readers: Mapping[str, DatasetReader],
         out: str,
         is_done: Callable[[int], bool],
         skip: Callable[[int], None],
     ) -> None:
-        self._splits, self._walks, self._out = splits, walks, out
+        self._splits, self._readers, self._out = splits, readers, out
         self._is_done, self._skip = is_done, skip
         self.records: dict[int, int] = {}
         self.finished: list[Item] = []
         self.is_over = False
-        self._reading: Walk | None = None
-        self._items = self._missing()
+        self._reading: DatasetReader | None = None
+        self._items = self._iterate_items()
 
     def take(self) -> Item | None:
-        """Return the next shard; None if the source has not given it yet, or at the end.
+        """Return the next shard; None if its source has not been read that far, or at the end.
 
         Raises:
             RayEmbedError: the source failed.
@@ -54,30 +54,32 @@ class WorkQueue:
             return None
 
     def remember(self, item: Item) -> None:
-        """Remember a shard that is done, of which some are enough."""
-        if len(self.finished) < _REMEMBERED:
+        """Remember a shard that is done, unless there are enough."""
+        if len(self.finished) < _MAX_FINISHED:
             self.finished.append(item)
 
     def wait(self, seconds: float) -> None:
-        """Wait until the source may give the next shard, at most for so many seconds."""
+        """Wait until the next shard may have been read, at most this many seconds."""
         if self._reading is not None:
             self._reading.wait(seconds)
 
     def check_silence(self, since: float) -> None:
-        """Report a source that has kept all actors waiting since then; see `Walk`."""
+        """Report a source that has kept all actors waiting since then; see `DatasetReader`."""
         if self._reading is not None:
             self._reading.check_silence(since)
 
-    def _missing(self) -> Iterator[Item | None]:
+    def _iterate_items(self) -> Iterator[Item | None]:
         number = index = 0
         for split in self._splits:
-            missing = self._streamed if split.kind == "stream" else self._listed
-            yield from missing(split, number, index)
+            if reader := self._readers.get(split.split):
+                yield from self._read_shards(reader, split, number, index)
+            else:
+                yield from self._list_shards(split, number, index)
             records = self.records[split.ordinal]
             number += -(-records // split.shard_size)
             index += records
 
-    def _listed(self, split: SplitPlan, number: int, index: int) -> Iterator[Item]:
+    def _list_shards(self, split: SplitPlan, number: int, index: int) -> Iterator[Item]:
         total = split.records or 0
         for local, position in enumerate(range(0, total, split.shard_size)):
             records = min(split.shard_size, total - position)
@@ -89,21 +91,24 @@ class WorkQueue:
                 yield shard, None
         self.records[split.ordinal] = total
 
-    def _streamed(self, split: SplitPlan, number: int, index: int) -> Iterator[Item | None]:
+    def _read_shards(
+        self, reader: DatasetReader, split: SplitPlan, number: int, index: int
+    ) -> Iterator[Item | None]:
         local = position = 0
-        self._reading = self._walks[split.split]
-        for walked in self._reading.shards(
+        self._reading = reader
+        for delivered in reader.read_shards(
             self._out, split, lambda local: self._is_done(number + local)
         ):
-            if walked is None:
+            if delivered is None:
                 yield None
                 continue
+            records = delivered.records
             if self._is_done(number + local):
-                self._skip(walked.records)
+                self._skip(records)
             else:
-                at = (local, index + position, position, walked.records)
-                yield Shard(number + local, split, *at), walked.images
+                shard = Shard(number + local, split, local, index + position, position, records)
+                yield shard, delivered.images
             local += 1
-            position += walked.records
+            position += records
         self._reading = None
         self.records[split.ordinal] = position

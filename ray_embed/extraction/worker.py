@@ -24,147 +24,101 @@ from ray_embed.encoders.probe_images import blank_batch
 from ray_embed.encoders.spec import Encoder
 from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.errors import InputError
-from ray_embed.extraction.inputs import Inputs, check_unchanged, open_inputs
+from ray_embed.extraction.messages import Job, Ready, ShardResult
 from ray_embed.extraction.metrics import Meter
-from ray_embed.images.decode import Batch, PixelSpec
-from ray_embed.planning import Plan, Shard
+from ray_embed.images.decode import Batch
+from ray_embed.planning import Shard
 from ray_embed.runtime import nodes
+from ray_embed.sources.base import PlannedRecords, ShardImages, find_missing
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
-
-# A shard, and a reference to its images where they are streamed.
-Item = tuple[Shard, Any]
 
 _NOT_FINITE, _MISSING, _REFUSED = "not finite", "missing", "unreadable by the encoder"
 
 
-@dataclass(frozen=True)
-class Job:
-    """What all shards of a run have in common.
-
-    `pixels` and `roots`, where the sources are, are by the ordinal of the split. `encoder` is
-    without what the run folder keeps of it, which each actor reads once.
-    """
-
-    out: str
-    plan: Plan
-    fingerprint: str
-    pixels: tuple[PixelSpec, ...]
-    roots: tuple[str, ...]
-    encoder: Encoder
-
-
-@dataclass(frozen=True)
-class Ready:
-    """An extractor that is ready for a job: its number of images a batch, and its node."""
-
-    batch_size: int
-    node: str
-
-
-@dataclass(frozen=True)
-class ShardResult:
-    """What became of a shard.
-
-    `brightest` is the largest value in its thumbnails, 0 to 255; `turned` is how many of its files
-    have an orientation other than upright; `is_uniform` is whether several records got features
-    that are all the same; `values` is the lowest and the highest value of its first float images.
-    """
-
-    number: int
-    split: str
-    rows: int
-    rejects: dict[str, int]
-    brightest: int
-    turned: int
-    is_uniform: bool
-    values: tuple[float, float] | None
-    finished: float
-
-
 @dataclass
-class _Gathered:
-    """Features and reasons, by the record's position in the shard; batches without images."""
+class _Results:
+    """Features and reasons of rejects, by the number of the record; batches without images."""
 
     features: list[Array]
     reasons: list[str | None]
     batches: list[Batch]
     values: tuple[float, float] | None = None
 
-    def left_out(self) -> list[int]:
-        """Give the positions of the records that no batch has held."""
-        held = np.zeros(len(self.reasons), bool)
+    def find_undecoded(self) -> list[int]:
+        """Return the records that no batch has contained."""
+        decoded = np.zeros(len(self.reasons), bool)
         for batch in self.batches:
-            held[batch.positions] = True
-        return np.flatnonzero(~held).tolist()
+            decoded[batch.positions] = True
+        return np.flatnonzero(~decoded).tolist()
 
-    def brightest(self) -> int:
-        """Give the largest value in a thumbnail."""
+    def find_brightest(self) -> int:
+        """Return the largest value in a thumbnail."""
         return max((int(batch.thumbnails.max()) for batch in self.batches), default=0)
 
-    def turned(self) -> int:
-        """Count the files whose orientation is another than upright."""
+    def count_turned(self) -> int:
+        """Return the number of files with an orientation other than upright."""
         return sum(int(np.count_nonzero(batch.turned)) for batch in self.batches)
 
     def is_uniform(self) -> bool:
-        """Return whether several records got the same features, whatever is in their images."""
+        """Return whether several records got the same features, whatever their images."""
         kept = np.flatnonzero([reason is None for reason in self.reasons])
         if len(kept) < 2:
             return False
         return all(bool(np.all(rows[kept] == rows[kept[0]])) for rows in self.features)
 
-    def pngs(self) -> Array:
-        """Give the thumbnails by position; None where there is none."""
-        found = np.full(len(self.reasons), None, object)
+    def encode_thumbnails(self) -> Array:
+        """Return the thumbnails as PNG, by record; None if there is none."""
+        pngs = np.full(len(self.reasons), None, object)
         for batch in self.batches:
-            found[batch.positions] = list(batch.pngs())
-        return found
+            pngs[batch.positions] = list(batch.encode_thumbnails())
+        return pngs
 
-    def spread(self, positions: Array, count: int) -> "_Gathered":
-        """Put what was gathered of some records of a shard where they are among all `count`."""
+    def scatter(self, positions: Array, count: int) -> "_Results":
+        """Return the results of some records of a shard at their positions among all `count`."""
         features = [np.zeros((count, values.shape[1]), np.float32) for values in self.features]
         reasons: list[str | None] = [None] * count
         for target, values in zip(features, self.features, strict=True):
             target[positions] = values
-        for at, reason in zip(positions.tolist(), self.reasons, strict=True):
-            reasons[at] = reason
+        for position, reason in zip(positions.tolist(), self.reasons, strict=True):
+            reasons[position] = reason
         batches = [replace(batch, positions=positions[batch.positions]) for batch in self.batches]
-        return _Gathered(features, reasons, batches, self.values)
+        return _Results(features, reasons, batches, self.values)
 
 
 @dataclass(frozen=True)
-class _Opened:
-    """A job whose encoder's engine is running; `given` is the job as it came."""
+class _OpenJob:
+    """A job whose encoder's engine is running; `pickled` is the job as it came."""
 
-    given: bytes
+    pickled: bytes
     job: Job
     encoder: Encoder
     engine: OpenEngine
     threads: ThreadPoolExecutor
     meter: Meter
 
-    def encode(self, batches: Iterable[Batch], gathered: _Gathered) -> deque[Future[None]]:
-        """Encode batches as they come; gives the last ones, which may still be under way."""
+    def encode(self, batches: Iterable[Batch], results: _Results) -> deque[Future[None]]:
+        """Encode batches as they come; return the last ones, which may still be running."""
         running: deque[Future[None]] = deque()
         for batch in batches:
-            running.append(self.threads.submit(self.take, batch, gathered))
+            running.append(self.threads.submit(self.encode_batch, batch, results))
             if len(running) > self.engine.concurrency:
                 running.popleft().result()
         return running
 
-    def take(self, batch: Batch, gathered: _Gathered) -> None:
-        """Encode a batch, padded to the one shape the engine has, and put it where it belongs."""
-        with self.meter.doing("computing"):
+    def encode_batch(self, batch: Batch, results: _Results) -> None:
+        """Encode a batch, and write its features into the results."""
+        with self.meter.measure("computing"):
             if self.encoder.takes_bytes:
-                found = self._run_on_bytes(batch, gathered)
+                outputs = self._encode_files(batch, results)
             else:
-                found = self._run(batch.images)
-        for target, values in zip(gathered.features, found, strict=True):
+                outputs = self._encode_images(batch.images)
+        for target, values in zip(results.features, outputs, strict=True):
             target[batch.positions] = values
-        gathered.batches.append(replace(batch, images=np.zeros(0)))
+        results.batches.append(replace(batch, images=np.zeros(0)))
 
-    def _run(self, images: Array) -> list[Array]:
-        """Encode images, padded to a batch; returns the features of each output."""
+    def _encode_images(self, images: Array) -> list[Array]:
+        """Encode images, padded to a batch; return the features of each output."""
         count, size = len(images), self.encoder.spec.batch_size
         if count < size:
             batch = blank_batch(self.encoder, size)
@@ -172,28 +126,28 @@ class _Opened:
             images = batch
         return [values[:count] for values in self.engine(images)]
 
-    def _run_on_bytes(self, batch: Batch, gathered: _Gathered) -> list[Array]:
-        """Encode the contents of files; those that the encoder itself cannot decode are rejected.
+    def _encode_files(self, batch: Batch, results: _Results) -> list[Array]:
+        """Encode the contents of files; reject those that the encoder itself cannot decode.
 
-        They are images that TensorFlow can read, but not all of its decoders read all of them.
+        TensorFlow has decoded them all, but not every decoder of it reads every image.
         """
         import tensorflow as tf
 
         with contextlib.suppress(tf.errors.InvalidArgumentError):
-            return self._run(batch.images)
-        found = [
+            return self._encode_images(batch.images)
+        features = [
             np.zeros((len(batch.positions), output.dimension), np.float32)
             for output in self.encoder.outputs
         ]
         for number, position in enumerate(batch.positions.tolist()):
             try:
-                values = self._run(batch.images[number : number + 1])
+                outputs = self._encode_images(batch.images[number : number + 1])
             except tf.errors.InvalidArgumentError:
-                gathered.reasons[position] = _REFUSED
+                results.reasons[position] = _REFUSED
             else:
-                for target, one in zip(found, values, strict=True):
-                    target[number] = one[0]
-        return found
+                for target, values in zip(features, outputs, strict=True):
+                    target[number] = values[0]
+        return features
 
 
 class Extractor:
@@ -202,35 +156,34 @@ class Extractor:
     Two shards may be under way at once, on two threads: one decodes while the other one computes.
 
     Args:
-        threads: for computing, and as many for decoding.
+        threads: the number of threads for computing, and as many for decoding.
         folder: the folder to import the user's modules from.
     """
 
     def __init__(self, threads: int, folder: str) -> None:
         self._threads = threads
         self._opening, self._computing = threading.Lock(), threading.Lock()
-        self._opened: _Opened | None = None
+        self._opened: _OpenJob | None = None
         self._meter = Meter()
         start_tensorflow(threads, folder)
 
     def ready(self, job: bytes) -> Ready:
-        """Get ready for a job, and encode a blank image."""
+        """Prepare for a job, and encode a blank image."""
         opened = self._open(job)
         size = opened.encoder.spec.batch_size
         opened.engine(blank_batch(opened.encoder, size))
         return Ready(size, nodes.this_node_id())
 
     def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> int:
-        """Do all that extracting the records `start` to `stop` of a shard takes; keep nothing.
+        """Extract the records `start` to `stop` of a shard without writing anything.
 
         Returns:
-            How many of them are none to be rejected.
+            The number of them that are not to be rejected.
         """
         opened = self._open(job)
-        rows = planning.read_shard(Folder.at(opened.job.out), shard.split, shard.local)
-        missing = _missing(shard, rows)
-        chosen = np.array([at for at in range(start, stop) if at not in missing], np.int64)
-        return self._gather(opened, shard, rows, images, chosen).reasons.count(None)
+        records = _read_records(opened.job, shard, images)
+        chosen = np.setdiff1d(np.arange(start, stop), find_missing(records.rows))
+        return self._encode_records(opened, shard, records.select(chosen)).reasons.count(None)
 
     def extract(
         self, job: bytes, shard: Shard, images: Any = None, rejected: dict[int, str] | None = None
@@ -239,39 +192,39 @@ class Extractor:
 
         Args:
             job: the run it belongs to, a pickled Job.
-            shard: which one.
-            images: its images, for a streamed source.
-            rejected: the reasons of records, by position in the shard, that are not to be touched.
+            shard: the shard.
+            images: its images, if a sequential source delivered them.
+            rejected: reasons, by position in the shard, of records to reject without a look.
 
         Raises:
             InputError: a planned file is gone, or has changed.
             StorageError: the run folder cannot be read or written, or an image not read.
         """
         opened = self._open(job)
-        folder = Folder.at(opened.job.out)
-        rows = planning.read_shard(folder, shard.split, shard.local)
-        rejected = _missing(shard, rows) | (rejected or {})
-        chosen = np.array([at for at in range(rows.num_rows) if at not in rejected], np.int64)
-        gathered = self._gather(opened, shard, rows, images, chosen)
+        records = _read_records(opened.job, shard, images)
+        rejected = dict.fromkeys(find_missing(records.rows), _MISSING) | (rejected or {})
+        chosen = np.setdiff1d(np.arange(len(records)), list(rejected))
+        results = self._encode_records(opened, shard, records.select(chosen))
         if rejected:
-            gathered = gathered.spread(chosen, rows.num_rows)
-            for at, reason in rejected.items():
-                gathered.reasons[at] = reason
-        check_unchanged(shard, opened.job.roots[shard.split.ordinal], rows)
-        records = planning.record_columns(opened.job.plan, shard, rows)
-        part = _part(shard.number, opened.encoder, records, gathered)
-        part_files.commit(folder, part, opened.job.fingerprint, rows.num_rows)
+            results = results.scatter(chosen, len(records))
+            for position, reason in rejected.items():
+                results.reasons[position] = reason
+        opened.job.readers[shard.split.ordinal].verify(records.rows)
+        columns = planning.make_record_columns(opened.job.plan, shard, records.rows)
+        part = _make_part(shard.number, opened.encoder, columns, results)
+        folder = Folder.at(opened.job.out)
+        part_files.commit(folder, part, opened.job.fingerprint, len(records))
         reasons = Counter(part.rejects["reason"].to_pylist())
-        self._meter.done(part.features.num_rows, part.rejects.num_rows)
+        self._meter.report_shard(part.features.num_rows, part.rejects.num_rows)
         return ShardResult(
             shard.number,
             shard.split.split,
             part.features.num_rows,
             dict(reasons),
-            gathered.brightest(),
-            gathered.turned(),
-            gathered.is_uniform(),
-            gathered.values,
+            results.find_brightest(),
+            results.count_turned(),
+            results.is_uniform(),
+            results.values,
             time.time(),
         )
 
@@ -279,61 +232,70 @@ class Extractor:
         """Call a function in this process: to build the encoder, or to merge parts."""
         return function(*arguments)
 
-    def _open(self, given: bytes) -> "_Opened":
+    def _open(self, pickled: bytes) -> "_OpenJob":
         with self._opening:
-            if self._opened is None or self._opened.given != given:
-                job: Job = pickle.loads(given)  # noqa: S301 - of the driver
+            if self._opened is None or self._opened.pickled != pickled:
+                job: Job = pickle.loads(pickled)  # noqa: S301 - from the driver
                 encoder = artifacts.restore_contents(Folder.at(job.out), job.encoder)
                 engine = open_engine(encoder, self._threads)
                 threads = ThreadPoolExecutor(engine.concurrency)
-                self._opened = _Opened(given, job, encoder, engine, threads, self._meter)
+                self._opened = _OpenJob(pickled, job, encoder, engine, threads, self._meter)
             return self._opened
 
-    def _gather(
-        self, opened: "_Opened", shard: Shard, rows: pa.Table, images: Any, chosen: Array
-    ) -> _Gathered:
-        """Encode the chosen records of a shard, by their positions among `rows`."""
+    def _encode_records(
+        self, opened: "_OpenJob", shard: Shard, records: PlannedRecords
+    ) -> _Results:
+        """Encode records of a shard; return what came of each."""
         ordinal = shard.split.ordinal
-        pixels, root = opened.job.pixels[ordinal], opened.job.roots[ordinal]
-        inputs = open_inputs(shard, root, rows, images, chosen, pixels)
-        values = inputs.range_of_floats()
+        images = opened.job.readers[ordinal].open(records, opened.job.pixels[ordinal])
+        values = images.find_value_range()
         if values is not None and opened.encoder.rescaling.takes_integers:
             _refuse_fractions(shard, values, opened.encoder)
-        batches = self._meter.waiting_for(
-            inputs.batches(pixels, opened.encoder.spec.batch_size, self._threads)
+        batches = self._meter.measure_waiting(
+            images.batches(opened.encoder.spec.batch_size, self._threads)
         )
         # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
         first = next(batches, None)
-        gathered = _gathered(len(inputs), opened.encoder)
-        gathered.values = values
+        results = _allocate_results(len(images), opened.encoder)
+        results.values = values
         with self._computing:
-            encoding = opened.encode(itertools.chain([first] if first else [], batches), gathered)
+            running = opened.encode(itertools.chain([first] if first else [], batches), results)
         # The other shard's batches queue up behind the last ones of this one.
-        for waited in encoding:
-            waited.result()
-        inputs.check()
-        _take_left_out(inputs, pixels, opened, gathered)
-        self._meter.read(inputs.size)
-        return gathered
+        for call in running:
+            call.result()
+        _diagnose_undecoded(images, opened, results)
+        _reject_not_finite(results)
+        self._meter.report_read(images.size)
+        return results
 
 
-def _take_left_out(inputs: Inputs, pixels: PixelSpec, opened: _Opened, gathered: _Gathered) -> None:
-    """Encode what was left out after all, or say why not."""
-    for at in gathered.left_out():
-        found = inputs.diagnose(at, pixels)
-        if isinstance(found, str):
-            gathered.reasons[at] = found
+def _read_records(job: Job, shard: Shard, images: Any) -> PlannedRecords:
+    """Read the planned records of a shard; a sequential source has delivered `images`."""
+    rows = planning.read_shard(Folder.at(job.out), shard.split, shard.local)
+    positions = np.arange(shard.position, shard.position + rows.num_rows)
+    return PlannedRecords(rows=rows, positions=positions, images=images)
+
+
+def _diagnose_undecoded(images: ShardImages, opened: _OpenJob, results: _Results) -> None:
+    """Find the reason of each image that was not decoded, or encode it after all."""
+    for number in results.find_undecoded():
+        diagnosis = images.diagnose(number)
+        if isinstance(diagnosis, str):
+            results.reasons[number] = diagnosis
         else:
-            opened.threads.submit(
-                opened.take, replace(found, positions=np.array([at])), gathered
-            ).result()
-    finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in gathered.features])
-    for at in np.flatnonzero(~finite).tolist():
-        gathered.reasons[at] = gathered.reasons[at] or _NOT_FINITE
+            batch = replace(diagnosis, positions=np.array([number]))
+            opened.threads.submit(opened.encode_batch, batch, results).result()
+
+
+def _reject_not_finite(results: _Results) -> None:
+    """Reject the records with a feature that is not finite."""
+    finite = np.logical_and.reduce([np.isfinite(f).all(axis=1) for f in results.features])
+    for number in np.flatnonzero(~finite).tolist():
+        results.reasons[number] = results.reasons[number] or _NOT_FINITE
 
 
 def _refuse_fractions(shard: Shard, values: tuple[float, float], encoder: Encoder) -> None:
-    """Refuse float images that casting to the encoder's integers would leave nothing of.
+    """Refuse float images of which nothing would be left as the encoder's integers.
 
     Raises:
         InputError: they are not levels from 0 to 255.
@@ -347,25 +309,21 @@ def _refuse_fractions(shard: Shard, values: tuple[float, float], encoder: Encode
         )
 
 
-def _gathered(count: int, encoder: Encoder) -> _Gathered:
+def _allocate_results(count: int, encoder: Encoder) -> _Results:
     features = [np.zeros((count, output.dimension), np.float32) for output in encoder.outputs]
-    return _Gathered(features, [None] * count, [])
+    return _Results(features, [None] * count, [])
 
 
-def _missing(shard: Shard, rows: pa.Table) -> dict[int, str]:
-    """Give the reasons of records that were not there when planned, by their positions."""
-    planned = rows["size"].to_pylist() if shard.split.kind == "files" else []
-    return {at: _MISSING for at, size in enumerate(planned) if size is None}
-
-
-def _part(number: int, encoder: Encoder, records: pa.Table, gathered: _Gathered) -> part_files.Part:
-    kept = np.array([reason is None for reason in gathered.reasons], bool)
+def _make_part(
+    number: int, encoder: Encoder, records: pa.Table, results: _Results
+) -> part_files.Part:
+    kept = np.array([reason is None for reason in results.reasons], bool)
     features = records.filter(pa.array(kept))
-    for output, values in zip(encoder.outputs, gathered.features, strict=True):
+    for output, values in zip(encoder.outputs, results.features, strict=True):
         features = features.append_column(output.column, as_column(values[kept]))
     rejected = records.filter(pa.array(~kept)).select(["index", "key", "split"])
-    reasons = [reason for reason in gathered.reasons if reason is not None]
+    reasons = [reason for reason in results.reasons if reason is not None]
     rejected = rejected.append_column("reason", pa.array(reasons, pa.string()))
-    pngs = pa.array(gathered.pngs()[kept], pa.binary())
+    pngs = pa.array(results.encode_thumbnails()[kept], pa.binary())
     thumbnails = pa.table([features["index"], pngs], part_files.THUMBNAIL_SCHEMA)
     return part_files.Part(number, features, rejected.cast(part_files.REJECT_SCHEMA), thumbnails)

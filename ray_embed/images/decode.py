@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From image files and arrays to the batches an encoder takes, with a thumbnail of each.
+"""From image files and arrays to the batches that an encoder takes, with a thumbnail of each.
 
 Decoding and resizing are those of ``keras.utils.image_dataset_from_directory``, so that an encoder
 sees the pixels it saw in training: `tf.io.decode_image` with the encoder's number of channels, then
 `tf.image.resize`, by default bilinear without antialias. Records that cannot be decoded leave a
-gap; :func:`diagnose` says why.
+gap; :func:`diagnose` returns the reason.
 """
 
 import functools
@@ -29,8 +29,8 @@ class PixelSpec:
 
     `shape` is (H, W, C). `resize` is `stretch`, `crop` or `pad`, or None where the images must have
     the shape already; `crop_fraction`, `interpolation` and `antialias` are those of
-    `ray_embed.images.resizing.resize`. `scale` is `unit`, `symmetric` or `none`; from what it
-    gives `mean` is subtracted, and that is divided by `std`: one number, or one a channel, in the
+    `ray_embed.images.resizing.resize`. `scale` is `unit`, `symmetric` or `none`. Then
+    `mean` is subtracted, and the result is divided by `std`: one number, or one a channel, in the
     order of the encoder's channels. `repeat_channel` makes three channels of one.
     """
 
@@ -55,8 +55,8 @@ class Batch:
 
     For an encoder that takes the bytes of files, `images` is (n,) of these.
 
-    `thumbnails` is (n, SIDE, SIDE, 1 or 3) uint8, of which each uses its `sizes`, (n, 2), from the
-    upper left. `turned`, (n,) bool, is whether a file's orientation is another than upright.
+    `thumbnails` is (n, SIDE, SIDE, 1 or 3) uint8; each uses the part of its `sizes`, (n, 2), from
+    the upper left. `turned`, (n,) bool, is whether a file has an orientation other than upright.
     """
 
     positions: Array
@@ -65,8 +65,8 @@ class Batch:
     sizes: Array
     turned: Array
 
-    def pngs(self) -> Iterator[bytes]:
-        """Give each thumbnail as a PNG."""
+    def encode_thumbnails(self) -> Iterator[bytes]:
+        """Yield each thumbnail as a PNG."""
         for picture, (height, width) in zip(self.thumbnails, self.sizes.tolist(), strict=True):
             yield thumbnails_module.encode_png(picture[:height, :width])
 
@@ -77,18 +77,20 @@ def file_batches(
     """Decode image files ahead on `threads` threads; those that cannot be decoded are left out."""
     import tensorflow as tf
 
-    return _read(_file_dataset(pixels, batch_size, threads)(tf.constant(paths, tf.string)))
+    return _iterate_batches(
+        _make_file_dataset(pixels, batch_size, threads)(tf.constant(paths, tf.string))
+    )
 
 
 @functools.cache
-def _file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
-    """Give the function from paths to a dataset, traced once for all shards."""
+def _make_file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
+    """Return the function from paths to a dataset, traced once for all shards."""
     import tensorflow as tf
 
     def dataset(paths: Any) -> Any:
         positions = tf.range(tf.shape(paths, tf.int64)[0])
         records = tf.data.Dataset.from_tensor_slices((positions, paths))
-        return _batched(records, _file_decoder(pixels), batch_size, threads)
+        return _batch_records(records, _make_file_decoder(pixels), batch_size, threads)
 
     return tf.function(dataset, [tf.TensorSpec([None], tf.string)], autograph=False)
 
@@ -103,7 +105,9 @@ def content_batches(
         lambda: enumerate(contents),
         output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string)),
     )
-    return _read(_batched(records, _content_decoder(pixels), batch_size, threads))
+    return _iterate_batches(
+        _batch_records(records, _make_content_decoder(pixels), batch_size, threads)
+    )
 
 
 def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int) -> Iterator[Batch]:
@@ -117,92 +121,94 @@ def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int)
         records = tf.data.Dataset.from_generator(
             lambda: enumerate(images), output_signature=(tf.TensorSpec((), tf.int64), image)
         )
-    return _read(_batched(records, _array_decoder(pixels), batch_size, threads))
+    return _iterate_batches(
+        _batch_records(records, _make_array_decoder(pixels), batch_size, threads)
+    )
 
 
-def _batched(records: Any, decode: Any, batch_size: int, threads: int) -> Any:
+def _batch_records(records: Any, decode: Any, batch_size: int, threads: int) -> Any:
     import tensorflow as tf
 
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.autotune.enabled = False
-    # They find nothing to do here, and take longer for each shard than decoding many images.
+    # They find nothing to do here, and take longer per shard than decoding many images.
     options.experimental_optimization.apply_default_optimizations = False
-    decoded = records.map(decode, threads, deterministic=True).ignore_errors()
-    return decoded.batch(batch_size).prefetch(_AHEAD).with_options(options)
+    images = records.map(decode, threads, deterministic=True).ignore_errors()
+    return images.batch(batch_size).prefetch(_AHEAD).with_options(options)
 
 
-def _read(dataset: Any) -> Iterator[Batch]:
+def _iterate_batches(dataset: Any) -> Iterator[Batch]:
     for batch in dataset.as_numpy_iterator():
         yield Batch(*batch)
 
 
-def _file_decoder(pixels: PixelSpec) -> Any:
+def _make_file_decoder(pixels: PixelSpec) -> Any:
     import tensorflow as tf
 
     def decode(position: Any, path: Any) -> Any:
         content = tf.io.read_file(path)
-        return position, *_with_bytes(content, _from_content(content, pixels), pixels)
+        return position, *_keep_bytes(content, _decode_content(content, pixels), pixels)
 
     return decode
 
 
 @functools.cache
-def _content_decoder(pixels: PixelSpec) -> Any:
+def _make_content_decoder(pixels: PixelSpec) -> Any:
     import tensorflow as tf
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def decode(position: Any, content: Any) -> Any:
-        return position, *_with_bytes(content, _from_content(content, pixels), pixels)
+        return position, *_keep_bytes(content, _decode_content(content, pixels), pixels)
 
     return decode
 
 
-def _with_bytes(content: Any, prepared: tuple[Any, ...], pixels: PixelSpec) -> tuple[Any, ...]:
-    """Put the file itself in place of its pixels, for an encoder that takes these."""
-    # It has been decoded all the same: what is no image is not to reach the encoder.
+def _keep_bytes(content: Any, prepared: tuple[Any, ...], pixels: PixelSpec) -> tuple[Any, ...]:
+    """Return the file in place of its pixels, if the encoder takes files."""
+    # It is decoded anyway: a file that is no image must not reach the encoder.
     return (content, *prepared[1:]) if pixels.takes_bytes else prepared
 
 
-def _from_content(content: Any, pixels: PixelSpec) -> tuple[Any, ...]:
+def _decode_content(content: Any, pixels: PixelSpec) -> tuple[Any, ...]:
     import tensorflow as tf
 
     kind, count, scanned = read_header(content)
     known = tf.not_equal(kind, UNKNOWN) & tf.not_equal(kind, OTHER_BMP)
     fits = (count <= pixels.max_pixels) & (scanned <= MOST_SCANNED)
-    # Decoding nothing fails.
-    return _decoded(tf.where(known & fits, content, b""), kind, pixels)
+    # Decoding an empty text fails.
+    return _decode_image(tf.where(known & fits, content, b""), kind, pixels)
 
 
 @functools.cache
-def _array_decoder(pixels: PixelSpec) -> Any:
+def _make_array_decoder(pixels: PixelSpec) -> Any:
     import tensorflow as tf
 
     @tf.function(autograph=False, reduce_retracing=True)  # type: ignore[untyped-decorator]
     def decode(position: Any, image: Any) -> Any:
-        shown = image if image.dtype == tf.uint8 else to_levels(image)
-        return position, *_prepared(image, shown, pixels), tf.constant(False)
+        levels = image if image.dtype == tf.uint8 else to_levels(image)
+        return position, *_prepare_image(image, levels, pixels), tf.constant(False)
 
     return decode
 
 
-def _decoded(content: Any, kind: Any, pixels: PixelSpec) -> tuple[Any, ...]:
-    """Decode a file; returns what :func:`_prepared` does, and whether it is to be turned."""
-    image = _in_channels(content, kind, pixels.shape[2])
+def _decode_image(content: Any, kind: Any, pixels: PixelSpec) -> tuple[Any, ...]:
+    """Decode a file; return what :func:`_prepare_image` does, and whether it is to be turned."""
+    image = _decode_to_channels(content, kind, pixels.shape[2])
     if pixels.turn_upright:
         image = turn_upright(image, content)
-    return *_prepared(image, image, pixels), is_turned(content)
+    return *_prepare_image(image, image, pixels), is_turned(content)
 
 
-def _in_channels(content: Any, kind: Any, channels: int) -> Any:
-    """Decode to 1, 3 or 4 channels, as Keras' `color_mode` does where TensorFlow can.
+def _decode_to_channels(content: Any, kind: Any, channels: int) -> Any:
+    """Decode to 1, 3 or 4 channels, as Keras' `color_mode` does if TensorFlow can.
 
     Of GIF, BMP and CMYK JPEG TensorFlow makes three channels only: gray is made of these by
     `tf.image.rgb_to_grayscale`. All but PNG get an opaque alpha as the fourth channel.
     """
     import tensorflow as tf
 
-    def decoded(count: int) -> Any:
+    def decode(count: int) -> Any:
         image = tf.io.decode_image(content, channels=count, expand_animations=False)
         image.set_shape((None, None, count))
         return image
@@ -211,25 +217,25 @@ def _in_channels(content: Any, kind: Any, channels: int) -> Any:
         case 1:
             return tf.cond(
                 tf.equal(kind, PNG) | tf.equal(kind, JPEG),
-                lambda: decoded(1),
-                lambda: tf.image.rgb_to_grayscale(decoded(3)),
+                lambda: decode(1),
+                lambda: tf.image.rgb_to_grayscale(decode(3)),
             )
         case 4:
             opaque = [[0, 0], [0, 0], [0, 1]]
             return tf.cond(
                 tf.equal(kind, PNG),
-                lambda: decoded(4),
-                lambda: tf.pad(decoded(3), opaque, constant_values=tf.constant(255, tf.uint8)),
+                lambda: decode(4),
+                lambda: tf.pad(decode(3), opaque, constant_values=tf.constant(255, tf.uint8)),
             )
-    return decoded(3)
+    return decode(3)
 
 
-def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
+def _prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
     """Make the encoder's input, and the thumbnail.
 
     Args:
         image: (h, w, c), as stored.
-        shown: the same with values from 0 to 255.
+        levels: the same with values from 0 to 255.
         pixels: what the encoder takes.
 
     Returns:
@@ -251,20 +257,20 @@ def _prepared(image: Any, shown: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]
             pixels.antialias,
         )
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
-    if image is shown and min(height, width) >= thumbnails_module.SIDE:
-        # What the encoder sees is there, and shrinks in a fraction of the time of a big image.
+    if image is levels and min(height, width) >= thumbnails_module.SIDE:
+        # The encoder's input shrinks in a fraction of the time of a big image.
         if pixels.resize != "stretch" or pixels.crop_fraction is not None:
             sides = tf.constant([height, width], tf.float32)
         method = "bilinear" if max(height, width) < 2 * thumbnails_module.SIDE else "area"
         factor = thumbnails_module.SIDE / tf.reduce_max(sides)
-        picture = _thumbnail(resized, sides * factor, method)
+        picture = _make_thumbnail(resized, sides * factor, method)
     else:
         factor = thumbnails_module.SIDE / tf.reduce_max(sides)
-        picture = _thumbnail(shown, sides * tf.minimum(1.0, factor), "area")
-    return tf.ensure_shape(_normalized(resized, pixels), pixels.shape), *picture
+        picture = _make_thumbnail(levels, sides * tf.minimum(1.0, factor), "area")
+    return tf.ensure_shape(_normalize(resized, pixels), pixels.shape), *picture
 
 
-def _normalized(image: Any, pixels: PixelSpec) -> Any:
+def _normalize(image: Any, pixels: PixelSpec) -> Any:
     """Bring resized pixels, (H, W, c) float32, to the encoder's channels and range."""
     import tensorflow as tf
 
@@ -284,8 +290,8 @@ def _normalized(image: Any, pixels: PixelSpec) -> Any:
     return image
 
 
-def _thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
-    """Shrink an image, 0 to 255, to these sides; gives it padded, and its height and width."""
+def _make_thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
+    """Shrink an image, 0 to 255, to these sides; return it padded, and its height and width."""
     import tensorflow as tf
 
     channels = image.shape[-1]
@@ -305,13 +311,25 @@ def to_levels(image: Any) -> Any:
     image = tf.where(tf.math.is_finite(image), image, 0.0)
     low, high = tf.reduce_min(image), tf.reduce_max(image)
     stretched = (image - low) * 255.0 / tf.maximum(high - low, 1e-12)
-    shown = tf.where((low >= 0.0) & (high <= 255.0), image, stretched)
-    shown = tf.where((low >= -1.0) & (high <= 1.0), (image + 1.0) * 127.5, shown)
-    return tf.where((low >= 0.0) & (high <= 1.0), image * 255.0, shown)
+    levels = tf.where((low >= 0.0) & (high <= 255.0), image, stretched)
+    levels = tf.where((low >= -1.0) & (high <= 1.0), (image + 1.0) * 127.5, levels)
+    return tf.where((low >= 0.0) & (high <= 1.0), image * 255.0, levels)
+
+
+def decode_file(content: bytes) -> Array:
+    """Return the pixels of an image file as it is stored, (h, w, c) uint8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: it cannot be decoded.
+    """
+    import tensorflow as tf
+
+    image: Array = tf.io.decode_image(content, expand_animations=False).numpy()
+    return image
 
 
 def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
-    """Say why a file was left out, as one of the fixed reasons; or give it, if it now decodes."""
+    """Return why a file was left out, as one of the fixed reasons; or the image, if it decodes."""
     import tensorflow as tf
 
     if not content:
@@ -329,7 +347,7 @@ def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
     if scanned > MOST_SCANNED:
         return "too many scans"
     try:
-        decoded = _decoded(tf.constant(content), tf.constant(kind, tf.int64), pixels)
+        decoded = _decode_image(tf.constant(content), tf.constant(kind, tf.int64), pixels)
         prepared = [value.numpy()[None] for value in decoded]
     except (tf.errors.OpError, ValueError):
         return "corrupt image"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The headers of image files: of which kind they are, and how much decoding them would take."""
+"""The headers of image files: their format, and how much decoding them would take."""
 
 from typing import Any
 
@@ -8,43 +8,43 @@ import numpy as np
 from ray_embed.core.arrays import Array
 
 UNKNOWN, JPEG, PNG, GIF, BMP, OTHER_BMP, CMYK_JPEG = range(7)
-# A JPEG may scan its pixels any number of times. Usual are about ten; so many pixels times scans
-# take ten seconds or so. A scan has at least so many bytes.
+# A JPEG may scan its pixels any number of times, usually about ten; this many pixels times scans
+# take about ten seconds. A scan has at least this many bytes.
 MOST_SCANNED, _SCAN_BYTES = 10**11, 10
 _HEADER = 32
 
 
 def read_header(content: Any) -> tuple[Any, Any, Any]:
-    """Read an image file's kind, its pixels, and those that are scanned, each as often as it is.
+    """Return an image file's format, its number of pixels, and pixels times scans.
 
-    The last number may be smaller where it is small enough.
+    The last number is 0 for a file that is too short to reach MOST_SCANNED.
     """
     import tensorflow as tf
 
-    def jpeg() -> tuple[Any, Any, Any]:
+    def read_jpeg() -> tuple[Any, Any, Any]:
         height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(content, tf.int64))
         count = height * width
         most = count * tf.cast(tf.strings.length(content), tf.int64) // _SCAN_BYTES
-        looked_at = tf.where(most > MOST_SCANNED, content, b"")
-        pieces = tf.raw_ops.StringSplitV2(input=looked_at[None], sep=b"\xff\xda").values
+        scanned = tf.where(most > MOST_SCANNED, content, b"")
+        pieces = tf.raw_ops.StringSplitV2(input=scanned[None], sep=b"\xff\xda").values
         kind = tf.where(tf.equal(channels, 4), _constant(CMYK_JPEG), _constant(JPEG))
         return kind, count, count * tf.size(pieces, tf.int64)
 
-    def gif() -> tuple[Any, Any, Any]:
-        count = tf.numpy_function(_pixels_of_gif, [content], tf.int64)
+    def read_gif() -> tuple[Any, Any, Any]:
+        count = tf.numpy_function(_count_gif_pixels, [content], tf.int64)
         return _constant(GIF), tf.ensure_shape(count, ()), _constant(0)
 
-    def other() -> tuple[Any, Any, Any]:
-        return *_other_header(content), _constant(0)
+    def read_other() -> tuple[Any, Any, Any]:
+        return *_read_other_header(content), _constant(0)
 
     is_jpeg = tf.equal(tf.strings.substr(content, 0, 3), b"\xff\xd8\xff")
     is_gif = tf.equal(tf.strings.substr(content, 0, 4), b"GIF8")
     branch = tf.cast(is_jpeg, tf.int32) + 2 * tf.cast(is_gif, tf.int32)
-    return tf.switch_case(branch, [other, jpeg, gif])  # type: ignore[no-any-return]
+    return tf.switch_case(branch, [read_other, read_jpeg, read_gif])  # type: ignore[no-any-return]
 
 
-def _other_header(content: Any) -> tuple[Any, Any]:
-    """Read it of others; without branches, each of which takes long to set up again."""
+def _read_other_header(content: Any) -> tuple[Any, Any]:
+    """Read format and pixels of other files, without branches, which take long to set up."""
     import tensorflow as tf
 
     start = tf.strings.substr(content, 0, _HEADER)
@@ -53,7 +53,7 @@ def _other_header(content: Any) -> tuple[Any, Any]:
     png_width, png_height, bmp_width, bmp_height, bits, packed = tf.unstack(
         tf.linalg.matvec(_NUMBERS, head)
     )
-    # TensorFlow reads BMP with 24 or 32 bits a pixel, without palette or compression, rightly.
+    # TensorFlow reads BMP correctly with 24 or 32 bits a pixel, without palette or compression.
     plain_bmp = tf.where(tf.equal(bits, 24) & tf.equal(packed, 0), BMP, OTHER_BMP)
     # A BMP stored from the top has a negative height.
     bmp_height = tf.minimum(bmp_height, (1 << 32) - bmp_height)
@@ -61,22 +61,22 @@ def _other_header(content: Any) -> tuple[Any, Any]:
         (b"\x89PNG\r\n\x1a\n", _constant(PNG), png_width * png_height),
         (b"BM", tf.cast(plain_bmp, tf.int64), bmp_width * bmp_height),
     ]
-    found, count = _constant(UNKNOWN), _constant(0)
+    format_, count = _constant(UNKNOWN), _constant(0)
     for magic, kind, pixels in kinds:
-        is_it = tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
-        found, count = tf.where(is_it, kind, found), tf.where(is_it, pixels, count)
-    return found, count
+        matches = tf.equal(tf.strings.substr(content, 0, len(magic)), magic)
+        format_, count = tf.where(matches, kind, format_), tf.where(matches, pixels, count)
+    return format_, count
 
 
-def _pixels_of_gif(given: Any) -> Any:
-    """Give the pixels that decoding a GIF takes: its screen is only what it says.
+def _count_gif_pixels(given: Any) -> Any:
+    """Return the pixels that decoding a GIF takes; the size in its header may be wrong.
 
     TensorFlow makes an image of the largest frame's width and height, in three bytes a pixel, and
     keeps all frames, in one byte. The blocks are those of the GIF89a specification.
     """
     content: bytes = given.item() if isinstance(given, np.ndarray) else given
     width, height = (int.from_bytes(content[at : at + 2], "little") for at in (6, 8))
-    at = 13 + _colours(content[10:11])
+    at = 13 + _count_color_bytes(content[10:11])
     area = 0
     while at < len(content):
         match content[at]:
@@ -86,7 +86,7 @@ def _pixels_of_gif(given: Any) -> Any:
                 frame = [int.from_bytes(content[at + i : at + i + 2], "little") for i in (5, 7)]
                 width, height = max(width, frame[0]), max(height, frame[1])
                 area += frame[0] * frame[1]
-                at += 11 + _colours(content[at + 9 : at + 10])
+                at += 11 + _count_color_bytes(content[at + 9 : at + 10])
             case _:
                 break
         while at < len(content) and content[at]:
@@ -95,8 +95,8 @@ def _pixels_of_gif(given: Any) -> Any:
     return np.int64(max(width * height, -(-area // 3)))
 
 
-def _colours(flags: bytes) -> int:
-    """Give the bytes of a colour table, of which there may be none."""
+def _count_color_bytes(flags: bytes) -> int:
+    """Return the bytes of a color table; 0 if there is none."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
 
 
@@ -106,8 +106,8 @@ def _constant(value: int) -> Any:
     return tf.constant(value, tf.int64)
 
 
-def _places() -> Array:
-    """Give the matrix that makes numbers of the first bytes: width and height of each kind."""
+def _make_number_matrix() -> Array:
+    """Return the matrix from the first bytes to numbers: width and height in each format."""
     little, big = 256 ** np.arange(4), 256 ** np.arange(4)[::-1]
     matrix = np.zeros((6, _HEADER), np.int64)
     for row, (at, weights) in enumerate(
@@ -120,4 +120,4 @@ def _places() -> Array:
     return matrix
 
 
-_NUMBERS = _places()
+_NUMBERS = _make_number_matrix()

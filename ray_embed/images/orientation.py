@@ -31,11 +31,11 @@ def is_turned(content: Any, orientations: str = r"[\x02-\x08]") -> Any:
 
 
 def turn_upright(image: Any, content: Any) -> Any:
-    """Return the image (H, W, C) as its orientation says that it is to be seen.
+    """Return the image (H, W, C) turned upright, as its orientation tag says.
 
     Args:
         image: the decoded pixels.
-        content: the bytes that they were decoded from.
+        content: the bytes they were decoded from.
     """
     import tensorflow as tf
 

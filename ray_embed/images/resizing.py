@@ -38,14 +38,14 @@ def resize(
 
     height, width = size
     if crop_fraction is not None:
-        covering = _covering(image, height, width, crop_fraction)
+        covering = _find_covering_size(image, height, width, crop_fraction)
         resized = _resize(image, covering, interpolation, antialias)
-        return _center(resized, height, width)
+        return _crop_center(resized, height, width)
     if mode == "crop":
         image = _crop_to_aspect_ratio(image, height, width)
     elif mode == "pad":
         padded = tf.image.resize_with_pad(image, height, width, interpolation, antialias=antialias)
-        return _whole_levels(padded) if antialias and image.dtype == tf.uint8 else padded
+        return _round_levels(padded) if antialias and image.dtype == tf.uint8 else padded
     return tf.ensure_shape(_resize(image, size, interpolation, antialias), (height, width, None))
 
 
@@ -59,11 +59,11 @@ def _resize(image: Any, size: Any, interpolation: str, antialias: bool) -> Any:
     height, width = tf.unstack(tf.convert_to_tensor(size))
     for sides in ((tf.shape(image)[0], width), (height, width)):
         resized = tf.image.resize(image, tf.stack(sides), interpolation, antialias=True)
-        image = _whole_levels(resized)
+        image = _round_levels(resized)
     return image
 
 
-def _whole_levels(image: Any) -> Any:
+def _round_levels(image: Any) -> Any:
     import tensorflow as tf
 
     return tf.round(tf.clip_by_value(tf.cast(image, tf.float32), 0.0, 255.0))
@@ -73,13 +73,13 @@ def _crop_to_aspect_ratio(image: Any, height: int, width: int) -> Any:
     import tensorflow as tf
 
     own_height, own_width = tf.unstack(tf.shape(image)[:2])
-    kept_height = tf.maximum(tf.minimum(own_height, _scaled(own_width, height, width)), 1)
-    kept_width = tf.maximum(tf.minimum(own_width, _scaled(own_height, width, height)), 1)
+    kept_height = tf.maximum(tf.minimum(own_height, _scale_side(own_width, height, width)), 1)
+    kept_width = tf.maximum(tf.minimum(own_width, _scale_side(own_height, width, height)), 1)
     top, left = (own_height - kept_height) // 2, (own_width - kept_width) // 2
     return image[top : top + kept_height, left : left + kept_width]
 
 
-def _scaled(side: Any, wanted: int, other: int) -> Any:
+def _scale_side(side: Any, wanted: int, other: int) -> Any:
     """Return the side that belongs to another one in the wanted aspect ratio, rounded down."""
     import tensorflow as tf
 
@@ -87,7 +87,7 @@ def _scaled(side: Any, wanted: int, other: int) -> Any:
     return tf.cast(tf.cast(side * wanted, tf.float32) / other, tf.int32)
 
 
-def _covering(image: Any, height: int, width: int, crop_fraction: float) -> Any:
+def _find_covering_size(image: Any, height: int, width: int, crop_fraction: float) -> Any:
     """Return the height and width, in the image's own aspect ratio, whose center is cut out."""
     import tensorflow as tf
 
@@ -102,7 +102,7 @@ def _covering(image: Any, height: int, width: int, crop_fraction: float) -> Any:
     return tf.cast(tf.where(is_tall, tall, wide), tf.int32)
 
 
-def _center(image: Any, height: int, width: int) -> Any:
+def _crop_center(image: Any, height: int, width: int) -> Any:
     import tensorflow as tf
 
     spare = tf.cast(tf.shape(image)[:2] - [height, width], tf.float32)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Thumbnails: small pictures for the projector's sprite, as PNG.
+"""Thumbnails: small images for the projector's sprite, as PNG.
 
-They are stored in the PNG without compressing them: that takes a tenth of the time of the fastest
-compression, and the Parquet column they go to is compressed as a whole.
+Their pixels are not compressed: that takes a tenth of the time of the fastest compression, and the
+Parquet column that holds them is compressed as a whole.
 """
 
 import struct
@@ -17,29 +17,29 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 SIDE = 64
 _NO_COMPRESSION = 0
-_AFTER_HEADER = len(png.header(1, 1, png.RGB))
+_AFTER_HEADER = len(png.make_header(1, 1, png.RGB))
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Give pixels (h, w, 1 or 3) uint8, each side at most SIDE, as a PNG."""
+    """Return pixels (h, w, 1 or 3) uint8, each side at most SIDE, as a PNG."""
     height, width, channels = pixels.shape
     lines = np.full((height, 1 + width * channels), png.NONE, np.uint8)
     lines[:, 1:] = pixels.reshape(height, -1)
     packed = zlib.compress(lines.data, _NO_COMPRESSION)
-    start = png.header(height, width, png.GREY if channels == 1 else png.RGB)
-    return start + png.chunk(b"IDAT", packed) + png.chunk(b"IEND", b"")
+    start = png.make_header(height, width, png.GRAY if channels == 1 else png.RGB)
+    return start + png.make_chunk(b"IDAT", packed) + png.make_chunk(b"IEND", b"")
 
 
 def decode_png(content: bytes) -> Pixels:
-    """Give the pixels (h, w, 1 or 3) uint8 of a PNG, in no time where :func:`encode_png` made it.
+    """Return the pixels (h, w, 1 or 3) uint8 of a PNG, fast if :func:`encode_png` made it.
 
     Raises:
-        ValueError: it is no PNG.
+        ValueError: it is not a PNG.
     """
     width, height = struct.unpack(">II", content[16:24].ljust(8, b"\0"))
-    for color, channels in ((png.GREY, 1), (png.RGB, 3)):
-        if content.startswith(png.header(height, width, color)):
-            lines = _lines(content, height, 1 + width * channels)
+    for color, channels in ((png.GRAY, 1), (png.RGB, 3)):
+        if content.startswith(png.make_header(height, width, color)):
+            lines = _read_lines(content, height, 1 + width * channels)
             if lines is not None:
                 return lines[:, 1:].reshape(height, width, channels)
     import tensorflow as tf
@@ -51,8 +51,8 @@ def decode_png(content: bytes) -> Pixels:
     return pixels
 
 
-def _lines(content: bytes, height: int, width: int) -> Pixels | None:
-    """Give the lines of the first chunk after the header, if they are all, and not filtered."""
+def _read_lines(content: bytes, height: int, width: int) -> Pixels | None:
+    """Return the lines of the first chunk if these are all, and not filtered; otherwise None."""
     start = _AFTER_HEADER + 8
     try:
         size, kind = struct.unpack_from(">I4s", content, _AFTER_HEADER)

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan: which record is which row of which shard, kept as Parquet.
+"""The plan: which record is which row of which shard, stored as Parquet.
 
-The records of each split lie in ``plan/<ordinal>-<split>/part-*.parquet``, a row group a shard, so
-that an actor reads only its shard's rows; the outline, which says how many there are, lies beside
-them in ``plan/plan.json``.
+The records of each split are in ``plan/<ordinal>-<split>/part-*.parquet``, one row group a shard,
+so that an actor reads only the rows of its shard. The outline with the number of records is beside
+them, in ``plan/plan.json``.
 """
 
-from ray_embed.planning.builder import make_plan
+from ray_embed.planning.builder import make_plan, plan_split
 from ray_embed.planning.plan import Plan, Shard, SplitPlan, load, save
 from ray_embed.planning.rows import (
     copy_records,
-    first_difference,
+    describe_difference,
+    make_record_columns,
     read_shard,
-    record_columns,
     renew_records,
-    write_streamed,
+    write_shard,
 )
 
 __all__ = [
@@ -22,12 +22,13 @@ __all__ = [
     "Shard",
     "SplitPlan",
     "copy_records",
-    "first_difference",
+    "describe_difference",
     "load",
     "make_plan",
+    "make_record_columns",
+    "plan_split",
     "read_shard",
-    "record_columns",
     "renew_records",
     "save",
-    "write_streamed",
+    "write_shard",
 ]

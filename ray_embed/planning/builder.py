@@ -1,132 +1,148 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sources to the plan: their records are cut into shards and written, a split at a time.
+"""From sources to the plan: their records are cut into shards and written, one split at a time.
 
 Boundaries follow from the sources and the shard size alone, never from who does the work.
 """
 
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_embed.core.uri import shown
 from ray_embed.options import SHARD_RECORDS
 from ray_embed.planning.digest import Digest
 from ray_embed.planning.plan import Plan, SplitPlan
 from ray_embed.sources import label_schema
-from ray_embed.sources.dataset import StreamInfo
+from ray_embed.sources.base import Source, SourceInfo
 from ray_embed.sources.label_schema import LabelCounts
-from ray_embed.sources.missing_files import none_there
-from ray_embed.sources.open import Listed, Source, Streamed
+from ray_embed.sources.missing_files import explain_all_missing
 from ray_embed.storage.filesystem import Folder
 
 _SHARDS_A_FILE = 256
 _ARRAY_BYTES = 64 << 20
 
 
-def _shard_size_of(source: Source, info: StreamInfo | None, asked: int | None, batch: int) -> int:
-    """Give the number of records a shard: as asked, else a default, fewer for large arrays.
-
-    Depends on the source and the batch size alone, so that boundaries are always the same.
-    """
-    shape = info.image_shape if info else getattr(source, "image_shape", None)
-    if asked or shape is None:
-        return asked or SHARD_RECORDS
-    image_bytes = shape[0] * shape[1] * shape[2] * 4
-    return max(batch, min(SHARD_RECORDS, _ARRAY_BYTES // image_bytes // batch * batch))
-
-
 def make_plan(
-    sources: list[Source],
-    streams: dict[str, StreamInfo],
+    sources: Sequence[Source],
+    infos: Mapping[str, SourceInfo],
     target: Folder,
     *,
     shard_size: int | None,
     batch_size: int,
     limit: int | None,
 ) -> Plan:
-    """Write the plan of all listed sources below `target`; streams are planned while walked.
+    """Write the planned records below `target`; those of a sequential source follow while it runs.
+
+    Args:
+        sources: the sources, in the order of the splits.
+        infos: what the readers of sequential sources have found out, by split.
+        target: where to write the records.
+        shard_size: the number of records a shard; None to choose it.
+        batch_size: the number of images a batch.
+        limit: the number of records to take of each source; None for all.
 
     Raises:
-        InputError: a source cannot be listed, is empty, or none of its files is there.
+        InputError: a source cannot be listed, is empty, or none of its files exists.
     """
-    splits = []
+    splits: list[SplitPlan] = []
     counts: dict[str, LabelCounts] = {}
     notes: list[str] = []
     for ordinal, source in enumerate(sources):
-        size = _shard_size_of(source, streams.get(source.split), shard_size, batch_size)
-        if isinstance(source, Streamed):
-            info = streams[source.split]
-            splits.append(_stream_plan(ordinal, source, info, size))
-            notes += [f"{source.split}: {note}" for note in info.notes]
-        else:
-            counts[source.split] = LabelCounts()
-            split = _write_listed(ordinal, source, target, size, limit, counts[source.split])
-            splits.append(split)
-            notes += [f"{source.split}: {note}" for note in source.notes]
-            notes += _label_notes(source, split, counts[source.split])
-    label_type = label_schema.common_type(pa.type_for_alias(split.label_type) for split in splits)
-    extras = [pa.schema([(name, pa.string()) for name in split.extras]) for split in splits]
-    names = tuple(column.name for column in label_schema.union(extras))
-    alike = label_schema.look_alikes({split: count.counts for split, count in counts.items()})
+        info = source.info or infos[source.split]
+        size = shard_size or _choose_shard_size(info, batch_size)
+        split = plan_split(ordinal, source, info, size)
+        notes += [f"{split.split}: {note}" for note in info.notes]
+        skipped: Counter[str] = Counter()
+        batches = source.records(skipped)
+        if batches is not None:
+            written = _write_records(split, info, batches, target, limit)
+            if written.are_all_missing and info.has_label_column is not None:
+                raise explain_all_missing(
+                    written.records, written.first_path, source.location, source.split
+                )
+            split = _complete_split(split, written, skipped)
+            counts[split.split] = written.labels
+            notes += _describe_labels(split, info, written.labels)
+        splits.append(split)
+    alike = label_schema.describe_look_alikes({name: seen.counts for name, seen in counts.items()})
     notes += [f"warning: {note}" for note in alike]
-    return Plan(tuple(splits), str(label_type), names, tuple(notes))
+    label_type = label_schema.find_common_type(
+        pa.type_for_alias(split.label_type) for split in splits
+    )
+    extras = dict.fromkeys(name for split in splits for name in split.extras)
+    return Plan(tuple(splits), str(label_type), tuple(extras), tuple(notes))
 
 
-def _label_notes(source: Listed, split: SplitPlan, counts: LabelCounts) -> list[str]:
-    notes = [f"{source.split}: {note}" for note in counts.notes()]
-    if source.has_label_column and counts.nulls:
-        notes.append(
-            f"{source.split}: {counts.nulls:,} of {split.records:,} records have an empty label "
-            "cell, so no label"
-        )
-    return notes
-
-
-def _stream_plan(ordinal: int, source: Streamed, info: StreamInfo, size: int) -> SplitPlan:
+def plan_split(ordinal: int, source: Source, info: SourceInfo, shard_size: int) -> SplitPlan:
+    """Return the plan of a split before its records are read."""
     return SplitPlan(
         ordinal,
         source.split,
-        "stream",
-        source.name,
+        source.kind,
+        shown(source.location),
         str(info.label_type),
-        (),
-        size,
-        shards_a_file=1,
+        info.extras,
+        shard_size,
+        # A sequential source is planned shard by shard.
+        _SHARDS_A_FILE if source.info else 1,
         image_shape=info.image_shape,
         image_dtype=info.image_dtype,
     )
 
 
-def _write_listed(
-    ordinal: int,
-    source: Listed,
+def _choose_shard_size(info: SourceInfo, batch_size: int) -> int:
+    """Return the number of records a shard: fewer for large arrays.
+
+    Depends on the source and the batch size alone, so that boundaries are always the same.
+    """
+    if info.image_shape is None:
+        return SHARD_RECORDS
+    height, width, channels = info.image_shape
+    fitting = _ARRAY_BYTES // (height * width * channels * 4)
+    return max(batch_size, min(SHARD_RECORDS, fitting // batch_size * batch_size))
+
+
+@dataclass
+class _WrittenRecords:
+    """What the written records of a split add up to; `missing` counts those without a file."""
+
+    digest: Digest
+    labels: LabelCounts = field(default_factory=LabelCounts)
+    records: int = 0
+    missing: int = 0
+    first_path: bytes = b""
+
+    def add(self, table: pa.Table) -> None:
+        """Take a shard into account."""
+        self.digest.update(table.drop_columns(["path", "mtime"]))
+        if not self.records:
+            self.first_path = table["path"][0].as_py() or b""
+        self.records += table.num_rows
+        self.missing += table["size"].null_count
+        self.labels.add(table["label"])
+
+    @property
+    def are_all_missing(self) -> bool:
+        """Whether there are records, and none has a file."""
+        return self.records > 0 and self.missing == self.records
+
+
+def _write_records(
+    split: SplitPlan,
+    info: SourceInfo,
+    batches: Iterator[pa.RecordBatch],
     target: Folder,
-    size: int,
     limit: int | None,
-    counts: LabelCounts,
-) -> SplitPlan:
-    split = SplitPlan(
-        ordinal,
-        source.split,
-        source.kind,
-        source.root,
-        str(source.label_type),
-        tuple(source.extras.names),
-        size,
-        _SHARDS_A_FILE,
-        image_shape=source.image_shape,
-        image_dtype=source.image_dtype,
-    )
-    skipped: Counter[str] = Counter()
-    digest = Digest((source.image_shape, source.image_dtype, source.content))
-    records = missing = 0
-    first: bytes | None = None
+) -> _WrittenRecords:
+    """Write the records of a split as Parquet, one row group a shard."""
+    written = _WrittenRecords(Digest((info.image_shape, info.image_dtype, info.checksum)))
     writer: pq.ParquetWriter | None = None
     try:
-        for number, table in enumerate(_shards_of(source.records(skipped), size, limit)):
-            if number % _SHARDS_A_FILE == 0:
+        for number, table in enumerate(_cut_shards(batches, split.shard_size, limit)):
+            if number % split.shards_a_file == 0:
                 if writer:
                     writer.close()
                 path = target.join(split.file_of(number))
@@ -135,42 +151,53 @@ def _write_listed(
                     path, table.schema, filesystem=target.filesystem, write_page_checksum=True
                 )
             assert writer is not None  # noqa: S101 - the first shard opens a file
-            writer.write_table(table, row_group_size=size)
-            digest.update(table.drop_columns(["path", "mtime"]))
-            records += table.num_rows
-            missing += table["size"].null_count
-            first = table["path"][0].as_py() if first is None else first
-            counts.add(table["label"])
+            writer.write_table(table, row_group_size=split.shard_size)
+            written.add(table)
     finally:
         if writer:
             writer.close()
-    if missing == records and first is not None and source.has_label_column is not None:
-        raise none_there(records, first, source.location, source.split)
+    return written
+
+
+def _complete_split(
+    split: SplitPlan, written: _WrittenRecords, skipped: Mapping[str, int]
+) -> SplitPlan:
+    has_labels = written.labels.nulls < written.records
     return replace(
         split,
-        records=records,
-        digest=digest.hexdigest(),
+        records=written.records,
+        digest=written.digest.hexdigest(),
         skipped=dict(skipped),
-        label_type=split.label_type if counts.nulls < records else str(pa.null()),
+        label_type=split.label_type if has_labels else str(pa.null()),
     )
 
 
-def _shards_of(
+def _describe_labels(split: SplitPlan, info: SourceInfo, labels: LabelCounts) -> list[str]:
+    notes = [f"{split.split}: {note}" for note in labels.notes()]
+    if info.has_label_column and labels.nulls:
+        notes.append(
+            f"{split.split}: {labels.nulls:,} of {split.records:,} records have an empty label "
+            "cell, so no label"
+        )
+    return notes
+
+
+def _cut_shards(
     batches: Iterator[pa.RecordBatch], size: int, limit: int | None
 ) -> Iterator[pa.Table]:
-    waiting: list[pa.RecordBatch] = []
+    pending: list[pa.RecordBatch] = []
     rows = taken = 0
     for batch in batches:
         if limit is not None:
             batch = batch.slice(0, limit - taken)
         taken += batch.num_rows
-        waiting.append(batch)
+        pending.append(batch)
         rows += batch.num_rows
         while rows >= size:
-            table = pa.Table.from_batches(waiting)
+            table = pa.Table.from_batches(pending)
             yield table.slice(0, size).combine_chunks()
-            waiting, rows = table.slice(size).to_batches(), rows - size
+            pending, rows = table.slice(size).to_batches(), rows - size
         if taken == limit:
             break
     if rows:
-        yield pa.Table.from_batches(waiting).combine_chunks()
+        yield pa.Table.from_batches(pending).combine_chunks()

@@ -9,33 +9,33 @@ import pyarrow as pa
 
 
 class Digest:
-    """The checksum of a table's columns, taken while its rows go by.
+    """The checksum of a table's columns, updated with some rows at a time.
 
     Args:
-        about: what else is to count, of plain values.
+        about: plain values that are part of it, too.
     """
 
     def __init__(self, about: tuple[object, ...]) -> None:
         self._about = repr(about)
-        # The lengths of the texts, and the texts, each as one long row of bytes: where a batch
-        # ends leaves no trace.
+        # The lengths of the texts, and the texts, each as one long row of bytes: batches leave no
+        # trace.
         self._columns: defaultdict[str, tuple[hashlib._Hash, hashlib._Hash]] = defaultdict(
             lambda: (hashlib.sha256(), hashlib.sha256())
         )
 
     def update(self, rows: pa.Table) -> None:
-        """Add rows, of any number; a missing value differs from an empty text."""
+        """Add rows, any number; a missing value differs from an empty text."""
         for name, column in zip(rows.column_names, rows.columns, strict=True):
             lengths, texts = self._columns[name]
-            # Numbers as text, too: a NaN is like any other.
+            # Numbers as text, too: every NaN is the same.
             values = column.cast(pa.string()).to_pylist()
             counts = [-1 if value is None else len(value) for value in values]
             lengths.update(np.array(counts, "<i4").tobytes())
             texts.update("".join(value or "" for value in values).encode())
 
     def hexdigest(self) -> str:
-        """Give the checksum of all rows so far, in hex."""
-        found = [
+        """Return the checksum of all rows so far, in hex."""
+        columns = [
             (name, *(part.hexdigest() for part in parts)) for name, parts in self._columns.items()
         ]
-        return hashlib.sha256(repr((self._about, found)).encode()).hexdigest()
+        return hashlib.sha256(repr((self._about, columns)).encode()).hexdigest()

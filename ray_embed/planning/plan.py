@@ -15,7 +15,11 @@ from ray_embed.storage.filesystem import Folder
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """One split of the plan; `records` and `shards` are None until a stream has been walked."""
+    """One split of the plan.
+
+    `kind` and `root` record the source for people. `records`, `shards` and `digest` are None if the
+    records are planned while a sequential source is read, `digest` for ever.
+    """
 
     ordinal: int
     split: str
@@ -37,7 +41,7 @@ class SplitPlan:
         return None if self.records is None else -(-self.records // self.shard_size)
 
     def file_of(self, shard: int) -> str:
-        """Name the plan file that holds the shard number `shard` of this split."""
+        """Return the name of the plan file that holds the shard number `shard` of this split."""
         return (
             f"plan/{self.ordinal:02d}-{self.split}/part-{shard // self.shards_a_file:08d}.parquet"
         )
@@ -54,22 +58,23 @@ class Plan:
 
     @property
     def records(self) -> int | None:
-        """The number of records; None while the length of a stream is unknown."""
-        return _total([split.records for split in self.splits])
+        """The number of records; None while the length of a split is unknown."""
+        return _add_counts([split.records for split in self.splits])
 
     @property
     def shards(self) -> int | None:
-        """The number of shards; None while the length of a stream is unknown."""
-        return _total([split.shards for split in self.splits])
+        """The number of shards; None while the length of a split is unknown."""
+        return _add_counts([split.shards for split in self.splits])
 
     def schema(self) -> pa.Schema:
-        """Give the columns of a part before its features."""
-        return label_schema.record_schema(
-            pa.type_for_alias(self.label_type), [pa.field(e, pa.string()) for e in self.extras]
+        """Return the columns of a part before its features."""
+        return label_schema.make_record_schema(
+            pa.type_for_alias(self.label_type),
+            [pa.field(name, pa.string()) for name in self.extras],
         )
 
     def with_records(self, ordinal: int, records: int) -> "Plan":
-        """Give the plan with the length of a stream filled in."""
+        """Return the plan with the length of a sequential split filled in."""
         splits = [
             replace(split, records=records) if split.ordinal == ordinal else split
             for split in self.splits
@@ -94,13 +99,13 @@ class Shard:
     records: int
 
 
-def _total(counts: Iterable[int | None]) -> int | None:
+def _add_counts(counts: Iterable[int | None]) -> int | None:
     known = list(counts)
     return None if None in known else sum(count for count in known if count is not None)
 
 
 def save(folder: Folder, plan: Plan) -> None:
-    """Write the plan's outline to the run folder; it is there only once its records are."""
+    """Write the plan's outline to the run folder, after its records."""
     folder.write(layout.PLAN, json.dumps(asdict(plan), indent=1).encode())
 
 
@@ -108,11 +113,11 @@ def load(folder: Folder) -> Plan:
     """Read the outline of the plan of a run folder.
 
     Raises:
-        InputError: it is missing, or not what was written.
+        InputError: it is missing or damaged.
     """
-    mend = "`ray-embed run` with the same options mends it"
+    advice = "`ray-embed run` with the same options writes it again"
     if not folder.exists(layout.PLAN):
-        raise InputError(f"{folder.shown(layout.PLAN)}: it is gone; {mend}")
+        raise InputError(f"{folder.shown(layout.PLAN)}: it is missing; {advice}")
     try:
         data = json.loads(folder.read(layout.PLAN))
         splits = [
@@ -128,4 +133,4 @@ def load(folder: Folder) -> Plan:
         notes = tuple(data.get("notes", ()))
         return Plan(tuple(splits), data["label_type"], tuple(data["extras"]), notes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder.shown(layout.PLAN)}: damaged; {mend}") from error
+        raise InputError(f"{folder.shown(layout.PLAN)}: damaged; {advice}") from error

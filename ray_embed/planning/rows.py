@@ -16,31 +16,31 @@ from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.retry import of_storage
 
 
-def write_streamed(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) -> int | None:
-    """Keep the plan rows of a streamed shard, or compare them with those kept before.
+def write_shard(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) -> int | None:
+    """Write the plan rows of a sequential shard, or compare them with those written before.
 
     Returns:
-        The position within the shard of the first record that differs from the kept plan, or
-        None where all is the same.
+        The position within the shard of the first record that differs from the written plan; None
+        if all are the same.
     """
     name = split.file_of(local)
-    kept = _read_if_sound(folder, name)
-    if kept is None:
+    written = _read_undamaged(folder, name)
+    if written is None:
         sink = pa.BufferOutputStream()
         pq.write_table(rows, sink, write_page_checksum=True)
         folder.write(name, sink.getvalue().to_pybytes())
         return None
-    if kept.equals(rows):
+    if written.equals(rows):
         return None
-    pairs = zip(kept.to_pylist(), rows.to_pylist(), strict=False)
-    differing = (at for at, (before, now) in enumerate(pairs) if _changed(before, now))
-    if kept.num_rows == rows.num_rows:
+    pairs = zip(written.to_pylist(), rows.to_pylist(), strict=False)
+    differing = (i for i, (before, now) in enumerate(pairs) if _find_changed_columns(before, now))
+    if written.num_rows == rows.num_rows:
         return next(differing, None)
-    return next(differing, min(kept.num_rows, rows.num_rows))
+    return next(differing, min(written.num_rows, rows.num_rows))
 
 
-def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Name the columns in which two plan rows differ; NaN is the same as NaN."""
+def _find_changed_columns(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """Return the columns in which two plan rows differ; NaN is the same as NaN."""
     return [
         name
         for name, was in before.items()
@@ -67,48 +67,48 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
 
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
-    """Copy the planned records of all listed splits from a local folder to another one."""
+    """Copy the planned records that a local folder holds to another folder."""
     for split in plan.splits:
-        for name in _files(split, source):
+        for name in _list_files(split, source):
             target.put(Path(source.join(name)), name)
 
 
 def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> None:
-    """Compare the records planned anew with those kept, and replace what is kept of them.
+    """Compare records planned again with those of the run folder, and replace the latter.
 
-    Both hold the same records. What is kept may be damaged, and the files may lie elsewhere now.
+    Both are the same records. Files of the run folder may be damaged, and images may have moved.
 
     Args:
         fresh: the plan made now.
         kept: the plan of the run folder.
-        source: where the records planned now are.
+        source: the folder with the records planned now.
         target: the run folder.
 
     Raises:
-        InputError: a file that lies where it did has another time than it had.
+        InputError: an image that has not moved has another time than before.
     """
     roots = {split.ordinal: split.root for split in kept.splits}
     for split in fresh.splits:
         moved = roots.get(split.ordinal) != split.root
-        for name in _files(split, source):
+        for name in _list_files(split, source):
             if target.exists(name) and target.read(name) == source.read(name):
                 continue
-            before = _read_if_sound(target, name)
+            before = _read_undamaged(target, name)
             if before is not None and not moved:
                 now = pq.read_table(source.join(name), filesystem=source.filesystem)
                 _refuse_changed(split, before, now)
             target.put(Path(source.join(name)), name)
 
 
-def _files(split: SplitPlan, source: Folder) -> Iterator[str]:
+def _list_files(split: SplitPlan, source: Folder) -> Iterator[str]:
     number = 0
     while source.exists(name := split.file_of(number)):
         yield name
         number += split.shards_a_file
 
 
-def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
-    """Read a plan file; None where it is not there, or not what was written."""
+def _read_undamaged(folder: Folder, name: str) -> pa.Table | None:
+    """Read a plan file; return None if it is missing or damaged."""
     if not folder.exists(name):
         return None
     try:
@@ -122,24 +122,27 @@ def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
 
 
 def _refuse_changed(split: SplitPlan, before: pa.Table, now: pa.Table) -> None:
-    for was, found in zip(before.to_pylist(), now.to_pylist(), strict=False):
+    """Refuse records of a plan file that differ from those planned now."""
+    for old, new in zip(before.to_pylist(), now.to_pylist(), strict=False):
         # As text, in which NaN is the same as NaN.
-        if repr(was) != repr(found):
+        if repr(old) != repr(new):
             raise InputError(
-                f"--source {split.split}={split.root}: {found['key']!r} has changed since the run "
-                "was planned; put back what was there (with its time), or start anew with "
+                f"--source {split.split}={split.root}: {new['key']!r} has changed since the run "
+                "was planned; restore what was there (with its time), or start again with "
                 "--overwrite"
             )
 
 
-def record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
-    """Give the columns of a part before its features, for all planned rows of a shard."""
+def make_record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
+    """Return the columns of a part before its features, for all planned rows of a shard."""
     schema = plan.schema()
     count = rows.num_rows
     columns: dict[str, Any] = {
         "index": pa.array(range(shard.index, shard.index + count), pa.int64()),
         "key": rows["key"],
-        "label": label_schema.cast(rows["label"].combine_chunks(), schema.field("label").type),
+        "label": label_schema.cast_labels(
+            rows["label"].combine_chunks(), schema.field("label").type
+        ),
         "split": pa.array([shard.split.split] * count, pa.string()),
     }
     for name in plan.extras:
@@ -147,27 +150,27 @@ def record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
     return pa.table(columns, schema=schema)
 
 
-def first_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: SplitPlan) -> str:
-    """Say where two plans of a listed split part ways: the first key that differs, and how."""
+def describe_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: SplitPlan) -> str:
+    """Describe the first difference between two plans of a split: the key, and what differs."""
     images = [(split.image_shape, split.image_dtype) for split in (before, now)]
     if images[0] != images[1]:
         return f"its images were {images[0]} and are now {images[1]}"
-    pairs = itertools.zip_longest(_rows(kept, before), _rows(fresh, now))
-    for was, found in pairs:
-        if was is None or found is None:
-            return f"{(was or found)['key']!r} {'has been added' if was is None else 'is gone'}"
-        if was["key"] != found["key"]:
-            return f"{was['key']!r} was planned where there is now {found['key']!r}"
-        for name in _changed(was, found):
+    pairs = itertools.zip_longest(_iterate_rows(kept, before), _iterate_rows(fresh, now))
+    for old, new in pairs:
+        if old is None or new is None:
+            return f"{(old or new)['key']!r} {'has been added' if old is None else 'is gone'}"
+        if old["key"] != new["key"]:
+            return f"{old['key']!r} was planned where there is now {new['key']!r}"
+        for name in _find_changed_columns(old, new):
             if name not in ("mtime", "path"):
-                emptied = (name, was[name], found.get(name)) == ("label", "", None)
+                emptied = (name, old[name], new.get(name)) == ("label", "", None)
                 hint = "; --empty-label keep takes empty labels as before" if emptied else ""
                 return (
-                    f"{was['key']!r}: {name} was {was[name]!r} and is now {found.get(name)!r}{hint}"
+                    f"{old['key']!r}: {name} was {old[name]!r} and is now {new.get(name)!r}{hint}"
                 )
     return "the order of its records"
 
 
-def _rows(folder: Folder, split: SplitPlan) -> Iterator[dict[str, Any]]:
+def _iterate_rows(folder: Folder, split: SplitPlan) -> Iterator[dict[str, Any]]:
     for local in range(split.shards or 0):
         yield from read_shard(folder, split, local).to_pylist()

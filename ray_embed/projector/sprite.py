@@ -49,13 +49,13 @@ def write_sprite(path: Path, points: int, pngs: Iterable[bytes], mapped: Ordered
     length = side * grid
     checksum = zlib.adler32(b"")
     with open(path, "wb") as file:
-        file.write(png.header(length, length, png.RGB) + png.chunk(b"IDAT", _ZLIB_HEADER))
+        file.write(png.make_header(length, length, png.RGB) + png.make_chunk(b"IDAT", _ZLIB_HEADER))
         rows = mapped(partial(_packed_row, side, grid), _rows(pngs, grid))
         for lines, packed in rows:
             checksum = zlib.adler32(lines.data, checksum)
             file.write(packed)
-        file.write(png.chunk(b"IDAT", _LAST_BLOCK + struct.pack(">I", checksum)))
-        file.write(png.chunk(b"IEND", b""))
+        file.write(png.make_chunk(b"IDAT", _LAST_BLOCK + struct.pack(">I", checksum)))
+        file.write(png.make_chunk(b"IEND", b""))
 
 
 def _rows(pngs: Iterable[bytes], grid: int) -> Iterator[list[bytes]]:
@@ -70,7 +70,9 @@ def _packed_row(side: int, grid: int, pngs: list[bytes]) -> tuple[Pixels, bytes]
     lines = _filtered(_row(side, grid, pngs))
     # Runs and no longer matches: half the time, and hardly larger.
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, strategy=zlib.Z_RLE)
-    return lines, png.chunk(b"IDAT", packer.compress(lines.data) + packer.flush(zlib.Z_FULL_FLUSH))
+    return lines, png.make_chunk(
+        b"IDAT", packer.compress(lines.data) + packer.flush(zlib.Z_FULL_FLUSH)
+    )
 
 
 def _row(side: int, grid: int, pngs: list[bytes]) -> Pixels:

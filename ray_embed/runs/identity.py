@@ -77,7 +77,8 @@ def _option_values(config: RunConfig) -> dict[str, Any]:
 
 def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
     common = {"label type": split.label_type, "shard size": split.shard_size}
-    if split.kind != "stream":
+    # Records that are planned while a sequential source is read have no digest.
+    if split.digest is not None:
         return {"records": split.digest, "columns": list(split.extras), **common}
     return {
         "callable": split.root,

@@ -160,7 +160,7 @@ def _problems_of(
     if shard is None and outline.shards is not None:
         yield f"{name}: no such shard was planned"
     if shard is not None:
-        records = planning.record_columns(
+        records = planning.make_record_columns(
             outline, shard, planning.read_shard(folder, shard.split, shard.local)
         )
         yield from _differences(name, records, table, rejected)

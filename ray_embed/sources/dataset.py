@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one reader that walks a tf.data dataset, or a sequence, and cuts it into shards."""
+"""A tf.data dataset or a sequence: one reader reads it in order and cuts it into shards."""
 
 import itertools
 import numbers
 import os
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -15,9 +16,11 @@ import pyarrow as pa
 from ray_embed.core import user_code
 from ray_embed.core.keys import key_of
 from ray_embed.errors import InputError, RayEmbedError, RunError
-from ray_embed.sources.label_schema import label_type_of
-from ray_embed.sources.npz import channels_first
-from ray_embed.sources.open import Streamed
+from ray_embed.images.decode import PixelSpec
+from ray_embed.sources.array_images import ArrayImages, open_arrays
+from ray_embed.sources.base import PlannedRecords, SourceInfo
+from ray_embed.sources.label_schema import find_label_type
+from ray_embed.sources.npz import is_channels_first
 
 Image = np.ndarray[Any, Any]
 Record = tuple[Image, Any, str | None]
@@ -25,69 +28,113 @@ _END = object()
 
 
 @dataclass(frozen=True)
-class StreamInfo:
-    """What must be known of a stream before its first shard; `notes` are lines for the user."""
+class Dataset:
+    """A sequential source: ``module:callable``, a function, or a dataset object in hand."""
 
-    label_type: pa.DataType
-    image_shape: tuple[int, int, int]
-    image_dtype: str
-    notes: tuple[str, ...] = ()
+    kind: ClassVar[str] = "stream"
+    info: ClassVar[None] = None
+    split: str
+    source: Any
+    kwargs: dict[str, Any]
+
+    @property
+    def location(self) -> str:
+        """The name of the callable, or of the object's type, as the run folder records it."""
+        if isinstance(self.source, str):
+            return self.source
+        function = getattr(self.source, "__qualname__", None)
+        return f"{self.source.__module__}:{function}" if function else type(self.source).__name__
+
+    @property
+    def where(self) -> str:
+        """The source as messages name it."""
+        return f"--source {self.split}={self.location}"
+
+    def records(self, skipped: Counter[str]) -> None:
+        """Return None: the records are known only while one :class:`RecordReader` reads them."""
+
+    def reader(self) -> "DeliveredImages":
+        """Return what opens the images that the record reader has delivered."""
+        return DeliveredImages(self.where)
 
 
 @dataclass(frozen=True)
-class StreamedShard:
+class DeliveredImages:
+    """Opens images that come with their shard; `where` names the source in messages."""
+
+    where: str
+
+    def open(self, records: PlannedRecords, pixels: PixelSpec) -> ArrayImages:
+        """Take the images of planned records.
+
+        Raises:
+            InputError: they do not fit the encoder.
+        """
+        return open_arrays(records.images, records.positions, pixels, self.where)
+
+    def verify(self, rows: pa.Table) -> None:
+        """Do nothing: the record reader compares what it reads with the plan."""
+
+
+@dataclass(frozen=True)
+class DatasetShard:
     """Consecutive records: `rows` (key, label, crc) and their images, each (H, W, C)."""
 
     rows: pa.Table
     images: list[Image]
 
 
-class StreamReader:
-    """Walks the records of one streamed source, once, in order.
+class RecordReader:
+    """Reads the records of one dataset, once, in order.
 
     Args:
-        source: the stream.
+        source: the dataset.
         limit: the number of records after which it ends; None for all.
 
     Raises:
-        InputError: the callable cannot be found or gives something else, there is no record, or
-            an image or label is none.
+        InputError: the callable cannot be found or returns something else, there is no record, or
+            an image or label has the wrong form.
     """
 
-    def __init__(self, source: Streamed, limit: int | None = None) -> None:
-        self._where = f"--source {source.split}={source.name}"
+    def __init__(self, source: Dataset, limit: int | None = None) -> None:
+        self._where = source.where
         opened = source.source
         if isinstance(opened, str) or _is_function(opened):
             opened = user_code.call(opened, source.kwargs, self._where)
-        # What the first third element is holds for all: "path" or "weight".
+        # "path" or "weight": the meaning of the first record's third element holds for all.
         self._third: str | None = None
         self._notes: list[str] = []
-        records = itertools.islice(self._records(opened), limit)
+        records = itertools.islice(self._iterate_records(opened), limit)
         first = next(records, None)
         if first is None:
-            raise InputError(f"{self._where}: it gives no record")
+            raise InputError(f"{self._where}: it yields no record")
         self._rest = itertools.chain([first], records)
         self._position = 0
         image, label, _ = first
         # The first label's type holds for all: a later one of another type is an error.
-        self._label_type = self._type_of(label)
+        self._label_type = self._find_type(label)
         self._first = image
 
-    def describe(self) -> StreamInfo:
-        """Give label type, image shape and what to note, from the first record."""
+    def describe(self) -> SourceInfo:
+        """Return label type, image shape and notes, from the first record."""
         height, width, channels = self._first.shape
-        kind = "uint8" if self._first.dtype == np.uint8 else "float"
+        dtype = "uint8" if self._first.dtype == np.uint8 else "float"
         notes = tuple(self._notes)
         if pa.types.is_null(self._label_type):
             notes += ("its records have no labels",)
-        return StreamInfo(self._label_type, (height, width, channels), kind, notes)
+        return SourceInfo(
+            label_type=self._label_type,
+            image_shape=(height, width, channels),
+            image_dtype=dtype,
+            notes=notes,
+        )
 
-    def next_shard(self, size: int) -> StreamedShard | None:
-        """Read the next shard of at most `size` records; None after the last.
+    def read_shard(self, size: int) -> DatasetShard | None:
+        """Read the next shard of at most `size` records; return None after the last.
 
         Raises:
-            InputError: an image or a label is none, or labels change their type.
-            RunError: the dataset itself failed; says at which record.
+            InputError: an image or a label has the wrong form, or labels change their type.
+            RunError: the dataset itself failed; names the record.
         """
         records = list(itertools.islice(self._rest, size))
         if not records:
@@ -99,38 +146,38 @@ class StreamReader:
         rows = pa.table(
             {
                 "key": pa.array(keys, pa.string()),
-                "label": self._label_array(labels, start),
-                "crc": pa.array([_checksum(image) for image in images], pa.int64()),
+                "label": self._convert_labels(labels, start),
+                "crc": pa.array([_compute_checksum(image) for image in images], pa.int64()),
             }
         )
-        return StreamedShard(rows, list(images))
+        return DatasetShard(rows, list(images))
 
-    def _label_array(self, labels: tuple[Any, ...], start: int) -> pa.Array:
+    def _convert_labels(self, labels: tuple[Any, ...], start: int) -> pa.Array:
         for offset, label in enumerate(labels):
-            kind = self._type_of(label)
-            if kind not in (self._label_type, pa.null()):
+            type_ = self._find_type(label)
+            if type_ not in (self._label_type, pa.null()):
                 raise InputError(
-                    f"{self._where}: record {start + offset} has the label {label!r} ({kind}), the "
-                    f"first record's label is {self._label_type}; give all labels one type"
+                    f"{self._where}: record {start + offset} has the label {label!r} ({type_}), "
+                    f"the first record's label is {self._label_type}; give all labels one type"
                 )
         return pa.array(labels, self._label_type)
 
-    def _type_of(self, label: Any) -> pa.DataType:
+    def _find_type(self, label: Any) -> pa.DataType:
         if isinstance(label, int) and not -(2**63) <= label < 2**63:
             raise InputError(
                 f"{self._where}: the label {label} does not fit into 64 bits; give it as text"
             )
         try:
-            kind = pa.scalar(label).type
+            type_ = pa.scalar(label).type
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"{self._where}: {label!r} ({type(label).__name__}) is no label; a label is one "
                 "whole number, float, text or bool"
             ) from error
-        return label_type_of(kind, self._where)
+        return find_label_type(type_, self._where)
 
-    def _records(self, opened: Any) -> Iterator[Record]:
-        elements = self._elements(opened)
+    def _iterate_records(self, opened: Any) -> Iterator[Record]:
+        elements = self._iterate_elements(opened)
         for position in itertools.count():
             try:
                 element = next(elements, _END)
@@ -145,7 +192,7 @@ class StreamReader:
                 return
             yield from self._unpack(element, position)
 
-    def _elements(self, opened: Any) -> Iterator[Any]:
+    def _iterate_elements(self, opened: Any) -> Iterator[Any]:
         import tensorflow as tf
 
         if isinstance(opened, tf.data.Dataset):
@@ -155,20 +202,20 @@ class StreamReader:
                 yield opened[position]
         else:
             raise InputError(
-                f"{self._where}: it gives {type(opened).__name__}; a tf.data.Dataset or a sequence "
+                f"{self._where}: got {type(opened).__name__}; a tf.data.Dataset or a sequence "
                 "(__len__ and __getitem__) of img, (img, gt) or (img, gt, img_path) is needed"
             )
 
     def _unpack(self, element: Any, position: int) -> Iterator[Record]:
-        """Take one element, a record or a batch, apart into records."""
+        """Yield the records of one element, which is a record or a batch."""
         if hasattr(element, "shape"):
             element = (element,)
         if not isinstance(element, (tuple, list)) or len(element) not in (1, 2, 3):
             raise InputError(
-                f"{self._where}: element {position} is {_described(element)}; "
+                f"{self._where}: element {position} is {_describe(element)}; "
                 "img, (img, gt) or (img, gt, img_path) is needed"
             )
-        image = self._array(element[0], "img")
+        image = self._to_array(element[0], "img")
         label, third = (*element[1:], None, None)[:2]
         if image.dtype != np.uint8:
             if image.dtype.kind not in "fiu" and image.dtype.name != "bfloat16":
@@ -181,12 +228,14 @@ class StreamReader:
             image = image[..., None]
         self._check_channels(image.shape)
         if image.ndim == 3:
-            labels = self._labels(self._alone(label, "gt"), 1)
-            paths = self._paths(self._alone(third, "img_path"), 1, position)
+            labels = self._flatten_labels(self._add_batch_axis(label, "gt"), 1)
+            paths = self._flatten_paths(self._add_batch_axis(third, "img_path"), 1, position)
             yield image, labels[0], paths[0]
         elif image.ndim == 4:
-            labels = self._labels(label, len(image))
-            yield from zip(image, labels, self._paths(third, len(image), position), strict=True)
+            labels = self._flatten_labels(label, len(image))
+            yield from zip(
+                image, labels, self._flatten_paths(third, len(image), position), strict=True
+            )
         else:
             raise InputError(
                 f"{self._where}: img has the shape {image.shape}; "
@@ -194,44 +243,44 @@ class StreamReader:
             )
 
     def _is_grey_batch(self, image: Image, label: Any) -> bool:
-        """Whether an image of rank 3 is a batch (N, H, W): it has N labels, and no channels."""
+        """Return whether an image of rank 3 is a batch (N, H, W): it has N labels, no channels."""
         if image.ndim != 3 or image.shape[-1] <= 4:
             return False
         if label is None or isinstance(label, (dict, tuple)):
             return False
-        return self._array(label, "gt").shape in (image.shape[:1], (len(image), 1))
+        return self._to_array(label, "gt").shape in (image.shape[:1], (len(image), 1))
 
     def _check_channels(self, shape: tuple[int, ...]) -> None:
-        if len(shape) not in (3, 4) or not channels_first(shape[-3:]):
+        if len(shape) not in (3, 4) or not is_channels_first(shape[-3:]):
             return
         order = (1, 2, 0) if len(shape) == 3 else (0, 2, 3, 1)
         raise InputError(
             f"{self._where}: img has the shape {shape}, with the channels first (NCHW); they are "
-            f"needed last: give np.transpose(img, {order}), or dataset.map(lambda img, *others: "
+            f"needed last: use np.transpose(img, {order}), or dataset.map(lambda img, *others: "
             f"(tf.transpose(img, {order}), *others))"
         )
 
-    def _labels(self, labels: Any, count: int) -> list[Any]:
-        """Give `count` labels as Python values; each must be a scalar or of shape (1,)."""
-        mend = "give one number or text a record (not the image, a mask or a one-hot vector)"
+    def _flatten_labels(self, labels: Any, count: int) -> list[Any]:
+        """Return `count` labels as Python values; each must be a scalar or of shape (1,)."""
+        advice = "give one number or text a record (not the image, a mask or a one-hot vector)"
         if _is_one_hot(labels):
-            mend = (
+            advice = (
                 "it looks one-hot, so give the number of the class: tf.argmax(gt, -1), or in Keras "
                 "label_mode='int'"
             )
-        return self._values(labels, count, "gt", mend)
+        return self._flatten(labels, count, "gt", advice)
 
-    def _paths(self, values: Any, count: int, position: int) -> list[str | None]:
-        """Give `count` paths; None for each where the third element is a sample weight."""
-        given = self._values(values, count, "img_path", "give one text a record")
-        for value in given:
+    def _flatten_paths(self, values: Any, count: int, position: int) -> list[str | None]:
+        """Return `count` paths; None for each if the third element is a sample weight."""
+        flat = self._flatten(values, count, "img_path", "give one text a record")
+        for value in flat:
             self._check_third(value, position)
         if self._third == "weight":
             return [None] * count
-        return [value if value is None else str(value) for value in given]
+        return [value if value is None else str(value) for value in flat]
 
     def _check_third(self, value: Any, position: int) -> None:
-        """Tell a path from a sample weight, by the first record."""
+        """Check that the third element is what it was in the first record: a path or a weight."""
         if value is None:
             return
         is_path = isinstance(value, (str, os.PathLike))
@@ -240,42 +289,42 @@ class StreamReader:
                 f"{self._where}: img_path is {value!r} ({type(value).__name__}) in element "
                 f"{position}; a path is text or bytes"
             )
-        kind = "path" if is_path else "weight"
+        meaning = "path" if is_path else "weight"
         if self._third is None:
-            self._third = kind
-            if kind == "weight":
+            self._third = meaning
+            if meaning == "weight":
                 self._notes.append(
                     f"the third element of a record is a number ({value!r}), taken for a sample "
                     "weight and left out; keys are positions (give what is meant as a key as text)"
                 )
-        elif kind != self._third:
+        elif meaning != self._third:
             raise InputError(
-                f"{self._where}: the third element is {value!r} in element {position}, a {kind}, "
-                f"but a {self._third} before; give a path in each record, or in none"
+                f"{self._where}: the third element is {value!r} in element {position}, a "
+                f"{meaning}, but a {self._third} before; give a path in each record, or in none"
             )
 
-    def _values(self, values: Any, count: int, what: str, mend: str) -> list[Any]:
+    def _flatten(self, values: Any, count: int, what: str, advice: str) -> list[Any]:
         if values is None:
             return [None] * count
         if isinstance(values, (dict, tuple)):
-            raise InputError(f"{self._where}: {what} is {_described(values)}; {mend}")
-        array = self._array(values, what)
+            raise InputError(f"{self._where}: {what} is {_describe(values)}; {advice}")
+        array = self._to_array(values, what)
         if array.shape not in ((count,), (count, 1)):
             if array.shape[:1] == (count,):
                 shape = f"the shape {array.shape[1:]} a record, which is none"
             else:
                 shape = f"the shape {array.shape} for {count} records"
-            raise InputError(f"{self._where}: {what} has {shape}; {mend}")
+            raise InputError(f"{self._where}: {what} has {shape}; {advice}")
         flat = array.reshape(-1).tolist()
         return [key_of(value) if isinstance(value, (bytes, str)) else value for value in flat]
 
-    def _alone(self, value: Any, what: str) -> Any:
-        """Make a batch of the value of a single record."""
+    def _add_batch_axis(self, value: Any, what: str) -> Any:
+        """Return a batch of one for the value of a single record."""
         if value is None or isinstance(value, (dict, tuple)):
             return value
-        return self._array(value, what)[None]
+        return self._to_array(value, what)[None]
 
-    def _array(self, value: Any, what: str) -> np.ndarray[Any, Any]:
+    def _to_array(self, value: Any, what: str) -> np.ndarray[Any, Any]:
         try:
             return np.asarray(value)
         except (TypeError, ValueError) as error:
@@ -291,7 +340,7 @@ def _is_function(source: Any) -> bool:
 
 
 def _is_one_hot(labels: Any) -> bool:
-    """Whether labels are rows of zeros with a single one in each."""
+    """Return whether labels are rows of zeros with a single one in each."""
     if isinstance(labels, (dict, tuple)) or labels is None:
         return False
     rows = np.asarray(labels)
@@ -300,12 +349,12 @@ def _is_one_hot(labels: Any) -> bool:
     return bool(np.all((rows == 0) | (rows == 1)) and np.all(rows.sum(axis=1) == 1))
 
 
-def _described(value: Any) -> str:
+def _describe(value: Any) -> str:
     if isinstance(value, (tuple, list)):
-        return f"({', '.join(_described(item) for item in value)})"
+        return f"({', '.join(_describe(item) for item in value)})"
     shape = getattr(value, "shape", None)
     return type(value).__name__ if shape is None else f"an array of shape {tuple(shape)}"
 
 
-def _checksum(image: Image) -> int:
+def _compute_checksum(image: Image) -> int:
     return zlib.crc32(np.ascontiguousarray(image).data, zlib.crc32(repr(image.shape).encode()))

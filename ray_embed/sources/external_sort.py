@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sorts any number of names while holding few: sorted runs go to files, which are then merged."""
+"""Sort any number of names while holding few: sorted runs go to files, which are then merged."""
 
 import contextlib
 import heapq
@@ -9,39 +9,39 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TextIO
 
-_A_LINE = 1024
+_NAMES_A_LINE = 1024
 
 
 def sort_names(names: Iterable[str], held: int) -> Iterator[str]:
-    """Give the names in code-point order, holding little more than `held` of them in memory.
+    """Yield the names in code-point order, holding little more than `held` of them in memory.
 
     Args:
-        names: in any order; they may hold bytes that are no text (PEP 383).
-        held: how many are sorted at once. What is more goes to temporary files, a file for each
-            `held` names, which stay open until all is given.
+        names: the names, in any order; they may hold bytes that are no text (PEP 383).
+        held: the number of names sorted at once. The rest goes to temporary files, one for each
+            `held` names, which stay open until the last name is yielded.
     """
-    waiting = iter(names)
+    remaining = iter(names)
     with contextlib.ExitStack() as files:
         runs: list[Iterator[str]] = []
-        while run := sorted(islice(waiting, held)):
+        while run := sorted(islice(remaining, held)):
             if len(run) < held:
                 runs.append(iter(run))
                 break
             file = files.enter_context(tempfile.TemporaryFile("w+", encoding="ascii"))
-            _write(file, run)
-            runs.append(_read(file))
-        # Or it would stay while the merged names are given.
+            _write_run(file, run)
+            runs.append(_read_run(file))
+        # Otherwise it would stay in memory while the merged names are yielded.
         del run
         yield from heapq.merge(*runs)
 
 
-def _write(file: TextIO, names: list[str]) -> None:
+def _write_run(file: TextIO, names: list[str]) -> None:
     # JSON escapes newlines, and what is no text.
-    for start in range(0, len(names), _A_LINE):
-        file.write(json.dumps(names[start : start + _A_LINE]) + "\n")
+    for start in range(0, len(names), _NAMES_A_LINE):
+        file.write(json.dumps(names[start : start + _NAMES_A_LINE]) + "\n")
     file.seek(0)
 
 
-def _read(file: TextIO) -> Iterator[str]:
+def _read_run(file: TextIO) -> Iterator[str]:
     for line in file:
         yield from json.loads(line)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of sources, on a local disk or an object store: found, looked at, and read."""
+"""Files of sources, on a local disk or an object store: locate, stat and read them."""
 
 import os
 import stat as status_of
@@ -23,8 +23,8 @@ from ray_embed.storage.retry import explained, persistent
 # Bytes, and modification time in ns; both None where there is no file.
 SizeAndTime = tuple[int | None, int | None]
 
-# An object store takes long to answer, and answers many at a time. What was read ahead is bounded.
-_AT_ONCE, _AHEAD_BYTES = 32, 256 << 20
+# An object store answers slowly, and many requests at a time. What is read ahead is bounded.
+_MAX_REQUESTS, _AHEAD_BYTES = 32, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -34,13 +34,18 @@ class File:
     path: bytes
     filesystem: pafs.FileSystem | None = None
 
+    @property
+    def is_remote(self) -> bool:
+        """Whether it is on an object store."""
+        return self.filesystem is not None
+
     def __str__(self) -> str:
         name = key_of(self.path)
         return name if self.filesystem is None else shown_path(self.filesystem, name)
 
 
-def find(name: str) -> File:
-    """Find a file or folder by its path, or its URI."""
+def locate_file(name: str) -> File:
+    """Return the file or folder of a path or URI."""
     if not is_uri(name):
         return File(os.fsencode(name))
     filesystem, path = locate(name)
@@ -48,16 +53,21 @@ def find(name: str) -> File:
     return File(path.encode(), None if local else filesystem)
 
 
-def below(folder: File, path: bytes) -> File:
-    """Find the file that a record names: from its source's folder on, from ``/`` on, or by URI."""
+def resolve_path(folder: File, path: bytes) -> File:
+    """Return the file that a record names.
+
+    Args:
+        folder: what a relative path starts at.
+        path: a relative path, an absolute local one, or a URI.
+    """
     if b"://" in path and is_uri(path.decode("utf-8", "replace")):
-        return find(path.decode())
-    here = None if path.startswith(b"/") else folder.filesystem
-    return File(os.path.join(folder.path, path), here)
+        return locate_file(path.decode())
+    filesystem = None if path.startswith(b"/") else folder.filesystem
+    return File(os.path.join(folder.path, path), filesystem)
 
 
-def size_and_time(path: str | bytes | Path) -> SizeAndTime:
-    """Look at a local file."""
+def stat_local_file(path: str | bytes | Path) -> SizeAndTime:
+    """Return the size and time of a local file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -68,31 +78,31 @@ def size_and_time(path: str | bytes | Path) -> SizeAndTime:
     return status.st_size, status.st_mtime_ns
 
 
-def look_at(files: Sequence[File]) -> list[SizeAndTime]:
-    """Look at files, many at a time where they are on an object store.
+def stat_files(files: Sequence[File]) -> list[SizeAndTime]:
+    """Return the size and time of files; ask an object store for many at a time.
 
     Raises:
         StorageError: the store does not answer, or refuses to.
     """
-    if not any(file.filesystem for file in files):
-        return [size_and_time(file.path) for file in files]
-    with ThreadPoolExecutor(min(_AT_ONCE, len(files))) as pool:
-        return list(pool.map(_look_at, files))
+    if not any(file.is_remote for file in files):
+        return [stat_local_file(file.path) for file in files]
+    with ThreadPoolExecutor(min(_MAX_REQUESTS, len(files))) as pool:
+        return list(pool.map(_stat_file, files))
 
 
-def _look_at(file: File) -> SizeAndTime:
+def _stat_file(file: File) -> SizeAndTime:
     if file.filesystem is None:
-        return size_and_time(file.path)
+        return stat_local_file(file.path)
     filesystem, path = file.filesystem, file.path.decode()
     try:
         info = persistent(lambda: filesystem.get_file_info(path))
     except OSError as error:
-        raise StorageError(f"{file}: cannot be looked at: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be accessed: {explained(error)}") from error
     return (info.size, info.mtime_ns) if info.is_file else (None, None)
 
 
 def open_file(file: File) -> IO[bytes]:
-    """Open a file for reading anywhere in it.
+    """Open a file for reading at any position.
 
     Raises:
         OSError: it cannot be opened.
@@ -104,15 +114,15 @@ def open_file(file: File) -> IO[bytes]:
     return opened
 
 
-def read(file: File, planned: SizeAndTime) -> bytes | str:
-    """Read a whole file; gives the reason where it is one for which a record is set aside.
+def read_file(file: File, planned: SizeAndTime) -> bytes | str:
+    """Read a whole file; return the reason instead if its record is to be rejected.
 
     Args:
-        file: where it is.
-        planned: what it was when the run was planned; an object is compared with it.
+        file: the file.
+        planned: its size and time when the run was planned; an object is compared with them.
 
     Raises:
-        InputError: it is gone since, or has changed.
+        InputError: it has been removed or has changed since then.
         StorageError: the storage fails, or refuses to.
     """
     try:
@@ -131,39 +141,39 @@ def read(file: File, planned: SizeAndTime) -> bytes | str:
         return content
     # Not every store tells the time with the object.
     if size != len(content) or (None not in (time, before) and time != before):
-        raise changed(file)
+        raise explain_change(file)
     return content
 
 
 def _read_object(file: File) -> tuple[bytes, int | None]:
-    """Give the content and the time of an object."""
+    """Return the content and the time of an object."""
     filesystem: Any = file.filesystem
     with filesystem.open_input_file(file.path.decode()) as stream:
-        return stream.read(), _time(stream.metadata())
+        return stream.read(), _parse_time(stream.metadata())
 
 
-def _time(metadata: dict[str, bytes] | None) -> int | None:
-    """Give the time that a store tells with an object it opens; None where it tells none."""
-    told = (metadata or {}).get("Last-Modified")
-    if told is None:
+def _parse_time(metadata: dict[str, bytes] | None) -> int | None:
+    """Return the time in an object's metadata, in ns; None if the store reports none."""
+    modified = (metadata or {}).get("Last-Modified")
+    if modified is None:
         return None
-    return int(datetime.fromisoformat(told.decode()).timestamp()) * 10**9
+    return int(datetime.fromisoformat(modified.decode()).timestamp()) * 10**9
 
 
-def changed(file: File, what: str = "has changed") -> InputError:
-    """Make the error for a file that is not what was planned."""
+def explain_change(file: File, what: str = "has changed") -> InputError:
+    """Return the error for a file that is not what was planned."""
     return InputError(
-        f"{file}: it {what} since the run was planned; put back what was there (with its time), or "
-        "start anew with --overwrite"
+        f"{file}: it {what} since the run was planned; restore what was there (with its time), or "
+        "start again with --overwrite"
     )
 
 
-class Contents:
-    """The contents of files, read ahead; the first that cannot be read ends them.
+class FileContents:
+    """Iterates over the contents of files, which it reads ahead; the first error ends it.
 
     Args:
-        files: which, in order.
-        planned: what each was when the run was planned.
+        files: the files, in order.
+        planned: the size and time of each when the run was planned.
     """
 
     def __init__(self, files: Sequence[File], planned: Sequence[SizeAndTime]) -> None:
@@ -172,27 +182,27 @@ class Contents:
 
     def __iter__(self) -> Iterator[bytes]:
         try:
-            yield from self._ahead()
+            yield from self._read_ahead()
         except (InputError, StorageError) as error:
             self._error = error
 
-    def check(self) -> None:
-        """Raise what has ended them; whoever reads them in a graph would not hear of it."""
+    def raise_error(self) -> None:
+        """Raise the error that ended the iteration, if any; a TensorFlow graph would drop it."""
         if self._error:
             raise self._error
 
-    def _ahead(self) -> Iterator[bytes]:
+    def _read_ahead(self) -> Iterator[bytes]:
         waiting: deque[tuple[Future[bytes], int]] = deque()
         held = 0
-        with ThreadPoolExecutor(min(_AT_ONCE, len(self._files))) as pool:
+        with ThreadPoolExecutor(min(_MAX_REQUESTS, len(self._files))) as pool:
             try:
                 for file, planned in zip(self._files, self._planned, strict=True):
                     size = planned[0] or 0
-                    while waiting and (len(waiting) >= _AT_ONCE or held + size > _AHEAD_BYTES):
+                    while waiting and (len(waiting) >= _MAX_REQUESTS or held + size > _AHEAD_BYTES):
                         first, weight = waiting.popleft()
                         held -= weight
                         yield first.result()
-                    waiting.append((pool.submit(_content, file, planned), size))
+                    waiting.append((pool.submit(_read_content, file, planned), size))
                     held += size
                 for first, _ in waiting:
                     yield first.result()
@@ -200,20 +210,20 @@ class Contents:
                 pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _content(file: File, planned: SizeAndTime) -> bytes:
-    found = read(file, planned)
-    # Why not is found out with those that cannot be decoded.
-    return found if isinstance(found, bytes) else b""
+def _read_content(file: File, planned: SizeAndTime) -> bytes:
+    content = read_file(file, planned)
+    # Nothing cannot be decoded either; the reason is found then.
+    return content if isinstance(content, bytes) else b""
 
 
 def check_unchanged(files: Iterable[File], planned: Iterable[SizeAndTime]) -> None:
-    """Compare files with what they were when planned.
+    """Compare the size and time of files with those when planned.
 
     Raises:
         InputError: one has changed, or is gone.
         StorageError: the store does not answer.
     """
-    looked_at = list(files)
-    for file, before, now in zip(looked_at, planned, look_at(looked_at), strict=True):
+    all_files = list(files)
+    for file, before, now in zip(all_files, planned, stat_files(all_files), strict=True):
         if before != (None, None) and now != before:
-            raise changed(file, "is gone" if now == (None, None) else "has changed")
+            raise explain_change(file, "is gone" if now == (None, None) else "has changed")

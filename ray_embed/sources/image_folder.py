@@ -4,52 +4,66 @@
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 
 from ray_embed.core.keys import key_of
 from ray_embed.errors import InputError
+from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.external_sort import sort_names
-from ray_embed.sources.files import SizeAndTime, size_and_time
-from ray_embed.sources.open import Listed
+from ray_embed.sources.file_images import FileReader
+from ray_embed.sources.files import SizeAndTime, stat_local_file
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
 BATCH = 4096
 _NAMES_HELD = 100_000
 
 
-def open_folder(split: str, root: str | Path) -> Listed:
-    """Open a folder tree as a source of image files, sorted by relative path in code-point order.
+@dataclass(frozen=True)
+class ImageFolder:
+    """The images below a local folder, by relative path in code-point order."""
+
+    kind: ClassVar[str] = "files"
+    info: ClassVar[SourceInfo] = SourceInfo(label_type=pa.string())
+    split: str
+    location: str
+
+    def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the images.
+
+        Raises:
+            InputError: a folder cannot be listed.
+        """
+        prefix = os.path.join(self.location, "")
+        files = _walk(self.location, skipped, lambda names: sort_names(names, _NAMES_HELD))
+        while paths := list(islice(files, BATCH)):
+            yield make_records(paths, [stat_local_file(prefix + path) for path in paths])
+
+    def reader(self) -> FileReader:
+        """Return what opens the files."""
+        return FileReader(self.location)
+
+
+def open_folder(split: str, root: str | Path) -> ImageFolder:
+    """Open a folder tree as a source of image files.
 
     Raises:
         InputError: there is no image in it.
     """
     # Any image will do, so that a large folder is neither listed to its end nor sorted for it.
     if next(_walk(str(root), Counter(), iter), None) is None:
-        raise no_image(str(root))
-    return Listed(
-        split,
-        str(root),
-        "files",
-        pa.string(),
-        lambda skipped: _records(str(root), skipped),
-        location=str(root),
-    )
+        raise explain_no_image(str(root))
+    return ImageFolder(split, str(root))
 
 
-def _records(root: str, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
-    within = os.path.join(root, "")
-    files = _walk(root, skipped, lambda names: sort_names(names, _NAMES_HELD))
-    while paths := list(islice(files, BATCH)):
-        yield as_records(paths, [size_and_time(within + path) for path in paths])
-
-
-def as_records(paths: list[str], looked_at: list[SizeAndTime]) -> pa.RecordBatch:
-    """Make records of image files by their relative paths: the first folder is the label."""
+def make_records(paths: list[str], stats: list[SizeAndTime]) -> pa.RecordBatch:
+    """Return the records of image files by their relative paths: the first folder is the label."""
     folders = (path.partition("/") for path in paths)
-    sizes, times = zip(*looked_at, strict=True)
+    sizes, times = zip(*stats, strict=True)
     return pa.record_batch(
         {
             "key": pa.array([key_of(path) for path in paths], pa.string()),
@@ -63,8 +77,8 @@ def as_records(paths: list[str], looked_at: list[SizeAndTime]) -> pa.RecordBatch
     )
 
 
-def passed_over(name: str) -> str | None:
-    """Say as what a file or folder, with a "/" at its end, is passed over; None where it is not."""
+def find_skip_reason(name: str) -> str | None:
+    """Return why a file or a folder, which ends in "/", is no record; None if it may be one."""
     if name.startswith("."):
         return "hidden"
     if name.endswith("/") or name.lower().endswith(ENDINGS):
@@ -72,8 +86,8 @@ def passed_over(name: str) -> str | None:
     return "other endings"
 
 
-def no_image(root: str) -> InputError:
-    """Make the error for a folder without images."""
+def explain_no_image(root: str) -> InputError:
+    """Return the error for a folder without images."""
     return InputError(
         f"--source {root}: no image in this folder; the endings {' '.join(ENDINGS)} count"
     )
@@ -83,44 +97,44 @@ def _walk(
     root: str,
     skipped: Counter[str],
     order: Callable[[Iterator[str]], Iterator[str]],
-    inside: str = "",
-    above: frozenset[tuple[int, int]] = frozenset(),
+    folder: str = "",
+    ancestors: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[str]:
     """Yield the relative paths of the images, each folder in the given order of its names.
 
     Sorting each folder with its subfolders' names ending in "/" gives the order of the whole
     paths.
     """
-    here = os.path.join(root, inside)
+    path = os.path.join(root, folder)
     try:
-        status = os.stat(here)
+        status = os.stat(path)
     except OSError as error:
-        raise _cannot_be_listed(root, here, error) from error
+        raise _explain_unlistable(root, path, error) from error
     identity = (status.st_dev, status.st_ino)
-    if identity in above:
+    if identity in ancestors:
         skipped["links to a folder above"] += 1
         return
-    for name in order(_names(root, here)):
-        if what := passed_over(name):
-            skipped[what] += 1
+    for name in order(_list_names(root, path)):
+        if reason := find_skip_reason(name):
+            skipped[reason] += 1
         elif name.endswith("/"):
-            yield from _walk(root, skipped, order, inside + name, above | {identity})
+            yield from _walk(root, skipped, order, folder + name, ancestors | {identity})
         else:
-            yield inside + name
+            yield folder + name
 
 
-def _names(root: str, here: str) -> Iterator[str]:
+def _list_names(root: str, path: str) -> Iterator[str]:
     """Yield what is directly in a folder, folders with a "/" at their end."""
     try:
-        with os.scandir(here) as entries:
+        with os.scandir(path) as entries:
             for entry in entries:
                 yield entry.name + "/" * _is_folder(entry)
     except OSError as error:
-        raise _cannot_be_listed(root, here, error) from error
+        raise _explain_unlistable(root, path, error) from error
 
 
-def _cannot_be_listed(root: str, here: str, error: OSError) -> InputError:
-    return InputError(f"--source {root}: {here} cannot be listed: {error.strerror}")
+def _explain_unlistable(root: str, path: str, error: OSError) -> InputError:
+    return InputError(f"--source {root}: {path} cannot be listed: {error.strerror}")
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

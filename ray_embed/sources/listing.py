@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,87 +16,183 @@ from ray_embed.config import RunConfig
 from ray_embed.core.keys import key_of
 from ray_embed.core.uri import is_uri, parent, shown
 from ray_embed.errors import InputError
-from ray_embed.sources.files import below, find, look_at
+from ray_embed.sources.base import SourceInfo
+from ray_embed.sources.file_images import FileReader
+from ray_embed.sources.files import locate_file, resolve_path, stat_files
 from ray_embed.sources.label_schema import OWN_COLUMNS
 from ray_embed.sources.listing_format import (
     NAMES,
     SAMPLE_BYTES,
     check_encoding,
     explain_columns,
+    explain_encoding,
     find_delimiter,
-    not_utf8,
-    sample_rows,
+    read_rows,
 )
 from ray_embed.sources.missing_files import check_files
-from ray_embed.sources.open import Listed
 from ray_embed.storage.filesystem import locate
 from ray_embed.storage.retry import explained
 
 _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 
-def open_listing(split: str, uri: str, config: RunConfig) -> Listed:
+@dataclass(frozen=True, kw_only=True)
+class Listing:
+    """The rows of a listing, in their order.
+
+    `label_type` is ``text``, ``int`` or ``float``; `keep_empty` keeps empty cells as text labels.
+    `header` holds the names of all columns.
+    """
+
+    kind: ClassVar[str] = "files"
+    split: str
+    uri: str
+    delimiter: str
+    header: tuple[str, ...]
+    path_column: str
+    label_column: str
+    label_type: str
+    keep_empty: bool
+    info: SourceInfo
+
+    @property
+    def location(self) -> str:
+        """The folder that relative paths start at."""
+        return _find_folder(self.uri)
+
+    def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the rows.
+
+        Raises:
+            InputError: a row has no path, or its label is of another type; says which.
+        """
+        row = 0
+        folder = locate_file(self.location)
+        # A file's name may be any bytes; other cells are checked one by one, to name the first
+        # wrong one.
+        types = {name: pa.binary() for name in self.header}
+        with _open_csv(self.uri, self.delimiter, types) as reader:
+            for batch in reader:
+                if batch.num_rows:
+                    paths = batch[self.path_column].to_pylist()
+                    _reject_empty(paths, row, self._name)
+                    stats = stat_files([resolve_path(folder, path) for path in paths])
+                    yield pa.record_batch(
+                        {
+                            "key": pa.array([key_of(path) for path in paths], pa.string()),
+                            **self._decode_cells(batch, row),
+                            "path": batch[self.path_column],
+                            "size": pa.array([size for size, _ in stats], pa.int64()),
+                            "mtime": pa.array([time for _, time in stats], pa.int64()),
+                        }
+                    )
+                row += batch.num_rows
+
+    def reader(self) -> FileReader:
+        """Return what opens the files."""
+        return FileReader(self.location)
+
+    @property
+    def _name(self) -> str:
+        return shown(self.uri)
+
+    def _decode_cells(self, batch: pa.RecordBatch, row: int) -> dict[str, pa.Array]:
+        """Return the labels and the extra columns of rows of which the first is number `row`."""
+        texts = {
+            name: _decode_text(batch[name], row, name, self._name)
+            for name in self.header
+            if name != self.path_column
+        }
+        labels = pa.nulls(batch.num_rows, self.info.label_type)
+        if self.label_column in texts:
+            labels = self._parse_labels(texts[self.label_column], row)
+        return {"label": labels, **{name: texts[name] for name in self.info.extras}}
+
+    def _parse_labels(self, labels: pa.Array, row: int) -> pa.Array:
+        if self.label_type == "text":
+            if self.keep_empty:
+                return labels
+            return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
+        parse = _parse_int64 if self.label_type == "int" else float
+        values: list[int | float | None] = []
+        for offset, text in enumerate(labels.to_pylist()):
+            try:
+                values.append(parse(text) if text.strip() else None)
+            except ValueError as error:
+                raise InputError(
+                    f"{self._name}: row {row + offset + 1} has the label {text!r}, which is no "
+                    f"{self.label_type}; correct it, or omit --label-type to keep labels as text"
+                ) from error
+        return pa.array(values, self.info.label_type)
+
+
+def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
     """Open a listing; relative paths in it start at its folder, labels are text unless asked.
 
     A path in it may also be a URI, or begin with ``/``: then it is a local one. Without a label
     column its records have no labels.
 
     Raises:
-        InputError: its name is no text, it cannot be parsed, has no path column, has no
-            rows, an extra column is named as one of ours, or its
-            paths are written otherwise than the files lie.
+        InputError: its name is not valid text, it cannot be parsed, has no path column or no
+            rows, an extra column has a name that this package writes, or the paths are not
+            written as the files lie.
     """
-    sample = _sample(uri)
-    path = shown(uri)
-    check_encoding(sample, path)
-    expected = "\t" if path.lower().endswith(".tsv") else ","
-    listing = _Listing(uri, find_delimiter(sample, expected, config.path_column))
-    header = _header(listing)
+    sample = _read_sample(uri)
+    name = shown(uri)
+    check_encoding(sample, name)
+    expected = "\t" if name.lower().endswith(".tsv") else ","
+    delimiter = find_delimiter(sample, expected, config.path_column)
+    header = _read_header(uri, delimiter)
     if config.path_column not in header:
-        raise explain_columns(
-            sample_rows(sample, listing.delimiter) or [header], path, config.path_column
-        )
+        raise explain_columns(read_rows(sample, delimiter) or [header], name, config.path_column)
     has_labels = config.label_column in header
     notes = []
-    if listing.delimiter != expected:
-        notes.append(f"{path}: its columns are separated by {NAMES[listing.delimiter]}")
+    if delimiter != expected:
+        notes.append(f"{name}: its columns are separated by {NAMES[delimiter]}")
     if not has_labels:
-        notes.append(_unlabelled(header, path, config.label_column))
-    extras = [name for name in header if name not in (config.path_column, config.label_column)]
-    reject_own_names(extras, path)
-    listed = Listed(
-        split,
-        shown(listing.folder),
-        "files",
-        _LABEL_TYPES[config.label_type],
-        lambda skipped: _records(listing, header, extras, config),
-        pa.schema([(name, pa.string()) for name in extras]),
-        location=listing.folder,
-        notes=tuple(notes),
-        has_label_column=has_labels,
+        notes.append(_explain_no_labels(header, name, config.label_column))
+    extras = [
+        column for column in header if column not in (config.path_column, config.label_column)
+    ]
+    reject_own_names(extras, name)
+    listing = Listing(
+        split=split,
+        uri=uri,
+        delimiter=delimiter,
+        header=tuple(header),
+        path_column=config.path_column,
+        label_column=config.label_column,
+        label_type=config.label_type,
+        keep_empty=config.empty_label == "keep",
+        info=SourceInfo(
+            label_type=_LABEL_TYPES[config.label_type],
+            extras=tuple(extras),
+            has_label_column=has_labels,
+            notes=tuple(notes),
+        ),
     )
-    first = next(listed.records(Counter()), None)
+    first = next(listing.records(Counter()), None)
     if first is None:
-        raise InputError(f"{path}: no rows; a listing has a row for each image")
-    are_there = first["size"].is_valid().to_pylist()
-    check_files(first["path"].to_pylist(), are_there, listing.folder, path)
-    return listed
+        raise InputError(f"{name}: no rows; a listing has a row for each image")
+    is_there = first["size"].is_valid().to_pylist()
+    check_files(first["path"].to_pylist(), is_there, listing.location, name)
+    return listing
 
 
-def _unlabelled(header: list[str], path: str, wanted: str) -> str:
-    """Say that a listing has no labels.
+def _explain_no_labels(header: list[str], name: str, label_column: str) -> str:
+    """Return the note on a listing without labels.
 
     Raises:
         InputError: there is a column of nearly the name of the label column.
     """
     columns = f"its columns are {', '.join(header)}; name the right one with --label-column"
-    for name in header:
-        if name.strip().casefold() in (wanted.casefold(), f"{wanted.casefold()}s"):
-            raise InputError(f"{path}: no column {wanted!r}; {columns} {name!r}")
-    return f"{path}: no column {wanted!r}, so its records have no labels; {columns}"
+    for column in header:
+        if column.strip().casefold() in (label_column.casefold(), f"{label_column.casefold()}s"):
+            raise InputError(f"{name}: no column {label_column!r}; {columns} {column!r}")
+    return f"{name}: no column {label_column!r}, so its records have no labels; {columns}"
 
 
-def _sample(uri: str) -> bytes:
+def _read_sample(uri: str) -> bytes:
     filesystem, path = locate(uri)
     try:
         with filesystem.open_input_stream(path, compression=None) as stream:
@@ -120,44 +217,31 @@ def reject_own_names(extras: list[str], where: str) -> None:
             )
 
 
-@dataclass(frozen=True)
-class _Listing:
-    """A listing, by a local path or a URI."""
-
-    uri: str
-    delimiter: str
-
-    @property
-    def name(self) -> str:
-        return shown(self.uri)
-
-    @property
-    def folder(self) -> str:
-        """What the relative paths in it start at."""
-        return parent(self.uri) if is_uri(self.uri) else str(Path(self.uri).parent)
+def _find_folder(uri: str) -> str:
+    return parent(uri) if is_uri(uri) else str(Path(uri).parent)
 
 
-def _header(listing: _Listing) -> list[str]:
-    with _parsed(listing, {}) as reader:
+def _read_header(uri: str, delimiter: str) -> list[str]:
+    with _open_csv(uri, delimiter, {}) as reader:
         names: list[str] = reader.schema.names
     doubles = [name for name, count in Counter(names).items() if count > 1]
     if doubles:
-        raise InputError(f"{listing.name}: two columns are named {doubles[0]!r}; rename one")
+        raise InputError(f"{shown(uri)}: two columns are named {doubles[0]!r}; rename one")
     return names
 
 
 @contextlib.contextmanager
-def _parsed(
-    listing: _Listing, types: dict[str, pa.DataType]
+def _open_csv(
+    uri: str, delimiter: str, types: dict[str, pa.DataType]
 ) -> Iterator[pyarrow.csv.CSVStreamingReader]:
-    filesystem, path = locate(listing.uri)
+    filesystem, path = locate(uri)
     try:
         with (
             filesystem.open_input_stream(path, compression=None) as stream,
             pyarrow.csv.open_csv(
                 stream,
                 parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=listing.delimiter, newlines_in_values=True
+                    delimiter=delimiter, newlines_in_values=True
                 ),
                 convert_options=pyarrow.csv.ConvertOptions(
                     column_types=types, strings_can_be_null=False
@@ -166,46 +250,12 @@ def _parsed(
         ):
             yield reader
     except (pa.ArrowInvalid, OSError) as error:
-        why = explained(error) if isinstance(error, OSError) else error
-        raise InputError(f"{listing.name}: cannot be read as a listing: {why}") from error
+        reason = explained(error) if isinstance(error, OSError) else error
+        raise InputError(f"{shown(uri)}: cannot be read as a listing: {reason}") from error
 
 
-def _records(
-    listing: _Listing, header: list[str], extras: list[str], config: RunConfig
-) -> Iterator[pa.RecordBatch]:
-    row = 0
-    folder = find(listing.folder)
-    # A file's name may be any bytes; other cells are checked one by one, to name the first wrong.
-    types = {name: pa.binary() for name in header}
-    with _parsed(listing, types) as reader:
-        for batch in reader:
-            if batch.num_rows:
-                paths = batch[config.path_column].to_pylist()
-                _reject_empty(paths, row, listing.name)
-                stats = look_at([below(folder, name) for name in paths])
-                texts = {
-                    name: _as_text(batch[name], row, name, listing.name)
-                    for name in header
-                    if name != config.path_column
-                }
-                labels = pa.nulls(batch.num_rows, _LABEL_TYPES[config.label_type])
-                if config.label_column in texts:
-                    labels = _labels(texts[config.label_column], row, listing.name, config)
-                yield pa.record_batch(
-                    {
-                        "key": pa.array([key_of(name) for name in paths], pa.string()),
-                        "label": labels,
-                        **{name: texts[name] for name in extras},
-                        "path": batch[config.path_column],
-                        "size": pa.array([size for size, _ in stats], pa.int64()),
-                        "mtime": pa.array([time for _, time in stats], pa.int64()),
-                    }
-                )
-            row += batch.num_rows
-
-
-def _as_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Array:
-    """Give cells (binary) as text.
+def _decode_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Array:
+    """Return cells (binary) as text.
 
     Raises:
         InputError: naming the first that is not UTF-8.
@@ -217,7 +267,7 @@ def _as_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Array:
             try:
                 cell.decode()
             except UnicodeDecodeError:
-                raise not_utf8(listing, row + offset + 1, column, cell) from error
+                raise explain_encoding(listing, row + offset + 1, column, cell) from error
         raise
 
 
@@ -228,26 +278,8 @@ def _reject_empty(paths: list[bytes], row: int, listing: str) -> None:
         )
 
 
-def _int64(text: str) -> int:
+def _parse_int64(text: str) -> int:
     value = int(text)
     if not -(2**63) <= value < 2**63:
         raise ValueError("it does not fit into 64 bits")
     return value
-
-
-def _labels(labels: pa.Array, row: int, path: str, config: RunConfig) -> pa.Array:
-    if config.label_type == "text":
-        if config.empty_label == "keep":
-            return labels
-        return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
-    parse = _int64 if config.label_type == "int" else float
-    values: list[int | float | None] = []
-    for offset, text in enumerate(labels.to_pylist()):
-        try:
-            values.append(parse(text) if text.strip() else None)
-        except ValueError as error:
-            raise InputError(
-                f"{path}: row {row + offset + 1} has the label {text!r}, which is no "
-                f"{config.label_type}; mend it, or leave --label-type away to keep labels as text"
-            ) from error
-    return pa.array(values, _LABEL_TYPES[config.label_type])

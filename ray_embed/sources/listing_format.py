@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a listing's bytes are: its encoding, its delimiter, and whether it has a header."""
+"""The format of a listing: its encoding, its delimiter, and whether it has a header."""
 
 import csv
 import io
@@ -20,63 +20,66 @@ def check_encoding(sample: bytes, name: str) -> None:
 
     Args:
         sample: the first bytes of the file.
-        name: of the listing, for the message.
+        name: the listing, for the message.
 
     Raises:
-        InputError: naming the encoding, where it shows, and how to convert the file.
+        InputError: names the encoding, what shows it, and how to convert the file.
     """
     mark = _UTF16_MARKS.get(sample[:2])
     if mark or b"\0" in sample:
-        at = sample.find(b"\0")
-        encoding = mark or ("UTF-16-LE" if at % 2 else "UTF-16-BE")
-        seen = "its first two bytes are a byte order mark" if mark else f"byte {at} is 0"
-        raise InputError(f"{name}: this looks like {encoding} ({seen}); {_convert(name, encoding)}")
+        zero = sample.find(b"\0")
+        encoding = mark or ("UTF-16-LE" if zero % 2 else "UTF-16-BE")
+        evidence = "its first two bytes are a byte order mark" if mark else f"byte {zero} is 0"
+        raise InputError(
+            f"{name}: this looks like {encoding} ({evidence}); "
+            f"{_suggest_conversion(name, encoding)}"
+        )
     header = sample.partition(b"\n")[0]
     try:
         header.decode()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{name}: the column names are not UTF-8: byte {error.start} is "
-            f"0x{header[error.start]:02x}, which is {_as_cp1252(header)!r} in Windows-1252; "
-            f"{_convert(name)}"
+            f"0x{header[error.start]:02x}, which is {_decode_cp1252(header)!r} in Windows-1252; "
+            f"{_suggest_conversion(name)}"
         ) from error
 
 
-def not_utf8(name: str, row: int, column: str, value: bytes) -> InputError:
-    """Make the error for a cell that is not UTF-8; `row` counts from 1 below the header."""
+def explain_encoding(name: str, row: int, column: str, value: bytes) -> InputError:
+    """Return the error for a cell that is not UTF-8; `row` counts from 1 below the header."""
     return InputError(
         f"{name}: row {row}, column {column!r}: {value!r} is not UTF-8; in Windows-1252 it is "
-        f"{_as_cp1252(value)!r}; {_convert(name)}"
+        f"{_decode_cp1252(value)!r}; {_suggest_conversion(name)}"
     )
 
 
-def _convert(name: str, encoding: str = "WINDOWS-1252") -> str:
+def _suggest_conversion(name: str, encoding: str = "WINDOWS-1252") -> str:
     return (
         'save the file as UTF-8 (in Excel: "CSV UTF-8"), or: '
         f"iconv -f {encoding.removesuffix('-LE').removesuffix('-BE')} -t UTF-8 {name} > utf8.csv"
     )
 
 
-def _as_cp1252(value: bytes) -> str:
+def _decode_cp1252(value: bytes) -> str:
     return value.decode("cp1252", "replace").strip()
 
 
 def find_delimiter(sample: bytes, expected: str, path_column: str) -> str:
-    """Find what separates the columns.
+    """Return what separates the columns.
 
-    It is the expected delimiter where that gives a column of the paths' name, else the one that
-    does, else what `csv.Sniffer` finds in rows of one length, else the expected one.
+    The first of these that applies: the expected delimiter if it yields the path column; any other
+    that does; what `csv.Sniffer` finds in rows of one length; the expected one.
 
     Args:
         sample: the first bytes of the file.
-        expected: by the ending of the file's name.
+        expected: the delimiter that the file's ending stands for.
         path_column: the name of the column with the paths.
     """
-    text = _text(sample)
+    text = _decode_sample(sample)
     for delimiter in (expected, *DELIMITERS):
-        if path_column in _first_row(text, delimiter):
+        if path_column in _read_first_row(text, delimiter):
             return delimiter
-    if len(_first_row(text, expected)) > 1:
+    if len(_read_first_row(text, expected)) > 1:
         return expected
     try:
         # It takes long for long texts.
@@ -84,62 +87,62 @@ def find_delimiter(sample: bytes, expected: str, path_column: str) -> str:
         sniffed = csv.Sniffer().sniff(lines, "".join(DELIMITERS)).delimiter
     except csv.Error:
         return expected
-    lengths = {len(row) for row in sample_rows(sample, sniffed)}
+    lengths = {len(row) for row in read_rows(sample, sniffed)}
     return sniffed if sniffed in DELIMITERS and len(lengths) == 1 else expected
 
 
-def sample_rows(sample: bytes, delimiter: str) -> list[list[str]]:
-    """Give the first rows of a listing, the header among them."""
-    rows = csv.reader(io.StringIO(_text(sample), newline=""), delimiter=delimiter)
-    found = []
+def read_rows(sample: bytes, delimiter: str) -> list[list[str]]:
+    """Return the first rows of a listing, including the header."""
+    rows = csv.reader(io.StringIO(_decode_sample(sample), newline=""), delimiter=delimiter)
+    first = []
     try:
         for row in rows:
             if row:
-                found.append(row)
-            if len(found) == _ROWS:
+                first.append(row)
+            if len(first) == _ROWS:
                 break
     except csv.Error:
         pass
-    return found
+    return first
 
 
 def explain_columns(rows: Sequence[Sequence[str]], name: str, path_column: str) -> InputError:
-    """Make the error for a listing without the column of the paths.
+    """Return the error for a listing without the column of the paths.
 
     Args:
         rows: the first rows, the header first.
-        name: of the listing.
-        path_column: what is not among the columns.
+        name: the listing, for the message.
+        path_column: the column that is missing.
     """
     header, *others = rows
-    first = next((cell for cell in header if looks_like_path(cell)), None)
+    first = next((cell for cell in header if is_image_path(cell)), None)
     if first is not None:
         return InputError(
             f"{name}: it has no header: {first!r} in its first row looks like a path; put a row of "
             "column names above it, like path,label"
         )
-    found = f"{name}: no column {path_column!r}; its columns are {', '.join(header)}; "
-    for at, column in enumerate(header):
-        cells = [row[at] for row in others if at < len(row)]
-        if cells and all(map(looks_like_path, cells)):
-            return InputError(f"{found}{column!r} looks like paths: --path-column {column}")
-    return InputError(f"{found}name the right one with --path-column")
+    problem = f"{name}: no column {path_column!r}; its columns are {', '.join(header)}; "
+    for i, column in enumerate(header):
+        cells = [row[i] for row in others if i < len(row)]
+        if cells and all(map(is_image_path, cells)):
+            return InputError(f"{problem}{column!r} looks like paths: --path-column {column}")
+    return InputError(f"{problem}name the right one with --path-column")
 
 
-def looks_like_path(cell: str) -> bool:
-    """Whether a cell ends as the name of an image does."""
+def is_image_path(cell: str) -> bool:
+    """Return whether a cell ends as the name of an image does."""
     return cell.strip().lower().endswith(ENDINGS)
 
 
-def _first_row(text: str, delimiter: str) -> list[str]:
+def _read_first_row(text: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
     except csv.Error:
         return []
 
 
-def _text(sample: bytes) -> str:
-    """Give the sample as text, without the last line, which may be cut."""
+def _decode_sample(sample: bytes) -> str:
+    """Return the sample as text, without the last line, which may be cut."""
     if len(sample) >= SAMPLE_BYTES:
         sample = sample[: sample.rfind(b"\n") + 1] or sample
     return sample.decode("utf-8-sig", "surrogateescape")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Why the files that a listing names are not there: paths written otherwise than they lie."""
+"""Explain why files of a listing are missing: find how its paths should be written."""
 
 import functools
 import itertools
@@ -13,102 +13,104 @@ from typing import Literal
 
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
-from ray_embed.sources.files import File, below, find, look_at
+from ray_embed.sources.files import File, locate_file, resolve_path, stat_files
 from ray_embed.sources.image_folder import ENDINGS
 from ray_embed.storage.filesystem import Folder
 
-_TRIED = 16
+_PATHS_TRIED = 16
 _FOLDERS = 32
-_ABOVE = 3
+_PARENTS = 3
 _REQUESTS = 60
-# A path as it could be meant, and what the user does about it.
+# A function that rewrites a path, and what the user has to do to the same effect.
 _Fix = tuple[Callable[[str], str], str]
 
 
-def check_files(paths: Sequence[bytes], are_there: Sequence[bool], root: str, listing: str) -> None:
-    """Refuse a listing of whose files (nearly) none is there, where paths written otherwise fit.
+def check_files(paths: Sequence[bytes], is_there: Sequence[bool], root: str, listing: str) -> None:
+    """Refuse a listing whose files are nearly all missing, if other spellings of the paths exist.
 
     Args:
         paths: the first paths of the listing.
-        are_there: whether there is a file, for each of them.
+        is_there: whether there is a file, for each of them.
         root: the folder that relative paths start at.
-        listing: its name, for the message.
+        listing: the listing, for the message.
 
     Raises:
-        InputError: naming the first file looked for, and the fix.
+        InputError: names the first file looked for, and the fix.
     """
     # A listing of files that are partly gone is not a listing of paths written wrongly.
-    if 50 * sum(are_there) > len(paths):
+    if 50 * sum(is_there) > len(paths):
         return
-    missing = [path for path, is_there in zip(paths, are_there, strict=True) if not is_there]
+    missing = [path for path, exists in zip(paths, is_there, strict=True) if not exists]
     # Not only the first ones, which may be of one class.
-    some = missing[:: max(1, len(missing) // _TRIED)][:_TRIED]
-    if found := _find_fix([os.fsdecode(path) for path in some], root):
-        example, fix = found
+    tried = missing[:: max(1, len(missing) // _PATHS_TRIED)][:_PATHS_TRIED]
+    if fixed := _find_fix([os.fsdecode(path) for path in tried], root):
+        example, fix = fixed
         raise InputError(
             f"{listing}: {len(missing)} of its first {len(paths)} files are missing; looked first "
-            f"for {_full(root, missing[0])}, but there is {example}: {fix}"
+            f"for {_name_file(root, missing[0])}, but there is {example}: {fix}"
         )
 
 
-def none_there(count: int, path: bytes, root: str, split: str) -> InputError:
-    """Make the error for a listing of which no file is there at all."""
+def explain_all_missing(count: int, path: bytes, root: str, split: str) -> InputError:
+    """Return the error for a listing of which no file is there at all."""
     return InputError(
         f"--source {split}: none of its {count} files is there; looked first for "
-        f"{_full(root, path)}; relative paths start at the listing's folder"
+        f"{_name_file(root, path)}; relative paths start at the listing's folder"
     )
 
 
-def _full(root: str, path: bytes) -> str:
-    return str(below(find(root), path))
+def _name_file(root: str, path: bytes) -> str:
+    return str(resolve_path(locate_file(root), path))
 
 
 def _find_fix(paths: list[str], root: str) -> tuple[str, str] | None:
-    """Give the first file found by another way to write the paths, and the fix in words."""
+    """Return the first file found by another spelling of the paths, and the fix in words."""
     # An object store answers slowly.
-    is_away = is_uri(root) or any(map(is_uri, paths))
-    for rewrite, fix in islice(_fixes(paths, root), _REQUESTS if is_away else None):
+    is_remote = is_uri(root) or any(map(is_uri, paths))
+    for rewrite, fix in islice(_list_fixes(paths, root), _REQUESTS if is_remote else None):
         rewritten = [rewrite(path) for path in paths]
         if rewritten == paths:
             continue
-        files = [below(find(root), os.fsencode(path)) for path in rewritten]
-        there = [file for file, is_there in zip(files, _exist(files), strict=True) if is_there]
-        if 2 * len(there) >= len(paths):
-            return str(there[0]), fix
+        files = [resolve_path(locate_file(root), os.fsencode(path)) for path in rewritten]
+        existing = [file for file, exists in zip(files, _check_exist(files), strict=True) if exists]
+        if 2 * len(existing) >= len(paths):
+            return str(existing[0]), fix
     return None
 
 
-def _exist(files: Sequence[File]) -> list[bool]:
+def _check_exist(files: Sequence[File]) -> list[bool]:
     try:
-        return [size is not None for size, _ in look_at(files)]
+        return [size is not None for size, _ in stat_files(files)]
     except (StorageError, ValueError):
         return [False] * len(files)
 
 
-def _fixes(paths: list[str], root: str) -> list[_Fix]:
-    """Give ways to write the paths, those with the fewest changes first."""
-    ways = itertools.product(_spellings(paths), _endings(paths), _places(paths, root))
-    found = []
+def _list_fixes(paths: list[str], root: str) -> list[_Fix]:
+    """Return other spellings of the paths, those with the fewest changes first."""
+    ways = itertools.product(
+        _spell_paths(paths), _change_endings(paths), _change_folders(paths, root)
+    )
+    fixes = []
     for way in ways:
-        changes = [change for change, said in way if said]
-        said = "; ".join(said for _, said in way if said)
+        changes = [change for change, advice in way if advice]
+        advice = "; ".join(advice for _, advice in way if advice)
         if changes:
-            found.append((len(changes), (functools.partial(_in_turn, changes), said)))
-    return [fix for _, fix in sorted(found, key=lambda one: one[0])]
+            fixes.append((len(changes), (functools.partial(_apply_all, changes), advice)))
+    return [fix for _, fix in sorted(fixes, key=lambda item: item[0])]
 
 
-def _in_turn(changes: list[Callable[[str], str]], path: str) -> str:
+def _apply_all(changes: list[Callable[[str], str]], path: str) -> str:
     for change in changes:
         path = change(path)
     return path
 
 
-def _unchanged(path: str) -> str:
+def _keep_path(path: str) -> str:
     return path
 
 
-def _spellings(paths: list[str]) -> Iterator[_Fix]:
-    yield _unchanged, ""
+def _spell_paths(paths: list[str]) -> Iterator[_Fix]:
+    yield _keep_path, ""
     if any("\\" in path for path in paths):
         yield (
             lambda path: path.replace("\\", "/"),
@@ -120,78 +122,78 @@ def _spellings(paths: list[str]) -> Iterator[_Fix]:
         yield urllib.parse.unquote, "write the paths without %-escapes (urllib.parse.unquote)"
     if all(path.isascii() for path in paths):
         return
-    yield _from_cp1252, "save the listing as UTF-8, not as Windows-1252"
+    yield _decode_cp1252, "save the listing as UTF-8, not as Windows-1252"
     for form in ("NFC", "NFD"):
         yield (
-            functools.partial(_normalized, form),
+            functools.partial(_normalize, form),
             f"write accents as the file names do (unicodedata.normalize({form!r}, path))",
         )
 
 
-def _from_cp1252(path: str) -> str:
+def _decode_cp1252(path: str) -> str:
     return os.fsencode(path).decode("cp1252", "replace")
 
 
-def _normalized(form: Literal["NFC", "NFD"], path: str) -> str:
+def _normalize(form: Literal["NFC", "NFD"], path: str) -> str:
     return unicodedata.normalize(form, path)
 
 
-def _endings(paths: list[str]) -> Iterator[_Fix]:
-    yield _unchanged, ""
+def _change_endings(paths: list[str]) -> Iterator[_Fix]:
+    yield _keep_path, ""
     for ending in (*ENDINGS, *(ending.upper() for ending in ENDINGS)):
-        yield functools.partial(_with_ending, ending), f"end the paths in {ending}"
+        yield functools.partial(_replace_ending, ending), f"end the paths in {ending}"
 
 
-def _with_ending(ending: str, path: str) -> str:
+def _replace_ending(ending: str, path: str) -> str:
     stem, dot, last = path.rpartition(".")
     return (stem if f"{dot}{last}".lower() in ENDINGS else path) + ending
 
 
-def _places(paths: list[str], root: str) -> Iterator[_Fix]:
-    """Give other folders that the paths may start at: those inside, and those above."""
-    yield _unchanged, ""
-    for name in _folders_in(root):
-        yield functools.partial(_inside, name), f"write {name}/ before each path"
+def _change_folders(paths: list[str], root: str) -> Iterator[_Fix]:
+    """Yield other folders that the paths may start at: those inside, and those above."""
+    yield _keep_path, ""
+    for name in _list_folders(root):
+        yield functools.partial(_prepend_folder, name), f"write {name}/ before each path"
     parts = paths[0].replace("\\", "/").split("/")
     for count in range(1, len(parts)):
-        left_out = "/".join(parts[:count])
-        yield functools.partial(_shorter, count), f"leave {left_out}/ out of the paths"
+        dropped = "/".join(parts[:count])
+        yield functools.partial(_drop_folders, count), f"leave {dropped}/ out of the paths"
     if is_uri(root):
         return
-    here = Path(root).absolute()
-    for place in dict.fromkeys([*here.parents[:_ABOVE], Path.cwd()]):
-        if place not in (here, Path("/")):
+    folder = Path(root).absolute()
+    for place in dict.fromkeys([*folder.parents[:_PARENTS], Path.cwd()]):
+        if place not in (folder, Path("/")):
             yield (
-                functools.partial(_inside, str(place)),
+                functools.partial(_prepend_folder, str(place)),
                 f"the paths start at {place}, not at the listing's folder: move the listing there",
             )
 
 
-def _inside(folder: str, path: str) -> str:
+def _prepend_folder(folder: str, path: str) -> str:
     return path if path.startswith("/") or is_uri(path) else f"{folder}/{path}"
 
 
-def _shorter(count: int, path: str) -> str:
+def _drop_folders(count: int, path: str) -> str:
     return "/".join(path.split("/")[count:]) or path
 
 
-def _folders_in(root: str) -> list[str]:
-    """Name some folders in a folder, and in those, by their paths from it on."""
+def _list_folders(root: str) -> list[str]:
+    """Return some folders one and two levels below a folder, by their relative paths."""
     if is_uri(root):
         infos = Folder.at(root).infos()
         return sorted(info.base_name for info in infos if not info.is_file)[:_FOLDERS]
-    found: list[str] = []
-    for within in ("", *_folders_of(root, "")):
-        found += _folders_of(root, within)
-        if len(found) >= _FOLDERS:
+    folders: list[str] = []
+    for parent in ("", *_list_subfolders(root, "")):
+        folders += _list_subfolders(root, parent)
+        if len(folders) >= _FOLDERS:
             break
-    return found[:_FOLDERS]
+    return folders[:_FOLDERS]
 
 
-def _folders_of(root: str, within: str) -> list[str]:
+def _list_subfolders(root: str, parent: str) -> list[str]:
     try:
-        with os.scandir(os.path.join(root, within)) as entries:
+        with os.scandir(os.path.join(root, parent)) as entries:
             names = list(islice((entry.name for entry in entries if entry.is_dir()), _FOLDERS))
     except OSError:
         return []
-    return sorted(os.path.join(within, name) for name in names)
+    return sorted(os.path.join(parent, name) for name in names)

@@ -58,12 +58,12 @@ class Idle:
     """An extractor that does nothing."""
 
     def ready(self, job: Any) -> Any:
-        from ray_embed.extraction.worker import Ready
+        from ray_embed.extraction.messages import Ready
 
         return Ready(16, "")
 
     def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
-        from ray_embed.extraction.worker import ShardResult
+        from ray_embed.extraction.messages import ShardResult
 
         return ShardResult(
             shard.number, shard.split.split, RECORDS, {}, 255, 0, False, None, time.time()
@@ -135,6 +135,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     from ray_embed.core.console import Progress
     from ray_embed.extraction import driver
     from ray_embed.extraction.prepare import Prepared, Target
+    from ray_embed.sources.file_images import FileReader
 
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
     samples: list[Sample] = []
@@ -158,7 +159,14 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     before = resident()
     began = time.perf_counter()
     target = Target(folder.path, folder, None)
-    prepared = Prepared(target, planning.load(folder), encoder(), {"model": "none"}, {}, ("", ""))
+    prepared = Prepared(
+        target=target,
+        plan=planning.load(folder),
+        encoder=encoder(),
+        identity={"model": "none"},
+        dataset_readers={},
+        readers=(FileReader(""), FileReader("")),
+    )
     assert prepared.plan.shards == shards
     with contextlib.suppress(EnoughError):
         driver.extract_missing(config, prepared, pool)

@@ -30,7 +30,7 @@ from ray_embed.encoders.build import build
 from ray_embed.encoders.engines.choice import agree
 from ray_embed.encoders.engines.registry import open_engine
 from ray_embed.extraction import pixels
-from ray_embed.extraction.prepare import encoder_spec
+from ray_embed.extraction.prepare import make_encoder_spec
 from ray_embed.images import decode
 from ray_embed.planning import SplitPlan
 
@@ -82,10 +82,10 @@ def keras_loads(path: str) -> bool:
 def embed(paths: list[str], side: int, options: dict[str, Any]) -> tuple[np.ndarray, str, str]:
     """Embed files as an actor does; returns features, engine, and the scale that was decided."""
     config = make_config({"sources": {"data": "."}, "engine": "tensorflow", **options})
-    encoder = build(encoder_spec(config, None, _PICTURES))
+    encoder = build(make_encoder_spec(config, None, _PICTURES))
     split = SplitPlan(0, "data", "files", "", "string", (), _PICTURES, 1)
     pixels.check(config, (split,), encoder)
-    spec = pixels.pixel_spec(config, split, encoder)
+    spec = pixels.make_pixel_spec(config, split, encoder)
     contents = [Path(path).read_bytes() for path in paths]
     (batch,) = decode.content_batches(contents, spec, _PICTURES, 1)
     (features,) = open_engine(encoder, 1)(batch.images)

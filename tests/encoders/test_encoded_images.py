@@ -138,7 +138,7 @@ def test_batches_hold_the_files_and_thumbnails(tmp_path: Path) -> None:
     (batch,) = decode.file_batches([bytes(path) for path in paths], pixels, 4, 1)
     assert batch.positions.tolist() == [0, 2]
     assert list(batch.images) == [paths[0].read_bytes(), paths[2].read_bytes()]
-    assert len(list(batch.pngs())) == 2
+    assert len(list(batch.encode_thumbnails())) == 2
     found = decode.diagnose(paths[0].read_bytes(), pixels)
     assert isinstance(found, decode.Batch)
     assert list(found.images) == [paths[0].read_bytes()]

@@ -47,16 +47,16 @@ def clock(monkeypatch):
 def test_a_second_counts_once_and_as_computing_if_anything_computes(counted, clock):
     meter = Meter()
     clock(1)
-    with meter.doing("waiting"):
+    with meter.measure("waiting"):
         clock(2)
-        with meter.doing("computing"):
+        with meter.measure("computing"):
             clock(4)
-            with meter.doing("computing"):
+            with meter.measure("computing"):
                 clock(8)
         clock(16)
     clock(32)
     assert not counted
-    meter.done(3, 1)
+    meter.report_shard(3, 1)
     assert counted == {
         "embed_computing_seconds": 12,
         "embed_waiting_seconds": 18,
@@ -67,12 +67,12 @@ def test_a_second_counts_once_and_as_computing_if_anything_computes(counted, clo
 
 def test_time_is_reported_once_also_of_what_goes_on(counted, clock):
     meter = Meter()
-    with meter.doing("computing"):
+    with meter.measure("computing"):
         clock(1)
-        meter.done(1, 0)
+        meter.report_shard(1, 0)
         clock(2)
-    meter.done(1, 0)
-    meter.done(0, 1)
+    meter.report_shard(1, 0)
+    meter.report_shard(0, 1)
     assert counted == {"embed_computing_seconds": 3, "embed_images": 2, "embed_rejects": 1}
 
 
@@ -84,11 +84,11 @@ def test_only_the_making_of_items_is_waited_for(counted, clock):
         clock(5)
 
     meter = Meter()
-    for _ in meter.waiting_for(items()):
+    for _ in meter.measure_waiting(items()):
         clock(1)
-    meter.read(7)
-    meter.read(0)
-    meter.done(0, 0)
+    meter.report_read(7)
+    meter.report_read(0)
+    meter.report_shard(0, 0)
     assert counted == {"embed_waiting_seconds": 35, "embed_read_bytes": 7}
 
 
@@ -101,7 +101,7 @@ def test_an_error_ends_the_waiting(counted, clock):
 
     meter = Meter()
     with pytest.raises(RuntimeError):
-        list(meter.waiting_for(items()))
+        list(meter.measure_waiting(items()))
     clock(9)
-    meter.done(0, 0)
+    meter.report_shard(0, 0)
     assert counted == {"embed_waiting_seconds": 2}

@@ -17,12 +17,12 @@ from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.extraction import dataset_reader, scheduler
-from ray_embed.extraction.dataset_reader import Walk
+from ray_embed.extraction.dataset_reader import DatasetReader
+from ray_embed.extraction.messages import Ready, ShardResult
 from ray_embed.extraction.work_queue import WorkQueue
-from ray_embed.extraction.worker import Ready, ShardResult
 from ray_embed.planning import Plan, SplitPlan
 from ray_embed.runtime.actors import Worker
-from ray_embed.sources.open import Streamed
+from ray_embed.sources.dataset import Dataset
 from ray_embed.storage.filesystem import Folder
 
 SPLIT = SplitPlan(0, "valid", "files", "/none", "string", (), 4, 256)
@@ -113,8 +113,8 @@ def config(**limits):
     return RunConfig(sources={"valid": "/none"}, model="none:none", **given)
 
 
-def queue_of(*splits, walks=None, out=""):
-    return WorkQueue(splits, walks or {}, out, lambda number: False, lambda records: None)
+def queue_of(*splits, readers=None, out=""):
+    return WorkQueue(splits, readers or {}, out, lambda number: False, lambda records: None)
 
 
 def shards(count):
@@ -176,7 +176,7 @@ def test_a_record_that_ends_actors_is_set_aside(workers, tmp_path):
 @pytest.mark.slow
 def test_going_on_with_nothing_but_poisoned_shards(workers, tmp_path):
     given = job(tmp_path, "all have poison")
-    found = scheduler.extract_all(workers, given, shards(4), config(), begun=True)
+    found = scheduler.extract_all(workers, given, shards(4), config(), any_done=True)
     assert [(result.rows, result.rejects) for result in found] == [
         (3, {"crashes the process": 1})
     ] * 4
@@ -281,10 +281,10 @@ def streamed(workers, job, tmp_path, source, **limits):
     given = config(**limits)
     folder = Folder.at(str(tmp_path / "run"))
     planning.save(folder, Plan((STREAM,), "int64", ()))
-    reading = Walk(Streamed("valid", source, {}), None, given.shard_timeout, None)
+    reading = DatasetReader(Dataset("valid", source, {}), None, given.shard_timeout, None)
     try:
         reading.describe()
-        work = queue_of(STREAM, walks={"valid": reading}, out=folder.path)
+        work = queue_of(STREAM, readers={"valid": reading}, out=folder.path)
         for result in scheduler.extract_all(workers, job, work, given):
             yield result.number
         assert work.records == {0: len(source)}
@@ -376,7 +376,7 @@ def test_a_draining_node_is_seen_while_the_source_is_silent(workers, tmp_path, m
     tried = tmp_path / "tried"
     tried.mkdir()
     monkeypatch.setattr(scheduler.nodes, "draining_nodes", draining)
-    monkeypatch.setattr(scheduler, "_LOOK_SECONDS", 0.2)
+    monkeypatch.setattr(scheduler, "_REFRESH_SECONDS", 0.2)
     waited = []
     source = Slow(16, {4: lambda: waited.append(seen.wait(20))})
     assert sorted(streamed(workers, job(tried), tmp_path, source)) == [0, 1, 2, 3]

@@ -123,7 +123,7 @@ def stand_in() -> None:
 def whole(config: Any, session: Any) -> None:
     """Do a run."""
     from ray_embed import pipeline
-    from ray_embed.extraction.prepare import begin, prepare
+    from ray_embed.extraction.prepare import prepare, write_run_folder
     from ray_embed.runs.workspace import opened_target
     from ray_embed.sources.open import open_sources
     from ray_embed.storage.filesystem import Folder
@@ -134,7 +134,7 @@ def whole(config: Any, session: Any) -> None:
     with opened_target(config) as target, tempfile.TemporaryDirectory() as folder:
         scratch = Folder.at(folder)
         prepared = prepare(config, sources, {}, target, scratch, session)
-        begin(config, prepared, scratch)
+        write_run_folder(config, prepared, scratch)
         pipeline._finish(config, prepared, session, True)
 
 

@@ -170,7 +170,7 @@ def test_thumbnails_show_what_a_crop_keeps(tmp_path):
     (batch,) = decode.file_batches([str(tmp_path / "a.png").encode()], pixels, 2, 1)
     assert batch.sizes.tolist() == [[64, 64]]
     assert batch.thumbnails[0].min() == 255
-    content = next(iter(batch.pngs()))
+    content = next(iter(batch.encode_thumbnails()))
     assert Image.open(io.BytesIO(content)).size == (64, 64)
 
 

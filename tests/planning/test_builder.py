@@ -5,7 +5,8 @@ import os
 import tempfile
 import tracemalloc
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from hypothesis import strategies as st
 from ray_embed import planning
 from ray_embed.errors import InputError
 from ray_embed.sources import image_folder
+from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.external_sort import sort_names
-from ray_embed.sources.open import Listed
 from ray_embed.storage.filesystem import Folder
 
 ANY_BYTES = st.binary(min_size=1, max_size=6).map(
@@ -178,12 +179,26 @@ ROWS = st.lists(
 )
 
 
-def listed(rows: list[tuple[Any, ...]], batch: int, label: pa.DataType | None = None) -> Listed:
+@dataclass(frozen=True)
+class Rows:
+    """A source of planned rows, as another form would have them."""
+
+    info: SourceInfo
+    batches: Callable[[], Iterator[pa.RecordBatch]]
+    split: str = "s"
+    kind: str = "files"
+    location: str = "/"
+
+    def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+        return self.batches()
+
+
+def listed(rows: list[tuple[Any, ...]], batch: int, label: pa.DataType | None = None) -> Rows:
     """A source of the rows (key, label, size), in batches of that many."""
     kind = label or pa.string()
     schema = {"key": pa.string(), "label": kind, "path": pa.binary(), "size": pa.int64()}
 
-    def batches(_: Counter[str]) -> Iterator[pa.RecordBatch]:
+    def batches() -> Iterator[pa.RecordBatch]:
         for start in range(0, len(rows), batch):
             keys, labels, sizes = zip(*rows[start : start + batch], strict=True)
             columns = (keys, labels, [key.encode() for key in keys], sizes)
@@ -193,10 +208,10 @@ def listed(rows: list[tuple[Any, ...]], batch: int, label: pa.DataType | None = 
             }
             yield pa.record_batch({**arrays, "mtime": pa.array(sizes, pa.int64())})
 
-    return Listed("s", "/", "files", kind, batches)
+    return Rows(SourceInfo(label_type=kind), batches)
 
 
-def digest(source: Listed, target: Path, shard_size: int = 4) -> str | None:
+def digest(source: Rows, target: Path, shard_size: int = 4) -> str | None:
     outline = planning.make_plan(
         [source], {}, Folder.at(str(target)), shard_size=shard_size, batch_size=1, limit=None
     )

@@ -82,7 +82,7 @@ def columns(outline: Plan, folder: Folder) -> pa.Table:
             shard = Shard(
                 number + local, split, local, index + position, position, split.shard_size
             )
-            tables.append(planning.record_columns(outline, shard, rows))
+            tables.append(planning.make_record_columns(outline, shard, rows))
         number, index = number + split.shards, index + split.records
     return pa.concat_tables(tables)
 
@@ -117,25 +117,29 @@ TEXT, INT, FLOAT, BOOL, NONE = pa.string(), pa.int64(), pa.float64(), pa.bool_()
     ],
 )
 def test_the_common_type_of_labels(types, common):
-    assert label_schema.common_type(types) == common
-    assert label_schema.common_type(reversed(types)) == common
+    assert label_schema.find_common_type(types) == common
+    assert label_schema.find_common_type(reversed(types)) == common
 
 
 def test_numbers_become_text_as_python_writes_them():
-    found = label_schema.cast(pa.array([1, -2, None]), TEXT)
+    found = label_schema.cast_labels(pa.array([1, -2, None]), TEXT)
     assert found.to_pylist() == ["1", "-2", None]
-    assert label_schema.cast(pa.array([1.5, 2.0, None]), TEXT).to_pylist() == ["1.5", "2.0", None]
-    assert label_schema.cast(pa.array([True, None]), TEXT).to_pylist() == ["True", None]
+    assert label_schema.cast_labels(pa.array([1.5, 2.0, None]), TEXT).to_pylist() == [
+        "1.5",
+        "2.0",
+        None,
+    ]
+    assert label_schema.cast_labels(pa.array([True, None]), TEXT).to_pylist() == ["True", None]
 
 
 def test_whole_numbers_become_floats_also_where_they_are_too_large_for_all_digits():
-    found = label_schema.cast(pa.array([1, None, 2**60 + 1]), FLOAT)
+    found = label_schema.cast_labels(pa.array([1, None, 2**60 + 1]), FLOAT)
     assert found.to_pylist() == [1.0, None, float(2**60)]
 
 
 def test_missing_labels_take_any_type():
     for kind in (TEXT, INT, FLOAT, BOOL):
-        found = label_schema.cast(pa.nulls(2), kind)
+        found = label_schema.cast_labels(pa.nulls(2), kind)
         assert found.type == kind
         assert found.to_pylist() == [None, None]
 
@@ -155,13 +159,13 @@ def test_missing_labels_take_any_type():
     ],
 )
 def test_every_label_has_one_of_few_types(kind, label):
-    assert label_schema.label_type_of(kind, "here") == label
+    assert label_schema.find_label_type(kind, "here") == label
 
 
 def test_what_is_no_label_is_refused():
     for kind in (pa.list_(pa.int64()), pa.date32(), pa.struct([("a", pa.int64())])):
         with pytest.raises(InputError, match="here"):
-            label_schema.label_type_of(kind, "here")
+            label_schema.find_label_type(kind, "here")
 
 
 def test_splits_of_text_labels_and_numbers_share_text(planned, tmp_path):
@@ -326,7 +330,7 @@ def changed(planned: Planner, before: dict[str, Any], change: Callable[[], Any])
     (was,), (now,) = old.splits, new.splits
     if was.digest == now.digest:
         return None
-    return planning.first_difference(kept, fresh, was, now)
+    return planning.describe_difference(kept, fresh, was, now)
 
 
 def test_a_file_that_was_added_is_named(planned, tmp_path):
@@ -416,24 +420,24 @@ def stream_split() -> planning.SplitPlan:
 def test_a_stream_is_compared_with_what_it_gave_before(tmp_path, stream_split):
     folder = Folder.at(str(tmp_path / "r"))
     rows = stream_rows([1.0, 2.0, 3.0], [5, 6, 7])
-    assert planning.write_streamed(folder, stream_split, 0, rows) is None
+    assert planning.write_shard(folder, stream_split, 0, rows) is None
     assert planning.read_shard(folder, stream_split, 0).equals(rows)
-    assert planning.write_streamed(folder, stream_split, 0, rows) is None
+    assert planning.write_shard(folder, stream_split, 0, rows) is None
     pixels = stream_rows([1.0, 2.0, 3.0], [5, 6, 8])
-    assert planning.write_streamed(folder, stream_split, 0, pixels) == 2
+    assert planning.write_shard(folder, stream_split, 0, pixels) == 2
     label = stream_rows([1.0, 9.0, 3.0], [5, 6, 7])
-    assert planning.write_streamed(folder, stream_split, 0, label) == 1
-    assert planning.write_streamed(folder, stream_split, 0, rows.slice(0, 2)) == 2
+    assert planning.write_shard(folder, stream_split, 0, label) == 1
+    assert planning.write_shard(folder, stream_split, 0, rows.slice(0, 2)) == 2
     longer = stream_rows([1.0, 2.0, 3.0, 4.0], [5, 6, 7, 8])
-    assert planning.write_streamed(folder, stream_split, 0, longer) == 3
+    assert planning.write_shard(folder, stream_split, 0, longer) == 3
     assert planning.read_shard(folder, stream_split, 0).equals(rows)
 
 
 def test_a_stream_whose_labels_are_no_numbers_repeats_itself(tmp_path, stream_split):
     folder = Folder.at(str(tmp_path / "r"))
     rows = stream_rows([float("nan"), 2.0], [5, 6])
-    assert planning.write_streamed(folder, stream_split, 0, rows) is None
+    assert planning.write_shard(folder, stream_split, 0, rows) is None
     again = stream_rows([float("nan"), 2.0], [5, 6])
-    assert planning.write_streamed(folder, stream_split, 0, again) is None
+    assert planning.write_shard(folder, stream_split, 0, again) is None
     other = stream_rows([float("nan"), 3.0], [5, 6])
-    assert planning.write_streamed(folder, stream_split, 0, other) == 1
+    assert planning.write_shard(folder, stream_split, 0, other) == 1

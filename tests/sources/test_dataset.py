@@ -19,10 +19,9 @@ import ray_embed as package
 from ray_embed import InputError, Run, RunConfig, RunError, planning
 from ray_embed.config import parse_source
 from ray_embed.core import user_code
-from ray_embed.extraction.dataset_reader import Reader
+from ray_embed.extraction.dataset_reader import ShardReader
 from ray_embed.planning import Plan, SplitPlan
-from ray_embed.sources.dataset import StreamReader
-from ray_embed.sources.open import Streamed
+from ray_embed.sources.dataset import Dataset, RecordReader
 from ray_embed.storage.filesystem import Folder
 
 H, W = 4, 3
@@ -65,10 +64,10 @@ class Batches(keras.utils.PyDataset):
 
 def walked(
     source: Any, size: int = 4, limit: int | None = None, **kwargs: Any
-) -> tuple[pa.Table, list[np.ndarray], StreamReader]:
+) -> tuple[pa.Table, list[np.ndarray], RecordReader]:
     """Walk a source to its end: its plan rows, its images, and the reader."""
-    reader = StreamReader(Streamed("valid", source, kwargs), limit)
-    shards = list(iter(lambda: reader.next_shard(size), None))
+    reader = RecordReader(Dataset("valid", source, kwargs), limit)
+    shards = list(iter(lambda: reader.read_shard(size), None))
     assert all(shard.rows.num_rows == size for shard in shards[:-1])
     rows = pa.concat_tables([shard.rows for shard in shards])
     return rows, [image for shard in shards for image in shard.images], reader
@@ -408,10 +407,10 @@ def failing(at: int) -> Callable[[], Iterator[Any]]:
 def test_an_error_inside_the_pipeline_names_its_position():
     signature = (tf.TensorSpec((H, W, 3), tf.uint8), tf.TensorSpec((), tf.int64))
     dataset = tf.data.Dataset.from_generator(failing(6), output_signature=signature)
-    reader = StreamReader(Streamed("valid", dataset, {}))
-    assert reader.next_shard(4) is not None
+    reader = RecordReader(Dataset("valid", dataset, {}))
+    assert reader.read_shard(4) is not None
     with pytest.raises(RunError) as raised:
-        reader.next_shard(4)
+        reader.read_shard(4)
     for token in ("valid", "6", "the disk is gone"):
         assert token in str(raised.value)
 
@@ -437,9 +436,9 @@ def test_a_dataset_that_does_not_give_the_same_again_is_refused(tmp_path, now, t
     folder = Folder.at(str(tmp_path / "r"))
 
     def walk(records: list[Any]) -> list[int]:
-        reader = Reader(Streamed("valid", Sequence(records), {}), None, None)
+        reader = ShardReader(Dataset("valid", Sequence(records), {}), None, None)
         reader.describe()
-        calls = (reader.next(folder.path, split, local, True) for local in itertools.count())
+        calls = (reader.read_shard(folder.path, split, local, True) for local in itertools.count())
         return [shard.records for shard in iter(lambda: next(calls), None)]
 
     split = SplitPlan(0, "valid", "stream", "Sequence", "int64", (), 4, 1)

@@ -12,8 +12,9 @@ import pytest
 
 from ray_embed import RunConfig, planning
 from ray_embed.errors import InputError
-from ray_embed.sources.label_schema import LabelCounts, look_alikes
-from ray_embed.sources.open import Listed, open_sources
+from ray_embed.sources.base import Source
+from ray_embed.sources.label_schema import LabelCounts, describe_look_alikes
+from ray_embed.sources.open import open_sources
 from ray_embed.storage.filesystem import Folder
 
 
@@ -35,17 +36,17 @@ def touch(root: Path, *names: str) -> None:
         (root / name).write_bytes(b"x")
 
 
-def opened(source: Path, **options: Any) -> Listed:
+def opened(source: Path, **options: Any) -> Source:
     (found,) = open_sources(RunConfig(sources={"s": source}, model="m", **options))
-    assert isinstance(found, Listed)
+    assert found.info is not None
     return found
 
 
-def rows(source: Listed) -> list[dict[str, Any]]:
+def rows(source: Source) -> list[dict[str, Any]]:
     return [row for batch in source.records(Counter()) for row in batch.to_pylist()]
 
 
-def labels_of(source: Listed) -> list[str | None]:
+def labels_of(source: Source) -> list[str | None]:
     return [row["label"] for row in rows(source)]
 
 
@@ -141,12 +142,12 @@ def test_labels_that_differ_in_what_nobody_sees_are_named(tmp_path, other):
     [("m2", "m\u00b2"), ("a", "\u0430b"), ("cat", "cats"), ("a b", "ab"), ("A", "a")],
 )
 def test_labels_that_look_different_are_not_named(one, other):
-    assert list(look_alikes({"valid": [one, other], "test": [other, one]})) == []
+    assert list(describe_look_alikes({"valid": [one, other], "test": [other, one]})) == []
 
 
 def test_many_pairs_of_labels_are_counted():
     names = [f"c{at}" for at in range(9)]
-    notes = list(look_alikes({"s": [*names, *(f"{name} " for name in names)]}))
+    notes = list(describe_look_alikes({"s": [*names, *(f"{name} " for name in names)]}))
     assert len(notes) == 4
     assert notes[-1] == "6 more such pairs of labels"
 
@@ -165,7 +166,7 @@ def test_a_run_of_before_hears_how_to_keep_its_empty_labels(tmp_path):
     (now,) = planned({"s": file}, tmp_path / "q").splits
     assert was.digest != now.digest
     folders = (Folder.at(str(tmp_path / name)) for name in "pq")
-    said = planning.first_difference(*folders, was, now)
+    said = planning.describe_difference(*folders, was, now)
     assert "label was '' and is now None; --empty-label keep" in said
 
 
@@ -192,7 +193,7 @@ def test_another_delimiter_is_found_and_said(tmp_path, name, delimiter, word):
         ("a.png", "1,5"),
         ("b, c.png", "x"),
     ]
-    assert [word in note and name in note for note in source.notes] == [True] * bool(word)
+    assert [word in note and name in note for note in source.info.notes] == [True] * bool(word)
 
 
 @pytest.mark.parametrize(

@@ -28,24 +28,25 @@ from ray_embed import RunConfig
 from ray_embed.cli.commands import main
 from ray_embed.errors import InputError
 from ray_embed.sources import npz
-from ray_embed.sources.open import Listed, open_sources
+from ray_embed.sources.base import Source
+from ray_embed.sources.open import open_sources
 
 ONE_ACTOR = ("--actors", 1, "--cpus-per-actor", 1, "--engine", "tensorflow")
 
 
-def opened(source: Any, **options: Any) -> Listed:
+def opened(source: Any, **options: Any) -> Source:
     (found,) = open_sources(RunConfig(sources={"s": source}, model="m.keras", **options))
-    assert isinstance(found, Listed)
+    assert found.info is not None
     return found
 
 
-def rows(source: Listed) -> list[dict[str, Any]]:
+def rows(source: Source) -> list[dict[str, Any]]:
     """All records of a source."""
     batches = source.records(Counter())
     return [row for batch in batches for row in batch.to_pylist()]
 
 
-def keys(source: Listed) -> list[str]:
+def keys(source: Source) -> list[str]:
     return [row["key"] for row in rows(source)]
 
 
@@ -176,7 +177,7 @@ def test_labels_of_a_listing_stay_text(tmp_path):
         "path,label\na.png,007\nb.png,NA\nc.png,\nd.png,1e3\ne.png,true\nf.png,null\ng.png, x \n",
     )
     source = opened(file, empty_label="keep")
-    assert source.label_type == pa.string()
+    assert source.info.label_type == pa.string()
     labels = ["007", "NA", "", "1e3", "true", "null", " x "]
     assert [row["label"] for row in rows(source)] == labels
     labels[2] = None
@@ -238,7 +239,7 @@ def test_a_listing_larger_than_a_block_keeps_its_types(tmp_path):
 def test_labels_of_a_listing_are_numbers_where_asked(tmp_path, kind, texts, labels, type_):
     lines = "\n".join(f"{i}.png,{text}" for i, text in enumerate(texts))
     source = opened(listing(tmp_path / "s.csv", "path,label\n" + lines), label_type=kind)
-    assert source.label_type == type_
+    assert source.info.label_type == type_
     found = [row["label"] for row in rows(source)]
     assert ["nan" if label != label else label for label in found] == labels
 
@@ -299,8 +300,8 @@ def test_a_listing_that_cannot_be_read_is_refused(tmp_path, text):
 def test_labels_of_an_npz_keep_their_type(tmp_path, labels, type_, expected):
     np.savez(tmp_path / "s.npz", images=np.zeros((2, 3, 3), np.uint8), labels=labels)
     source = opened(tmp_path / "s.npz")
-    assert source.label_type == type_
-    assert source.image_shape == (3, 3, 1)
+    assert source.info.label_type == type_
+    assert source.info.image_shape == (3, 3, 1)
     found = rows(source)
     assert [row["label"] for row in found] == expected
     assert [row["key"] for row in found] == ["0", "1"]
@@ -354,14 +355,14 @@ def test_an_npz_that_is_wrong_is_refused(tmp_path, content, tokens):
 @pytest.mark.parametrize("shape", [(2, 4, 4, 200), (2, 3, 9, 3), (2, 9, 9, 1), (2, 8, 9, 9)])
 def test_images_of_an_npz_with_the_channels_last_are_taken(tmp_path, shape):
     np.savez(tmp_path / "s.npz", images=np.zeros(shape), labels=np.zeros(2))
-    assert opened(tmp_path / "s.npz").image_shape == shape[1:]
+    assert opened(tmp_path / "s.npz").info.image_shape == shape[1:]
 
 
 def test_an_npz_without_labels_has_none_and_says_so(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.zeros((2, 3, 3)), y=np.zeros(2))
     source = opened(tmp_path / "s.npz")
     assert [row["label"] for row in rows(source)] == [None, None]
-    (note,) = source.notes
+    (note,) = source.info.notes
     for token in ("s.npz", "'labels'", "no labels", "has y"):
         assert token in note
 

@@ -65,7 +65,7 @@ def make_run(
             pa.array(values, label_type),
             list(splits),
         ],
-        schema=label_schema.record_schema(label_type, []),
+        schema=label_schema.make_record_schema(label_type, []),
     )
     for name, of_layer in layers.items():
         records = records.append_column(columns[name], as_column(of_layer.astype(np.float32)))

@@ -22,7 +22,7 @@ from ray_embed.projector import pca
 from ray_embed.runs import sampling as subsets
 from ray_embed.runs.reader import Output, RunReader
 from ray_embed.runs.sampling import Subset
-from ray_embed.sources.label_schema import LabelCounts, look_alikes
+from ray_embed.sources.label_schema import LabelCounts, describe_look_alikes
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
 
@@ -151,7 +151,7 @@ def _label_notes(subset: Subset) -> Iterator[str]:
         for counts in (every, by_split[split]):
             counts.add(own)
     yield from every.notes()
-    yield from look_alikes({split: one.counts for split, one in by_split.items()})
+    yield from describe_look_alikes({split: one.counts for split, one in by_split.items()})
 
 
 def _drawn(

@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the driver and the actors send each other."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ray_embed.encoders.spec import Encoder
+from ray_embed.images.decode import PixelSpec
+from ray_embed.planning import Plan, Shard
+from ray_embed.sources.base import ImageReader
+
+# A shard, and a reference to its images if a sequential source delivered them.
+Item = tuple[Shard, Any]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What all shards of a run have in common.
+
+    `pixels` and `readers`, which open the images, are by the ordinal of the split. `encoder` is
+    without its contents, which each actor reads once from the run folder.
+    """
+
+    out: str
+    plan: Plan
+    fingerprint: str
+    pixels: tuple[PixelSpec, ...]
+    readers: tuple[ImageReader, ...]
+    encoder: Encoder
+
+
+@dataclass(frozen=True)
+class Ready:
+    """What an extractor that is ready reports: its number of images a batch, and its node."""
+
+    batch_size: int
+    node: str
+
+
+@dataclass(frozen=True)
+class ShardResult:
+    """The result of a shard.
+
+    `brightest` is the largest value in its thumbnails, 0 to 255; `turned` is the number of its
+    files with an orientation other than upright; `is_uniform` is whether several records got
+    features that are all the same; `values` is the lowest and the highest value of its first float
+    images.
+    """
+
+    number: int
+    split: str
+    rows: int
+    rejects: dict[str, int]
+    brightest: int
+    turned: int
+    is_uniform: bool
+    values: tuple[float, float] | None
+    finished: float

@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A few records of a source, for the preview."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from ray_embed.sources.base import PlannedRecords, Source, SourceInfo, find_missing
+from ray_embed.sources.dataset import Dataset, RecordReader
+
+# Records to choose from: listing all of a large source would take long.
+_LISTED = 10_000
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A few records of a source; `info` describes the source."""
+
+    info: SourceInfo
+    records: PlannedRecords
+
+
+def draw_sample(source: Source, count: int, limit: int | None) -> Sample:
+    """Choose at most `count` records of a source, among its first `limit`.
+
+    A dataset is read up to its first `count` records. Elsewhere the records are spread over the
+    first ones, which are often sorted by label; those without a file are left out.
+
+    Raises:
+        InputError: the source cannot be read, or is empty.
+        RunError: a dataset fails.
+    """
+    if isinstance(source, Dataset):
+        return _read_dataset(source, min(count, limit or count))
+    batches = source.records(Counter())
+    assert batches is not None and source.info is not None  # noqa: S101 - no dataset
+    rows = _read_first(batches, min(_LISTED, limit or _LISTED))
+    chosen = np.unique(np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows), dtype=int))
+    records = PlannedRecords(rows=rows, positions=np.arange(rows.num_rows)).select(chosen)
+    has_file = np.setdiff1d(np.arange(len(records)), find_missing(records.rows))
+    return Sample(source.info, records.select(has_file))
+
+
+def _read_dataset(source: Dataset, count: int) -> Sample:
+    reader = RecordReader(source, count)
+    shard = reader.read_shard(count)
+    assert shard is not None  # noqa: S101 - opening the reader has read the first record
+    records = PlannedRecords(
+        rows=shard.rows, positions=np.arange(len(shard.images)), images=shard.images
+    )
+    return Sample(reader.describe(), records)
+
+
+def _read_first(batches: Iterator[pa.RecordBatch], limit: int) -> pa.Table:
+    first: list[pa.RecordBatch] = []
+    rows = 0
+    for batch in batches:
+        first.append(batch.slice(0, limit - rows))
+        rows += first[-1].num_rows
+        if rows >= limit:
+            break
+    return pa.Table.from_batches(first)
