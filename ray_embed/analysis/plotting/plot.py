@@ -119,10 +119,10 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
         index, components = records.index, spectrum(folder, column, records.features).coordinates
     found = projections_module.projections(components, 3)
     found["pca"] = components[:, : bookmarks.COMPONENTS]
-    bookmarks.keep(folder, column, index, found)
+    bookmarks.save_maps(folder, column, index, found)
     if not folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"):
         return
-    saved = bookmarks.saved(folder, lambda name: folder.read(f"{layout.PROJECTOR}/{name}"))
+    saved = bookmarks.make_views(folder, lambda name: folder.read(f"{layout.PROJECTOR}/{name}"))
     for name, content in saved.files.items():
         folder.write(f"{layout.PROJECTOR}/{name}", content)
     if saved.names:
