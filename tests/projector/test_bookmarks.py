@@ -20,7 +20,7 @@ from ray_embed.storage.filesystem import Folder
 def quick(monkeypatch):
     # UMAP takes half a minute to be compiled.
     monkeypatch.setattr(projections, "has_umap", lambda: True)
-    monkeypatch.setattr(projections, "umap", lambda points, size: points[:, :size] * 2)
+    monkeypatch.setattr(projections, "run_umap", lambda points, size: points[:, :size] * 2)
 
 
 def make(path, *, records=80, dimensions=16, **options):
@@ -118,7 +118,7 @@ def test_many_points_have_the_view_of_the_exact_pca_alone(tmp_path, monkeypatch)
     monkeypatch.setattr(bookmarks, "MAPPED", 200)
     said = []
     plot(str(run), None, said.append)
-    assert any("it shows 240 points, not 200" in line for line in said)
+    assert any("it shows 240 points, more than 200" in line for line in said)
     package.reduce(str(run))
     (view,) = read_bookmarks(run)
     points = np.abs(coordinates(view["projections"], "pca", 10))

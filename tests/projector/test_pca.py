@@ -18,7 +18,7 @@ from support.sample_runs import contents, copy, part_files, table_of
 from support.synthetic_runs import make_run
 
 import ray_embed as package
-from ray_embed.analysis.plotting.components import spectrum
+from ray_embed.analysis.plotting.components import load_or_compute_components
 from ray_embed.core.threads import limit_blas_to_one_thread
 from ray_embed.errors import InputError, RunError
 from ray_embed.projector import covariance, pca, reduce, wide_pca
@@ -498,7 +498,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     assert index.tolist() == [int(line.split("\t")[3]) for line in lines]
     where = np.searchsorted(table_of(path)["index"].to_numpy(), index)
     assert np.array_equal(read, coordinates[where])
-    drawn = spectrum(folder, "feature", values[index].astype(np.float32))
+    drawn = load_or_compute_components(folder, "feature", values[index].astype(np.float32))
     assert drawn.first_of == (None if most == 4096 else 400)
     np.testing.assert_allclose(drawn.coordinates, read, atol=1e-4)
 

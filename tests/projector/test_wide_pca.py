@@ -9,8 +9,8 @@ import pytest
 from support.synthetic_runs import FINGERPRINT, make_run
 
 from ray_embed import load
-from ray_embed.analysis.evaluation.evaluate import _over_all
-from ray_embed.analysis.evaluation.measures import Judgement
+from ray_embed.analysis.evaluation.evaluate import _replace_spectrum
+from ray_embed.analysis.evaluation.measures import FeatureEvaluation
 from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, InputError
 from ray_embed.projector import covariance, pca, wide_pca
@@ -229,13 +229,13 @@ def test_a_layer_without_components_is_to_be_reduced_again(tmp_path):
 def test_evaluation_takes_no_spectrum_from_the_first_components(tmp_path):
     found = reduce(tmp_path, points())
     folder = Folder.at(str(tmp_path))
-    evaluated = Judgement((), "there are no labels")
+    evaluated = FeatureEvaluation((), "there are no labels")
     for method, expected in (
         (found.method, ("alpha_req", "stable_rank", "participation_ratio")),
         (pca.Method(pca.KRYLOV, 4, 5.0, (0.1,)), ()),
     ):
         pca.save(folder, {"top": dataclasses.replace(found, method=method)}, FINGERPRINT)
-        assert _over_all(evaluated, folder, "feature")[1] == expected
+        assert _replace_spectrum(evaluated, folder, "feature")[1] == expected
 
 
 def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
