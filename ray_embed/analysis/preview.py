@@ -175,7 +175,7 @@ def _draw_sheet(samples: list[_Prepared], lines: list[str], sheet: str) -> str |
     lettering = choose_lettering((), (*lines, *(key for _, key, _, _ in records)))
     text = [part for line in lines for part in textwrap.wrap(lettering.text(line), 170)]
     header = 0.3 + 0.17 * len(text)
-    with style.styled(lettering):
+    with style.apply_style(lettering):
         figure = style.new_figure(12, header + 2.5 * rows, None)
         bottom = 2.5 * rows / (header + 2.5 * rows)
         figure.text(

@@ -187,6 +187,8 @@ def evaluate(
     from ray_embed.analysis.evaluation.evaluate import evaluate as measure
     from ray_embed.analysis.evaluation.evaluate import require_layers
     from ray_embed.analysis.evaluation.record import record
+    from ray_embed.analysis.evaluation.report import format_evaluation
+    from ray_embed.analysis.evaluation.to_json import evaluation_to_json
     from ray_embed.runs.reader import open_run
 
     # The run with random weights prints on stdout, which is for results.
@@ -199,11 +201,11 @@ def evaluate(
             require_layers(reader, layer)
             baseline = open_run(random_run(run).path)
         evaluations = measure(reader, layer, sample, baseline, labels)
-    entries = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
+    entries = {name: evaluation_to_json(evaluation) for name, evaluation in evaluations.items()}
     if as_json:
         click.echo(json.dumps(entries, ensure_ascii=False))
     else:
-        tables = ("\n".join(evaluation.lines()) for evaluation in evaluations.values())
+        tables = ("\n".join(format_evaluation(name, entry)) for name, entry in entries.items())
         click.echo("\n\n".join(tables))
     record(reader, entries)
 
@@ -303,18 +305,21 @@ def compare(
     features are. Only records that all runs hold are used, so that differences come from the
     encoders.
     """
-    from ray_embed.analysis.comparison import plot as plot_module
     from ray_embed.analysis.comparison.compare import compare as measure
-    from ray_embed.analysis.comparison.report import lines
-    from ray_embed.analysis.comparison.to_json import plain
+    from ray_embed.analysis.comparison.plot import check_target, draw_comparison
+    from ray_embed.analysis.comparison.report import format_comparison
+    from ray_embed.analysis.comparison.to_json import comparison_to_json
 
     if plot:
-        plot_module.check_target(plot)
+        check_target(plot)
     comparison = measure(runs, layer, sample, lambda line: click.echo(line, err=True), labels)
     if plot:
-        plot_module.draw(comparison, plot, lambda line: click.echo(line, err=True))
-    width = shutil.get_terminal_size((100, 24)).columns
-    click.echo(json.dumps(plain(comparison)) if as_json else "\n".join(lines(comparison, width)))
+        draw_comparison(comparison, plot, lambda line: click.echo(line, err=True))
+    if as_json:
+        click.echo(json.dumps(comparison_to_json(comparison)))
+    else:
+        width = shutil.get_terminal_size((100, 24)).columns
+        click.echo("\n".join(format_comparison(comparison, width)))
 
 
 @cli.command()

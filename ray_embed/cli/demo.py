@@ -53,13 +53,16 @@ def demo(out: str, say: Callable[[str], None]) -> None:
     say(outcome.summary())
 
     from ray_embed.analysis.evaluation.record import record
+    from ray_embed.analysis.evaluation.report import format_evaluation
+    from ray_embed.analysis.evaluation.to_json import evaluation_to_json
     from ray_embed.runs.reader import open_run
 
     say(f"\n$ ray-embed evaluate {out}")
     evaluations = outcome.run.evaluate()
-    record(open_run(out), {layer: item.to_json() for layer, item in evaluations.items()})
-    for evaluation in evaluations.values():
-        say("\n".join(evaluation.lines()))
+    entries = {layer: evaluation_to_json(item) for layer, item in evaluations.items()}
+    record(open_run(out), entries)
+    for layer, entry in entries.items():
+        say("\n".join(format_evaluation(layer, entry)))
 
     if importlib.util.find_spec("matplotlib") is not None:
         from ray_embed.analysis.plotting.plot import plot

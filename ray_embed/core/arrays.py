@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of NumPy arrays, and the conversion of features between Arrow and NumPy."""
+"""Types of NumPy arrays, features in Arrow and NumPy, and what is computed row by row."""
 
 from typing import Any
 
@@ -9,6 +9,9 @@ import pyarrow as pa
 # An array of any shape and type; docstrings give both.
 Array = np.ndarray[Any, Any]
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
+
+# Rows whose squares are in memory at once.
+_ROWS = 64
 
 
 def as_matrix(column: pa.ChunkedArray) -> Matrix:
@@ -23,3 +26,44 @@ def as_column(values: Matrix) -> pa.FixedSizeListArray:
     """Return an (N, D) float32 array as a column of fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def row_lengths(values: Array) -> Array:
+    """Return the Euclidean length (N, 1) of each row of an (N, D) array."""
+    # The squares of all values would take as much memory as the values.
+    starts = range(0, max(1, len(values)), _ROWS)
+    blocks = (values[start : start + _ROWS] for start in starts)
+    return np.concatenate([np.linalg.norm(block, axis=1, keepdims=True) for block in blocks])
+
+
+def unit_rows(values: Array, lengths: Array | None = None) -> Array:
+    """Scale the rows of an (N, D) array to length one. Rows of zeros stay zeros.
+
+    Args:
+        values: (N, D).
+        lengths: (N, 1), as `row_lengths` returns them; None to compute them.
+    """
+    lengths = row_lengths(values) if lengths is None else lengths
+    scaled: Array = values / np.where(lengths == 0, 1, lengths)
+    return scaled
+
+
+def smallest_columns(values: Matrix, count: int) -> Array:
+    """Return the columns (N, k) int64 of the `count` smallest values of each row, ascending.
+
+    Of equal values, the one in the lower column comes first. NaN counts as the largest.
+
+    Args:
+        values: (N, M) float32.
+        count: how many; k is M where there are fewer.
+    """
+    # Floats are in the order of their bits, or of the inverted bits where they are negative. With
+    # the column in the lower bits, no two keys are equal.
+    bits, magnitude = values.view(np.int32), np.int32(0x7FFFFFFF)
+    order = np.where(values < 0, bits ^ magnitude, bits & magnitude)
+    keys = order.astype(np.int64) << 32
+    keys |= np.arange(keys.shape[1])
+    if keys.shape[1] > count:
+        keys = np.partition(keys, count - 1, axis=1)[:, :count]
+    keys.sort(axis=1)
+    return keys & 0xFFFFFFFF

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The files TensorBoard's projector reads, each written without holding all rows.
+"""Write the files that TensorBoard's projector reads, none of which needs all rows in memory.
 
-The checkpoint follows TensorFlow's tensor bundle (``SaveV2`` slices, merged by renaming); the rest
-follows what TensorBoard's projector plugin reads, all by paths relative to the folder.
+The checkpoint is TensorFlow's tensor bundle (``SaveV2`` slices, merged by renaming). The rest is
+what TensorBoard's projector plugin reads. All paths are relative to the folder.
 """
 
 import tempfile
@@ -16,25 +16,25 @@ from ray_embed.encoders.tensorflow_setup import quiet_start
 
 # In a run folder.
 CHECKPOINT = "embedding.ckpt-1"
-# A checkpoint's data, where it is one file.
+# The suffix of a checkpoint's data that is one file.
 _ONLY = ".data-00000-of-00001"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 
 
 def tensor_name(variable: str) -> str:
-    """Give the checkpoint key of the variable `variable` of a ``tf.train.Checkpoint``."""
+    """Return the checkpoint key of a variable of a ``tf.train.Checkpoint``."""
     return f"{variable}/{_VALUE}"
 
 
 def variable_of(column: str) -> str:
-    """Give the variable's name for a feature column: `embedding` or `embedding_<layer>`."""
+    """Return the name of a feature column's variable: `embedding` or `embedding_<layer>`."""
     return "embedding" + column.removeprefix("feature")
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Some consecutive rows of a variable of `total` rows: `values` is (n, D) float32, n > 0."""
+    """Consecutive rows of a variable of `total` rows: `values` is (n, D) float32, n > 0."""
 
     variable: str
     start: int
@@ -43,29 +43,29 @@ class Slice:
 
 
 def sampled(variable: str) -> str:
-    """Give the name of the variable that holds a sample of another one's rows."""
+    """Return the name of the variable that holds a sample of another variable's rows."""
     return "sample" + variable.removeprefix("embedding")
 
 
 def data_file(number: int, count: int) -> str:
-    """Name the data file `number` of a checkpoint of `count` of them."""
+    """Return the name of the data file `number` of a checkpoint with `count` of them."""
     return f"{CHECKPOINT}.data-{number:05d}-of-{count:05d}"
 
 
 def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
-    """Write some slices into a file in a folder of their own.
+    """Write slices into a file in a new folder.
 
     The same slices in the same order give the same bytes.
 
     Returns:
-        their index, to join them by, and the file.
+        the index, which joining needs, and the file.
     """
     with quiet_start():
         import tensorflow as tf
 
     prefix = f"{folder}/slices"
     shapes = [(part.total, part.values.shape[1], part.start, len(part.values)) for part in slices]
-    # Arrays are handed over as they are: `tf.constant` would copy them.
+    # Pass arrays as they are: `tf.constant` would copy them.
     tf.raw_ops.SaveV2(
         prefix=prefix,
         tensor_names=[tensor_name(part.variable) for part in slices],
@@ -76,10 +76,10 @@ def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
 
 
 def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes]) -> None:
-    """Write what makes a checkpoint of data files that are there, or will be, in this order.
+    """Write the files that join data files, in this order, to a checkpoint.
 
-    TensorFlow joins indexes while it renames the data files, without looking into them: so empty
-    ones stand for those that may be on another machine by now.
+    TensorFlow joins indexes while it renames the data files, but does not read these. So empty
+    files replace the data files, which may be on another machine.
     """
     with quiet_start():
         import tensorflow as tf
@@ -112,7 +112,7 @@ def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes
 
 
 def _object_graph(variables: list[str]) -> bytes:
-    """Serialize what ``tf.train.Checkpoint(embedding=tf.Variable(…))`` needs to find its values."""
+    """Serialize the graph by which ``tf.train.Checkpoint(embedding=…)`` finds its values."""
     from tensorflow.core.protobuf import trackable_object_graph_pb2
 
     graph = trackable_object_graph_pb2.TrackableObjectGraph()
@@ -131,9 +131,9 @@ def write_config(path: Path, variables: list[str], metadata: str, sprite: int) -
 
     Args:
         path: the file.
-        variables: those that share metadata and sprite; the page shows the first of them first.
+        variables: those that share metadata and sprite. The page shows the first one first.
         metadata: the name of their metadata file.
-        sprite: the side in pixels of the sprite's pictures, 0 for no sprite.
+        sprite: the side in pixels of the sprite's images. 0 for no sprite.
     """
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
@@ -150,17 +150,17 @@ def write_config(path: Path, variables: list[str], metadata: str, sprite: int) -
 
 
 def metadata_of(config: str) -> dict[str, str]:
-    """Give the metadata files that a config names, by variable."""
-    embeddings = _parsed(config).embeddings
+    """Return the metadata files that a config names, by variable."""
+    embeddings = _parse_config(config).embeddings
     return {
-        one.tensor_name.removesuffix(f"/{_VALUE}"): one.metadata_path
-        for one in embeddings
-        if one.metadata_path
+        embedding.tensor_name.removesuffix(f"/{_VALUE}"): embedding.metadata_path
+        for embedding in embeddings
+        if embedding.metadata_path
     }
 
 
-def with_bookmarks(config: str, paths: Mapping[str, str]) -> str:
-    """Name files of saved views in a config.
+def add_bookmarks(config: str, paths: Mapping[str, str]) -> str:
+    """Add the files of saved views to a config.
 
     Args:
         config: the text of ``projector_config.pbtxt``.
@@ -168,16 +168,16 @@ def with_bookmarks(config: str, paths: Mapping[str, str]) -> str:
     """
     from google.protobuf import text_format
 
-    parsed = _parsed(config)
-    for one in parsed.embeddings:
-        path = paths.get(one.tensor_name.removesuffix(f"/{_VALUE}"))
+    parsed = _parse_config(config)
+    for embedding in parsed.embeddings:
+        path = paths.get(embedding.tensor_name.removesuffix(f"/{_VALUE}"))
         if path is not None:
-            one.bookmarks_path = path
+            embedding.bookmarks_path = path
     text: str = text_format.MessageToString(parsed)
     return text
 
 
-def _parsed(config: str) -> Any:
+def _parse_config(config: str) -> Any:
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
 
@@ -185,7 +185,7 @@ def _parsed(config: str) -> Any:
 
 
 def write_event_file(folder: Path) -> None:
-    """Write an event file without events: TensorBoard lists only folders that have one."""
+    """Write an event file without events. TensorBoard lists only folders that hold one."""
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 

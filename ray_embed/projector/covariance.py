@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first pass over the parts: their moments, a block of parts at a time, for the PCA.
+"""The first pass over the parts for the PCA: their moments, by blocks of parts.
 
-Blocks do not depend on each other, so that any process may do any of them; boundaries, and the
-order in which their moments are added, follow from the parts alone, so that the bits do.
+Blocks do not depend on each other, so any process may compute any of them. Their boundaries, and
+the order in which their moments are added, depend only on the parts, so the bits do too.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,102 +19,106 @@ from ray_embed.projector.merge_task import Group
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# The moments of a block are passed on and added up, which is to cost little beside making them: it
-# has so many times as many bytes of features.
+# A block has so many times as many bytes of features as of moments: then sending and adding the
+# moments costs little beside computing them.
 _TIMES = 4
-# Blocks that are under way have their moments, a product, and moments that wait to be added.
+# A block in progress needs memory for its moments, a product, and moments that wait to be added.
 _AT_ONCE_BYTES, _EACH = 1 << 30, 3 * 8
 
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive parts whose moments are summed up together; `shift` (D,) float64 is common."""
+    """Consecutive parts whose moments are computed together; all have the same `shift` (D,)."""
 
     column: str
     shift: Array
     parts: tuple[int, ...]
 
 
-def at_once(dimensions: Collection[int]) -> int:
-    """Give how many blocks may be under way at a time, so that they fit in memory."""
+def count_parallel_blocks(dimensions: Collection[int]) -> int:
+    """Return how many blocks may be processed at a time, so that they fit in memory."""
     most = max((size for size in dimensions if size <= pca.MOST_DIMENSIONS), default=1)
-    limits = [wide_pca.at_once(size) for size in dimensions if size > pca.MOST_DIMENSIONS]
+    limits = [
+        wide_pca.count_parallel_blocks(size) for size in dimensions if size > pca.MOST_DIMENSIONS
+    ]
     return min([max(1, _AT_ONCE_BYTES // (_EACH * most * most)), *limits])
 
 
-def components(
+def compute_components(
     out: str,
     fingerprint: str,
     groups: tuple[Group, ...],
     dimensions: dict[str, int],
     mapped: OrderedMap,
 ) -> dict[str, pca.Components]:
-    """Give the principal components of all points, by feature column.
+    """Compute the principal components of all points, by feature column.
 
     Args:
         out: the run folder.
         fingerprint: of the run.
-        groups: all parts, in order; at least one has rows.
-        dimensions: of each feature column. Those with too many for a D x D matrix get the first
-            components; see `wide_pca`.
-        mapped: does the blocks.
+        groups: all parts, in order. At least one has rows.
+        dimensions: of each feature column. Columns with too many for a D x D matrix get the first
+            components, see `wide_pca`.
+        mapped: processes the blocks.
 
     Raises:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
     folder = Folder.at(out)
-    found = {}
+    by_column = {}
     for column, size in dimensions.items():
-        shift = _shift(folder, fingerprint, groups, column)
+        shift = _get_shift(folder, fingerprint, groups, column)
         if size > pca.MOST_DIMENSIONS:
-            found[column] = wide_pca.components(out, fingerprint, groups, column, shift, mapped)
+            by_column[column] = wide_pca.compute_components(
+                out, fingerprint, groups, column, shift, mapped
+            )
         else:
-            blocks = (Block(column, shift, parts) for parts in _blocks(groups, size))
-            made = mapped(partial(moments_of, out, fingerprint), blocks)
+            blocks = (Block(column, shift, parts) for parts in _divide_into_blocks(groups, size))
+            moments = mapped(partial(compute_block_moments, out, fingerprint), blocks)
             with limit_blas_to_one_thread():
-                found[column] = pca.components(pca.joined(made, size), shift)
-    return found
+                by_column[column] = pca.compute_components(pca.add_moments(moments, size), shift)
+    return by_column
 
 
-def moments_of(out: str, fingerprint: str, block: Block) -> pca.Moments:
-    """Sum up the moments of a block.
+def compute_block_moments(out: str, fingerprint: str, block: Block) -> pca.Moments:
+    """Compute the moments of a block.
 
     Raises:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
     folder = Folder.at(out)
-    read = partial(_read, folder, fingerprint, block.column)
+    read = partial(_read_features, folder, fingerprint, block.column)
     with limit_blas_to_one_thread():
-        found = pca.moments(part_files.each(folder, read, block.parts), block.shift)
-    if not np.isfinite(found.sums).all():
+        moments = pca.compute_moments(part_files.each(folder, read, block.parts), block.shift)
+    if not np.isfinite(moments.sums).all():
         for number in block.parts:
             _check_finite(folder, number, read(number))
-    return found
+    return moments
 
 
 def _check_finite(folder: Folder, number: int, values: Matrix) -> None:
-    # Extracting sets such records aside, so nobody else than another program has written these.
+    # Extraction rejects such records, so another program has written these.
     if not np.isfinite(values).all():
         name = folder.shown(part_files.part_name(layout.FEATURES, number))
         raise DamagedError(f"{name}: it holds numbers that are not finite", number)
 
 
-def _read(folder: Folder, fingerprint: str, column: str, number: int) -> Matrix:
+def _read_features(folder: Folder, fingerprint: str, column: str, number: int) -> Matrix:
     part = part_files.read_part(folder, layout.FEATURES, number, [column], fingerprint)
     return as_matrix(part[column])
 
 
-def _shift(folder: Folder, fingerprint: str, groups: tuple[Group, ...], column: str) -> Array:
-    """Give the mean of the first part that has rows; of equal numbers it is that number."""
+def _get_shift(folder: Folder, fingerprint: str, groups: tuple[Group, ...], column: str) -> Array:
+    """Return the mean of the first part that has rows. The mean of equal numbers is exact."""
     parts = (number for group in groups if group.rows for number in group.parts)
-    values = (_read(folder, fingerprint, column, number) for number in parts)
+    values = (_read_features(folder, fingerprint, column, number) for number in parts)
     first = next(part for part in values if len(part))
     return np.asarray(first.mean(axis=0, dtype=np.float64))
 
 
-def _blocks(groups: tuple[Group, ...], size: int) -> Iterator[tuple[int, ...]]:
+def _divide_into_blocks(groups: tuple[Group, ...], size: int) -> Iterator[tuple[int, ...]]:
     waiting: list[int] = []
     weight = 0
     for group in groups:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from ray_embed.core.arrays import Matrix, as_column, as_matrix
+from ray_embed.core.arrays import Matrix, as_column, as_matrix, unit_rows
 from ray_embed.core.threads import MAX_THREADS, limit_blas_to_one_thread
 from ray_embed.projector import checkpoint, metadata, pca
 from ray_embed.runs import stratified
@@ -202,8 +202,7 @@ def _as_the_page_takes_it(coordinates: Matrix) -> Matrix:
     if coordinates.shape[1] == _FLAT:
         return np.pad(coordinates, ((0, 0), (0, 1)))
     rows = coordinates[:, : _SPHERED - 1]
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.ascontiguousarray(rows / np.where(lengths > 0, lengths, 1))
+    return np.ascontiguousarray(unit_rows(rows))
 
 
 def _whole(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata.tsv``: one line a point, as the projector's page reads it.
+"""``metadata.tsv``: a line for each point, as the projector's page reads it.
 
-The lines of many rows are made at once by Arrow; values that need care are looked at one by one.
+Arrow formats many rows at once. Only values that need escapes are formatted one by one.
 """
 
 from collections.abc import Iterable
@@ -20,21 +20,21 @@ _ESCAPED = tuple(chr(code).encode() for code in _ESCAPES)
 
 
 def columns_of(records: Iterable[str]) -> list[str]:
-    """Name the columns of the file, in order, for these columns of the records."""
+    """Return the columns of the file, in order, for these columns of the records."""
     first = ["label", "split", "key", "index"]
     return [*first, *(name for name in records if name not in first)]
 
 
 def lines(table: pa.Table) -> bytes:
-    """Give the lines of a table's rows, each with its line feed."""
+    """Return the lines of a table's rows, each with its line feed."""
     if not table.num_rows:
         return b""
-    cells = [_cells(table[name].combine_chunks()) for name in columns_of(table.column_names)]
+    cells = [_format_cells(table[name].combine_chunks()) for name in columns_of(table.column_names)]
     rows = pc.binary_join_element_wise(*cells, "\t")
-    return _content(pc.binary_join_element_wise(rows, "", "\n"))
+    return _join(pc.binary_join_element_wise(rows, "", "\n"))
 
 
-def _cells(column: pa.Array) -> pa.Array:
+def _format_cells(column: pa.Array) -> pa.Array:
     if pa.types.is_integer(column.type):
         return column.cast(pa.string()).fill_null(_NULL)
     if not pa.types.is_string(column.type):
@@ -49,15 +49,15 @@ def _cells(column: pa.Array) -> pa.Array:
 def _is_plain(column: pa.Array) -> bool:
     """Whether each text is its own cell."""
     lengths = pc.min_max(pc.binary_length(column)).as_py()
-    # Bytes, so it may say no where it need not.
+    # These are bytes and not characters, so some texts are escaped without need.
     if lengths["min"] is not None and not 1 <= lengths["min"] <= lengths["max"] <= _CELL:
         return False
-    content = _content(column)
+    content = _join(column)
     return not any(mark in content for mark in _ESCAPED)
 
 
-def _content(texts: pa.Array) -> bytes:
-    """Give all texts, one after the other."""
+def _join(texts: pa.Array) -> bytes:
+    """Join all texts."""
     _, offsets, content = texts.buffers()
     if content is None:
         return b""
@@ -67,7 +67,7 @@ def _content(texts: pa.Array) -> bytes:
 
 
 def cell(value: Any) -> str:
-    r"""Give a value as a cell that the page shows as it is.
+    r"""Format a value as a cell that the page shows as it is.
 
     ``\\ \t \n \r`` are escaped, null is ``(none)``, empty text ``(empty)``, and a cell has at
     most 1,000 characters.
@@ -76,7 +76,7 @@ def cell(value: Any) -> str:
         return _NULL
     text = str(value)[:_CELL].translate(_ESCAPES)
     if len(text) > _CELL:
-        # Never half an escape: an odd number of backslashes at the end would be one.
+        # An odd number of backslashes at the end would be half an escape.
         text = text[:_CELL]
         if (len(text) - len(text.rstrip("\\"))) % 2:
             text = text[:-1]
@@ -86,8 +86,8 @@ def cell(value: Any) -> str:
 class Writer:
     """Writes the lines so that no character is lost at a boundary of the page's chunks.
 
-    The page decodes the file in chunks of 1,000,000 bytes; a character that a boundary cuts would
-    be lost, and so would a byte order mark that starts a chunk. So the row before it gets trailing
+    The page decodes the file in chunks of 1,000,000 bytes. It would lose a character that a
+    boundary cuts, and a byte order mark that starts a chunk. So the row before gets trailing
     spaces.
 
     Args:
@@ -99,18 +99,19 @@ class Writer:
         self._file = file
         header = "\t".join(cell(name) for name in names).encode("utf-8", "replace")
         file.write(header)
-        # Where the next line starts; the line feed before it waits, for spaces may come first.
+        # Where the next line starts. The line feed before it is not written yet, as spaces may come
+        # first.
         self._start = len(header) + 1
 
     def add(self, content: bytes) -> None:
-        """Write some lines, each ended by a line feed."""
+        """Write lines, each of which ends with a line feed."""
         if not content:
             return
         if content.isascii() or -self._start % _PAGE_CHUNK >= len(content):
             self._put(content[:-1], 0)
             return
         for line in content[:-1].split(b"\n"):
-            self._put(line, _padding(self._start, line))
+            self._put(line, _count_padding(self._start, line))
 
     def end(self) -> None:
         """Write the final line feed."""
@@ -121,15 +122,15 @@ class Writer:
         self._start += pad + len(content) + 1
 
 
-def _padding(start: int, line: bytes) -> int:
-    """Give how many bytes further a line must start for a boundary to lose none of it."""
+def _count_padding(start: int, line: bytes) -> int:
+    """Return how many bytes later a line must start so that no boundary loses a character."""
     for pad in range(len(line) + 1):
         first = -(start + pad) % _PAGE_CHUNK
         cuts = range(first, len(line), _PAGE_CHUNK)
-        if not any(_loses(line, at) for at in cuts):
+        if not any(_loses_character(line, cut) for cut in cuts):
             return pad
     return 0
 
 
-def _loses(line: bytes, cut: int) -> bool:
+def _loses_character(line: bytes, cut: int) -> bool:
     return line[cut] & 0xC0 == 0x80 or line.startswith(_BYTE_ORDER_MARK, cut)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Principal components of any number of points: from their moments, in memory D² and not N×D.
+"""Principal components of any number of points from their moments, with memory for D² and not N×D.
 
-Moments of some points are summed up where these are, and added; one eigendecomposition of the
-covariance then gives what scikit-learn's ``PCA(svd_solver="full")`` gives of all points at once
-(Pearson 1901; Jolliffe 2002, Principal Component Analysis, chapters 1 and 3). All in float64.
+The moments of blocks of points are computed separately and added. One eigendecomposition of the
+covariance then gives the result of scikit-learn's ``PCA(svd_solver="full")`` on all points (Pearson
+1901; Jolliffe 2002, Principal Component Analysis, chapters 1 and 3). All is in float64.
 
-In a run folder they are the file `pca.parquet`, which needs neither TensorFlow nor Ray.
+A run folder holds them as `pca.parquet`, which can be read without TensorFlow and Ray.
 """
 
 import json
@@ -25,7 +25,7 @@ from ray_embed.storage.filesystem import Folder
 
 Result = TypeVar("Result")
 
-# A row a component, and one before them, numbered 0, whose vector is the mean.
+# A row for each component, from number 1. Row 0 comes before them, and its vector is the mean.
 SCHEMA = pa.schema(
     [
         ("layer", pa.string()),
@@ -35,22 +35,21 @@ SCHEMA = pa.schema(
         ("vector", pa.list_(pa.float64())),
     ]
 )
-# How the components of a layer were found, as JSON; layers without it are exact, by their moments.
+# How the components of a layer were computed, as JSON. Without it, they are exact, from moments.
 _METHOD = "ray_embed.pca."
-# Moments of more dimensions than these take half a gigabyte, and their components minutes; see
-# `wide_pca` for these.
+# Moments of more dimensions take half a gigabyte, and their components minutes. See `wide_pca`.
 MOST_DIMENSIONS = 8192
-# Of more components the coordinates are not kept.
+# The coordinates of later components are not kept.
 KEPT = 50
-# Enough for a product to run at full speed, and to be added up at little cost.
+# Rows of a product: enough to run at full speed, and to cost little to add up.
 _ROWS = 1024
-# Of more dimensions fewer rows, so that they take no more memory.
+# With more dimensions there are fewer rows, so that they take no more memory.
 _NUMBERS = _ROWS * MOST_DIMENSIONS
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of `count` points x: the sums (D,) and the sums of products (D, D) of x - shift."""
+    """The sums (D,) and the sums of products (D, D) of x - shift, over `count` points x."""
 
     count: int
     sums: Array
@@ -66,9 +65,9 @@ class Method:
 
     `name` is COVARIANCE (exact, from the products of the dimensions), GRAM (exact, from the
     products of the records) or KRYLOV (approximate). `passes` is how often the parts were read to
-    find them. `total` is the whole variance, exact, None where the variances of all components are
-    known. `residuals` (k,), of KRYLOV, are |Cv - λv| of each component v with variance λ, where C
-    is the covariance: C has an eigenvalue no further from λ than that.
+    compute them. `total` is the exact whole variance, None where the variances of all components
+    are known. `residuals` (k,), of KRYLOV, are |Cv - λv| of each component v with variance λ, where
+    C is the covariance: C has an eigenvalue no further from λ than that.
     """
 
     name: str
@@ -79,11 +78,11 @@ class Method:
 
 @dataclass(frozen=True)
 class Components:
-    """What a PCA gives.
+    """The result of a PCA.
 
-    `mean` is (D,); `variances` (c,) are those of the components, the largest first, over N - 1:
-    of all D of them, of the N - 1 that the points span, or of the first k. `vectors` (k, D) are the
-    first components, of length 1. All float64. `method` is how they were computed.
+    `mean` is (D,). `variances` (c,) are those of the components, the largest first, over N - 1: of
+    all D components, of the N - 1 that the points span, or of the first k. `vectors` (k, D) are the
+    first components, of length 1. All are float64. `method` is how they were computed.
     """
 
     mean: Array
@@ -93,12 +92,12 @@ class Components:
 
     @property
     def is_complete(self) -> bool:
-        """Whether all variances are known, but for those that are 0."""
+        """Whether all variances are known, except those that are 0."""
         return self.method.total is None
 
     @property
     def ratios(self) -> Array:
-        """The share of each component in the whole variance (c,); 0 where there is none."""
+        """The share of each component in the whole variance (c,); 0 if there is no variance."""
         total = self.variances.sum() if self.method.total is None else self.method.total
         return self.variances / total if total else np.zeros_like(self.variances)
 
@@ -109,23 +108,23 @@ class Components:
         return max((residual / variance for residual, variance in pairs if variance), default=0.0)
 
     def project(self, features: Matrix) -> Matrix:
-        """Give the coordinates (n, k) float32 of features (n, D) float32."""
-        found = np.empty((len(features), len(self.vectors)), np.float32)
-        together = max(1, min(_ROWS, _NUMBERS // len(self.mean)))
-        for start in range(0, len(features), together):
-            rows = features[start : start + together].astype(np.float64)
+        """Return the coordinates (n, k) float32 of features (n, D) float32."""
+        coordinates = np.empty((len(features), len(self.vectors)), np.float32)
+        size = max(1, min(_ROWS, _NUMBERS // len(self.mean)))
+        for start in range(0, len(features), size):
+            rows = features[start : start + size].astype(np.float64)
             rows -= self.mean
-            found[start : start + together] = rows @ self.vectors.T
-        return found
+            coordinates[start : start + size] = rows @ self.vectors.T
+        return coordinates
 
 
-def moments(matrices: Iterable[Matrix], shift: Array) -> Moments:
-    """Sum up the moments of points, given some at a time.
+def compute_moments(matrices: Iterable[Matrix], shift: Array) -> Moments:
+    """Compute the moments of points.
 
     Args:
-        matrices: the points, (n, D) float32 each.
-        shift: (D,) somewhere among the points. Squares of numbers far from 0 would be rounded to
-            more than the variance.
+        matrices: the points, in arrays (n, D) float32.
+        shift: (D,) near the points. The rounding of squares of numbers far from 0 would exceed the
+            variance.
     """
     size = len(shift)
     count, sums, products = 0, np.zeros(size), np.zeros((size, size))
@@ -133,23 +132,23 @@ def moments(matrices: Iterable[Matrix], shift: Array) -> Moments:
     filled = 0
 
     def add() -> None:
-        taken = rows[:filled]
-        # NumPy sees that it is symmetric, and computes half of it.
-        np.matmul(taken.T, taken, out=product)
+        filled_rows = rows[:filled]
+        # NumPy detects the symmetry, and computes half of the product.
+        np.matmul(filled_rows.T, filled_rows, out=product)
         np.add(products, product, out=products)
-        np.add(sums, taken.sum(axis=0), out=sums)
+        np.add(sums, filled_rows.sum(axis=0), out=sums)
 
     for values in matrices:
         count += len(values)
         start = 0
         while start < len(values):
-            given = values[start : start + _ROWS - filled]
-            target = rows[filled : filled + len(given)]
-            # Converting and subtracting at once is slower.
-            target[:] = given
+            taken = values[start : start + _ROWS - filled]
+            target = rows[filled : filled + len(taken)]
+            # Converting and subtracting in one step would be slower.
+            target[:] = taken
             target -= shift
-            start += len(given)
-            filled += len(given)
+            start += len(taken)
+            filled += len(taken)
             if filled == _ROWS:
                 add()
                 filled = 0
@@ -158,8 +157,8 @@ def moments(matrices: Iterable[Matrix], shift: Array) -> Moments:
     return Moments(count, sums, products)
 
 
-def joined(parts: Iterable[Moments], size: int) -> Moments:
-    """Add moments of `size` dimensions up, in the order given."""
+def add_moments(parts: Iterable[Moments], size: int) -> Moments:
+    """Add up moments of `size` dimensions, in the given order."""
     count, sums, products = 0, np.zeros(size), np.zeros((size, size))
     for part in parts:
         count += part.count
@@ -168,62 +167,68 @@ def joined(parts: Iterable[Moments], size: int) -> Moments:
     return Moments(count, sums, products)
 
 
-def kept(points: int, dimensions: int) -> int:
-    """Give how many components are kept: at least one, and no more than the points span."""
+def count_kept(points: int, dimensions: int) -> int:
+    """Return how many components are kept: at least one, and no more than the points span."""
     return max(1, min(KEPT, dimensions, points - 1))
 
 
-def components(found: Moments, shift: Array) -> Components:
-    """Give the principal components of points of which the moments are known.
+def compute_components(moments: Moments, shift: Array) -> Components:
+    """Compute the principal components of points from their moments.
 
     Args:
-        found: the moments of one point or more.
-        shift: (D,) as they were made with.
+        moments: of at least one point.
+        shift: (D,), that of the moments.
     """
     from scipy.linalg import eigh, eigvalsh
 
-    size, degrees = len(shift), found.count - 1
-    offset = found.sums / found.count
-    covariance = found.products - found.count * np.outer(offset, offset)
+    size, degrees = len(shift), moments.count - 1
+    offset = moments.sums / moments.count
+    covariance = moments.products - moments.count * np.outer(offset, offset)
     covariance /= max(degrees, 1)
-    variances = eigvalsh(covariance)[::-1].copy()
-    # What rounding leaves of no variance.
-    variances[variances <= variances[0] * size * np.finfo(np.float64).eps] = 0
+    variances = remove_rounding(eigvalsh(covariance)[::-1], size)
     variances[degrees:] = 0
-    first = size - kept(found.count, size)
+    first = size - count_kept(moments.count, size)
     vectors = eigh(covariance, subset_by_index=[first, size - 1], overwrite_a=True)[1].T[::-1]
-    return Components(shift + offset, variances, signed(np.ascontiguousarray(vectors)))
+    return Components(shift + offset, variances, fix_signs(np.ascontiguousarray(vectors)))
 
 
-def signed(vectors: Array) -> Array:
+def remove_rounding(variances: Array, size: int) -> Array:
+    """Set variances (c,) to zero that are only rounding, the largest first, of D dimensions."""
+    cleaned = variances.copy()
+    cleaned[cleaned <= cleaned[0] * size * np.finfo(np.float64).eps] = 0
+    return cleaned
+
+
+def fix_signs(vectors: Array) -> Array:
     """Make the largest entry of each vector positive, as scikit-learn does: both signs are right"""
     largest = np.abs(vectors).argmax(axis=1)
     signs = np.sign(vectors[np.arange(len(vectors)), largest])
     return np.asarray(vectors * signs[:, None])
 
 
-def save(folder: Folder, found: dict[str, Components], fingerprint: str) -> None:
+def save(folder: Folder, by_layer: dict[str, Components], fingerprint: str) -> None:
     """Write the components of a run, by layer."""
-    tables = [_table(layer, of_one) for layer, of_one in found.items()]
+    tables = [_make_table(layer, components) for layer, components in by_layer.items()]
     footer = {"ray_embed.fingerprint": fingerprint}
-    for layer, of_one in found.items():
-        if of_one.method.name != COVARIANCE:
-            footer[_METHOD + layer] = json.dumps(asdict(of_one.method))
+    for layer, components in by_layer.items():
+        if components.method.name != COVARIANCE:
+            footer[_METHOD + layer] = json.dumps(asdict(components.method))
     folder.write(
         layout.COMPONENTS,
         part_files.encoded(pa.concat_tables(tables).replace_schema_metadata(footer)),
     )
 
 
-def _table(layer: str, found: Components) -> pa.Table:
-    size = len(found.variances)
-    vectors = [found.mean, *found.vectors] + [None] * (size - len(found.vectors))
+def _make_table(layer: str, components: Components) -> pa.Table:
+    size = len(components.variances)
+    unknown = [None] * (size - len(components.vectors))
+    vectors = [components.mean, *components.vectors, *unknown]
     return pa.table(
         [
             [layer] * (size + 1),
             np.arange(size + 1),
-            pa.concat_arrays([pa.nulls(1, pa.float64()), pa.array(found.variances)]),
-            pa.concat_arrays([pa.nulls(1, pa.float64()), pa.array(found.ratios)]),
+            pa.concat_arrays([pa.nulls(1, pa.float64()), pa.array(components.variances)]),
+            pa.concat_arrays([pa.nulls(1, pa.float64()), pa.array(components.ratios)]),
             pa.array(vectors, pa.list_(pa.float64())),
         ],
         schema=SCHEMA,
@@ -234,14 +239,14 @@ def load(folder: Folder, column: str) -> Components:
     """Read the components of a feature column of a reduced run.
 
     Raises:
-        InputError: there are none, as it has not been reduced.
+        InputError: there are none, as the run has not been reduced.
         RunError: the file is not what was written.
         StorageError: it cannot be read.
     """
-    return _read(folder, column, _components)
+    return _read(folder, column, _read_components)
 
 
-def method(folder: Folder, column: str) -> tuple[Method, float]:
+def load_method(folder: Folder, column: str) -> tuple[Method, float]:
     """Read how the components of a feature column were computed, and their error; not the vectors.
 
     Raises:
@@ -249,10 +254,10 @@ def method(folder: Folder, column: str) -> tuple[Method, float]:
     """
 
     def read(file: pq.ParquetFile, layer: str) -> tuple[Method, float]:
-        rows = _rows(file, layer, ["layer", "variance"])
-        found = _method(file, layer)
+        rows = _read_rows(file, layer, ["layer", "variance"])
+        method = _read_method(file, layer)
         none = np.zeros((0, 0))
-        return found, Components(none, rows["variance"].to_numpy()[1:], none, found).error
+        return method, Components(none, rows["variance"].to_numpy()[1:], none, method).error
 
     return _read(folder, column, read)
 
@@ -267,7 +272,7 @@ def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Res
     try:
         return read(pq.ParquetFile(content, page_checksum_verification=True), layer)
     except _NoLayerError:
-        # An earlier version wrote none of a layer with many dimensions.
+        # Earlier versions wrote no components of layers with many dimensions.
         raise InputError(
             f"{folder.shown(layout.COMPONENTS)}: no PCA of the layer {layer}; {again}"
         ) from None
@@ -282,14 +287,14 @@ class _NoLayerError(Exception):
     """The file has no components of the layer."""
 
 
-def _components(file: pq.ParquetFile, layer: str) -> Components:
-    rows = _rows(file, layer, SCHEMA.names)
+def _read_components(file: pq.ParquetFile, layer: str) -> Components:
+    rows = _read_rows(file, layer, SCHEMA.names)
     vectors = [vector.values.to_numpy() for vector in rows["vector"] if vector.is_valid]
     variances = rows["variance"].to_numpy()[1:]
-    return Components(vectors[0], variances, np.stack(vectors[1:]), _method(file, layer))
+    return Components(vectors[0], variances, np.stack(vectors[1:]), _read_method(file, layer))
 
 
-def _rows(file: pq.ParquetFile, layer: str, columns: list[str]) -> pa.Table:
+def _read_rows(file: pq.ParquetFile, layer: str, columns: list[str]) -> pa.Table:
     table = file.read(columns)
     rows = table.filter(pc.equal(table["layer"], layer))
     if not len(rows):
@@ -297,9 +302,9 @@ def _rows(file: pq.ParquetFile, layer: str, columns: list[str]) -> pa.Table:
     return rows
 
 
-def _method(file: pq.ParquetFile, layer: str) -> Method:
+def _read_method(file: pq.ParquetFile, layer: str) -> Method:
     content = (file.schema_arrow.metadata or {}).get((_METHOD + layer).encode())
     if content is None:
         return Method(COVARIANCE, 1)
-    found = json.loads(content)
-    return Method(**found | {"residuals": tuple(found["residuals"])})
+    method = json.loads(content)
+    return Method(**method | {"residuals": tuple(method["residuals"])})

@@ -127,8 +127,8 @@ def merge(
         with staging.writing(target), open_ordered_map(threads, together) as mapped:
             _write(merge, target, survey, mapped, elsewhere)
             _copy_evaluation(folder, expected.fingerprint, target)
-            saved = bookmarks.saved(folder, lambda name: (target / name).read_bytes())
-            for name, content in saved.files.items():
+            views = bookmarks.make_views(folder, lambda name: (target / name).read_bytes())
+            for name, content in views.files.items():
                 (target / name).write_bytes(content)
             target.chmod(0o755)
         _delete_stale(folder, numbers)
@@ -149,8 +149,8 @@ def _components(
 ) -> dict[str, pca.Components]:
     """Compute the PCA, and write it to the run folder."""
     folder, fingerprint = Folder.at(out), run["fingerprint"]
-    with open_ordered_map(threads, covariance.at_once(dimensions.values())) as mapped:
-        found = covariance.components(
+    with open_ordered_map(threads, covariance.count_parallel_blocks(dimensions.values())) as mapped:
+        found = covariance.compute_components(
             out, fingerprint, survey.groups, dimensions, elsewhere or mapped
         )
     layers = {output["column"]: output["layer"] for output in run["encoder"]["outputs"]}
@@ -218,7 +218,7 @@ def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[st
 
 def _method(folder: Folder, column: str, dimension: int) -> str:
     """Say how the PCA of features with many dimensions was computed, and how exact it is."""
-    method, error = pca.method(folder, column)
+    method, error = pca.load_method(folder, column)
     name = layout.pca_column(column)
     if method.name == pca.GRAM:
         return f"{name}: exact PCA of {dimension:,} dimensions, from the products of the records"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where the projector's files are written, until all of them are there."""
+"""Write the projector's files to a temporary folder until they are complete."""
 
 import contextlib
 import shutil
@@ -15,30 +15,30 @@ from ray_embed.storage import layout
 from ray_embed.storage.download import check_space
 from ray_embed.storage.filesystem import TEMPORARY, Folder
 
-# A line of the metadata, about.
+# Approximate size of a line of the metadata.
 _LINE_BYTES = 128
-# Data files that have been made, and wait to be put onto an object store.
+# Data files that wait to be uploaded to an object store.
 _WAITING_BYTES = 512 << 20
 
 
 @contextlib.contextmanager
 def target(folder: Folder, points: int, row: int) -> Iterator[Path]:
-    """Give a new local folder for the projector's files, which is gone afterwards.
+    """Create a local folder for the projector's files, and delete it afterwards.
 
-    It lies in the run folder, to be renamed; or in the machine's scratch, for all but the data
-    files, which go away one by one.
+    It is in the run folder if that is local, and renamed when complete. Otherwise it is in the
+    temporary folder of the machine and holds all but the data files, which are uploaded one by one.
 
     Raises:
-        RunError: there is no room for `points` of `row` bytes each, and their metadata.
-        StorageError: it cannot be made.
+        RunError: there is not enough space for `points` of `row` bytes each, and their metadata.
+        StorageError: the folder cannot be created.
     """
     base = Path(folder.join(TEMPORARY)) if folder.is_local else Path(tempfile.gettempdir())
     with writing(base):
         base.mkdir(parents=True, exist_ok=True)
         if folder.is_local:
-            for left in base.glob("projector-*"):
-                # By a merge in an actor that was killed.
-                shutil.rmtree(left, ignore_errors=True)
+            for stale in base.glob("projector-*"):
+                # A merge left it in an actor that was killed.
+                shutil.rmtree(stale, ignore_errors=True)
         waiting = points * row if folder.is_local else min(points * row, _WAITING_BYTES)
         check_space(base, waiting + points * _LINE_BYTES, "the projector's files")
         target = Path(tempfile.mkdtemp(prefix="projector-", dir=base))
@@ -49,7 +49,7 @@ def target(folder: Folder, points: int, row: int) -> Iterator[Path]:
 
 
 def publish(merge: Merge, target: Path) -> None:
-    """Put the projector's files, whose data is there, into a run folder on an object store."""
+    """Upload the projector's files to a run folder on an object store, which has their data."""
     folder = merge.folder
     files = {path.name: path for path in target.iterdir()}
     data = {checkpoint.data_file(number, merge.files) for number in range(merge.files)}
@@ -64,10 +64,10 @@ def publish(merge: Merge, target: Path) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Let errors of the storage be such, whoever finds them: TensorFlow has its own.
+    """Turn errors of writing, Python's or TensorFlow's, into errors of the storage.
 
     Raises:
-        StorageError: instead of them.
+        StorageError: a file cannot be written.
     """
     with quiet_start():
         import tensorflow as tf

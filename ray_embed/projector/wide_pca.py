@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Principal components of features too wide for a D x D matrix, in memory D x 60 or N x N.
+"""Principal components of features too wide for a D x D matrix, with memory for D x 60 or N x N.
 
-Of few records (N) the products of records, N x N, give exact components. Of more, a block Krylov
+For few records (N), the products of records, N x N, give exact components. For more, a block Krylov
 method approximates them: each pass over the parts multiplies 60 vectors by the covariance C, and
 the components are the best ones (Rayleigh-Ritz) in the space of all products so far (Musco and
 Musco 2015, Randomized Block Krylov Methods; Halko, Martinsson and Tropp 2011, Finding Structure
-with Randomness). Their variances are never too large, and their residuals |Cv - λv| say how far
-off they may be. The whole variance is exact: it is a sum of squares.
+with Randomness). Their variances are never too large, and their residuals |Cv - λv| bound their
+error. The whole variance is exact: it is a sum of squares.
 
-As in `moments`, work is cut by the parts alone and added up in order, so the bits are the same
-whichever threads or machines do it.
+As in `covariance`, blocks depend only on the parts and are added up in order, so the bits are the
+same whichever threads or machines process them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,11 +29,11 @@ from ray_embed.storage.filesystem import Folder
 
 # The products of more records take longer than the passes of the Krylov method.
 MOST_RECORDS = 4096
-# Ten vectors more than components are kept: the last ones of a block converge slowly.
+# A block has ten vectors more than there are components: its last vectors converge slowly.
 WIDTH = pca.KEPT + 10
 PASSES = 4
 _SEED = 0
-# A block of parts has so many times the bytes of its products, which are passed on and added up.
+# A block of parts has so many times as many bytes as its products, which are sent and added up.
 _TIMES = 4
 # Features (float32) in memory at once: a chunk that is multiplied, and the rows of a strip.
 _CHUNK_BYTES, _STRIP_BYTES = 64 << 20, 256 << 20
@@ -45,9 +45,9 @@ _AT_ONCE_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive parts that are multiplied together.
+    """Consecutive parts that are processed together.
 
-    `shift` (D,) is common to all blocks, and `start` the number of rows before them.
+    `shift` (D,) is the same for all blocks. `start` is the number of rows before the block.
     """
 
     column: str
@@ -56,11 +56,11 @@ class Block:
     start: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Strip:
-    """The rows from `skip` to `skip + rows` of some parts; their products with all later rows.
+    """The rows from `skip` to `skip + rows` of `parts`, to be multiplied with all later rows.
 
-    The parts are all up to the last one, and `shift` (D,) is common to all strips.
+    The parts include all later ones. `shift` (D,) is the same for all strips.
     """
 
     column: str
@@ -72,9 +72,9 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sums:
-    """Of `count` points x less a shift: their sum (D,), the sum of their squares, and products.
+    """Sums over `count` points x minus a shift: of x (D,), of its squares, and of products.
 
-    `products` (D, k) are the sums of x times k numbers of each point.
+    `products` (D, k) are the sums of x times k numbers for each point.
     """
 
     count: int
@@ -83,13 +83,13 @@ class Sums:
     products: Array
 
 
-def at_once(dimension: int) -> int:
+def count_parallel_blocks(dimension: int) -> int:
     """Return how many blocks or strips may be processed at a time, so that they fit in memory."""
     block = 2 * 8 * dimension * WIDTH + 2 * _CHUNK_BYTES
     return max(1, _AT_ONCE_BYTES // max(block, _STRIP_BYTES + 2 * _CHUNK_BYTES))
 
 
-def components(
+def compute_components(
     out: str,
     fingerprint: str,
     groups: tuple[Group, ...],
@@ -97,29 +97,31 @@ def components(
     shift: Array,
     mapped: OrderedMap,
 ) -> pca.Components:
-    """Return the first principal components of all points.
+    """Compute the first principal components of all points.
 
     Args:
         out: the run folder.
         fingerprint: of the run.
-        groups: all parts, in order; at least one has rows.
-        column: the features.
-        shift: (D,), somewhere among the points.
-        mapped: runs the blocks.
+        groups: all parts, in order. At least one has rows.
+        column: the column of the features.
+        shift: (D,) near the points.
+        mapped: processes the blocks.
 
     Raises:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    features = _Features(out, fingerprint, groups, column, mapped)
+    features = _Features(
+        out=out, fingerprint=fingerprint, groups=groups, column=column, mapped=mapped
+    )
     if features.points <= MOST_RECORDS:
-        return _of_few(features, shift)
-    return _of_many(features, shift)
+        return _compute_exact(features, shift)
+    return _approximate(features, shift)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class _Features:
-    """The points of a feature column, read a pass at a time."""
+    """The points of a feature column. Each method reads all parts once, or more often."""
 
     out: str
     fingerprint: str
@@ -131,39 +133,43 @@ class _Features:
     def points(self) -> int:
         return sum(group.rows for group in self.groups)
 
-    def gram(self, shift: Array) -> Array:
-        """Return the products (N, N) of the points less a shift."""
-        found = np.zeros((self.points, self.points))
-        strips = self._strips(shift)
+    def multiply(self, shift: Array) -> Array:
+        """Return the products (N, N) of the points minus a shift."""
+        gram = np.zeros((self.points, self.points))
+        strips = self._divide_into_strips(shift)
         start = 0
-        for rows in self.mapped(partial(products_of_strip, self.out, self.fingerprint), strips):
-            found[start : start + len(rows), start:] = rows
+        for rows in self.mapped(partial(multiply_strip, self.out, self.fingerprint), strips):
+            gram[start : start + len(rows), start:] = rows
             start += len(rows)
-        upper = np.triu(found, 1)
-        found = np.triu(found)
-        found += upper.T
-        return found
+        upper = np.triu(gram, 1)
+        gram = np.triu(gram)
+        gram += upper.T
+        return gram
 
-    def applied(self, shift: Array, vectors: Array) -> Sums:
-        """Return the sums of x (x · v) of each of the `vectors` (D, k)."""
-        return self._sums(shift, partial(apply, self.out, self.fingerprint, vectors), vectors)
+    def apply(self, shift: Array, vectors: Array) -> Sums:
+        """Return the sums of x (x · v) for each of the `vectors` (D, k)."""
+        return self._add_up(
+            shift, partial(apply_block, self.out, self.fingerprint, vectors), vectors
+        )
 
-    def combined(self, shift: Array, weights: Array) -> Sums:
+    def combine(self, shift: Array, weights: Array) -> Sums:
         """Return the sums of the points times their `weights` (N, k)."""
-        return self._sums(shift, partial(combine, self.out, self.fingerprint, weights), weights)
+        return self._add_up(
+            shift, partial(combine_block, self.out, self.fingerprint, weights), weights
+        )
 
-    def _sums(self, shift: Array, function: Any, vectors: Array) -> Sums:
+    def _add_up(self, shift: Array, function: Any, vectors: Array) -> Sums:
         size = len(shift)
         count, squares = 0, 0.0
         sums, products = np.zeros(size), np.zeros((size, vectors.shape[1]), order="F")
-        for part in self.mapped(function, self._blocks(shift)):
+        for part in self.mapped(function, self._divide_into_blocks(shift)):
             count += part.count
             squares += part.squares
             sums += part.sums
             products += part.products
         return Sums(count, sums, squares, products)
 
-    def _blocks(self, shift: Array) -> Iterator[Block]:
+    def _divide_into_blocks(self, shift: Array) -> Iterator[Block]:
         size = len(shift)
         waiting: list[int] = []
         start = rows = 0
@@ -174,149 +180,144 @@ class _Features:
                 yield Block(self.column, shift, tuple(waiting), start)
                 waiting, start, rows = [], start + rows, 0
 
-    def _strips(self, shift: Array) -> Iterator[Strip]:
+    def _divide_into_strips(self, shift: Array) -> Iterator[Strip]:
         rows = max(1, _STRIP_BYTES // (4 * len(shift)))
         for start in range(0, self.points, rows):
-            left = [group for group in self.groups if group.start + group.rows > start]
-            parts = tuple(number for group in left for number in group.parts)
-            skip = start - left[0].start
-            yield Strip(self.column, shift, parts, skip, min(rows, self.points - start))
+            remaining = [group for group in self.groups if group.start + group.rows > start]
+            yield Strip(
+                column=self.column,
+                shift=shift,
+                parts=tuple(number for group in remaining for number in group.parts),
+                skip=start - remaining[0].start,
+                rows=min(rows, self.points - start),
+            )
 
 
-def _of_few(features: _Features, shift: Array) -> pca.Components:
-    """Return exact components: those of the products of the points (N, N)."""
+def _compute_exact(features: _Features, shift: Array) -> pca.Components:
+    """Compute exact components from the products of the points (N, N)."""
     from scipy.linalg import eigh, eigvalsh
 
     size, points = len(shift), features.points
-    gram = features.gram(shift)
+    gram = features.multiply(shift)
     with limit_blas_to_one_thread():
         _center(gram)
-        largest = points - pca.kept(points, size)
+        largest = points - pca.count_kept(points, size)
         variances = eigvalsh(gram)[::-1] / max(points - 1, 1)
         weights = eigh(gram, subset_by_index=[largest, points - 1], overwrite_a=True)[1][:, ::-1]
     del gram
-    found = features.combined(shift, weights)
+    sums = features.combine(shift, weights)
     with limit_blas_to_one_thread():
-        # They are at right angles but for rounding, and those without variance are of no length.
-        vectors = _orthonormal(found.products)
-    variances = _cleaned(variances, size)[: max(1, min(points - 1, size))]
-    method = pca.Method(pca.GRAM, 2)
-    return pca.Components(
-        shift + found.sums / points, variances, pca.signed(np.ascontiguousarray(vectors.T)), method
-    )
+        # They are orthogonal except for rounding. Those without variance have no length.
+        vectors = _orthonormalize(sums.products)
+    variances = pca.remove_rounding(variances, size)[: max(1, min(points - 1, size))]
+    vectors = pca.fix_signs(np.ascontiguousarray(vectors.T))
+    return pca.Components(shift + sums.sums / points, variances, vectors, pca.Method(pca.GRAM, 2))
 
 
 def _center(gram: Array) -> None:
-    """Make the products of points those of the centered points."""
+    """Turn the products of points into those of the centered points, in place."""
     means = gram.mean(axis=0)
     gram -= means
     gram -= means[:, None]
     gram += means.mean()
 
 
-def _of_many(features: _Features, shift: Array) -> pca.Components:
-    """Return approximate components, and how far off they may be."""
+def _approximate(features: _Features, shift: Array) -> pca.Components:
+    """Compute approximate components, and their residuals."""
     from scipy.linalg import eigh
 
     size, degrees = len(shift), features.points - 1
     width = min(WIDTH, size)
     start = np.random.default_rng(_SEED).standard_normal((width, size)).T
     with limit_blas_to_one_thread():
-        basis = [_orthonormal(start)]
-    # More blocks than fit into the space would not be independent.
+        basis = [_orthonormalize(start)]
+    # More blocks than the space has room for would not be independent.
     passes = min(PASSES, size // width)
     matrix = np.zeros((passes * width, passes * width))
     total = 0.0
     for number in range(passes):
-        found = features.applied(shift, basis[-1])
+        sums = features.apply(shift, basis[-1])
         with limit_blas_to_one_thread():
-            offset = found.sums / found.count
-            rest = found.products
-            rest -= np.outer(offset * found.count, offset @ basis[-1])
+            offset = sums.sums / sums.count
+            rest = sums.products
+            rest -= np.outer(offset * sums.count, offset @ basis[-1])
             rest /= degrees
-            total = (found.squares - found.count * float(offset @ offset)) / degrees
-            # From the next pass on they are centered.
+            total = (sums.squares - sums.count * float(offset @ offset)) / degrees
+            # From the next pass on, the points are centered.
             shift = shift + offset
             column = slice(number * width, (number + 1) * width)
             matrix[: column.stop, column] = _remove(rest, basis)
             if number + 1 < passes:
-                rest = _orthonormal(rest)
+                rest = _orthonormalize(rest)
                 _remove(rest, basis)
-                basis.append(_orthonormal(rest))
+                basis.append(_orthonormalize(rest))
     with limit_blas_to_one_thread():
         variances, weights = eigh(matrix, lower=False)
-        kept = pca.kept(features.points, size)
+        kept = pca.count_kept(features.points, size)
         variances, weights = variances[::-1][:kept], weights[:, ::-1][:, :kept]
-        # What C makes of the components lies in the basis, but for this.
+        # Apart from this, the products of C and the components lie in the basis.
         residuals = np.linalg.norm(rest @ weights[-width:], axis=0)
         del rest
         vectors = np.zeros((size, kept), order="F")
-        for at, block in enumerate(basis):
-            vectors += block @ weights[at * width : (at + 1) * width]
-    variances = _cleaned(variances, size)
+        for number, block in enumerate(basis):
+            vectors += block @ weights[number * width : (number + 1) * width]
+    variances = pca.remove_rounding(variances, size)
     total = max(total, float(variances.sum()))
     method = pca.Method(pca.KRYLOV, passes, total, tuple(residuals.tolist()))
-    return pca.Components(shift, variances, pca.signed(np.ascontiguousarray(vectors.T)), method)
+    return pca.Components(shift, variances, pca.fix_signs(np.ascontiguousarray(vectors.T)), method)
 
 
-def _cleaned(variances: Array, size: int) -> Array:
-    """Set to zero what rounding leaves of no variance."""
-    found = variances.copy()
-    found[found <= found[0] * size * np.finfo(np.float64).eps] = 0
-    return found
+def _orthonormalize(vectors: Array) -> Array:
+    """Return an orthonormal basis (D, k) of the space of vectors, which are overwritten.
 
-
-def _orthonormal(vectors: Array) -> Array:
-    """Make an orthonormal basis (D, k) of the space of vectors, which it overwrites.
-
-    Where they span less, others at right angles are added.
+    If they are not independent, other orthogonal vectors complete the basis.
     """
     from scipy.linalg import qr
 
-    found: Array = qr(
+    basis: Array = qr(
         np.asfortranarray(vectors), overwrite_a=True, mode="economic", check_finite=False
     )[0]
-    return found
+    return basis
 
 
 def _remove(vectors: Array, basis: list[Array]) -> Array:
-    """Subtract from vectors (D, k) their parts in a basis; return these parts' coordinates."""
-    found = np.zeros((sum(block.shape[1] for block in basis), vectors.shape[1]))
-    # Once leaves what rounding does.
+    """Subtract from vectors (D, k) their projections on a basis; return their coordinates."""
+    removed = np.zeros((sum(block.shape[1] for block in basis), vectors.shape[1]))
+    # The second round removes what rounding leaves.
     for _ in range(2):
         start = 0
         for block in basis:
             coordinates = block.T @ vectors
-            for panel in _panels(len(vectors)):
+            for panel in _divide_into_panels(len(vectors)):
                 vectors[panel] -= block[panel] @ coordinates
-            found[start : start + len(coordinates)] += coordinates
+            removed[start : start + len(coordinates)] += coordinates
             start += len(coordinates)
-    return found
+    return removed
 
 
-def _panels(size: int) -> Iterator[slice]:
+def _divide_into_panels(size: int) -> Iterator[slice]:
     for start in range(0, size, _PANEL):
         yield slice(start, min(start + _PANEL, size))
 
 
-def apply(out: str, fingerprint: str, vectors: Array, block: Block) -> Sums:
-    """Sum up x (x · v) of the points of a block, for each of the vectors v (D, k).
+def apply_block(out: str, fingerprint: str, vectors: Array, block: Block) -> Sums:
+    """Sum up x (x · v) over the points of a block, for each of the vectors v (D, k).
 
     Raises:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
 
-    def inner(rows: Matrix, start: int) -> Array:
-        found = np.zeros((len(rows), vectors.shape[1]))
-        for panel, values in _doubles(rows, block.shift):
-            found += values @ vectors[panel]
-        return found
+    def compute_factors(rows: Matrix, start: int) -> Array:
+        factors = np.zeros((len(rows), vectors.shape[1]))
+        for panel, values in _convert_panels(rows, block.shift):
+            factors += values @ vectors[panel]
+        return factors
 
-    return _summed(out, fingerprint, block, vectors.shape[1], inner)
+    return _sum_up(out, fingerprint, block, vectors.shape[1], compute_factors)
 
 
-def combine(out: str, fingerprint: str, weights: Array, block: Block) -> Sums:
+def combine_block(out: str, fingerprint: str, weights: Array, block: Block) -> Sums:
     """Sum up the points of a block, times their weights (N, k).
 
     Raises:
@@ -324,20 +325,21 @@ def combine(out: str, fingerprint: str, weights: Array, block: Block) -> Sums:
         StorageError: a part cannot be read.
     """
 
-    def inner(rows: Matrix, start: int) -> Array:
+    def get_factors(rows: Matrix, start: int) -> Array:
         return weights[start : start + len(rows)]
 
-    return _summed(out, fingerprint, block, weights.shape[1], inner)
+    return _sum_up(out, fingerprint, block, weights.shape[1], get_factors)
 
 
-def _summed(out: str, fingerprint: str, block: Block, width: int, inner: Any) -> Sums:
+def _sum_up(out: str, fingerprint: str, block: Block, width: int, get_factors: Any) -> Sums:
+    """Sum up the points of a block, their squares, and the points times their factors (n, k)."""
     folder, size = Folder.at(out), len(block.shift)
     count, squares = 0, 0.0
     sums, products = np.zeros(size), np.zeros((size, width), order="F")
     with limit_blas_to_one_thread():
-        for rows in _chunks(folder, fingerprint, block.column, block.parts, size):
-            factors = inner(rows, block.start + count)
-            for panel, values in _doubles(rows, block.shift):
+        for rows in _read_chunks(folder, fingerprint, block.column, block.parts, size):
+            factors = get_factors(rows, block.start + count)
+            for panel, values in _convert_panels(rows, block.shift):
                 sums[panel] += values.sum(axis=0)
                 squares += float(np.vdot(values, values))
                 products[panel] += values.T @ factors
@@ -347,68 +349,68 @@ def _summed(out: str, fingerprint: str, block: Block, width: int, inner: Any) ->
     return Sums(count, sums, squares, products)
 
 
-def products_of_strip(out: str, fingerprint: str, strip: Strip) -> Array:
-    """Return the products of the rows of a strip with all rows from its first one on.
+def multiply_strip(out: str, fingerprint: str, strip: Strip) -> Array:
+    """Return the products of the rows of a strip with all rows from its first row on.
 
     Raises:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
     folder, size = Folder.at(out), len(strip.shift)
-    own = np.empty((strip.rows, size), np.float32)
+    strip_rows = np.empty((strip.rows, size), np.float32)
     filled = 0
-    for rows in _after(folder, fingerprint, strip):
-        some = rows[: strip.rows - filled]
-        own[filled : filled + len(some)] = some
-        filled += len(some)
+    for rows in _read_from_strip(folder, fingerprint, strip):
+        taken = rows[: strip.rows - filled]
+        strip_rows[filled : filled + len(taken)] = taken
+        filled += len(taken)
         if filled == strip.rows:
             break
-    found: list[Array] = []
+    products: list[Array] = []
     with limit_blas_to_one_thread():
-        for rows in _after(folder, fingerprint, strip):
+        for rows in _read_from_strip(folder, fingerprint, strip):
             product = np.zeros((strip.rows, len(rows)))
-            for panel, values in _doubles(rows, strip.shift):
-                product += (own[:, panel].astype(np.float64) - strip.shift[panel]) @ values.T
-            found.append(product)
-    joined = np.concatenate(found, axis=1)
+            for panel, values in _convert_panels(rows, strip.shift):
+                product += (strip_rows[:, panel].astype(np.float64) - strip.shift[panel]) @ values.T
+            products.append(product)
+    joined = np.concatenate(products, axis=1)
     if not np.isfinite(joined).all():
         _check_finite(folder, fingerprint, strip.column, strip.parts, size)
     return joined
 
 
-def _after(folder: Folder, fingerprint: str, strip: Strip) -> Iterator[Matrix]:
-    """Read the rows of the parts of a strip, from its first one on."""
+def _read_from_strip(folder: Folder, fingerprint: str, strip: Strip) -> Iterator[Matrix]:
+    """Read the rows of a strip and all later rows."""
     skip = strip.skip
-    for rows in _chunks(folder, fingerprint, strip.column, strip.parts, len(strip.shift)):
+    for rows in _read_chunks(folder, fingerprint, strip.column, strip.parts, len(strip.shift)):
         if skip < len(rows):
             yield rows[skip:]
         skip = max(0, skip - len(rows))
 
 
-def _doubles(rows: Matrix, shift: Array) -> Iterator[tuple[slice, Array]]:
-    """Yield rows (n, D) float32 less a shift, in float64, some dimensions at a time."""
-    for panel in _panels(len(shift)):
+def _convert_panels(rows: Matrix, shift: Array) -> Iterator[tuple[slice, Array]]:
+    """Yield rows (n, D) float32 minus a shift, in float64, a panel of dimensions at a time."""
+    for panel in _divide_into_panels(len(shift)):
         values = rows[:, panel].astype(np.float64)
         values -= shift[panel]
         yield panel, values
 
 
-def _chunks(
+def _read_chunks(
     folder: Folder, fingerprint: str, column: str, parts: Iterable[int], size: int
 ) -> Iterator[Matrix]:
-    """Read the features of parts in chunks of as many rows each; each overwrites the one before."""
-    together = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (4 * size)))
-    chunk = np.empty((together, size), np.float32)
+    """Read the features of parts in chunks of equal size. Each chunk overwrites the one before."""
+    chunk_rows = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (4 * size)))
+    chunk = np.empty((chunk_rows, size), np.float32)
     filled = 0
     for number in parts:
         for values in part_files.feature_batches(folder, number, column, fingerprint):
             start = 0
             while start < len(values):
-                some = values[start : start + together - filled]
-                chunk[filled : filled + len(some)] = some
-                start += len(some)
-                filled += len(some)
-                if filled == together:
+                taken = values[start : start + chunk_rows - filled]
+                chunk[filled : filled + len(taken)] = taken
+                start += len(taken)
+                filled += len(taken)
+                if filled == chunk_rows:
                     yield chunk
                     filled = 0
     if filled:
@@ -419,7 +421,7 @@ def _check_finite(
     folder: Folder, fingerprint: str, column: str, parts: Iterable[int], size: int
 ) -> None:
     for number in parts:
-        for rows in _chunks(folder, fingerprint, column, [number], size):
+        for rows in _read_chunks(folder, fingerprint, column, [number], size):
             if not np.isfinite(rows).all():
                 name = folder.shown(part_files.part_name(layout.FEATURES, number))
                 raise DamagedError(f"{name}: it holds numbers that are not finite", number)

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 
 from ray_embed import planning
 from ray_embed.core.arrays import as_matrix
+from ray_embed.core.text_table import align
 from ray_embed.core.uri import shown
 from ray_embed.encoders import artifacts
 from ray_embed.errors import InputError, RunError
@@ -45,17 +46,17 @@ class Status:
         planned = "?" if self.shards_planned is None else self.shards_planned
         records = "?" if self.records_planned is None else self.records_planned
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejects_by_reason.items())
-        lines = [
-            f"run          {self.run}",
-            f"shards       {self.shards_done} of {planned} done",
-            f"records      {records} planned, {self.rows} embedded, {self.rejects} rejected"
-            + (f" ({reasons})" if reasons else ""),
-            f"projector    {'written' if self.projector else 'not written yet'}",
-            f"fingerprint  {self.fingerprint}",
+        counts = f"{records} planned, {self.rows} embedded, {self.rejects} rejected"
+        rows = [
+            ("run", self.run),
+            ("shards", f"{self.shards_done} of {planned} done"),
+            ("records", f"{counts} ({reasons})" if reasons else counts),
+            ("projector", "written" if self.projector else "not written yet"),
+            ("fingerprint", self.fingerprint),
         ]
         if self.verified:
-            lines.append(f"verified     {'sound' if not self.problems else 'NOT sound'}")
-        return lines + [f"  {problem}" for problem in self.problems]
+            rows.append(("verified", "sound" if not self.problems else "NOT sound"))
+        return [*align(rows), *(f"  {problem}" for problem in self.problems)]
 
 
 def status(run: str, *, verify: bool = False) -> Status:

@@ -23,7 +23,7 @@ DIMENSION = 6
 
 
 def write(root, columns, sizes=SIZES, keys=None, splits=None, labels=None):
-    """Write a run folder with `columns` of features (N, D); some indices are of rejects."""
+    """Write a run folder with `columns` of features (N, D); rejects take some indices."""
     (root / "features").mkdir(parents=True)
     count = sum(sizes)
     table = pa.table(
@@ -61,7 +61,7 @@ def cloud(seed=0, count=ROWS):
 
 
 def expected(features, queries, metric):
-    """All distances by the definition, in double precision: (n, N)."""
+    """Compute all distances (n, N) by the definition, in double precision."""
     rows, points = features.astype(np.float64), np.atleast_2d(queries).astype(np.float64)
     if metric == "l2":
         return np.sqrt(((points[:, None] - rows[None]) ** 2).sum(2))
@@ -123,7 +123,7 @@ def test_columns_and_types(run):
     assert empty.schema.remove_metadata() == found.schema.remove_metadata()
 
 
-def test_one_vector_is_one_query_and_is_its_own_neighbour(run):
+def test_one_vector_is_one_query_and_is_its_own_neighbor(run):
     found = run.neighbors(cloud()[4], k=3, metric="l2")
     assert found["query"].to_pylist() == [0, 0, 0]
     assert found["index"][0].as_py() == index_of(4)
@@ -132,7 +132,7 @@ def test_one_vector_is_one_query_and_is_its_own_neighbour(run):
 
 @pytest.mark.parametrize("row", [0, 6, 7, 8, ROWS - 1])
 @pytest.mark.parametrize("metric", ["cosine", "l2"])
-def test_a_key_is_no_neighbour_of_its_own(run, row, metric):
+def test_a_key_is_not_its_own_neighbor(run, row, metric):
     found = run.neighbors(f"{row:03d}.png", k=ROWS, metric=metric)
     distances = expected(cloud(), cloud()[row], metric)[0]
     order = [int(other) for other in np.argsort(distances, kind="stable") if other != row]
@@ -246,8 +246,8 @@ def test_the_split_tells_keys_apart_and_a_whole_key_goes_first(shared, key, row)
     ("key", "said"),
     [
         ("both.png", r"'both.png' is in 2 splits; give 'valid/both.png' or 'test/both.png'"),
-        ("twice.png", r"'twice.png' is of 2 records; give the features"),
-        ("valid/twice.png", r"'valid/twice.png' is of 2 records"),
+        ("twice.png", r"'twice.png' is that of 2 records; give the features of one"),
+        ("valid/twice.png", r"'valid/twice.png' is that of 2 records"),
         ("valid/odd.png", r"no embedded record has the key 'valid/odd.png'"),
         ("", r"no embedded record has the key ''"),
     ],
@@ -258,7 +258,7 @@ def test_keys_that_are_not_of_one_record(shared, key, said):
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_neighbours_of_a_split_only(run, split):
+def test_neighbors_of_one_split(run, split):
     features, of_split = cloud(), range(ROWS // 2) if split == "valid" else range(ROWS // 2, ROWS)
     for query, own in (("000.png", 0), (cloud(seed=1, count=3), None)):
         points = features[:1] if own == 0 else query
@@ -286,7 +286,7 @@ def test_neighbours_of_a_split_only(run, split):
         ({"query": np.full(DIMENSION, np.nan)}, r"not finite"),
         ({"query": "nobody.png"}, r"'nobody.png'"),
         ({"layer": "late"}, r"no layer 'late'"),
-        ({"split": "train"}, r"no record is of the split 'train'; there are valid, test"),
+        ({"split": "train"}, r"no record has the split 'train'; the splits are valid, test"),
     ],
 )
 def test_what_does_not_fit(run, arguments, said):

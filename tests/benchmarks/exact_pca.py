@@ -63,8 +63,8 @@ def pca(path: Path, rows: int, dimension: int, threads: int) -> Call:
     groups = groups_of(path, rows, dimension)
 
     def call() -> np.ndarray:
-        with open_ordered_map(threads, covariance.at_once([dimension])) as mapped:
-            found = covariance.components(
+        with open_ordered_map(threads, covariance.count_parallel_blocks([dimension])) as mapped:
+            found = covariance.compute_components(
                 str(path), "f" * 64, groups, {"feature": dimension}, mapped
             )
         return found["feature"].variances

@@ -94,8 +94,8 @@ def components(path: Path, threads: int) -> Callable[[], pca.Components]:
         start += about.rows
 
     def call() -> pca.Components:
-        with open_ordered_map(threads, covariance.at_once([dimension])) as mapped:
-            return covariance.components(
+        with open_ordered_map(threads, covariance.count_parallel_blocks([dimension])) as mapped:
+            return covariance.compute_components(
                 str(path), "f" * 64, tuple(groups), {"feature": dimension}, mapped
             )["feature"]
 

@@ -33,7 +33,7 @@ def scaled(points):
 @pytest.mark.slow
 def test_a_click_shows_the_map_that_was_computed_here(tmp_path, monkeypatch):
     monkeypatch.setattr(projections, "has_umap", lambda: True)
-    monkeypatch.setattr(projections, "umap", lambda points, size: points[:, 3 : 3 + size])
+    monkeypatch.setattr(projections, "run_umap", lambda points, size: points[:, 3 : 3 + size])
     features, codes = clusters(3, 200)
     make_run(tmp_path / "run", {"gap": features}, [f"class {code}" for code in codes])
     ray_embed.reduce(str(tmp_path / "run"))

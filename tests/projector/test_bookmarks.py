@@ -12,7 +12,7 @@ from support.synthetic_runs import clusters, make_run
 import ray_embed as package
 from ray_embed.analysis.plotting import projections
 from ray_embed.analysis.plotting.plot import plot
-from ray_embed.projector import bookmarks as bookmarks_module
+from ray_embed.projector import bookmarks
 from ray_embed.storage.filesystem import Folder
 
 
@@ -20,10 +20,10 @@ from ray_embed.storage.filesystem import Folder
 def quick(monkeypatch):
     # UMAP takes half a minute to be compiled.
     monkeypatch.setattr(projections, "has_umap", lambda: True)
-    monkeypatch.setattr(projections, "umap", lambda points, size: points[:, :size] * 2)
+    monkeypatch.setattr(projections, "run_umap", lambda points, size: points[:, :size] * 2)
 
 
-def made(path, *, records=80, dimensions=16, **options):
+def make(path, *, records=80, dimensions=16, **options):
     features, codes = clusters(3, records, dimensions)
     make_run(path, {"gap": features}, [f"class {code}" for code in codes], **options)
     return features
@@ -37,18 +37,18 @@ def config(run):
     return text_format.Parse(text, ProjectorConfig())
 
 
-def bookmarks(run):
+def read_bookmarks(run):
     return json.loads((run / "projector" / config(run).embeddings[0].bookmarks_path).read_text())
 
 
 def labels(run):
-    return [view["label"] for view in bookmarks(run)]
+    return [view["label"] for view in read_bookmarks(run)]
 
 
-def exactly(features, count):
-    """Give the first principal components of features, up to their signs."""
-    centred = features - features.mean(axis=0, dtype=np.float64)
-    return np.abs(centred @ np.linalg.svd(centred, full_matrices=False)[2][:count].T)
+def compute_components(features, count):
+    """Return the first principal components of features, up to their signs."""
+    centered = features - features.mean(axis=0, dtype=np.float64)
+    return np.abs(centered @ np.linalg.svd(centered, full_matrices=False)[2][:count].T)
 
 
 def coordinates(view, name, axes):
@@ -56,17 +56,17 @@ def coordinates(view, name, axes):
 
 
 def test_each_view_has_the_coordinates_of_each_point(tmp_path):
-    features = made(tmp_path / "run")
+    features = make(tmp_path / "run")
     package.reduce(str(tmp_path / "run"))
     assert labels(tmp_path / "run") == ["PCA"]
     said = []
     plot(str(tmp_path / "run"), None, said.append)
     assert any("saved views for the page: PCA, t-SNE, UMAP" in line for line in said)
-    found = bookmarks(tmp_path / "run")
+    found = read_bookmarks(tmp_path / "run")
     assert [view["label"] for view in found] == ["PCA", "t-SNE", "UMAP"]
     assert [view["selectedProjection"] for view in found] == ["pca", "tsne", "umap"]
     kept = pq.read_table(tmp_path / "run" / "maps" / "feature.parquet")
-    exact = exactly(features, 10)
+    exact = compute_components(features, 10)
     for view in found:
         assert view["dataSetDimensions"] == [80, 16]
         assert view["selectedColorOptionName"] == view["selectedLabelOption"] == "label"
@@ -81,14 +81,14 @@ def test_each_view_has_the_coordinates_of_each_point(tmp_path):
 
 def test_views_outlast_a_new_reduce_but_not_other_points(tmp_path):
     run = tmp_path / "run"
-    made(run)
+    make(run)
     plot(str(run), None, print)
     assert not (run / "projector").exists()
     package.reduce(str(run))
-    once = bookmarks(run)
+    once = read_bookmarks(run)
     assert len(once) == 3
     package.reduce(str(run))
-    assert bookmarks(run) == once
+    assert read_bookmarks(run) == once
     assert not [path for path in (run / "projector").iterdir() if path.name.startswith(".")]
     package.reduce(str(run), limit=50)
     assert labels(run) == ["PCA"]
@@ -101,7 +101,7 @@ def test_views_outlast_a_new_reduce_but_not_other_points(tmp_path):
 
 def test_a_sample_has_views_of_its_own_points(tmp_path):
     run = tmp_path / "run"
-    made(run, limit=40)
+    make(run, limit=40)
     package.reduce(str(run))
     plot(str(run), None, print)
     shown = [one.tensor_name for one in config(run).embeddings if one.metadata_path]
@@ -109,26 +109,26 @@ def test_a_sample_has_views_of_its_own_points(tmp_path):
     names, points = parse_metadata((run / "projector" / "sample.tsv").read_bytes())
     index = [int(point[names.index("index")]) for point in points]
     assert pq.read_table(run / "maps" / "feature.parquet")["index"].to_pylist() == index
-    assert len(bookmarks(run)[0]["projections"]) == 40
+    assert len(read_bookmarks(run)[0]["projections"]) == 40
 
 
 def test_many_points_have_the_view_of_the_exact_pca_alone(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    features = made(run, records=240)
-    monkeypatch.setattr(bookmarks_module, "MAPPED", 200)
+    features = make(run, records=240)
+    monkeypatch.setattr(bookmarks, "MAPPED", 200)
     said = []
     plot(str(run), None, said.append)
-    assert any("it shows 240 points, not 200" in line for line in said)
+    assert any("it shows 240 points, more than 200" in line for line in said)
     package.reduce(str(run))
-    (view,) = bookmarks(run)
+    (view,) = read_bookmarks(run)
     points = np.abs(coordinates(view["projections"], "pca", 10))
-    assert points == pytest.approx(exactly(features, 10), rel=1e-3, abs=1e-4)
+    assert points == pytest.approx(compute_components(features, 10), rel=1e-3, abs=1e-4)
     assert set(view["projections"][0]) == {f"pca-{axis}" for axis in range(10)}
 
 
 def test_the_components_as_a_tensor_have_the_same_views(tmp_path):
     run = tmp_path / "run"
-    made(run, records=120, dimensions=64, limit=70)
+    make(run, records=120, dimensions=64, limit=70)
     package.reduce(str(run))
     paths = {one.tensor_name.split("/")[0]: one.bookmarks_path for one in config(run).embeddings}
     assert paths == {"sample": "bookmarks.json", "sample_pca": "bookmarks.json"}
@@ -166,12 +166,12 @@ def test_an_object_store_has_views_too(bucket):
     assert folder.read("bookmarks.json") == before
 
 
-def test_colouring_is_asked_for_where_the_page_offers_it():
+def test_the_page_colors_by_labels_where_it_can():
     points = {"pca": np.zeros((60, 3), np.float32)}
     for labels, named in (
         ([b"%d" % (at % 50) for at in range(60)], "label"),
         ([b"%d" % at for at in range(60)], "label"),
         ([b"n%d" % at for at in range(60)], "No color map"),
     ):
-        (view,) = json.loads(bookmarks_module.states(points, 3, labels))
+        (view,) = json.loads(bookmarks.format_views(points, 3, labels))
         assert view["selectedColorOptionName"] == named

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The exact PCA of a run: what scikit-learn gives of all points at once, in files for anyone."""
+"""The exact PCA of a run is that of scikit-learn, in files that any tool can read."""
 
 import shutil
 import subprocess
@@ -18,11 +18,10 @@ from support.sample_runs import contents, copy, part_files, table_of
 from support.synthetic_runs import make_run
 
 import ray_embed as package
-from ray_embed.analysis.plotting import components
+from ray_embed.analysis.plotting.components import load_or_compute_components
 from ray_embed.core.threads import limit_blas_to_one_thread
 from ray_embed.errors import InputError, RunError
-from ray_embed.projector import covariance, pca, wide_pca
-from ray_embed.projector import reduce as reduce_module
+from ray_embed.projector import covariance, pca, reduce, wide_pca
 from ray_embed.runs import sampling
 from ray_embed.storage.filesystem import Folder
 
@@ -56,7 +55,7 @@ def assert_as_sklearn(run, values, layer=None, kept=50):
 
 
 def tensors(run):
-    """Give the two-dimensional tensors of the checkpoint, and those of the configuration."""
+    """Return the two-dimensional tensors of the checkpoint, and those of the configuration."""
     import tensorflow as tf
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
@@ -75,7 +74,7 @@ def tensors(run):
 
 
 def written(run):
-    """Read what `reduce` has written."""
+    """Read the files that `reduce` writes."""
     return {
         name: content
         for name, content in contents(run).items()
@@ -280,8 +279,8 @@ def test_what_is_missing_is_said(run, tmp_path):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Let each part be a block and a piece of its own."""
-    monkeypatch.setattr(reduce_module, "_GROUP_BYTES", 1)
+    """Make each part a block and a piece."""
+    monkeypatch.setattr(reduce, "_GROUP_BYTES", 1)
     monkeypatch.setattr(covariance, "_TIMES", 0)
 
 
@@ -313,7 +312,7 @@ def test_any_order_of_completion_gives_the_same_bytes(tmp_path, small_blocks):
             made[at] = function(items[at])
         return (made[at] for at in range(len(items)))
 
-    reduce_module.merge(str(path), elsewhere=shuffled)
+    reduce.merge(str(path), elsewhere=shuffled)
     assert seen != sorted(seen)
     assert len(seen) == 40
     assert written(path) == expected
@@ -321,7 +320,7 @@ def test_any_order_of_completion_gives_the_same_bytes(tmp_path, small_blocks):
 
 def test_blocks_follow_from_points_and_dimensions(tmp_path, monkeypatch):
     # 60 rows of 60 dimensions are as many bytes of features as half of their products.
-    monkeypatch.setattr(reduce_module, "_GROUP_BYTES", 1)
+    monkeypatch.setattr(reduce, "_GROUP_BYTES", 1)
     path = make_run(tmp_path / "run", {"top": points(1000, 60)}, shard=60)
     blocks = []
 
@@ -331,7 +330,7 @@ def test_blocks_follow_from_points_and_dimensions(tmp_path, monkeypatch):
                 blocks.append(item.parts)
             yield function(item)
 
-    reduce_module.merge(str(path), elsewhere=noting)
+    reduce.merge(str(path), elsewhere=noting)
     assert blocks == [tuple(range(8)), tuple(range(8, 16)), (16,)]
 
 
@@ -362,7 +361,7 @@ def test_an_interrupted_reduction_is_repeated(run, tmp_path, monkeypatch, small_
             yield function(item)
 
     with pytest.raises(KeyboardInterrupt):
-        reduce_module.merge(str(path), elsewhere=stopping)
+        reduce.merge(str(path), elsewhere=stopping)
     assert 0 < len(part_files(path, "pca")) < 8
     with pytest.raises(InputError, match="ray-embed reduce"):
         package.load(str(path)).to_pca()
@@ -477,7 +476,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     path = make_run(tmp_path / "run", {"top": values.astype(np.float32)}, rejected=[3, 4])
     folder = Folder.at(str(path))
     package.reduce(str(path), 100)
-    (line,) = list(reduce_module.unseen(folder, 298, 1000))
+    (line,) = list(reduce.unseen(folder, 298, 1000))
     assert line.startswith(said)
     if most == 100:
         assert line.endswith(f"of the 50 components is within {said_error(path)} % of an exact one")
@@ -499,7 +498,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     assert index.tolist() == [int(line.split("\t")[3]) for line in lines]
     where = np.searchsorted(table_of(path)["index"].to_numpy(), index)
     assert np.array_equal(read, coordinates[where])
-    drawn = components.spectrum(folder, "feature", values[index].astype(np.float32))
+    drawn = load_or_compute_components(folder, "feature", values[index].astype(np.float32))
     assert drawn.first_of == (None if most == 4096 else 400)
     np.testing.assert_allclose(drawn.coordinates, read, atol=1e-4)
 
@@ -515,7 +514,7 @@ def test_other_processes_give_the_same_bytes(run, tmp_path, small_blocks, ray_se
     here, there = copy(run, tmp_path / "here"), copy(run, tmp_path / "there")
     package.reduce(str(here))
     shutil.rmtree(there / "pca")
-    reduce_module.merge(
+    reduce.merge(
         str(there),
         elsewhere=partial(remote_map.map_in_actors, [start_merge_actor(), start_merge_actor()]),
     )

@@ -546,7 +546,7 @@ def test_tensorboard_serves_a_folder_of_runs(servers, runs):
 
 @contextlib.contextmanager
 def viewing(run, *arguments, **environment):
-    """Start ``ray-embed view``; gives the process and a function that waits for its next line."""
+    """Start ``ray-embed view``; return the process and a function that waits for its next line."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ray_embed", "view", str(run), *arguments],
         stdout=subprocess.PIPE,

@@ -22,7 +22,7 @@ def make_run(path: Path, *, reduced: bool = True) -> Path:
 
 
 def shown(*given: Path | str) -> tuple[dict[str, str], list[str]]:
-    """Give where the configuration of each name is from, and what was said."""
+    """Return the source of the configuration of each name, and the printed lines."""
     said: list[str] = []
     with log_folder([str(one) for one in given], said.append) as folder:
         configs = [

@@ -9,12 +9,11 @@ import pytest
 from support.synthetic_runs import FINGERPRINT, make_run
 
 from ray_embed import load
-from ray_embed.analysis.evaluation.evaluate import _over_all
-from ray_embed.analysis.evaluation.measures import Judgement
+from ray_embed.analysis.evaluation.evaluate import _replace_spectrum
+from ray_embed.analysis.evaluation.measures import FeatureEvaluation
 from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, InputError
-from ray_embed.projector import covariance as covariance_module
-from ray_embed.projector import pca, wide_pca
+from ray_embed.projector import covariance, pca, wide_pca
 from ray_embed.projector.merge_task import Group
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
@@ -56,9 +55,9 @@ def reduce(path, values, *, mapped=None, threads=1, **options):
         groups.append(Group(number, (number,), start, rows))
         start += rows
     size = values.shape[1]
-    with open_ordered_map(threads, covariance_module.at_once([size])) as here:
-        return covariance_module.components(
-            str(path), FINGERPRINT, tuple(groups), {"feature": size}, mapped or here
+    with open_ordered_map(threads, covariance.count_parallel_blocks([size])) as local_map:
+        return covariance.compute_components(
+            str(path), FINGERPRINT, tuple(groups), {"feature": size}, mapped or local_map
         )["feature"]
 
 
@@ -70,12 +69,13 @@ def exact(values):
     return mean, singular**2 / (len(values) - 1), vectors
 
 
-def test_only_wide_features_limit_how_much_is_under_way(monkeypatch):
+def test_only_wide_features_limit_the_parallel_blocks(monkeypatch):
     monkeypatch.undo()
-    assert covariance_module.at_once([512]) == covariance_module.at_once([512, 64]) > 100
-    assert covariance_module.at_once([512, 9000]) == covariance_module.at_once([9000]) == 2
-    assert covariance_module.at_once([512, 230_400]) == 2
-    assert covariance_module.at_once([1_000_000]) == 1
+    count = covariance.count_parallel_blocks
+    assert count([512]) == count([512, 64]) > 100
+    assert count([512, 9000]) == count([9000]) == 2
+    assert count([512, 230_400]) == 2
+    assert count([1_000_000]) == 1
 
 
 def test_few_records_give_exact_components(tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_odd_points(tmp_path, name, kind, rank):
         "offset": points(1.0, 300, 400, 1e4),
     }[kind]
     found = reduce(tmp_path, values)
-    kept = pca.kept(len(values), 400)
+    kept = pca.count_kept(len(values), 400)
     assert found.vectors.shape == (kept, 400)
     np.testing.assert_allclose(found.vectors @ found.vectors.T, np.eye(kept), atol=1e-9)
     mean, variances, _ = exact(values)
@@ -205,7 +205,7 @@ def test_the_file_has_the_same_columns_and_says_the_method(tmp_path, name):
     assert again.variances.tobytes() == found.variances.tobytes()
     assert again.vectors.tobytes() == found.vectors.tobytes()
     assert again.ratios.tolist() == table["ratio"].to_pylist()[1:]
-    assert pca.method(folder, "feature") == (found.method, found.error)
+    assert pca.load_method(folder, "feature") == (found.method, found.error)
     assert load(str(tmp_path)).explained_variance().shape == (known,)
 
 
@@ -229,13 +229,13 @@ def test_a_layer_without_components_is_to_be_reduced_again(tmp_path):
 def test_evaluation_takes_no_spectrum_from_the_first_components(tmp_path):
     found = reduce(tmp_path, points())
     folder = Folder.at(str(tmp_path))
-    judged = Judgement((), "nobody")
+    evaluated = FeatureEvaluation((), "there are no labels")
     for method, expected in (
         (found.method, ("alpha_req", "stable_rank", "participation_ratio")),
         (pca.Method(pca.KRYLOV, 4, 5.0, (0.1,)), ()),
     ):
         pca.save(folder, {"top": dataclasses.replace(found, method=method)}, FINGERPRINT)
-        assert _over_all(judged, folder, "feature")[1] == expected
+        assert _replace_spectrum(evaluated, folder, "feature")[1] == expected
 
 
 def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):

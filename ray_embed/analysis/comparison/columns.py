@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is set side by side: runs, or layers of runs, each under a name of its own."""
+"""What is compared: runs, or layers of runs, each with its own name."""
 
 import os
 from collections import Counter
@@ -14,11 +14,11 @@ from ray_embed.runs.reader import open_run
 from ray_embed.storage.filesystem import Folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Column:
     """The features of one layer of one run.
 
-    They are the `column` of its parts, `dimension` numbers each, pooled by `pool`.
+    They are the `column` of its parts, of `dimension` numbers, pooled by `pool`.
     """
 
     name: str
@@ -34,61 +34,67 @@ class Column:
         return Folder.at(self.run)
 
 
-def columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]:
-    """Give the columns of a comparison: of each run one, or one a layer where none is named.
+def list_columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]:
+    """Return the columns of a comparison: one for each layer of each run.
 
     Args:
         runs: run folders, paths or URIs.
-        layer: take this layer of each run.
+        layer: take only this layer of each run.
 
     Raises:
         InputError: no such run or layer, shards are missing, or there is nothing to compare with.
-        DamagedError: a part is of no shard that was planned.
+        DamagedError: a part belongs to no planned shard.
     """
-    found = []
-    for name, uri in zip(names(runs), runs, strict=True):
+    columns = []
+    for name, uri in zip(name_runs(runs), runs, strict=True):
         run = open_run(uri)
         run.require_finished()
         outputs = run.outputs if layer is None else (run.output_of(layer),)
         for output in outputs:
-            label = f"{name}:{output.layer}" if len(outputs) > 1 else name
-            found.append(
-                Column(label, uri, output.layer, output.column, output.dimension, output.pool)
+            columns.append(
+                Column(
+                    name=f"{name}:{output.layer}" if len(outputs) > 1 else name,
+                    run=uri,
+                    layer=output.layer,
+                    column=output.column,
+                    dimension=output.dimension,
+                    pool=output.pool,
+                )
             )
-    if len(found) < 2:
-        given = ", ".join(shown(uri) for uri in runs) or "no run"
-        what = "of one layer" if layer is None else f"of which --layer {layer} takes one layer"
+    if len(columns) < 2:
+        names = ", ".join(shown(uri) for uri in runs) or "no run"
+        what = "with one layer" if layer is None else f"and one layer (--layer {layer})"
         raise InputError(
-            f"{given}: nothing to compare with, as it is one run {what}; name another RUN as well"
+            f"{names}: nothing to compare with: this is one run {what}; name another RUN too"
         )
-    return tuple(found)
+    return tuple(columns)
 
 
-def names(runs: Sequence[str]) -> list[str]:
-    """Name runs after their folders, with as many folders above as make them different."""
-    paths = [_path(uri) for uri in runs]
+def name_runs(runs: Sequence[str]) -> list[str]:
+    """Name runs after their folders, with as many parent folders as make the names different."""
+    paths = [_split_path(uri) for uri in runs]
     longest = max((len(path) for path in paths), default=0)
-    given = [path[-1:] for path in paths]
+    names = [path[-1:] for path in paths]
     for length in range(2, longest + 1):
-        count = Counter(given)
-        given = [
+        count = Counter(names)
+        names = [
             path[-length:] if count[name] > 1 else name
-            for path, name in zip(paths, given, strict=True)
+            for path, name in zip(paths, names, strict=True)
         ]
-    return _numbered(["/".join(name) for name in given])
+    return _number_equal_names(["/".join(name) for name in names])
 
 
-def _path(uri: str) -> tuple[str, ...]:
+def _split_path(uri: str) -> tuple[str, ...]:
     if not is_uri(uri):
         return Path(os.path.normpath(Path(uri).absolute())).parts[1:]
     return tuple(part for part in shown(uri).split("/")[2:] if part)
 
 
-def _numbered(given: list[str]) -> list[str]:
-    """Number what is equal all the same: a run given twice."""
-    passed: Counter[str] = Counter()
-    found = []
-    for name in given:
-        passed[name] += 1
-        found.append(name if passed[name] == 1 else f"{name} ({passed[name]})")
-    return found
+def _number_equal_names(names: list[str]) -> list[str]:
+    """Number names that are equal because a run was given twice."""
+    counts: Counter[str] = Counter()
+    numbered = []
+    for name in names:
+        counts[name] += 1
+        numbered.append(name if counts[name] == 1 else f"{name} ({counts[name]})")
+    return numbered

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which records runs are judged on: those that all of them hold, so that only encoders differ.
+"""The records that all runs hold, on which they are evaluated, so that only encoders differ.
 
-Records are the same where split and key are. Of all N records of a run only 16 bytes each are in
-memory, a hash and a number, of two runs at a time; those drawn are told apart by their keys.
+Records are the same if split and key are the same. Of all N records of a run, only 16 bytes each
+are in memory (a hash and a number), of two runs at a time. Drawn records are compared by their
+keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.analysis.comparison.columns import Column
-from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, with_labels
+from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, convert_labels
 from ray_embed.core.arrays import Array
 from ray_embed.core.uri import shown
 from ray_embed.errors import InputError
@@ -21,155 +22,161 @@ from ray_embed.runs.sampling import Subset
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# With fewer than these, which are less than half of the smallest run, each has its own records.
+# If the runs share fewer records, and less than half of the smallest run, they are not paired.
 _FEW = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Records:
-    """What each column is judged on.
+    """The records that each column is evaluated on.
 
-    Of each column `subsets` holds its records; where `paired`, row i is the same record in all.
-    `counts` are the numbers of records that the columns' runs hold, `shared` how many all of them
-    hold. `relabelled` is how many of the judged ones have labels that differ, with a sentence
-    on the first; `label_note` a sentence on how labels are taken, None where there is none.
+    `subsets` holds the records of each column. If `paired`, row i is the same record in all.
+    `counts` are the numbers of records that the columns' runs hold; `shared` of them are in all.
+    `relabeled` is the number of evaluated records with labels that differ, and a phrase about the
+    first. `label_note` says how labels are treated, None where there is nothing to say.
     """
 
     subsets: tuple[Subset, ...]
     paired: bool
     counts: tuple[int, ...]
     shared: int
-    relabelled: tuple[int, str]
+    relabeled: tuple[int, str]
     label_note: str | None = None
 
 
-def draw(columns: Sequence[Column], limit: int, labels: LabelKind | None = None) -> Records:
-    """Take the same records of each column into memory, at most `limit`.
+def draw_common_records(
+    columns: Sequence[Column], limit: int, labels: LabelKind | None = None
+) -> Records:
+    """Read the same records of each column into memory, at most `limit`.
 
-    Drawn by split and label, with a fixed seed, of the first run's that the others hold too.
+    They are drawn by split and label, with a fixed seed, from those that all runs hold.
 
     Args:
         columns: at least one.
-        limit: how many records at most.
-        labels: whether labels that are numbers are "classes" or "values"; None for what they are.
+        limit: the most records.
+        labels: whether labels that are numbers are "classes" or "values". None for what they are.
 
     Raises:
-        InputError: a run has no records, some have numbers as labels and others classes, or labels
-            that are no numbers are to be values.
+        InputError: a run has no records, some have numbers as labels and others classes, or
+            `labels` is "values" and they are not numbers.
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
     folders = {column.run: column.folder for column in columns}
-    among, counts = _shared(folders)
-    shared = len(among)
+    shared_index, counts = _find_shared(folders)
+    shared = len(shared_index)
     if shared < _FEW and 2 * shared < min(counts.values()):
         subsets = [sampling.draw(column.folder, column.column, limit) for column in columns]
         paired = False
     else:
-        subsets = _aligned(columns, folders, among, limit)
+        subsets = _draw_aligned(columns, folders, shared_index, limit)
         paired = True
     choice = choose_labels(folders.values(), labels)
-    subsets = [with_labels(one, choice.kind) for one in subsets]
+    subsets = [convert_labels(subset, choice.kind) for subset in subsets]
     _refuse_mixed(columns, subsets)
     return Records(
-        tuple(subsets),
-        paired,
-        tuple(counts[column.run] for column in columns),
-        shared,
-        _relabelled(columns, subsets) if paired else (0, ""),
-        choice.note,
+        subsets=tuple(subsets),
+        paired=paired,
+        counts=tuple(counts[column.run] for column in columns),
+        shared=shared,
+        relabeled=_compare_labels(columns, subsets) if paired else (0, ""),
+        label_note=choice.note,
     )
 
 
-def _shared(folders: dict[str, Folder]) -> tuple[Array, dict[str, int]]:
-    """Give the sorted `index` of the first run's records that all hold, and how many each holds."""
+def _find_shared(folders: dict[str, Folder]) -> tuple[Array, dict[str, int]]:
+    """Return the sorted `index`, in the first run, of records that all hold; and all counts."""
     counts: dict[str, int] = {}
     shared = np.zeros((0, 2), np.int64)
     for run, folder in folders.items():
-        own = _hashed(folder)
-        if not len(own):
+        hashes = _hash_records(folder)
+        if not len(hashes):
             raise InputError(f"{shown(run)}: it holds no record; see its rejects")
-        shared = shared[np.isin(shared[:, 0], own[:, 0])] if counts else own
-        counts[run] = len(own)
+        shared = shared[np.isin(shared[:, 0], hashes[:, 0])] if counts else hashes
+        counts[run] = len(hashes)
     return np.sort(shared[:, 1]), counts
 
 
-def _hashed(folder: Folder) -> Array:
-    """Give a hash of each record's split and key, of this process only, and its `index`.
+def _hash_records(folder: Folder) -> Array:
+    """Return a hash of each record's split and key, and its `index`.
+
+    The hashes can be compared within this process only.
 
     Returns:
         (N, 2) int64.
     """
 
-    def of_part(number: int) -> Array:
+    def hash_part(number: int) -> Array:
         part = part_files.read_part(folder, layout.FEATURES, number, ["split", "key", "index"])
-        hashes = np.fromiter(map(hash, _identities(part)), np.int64, part.num_rows)
+        hashes = np.fromiter(map(hash, _identify_records(part)), np.int64, part.num_rows)
         return np.stack([hashes, part["index"].to_numpy()], axis=1)
 
-    parts = part_files.each(folder, of_part, part_files.part_numbers(folder))
+    parts = part_files.each(folder, hash_part, part_files.part_numbers(folder))
     return np.concatenate([np.zeros((0, 2), np.int64), *parts])
 
 
-def _identities(part: pa.Table) -> Iterator[tuple[str, str]]:
+def _identify_records(part: pa.Table) -> Iterator[tuple[str, str]]:
     return zip(part["split"].to_pylist(), part["key"].to_pylist(), strict=True)
 
 
-def _aligned(
-    columns: Sequence[Column], folders: dict[str, Folder], among: Array, limit: int
+def _draw_aligned(
+    columns: Sequence[Column], folders: dict[str, Folder], shared_index: Array, limit: int
 ) -> list[Subset]:
-    drawn = sampling.draw(columns[0].folder, columns[0].column, limit, among)
+    drawn = sampling.draw(columns[0].folder, columns[0].column, limit, shared_index)
     identities = list(zip(drawn.splits, drawn.keys, strict=True))
-    index = {run: _located(folder, identities) for run, folder in folders.items()}
-    # Not found are keys whose hash alone was another's, and all but the first of equal ones.
-    everywhere = np.all([found >= 0 for found in index.values()], axis=0)
+    index = {run: _locate_records(folder, identities) for run, folder in folders.items()}
+    # Missing are keys that only had the hash of another key, and all but the first of equal keys.
+    is_in_all = np.all([located >= 0 for located in index.values()], axis=0)
     return [
-        sampling.at(column.folder, column.column, index[column.run][everywhere], len(among))
+        sampling.at(column.folder, column.column, index[column.run][is_in_all], len(shared_index))
         for column in columns
     ]
 
 
-def _located(folder: Folder, identities: list[tuple[str, str]]) -> Array:
-    """Give the `index` of records in a run, -1 where it holds none, or where one came before."""
-    wanted = {identity: at for at, identity in reversed(list(enumerate(identities)))}
-    found = np.full(len(identities), -1)
+def _locate_records(folder: Folder, identities: list[tuple[str, str]]) -> Array:
+    """Return the `index` of records in a run; -1 for missing and for repeated ones."""
+    rows = {identity: row for row, identity in reversed(list(enumerate(identities)))}
+    located = np.full(len(identities), -1)
 
-    def of_part(number: int) -> list[tuple[int, int]]:
+    def locate_in_part(number: int) -> list[tuple[int, int]]:
         part = part_files.read_part(folder, layout.FEATURES, number, ["split", "key", "index"])
-        pairs = zip(_identities(part), part["index"].to_pylist(), strict=True)
-        return [(wanted[one], index) for one, index in pairs if one in wanted]
+        pairs = zip(_identify_records(part), part["index"].to_pylist(), strict=True)
+        return [(rows[identity], index) for identity, index in pairs if identity in rows]
 
-    for pairs in part_files.each(folder, of_part, part_files.part_numbers(folder)):
-        for at, index in pairs:
-            if found[at] < 0:
-                found[at] = index
-    return found
+    for pairs in part_files.each(folder, locate_in_part, part_files.part_numbers(folder)):
+        for row, index in pairs:
+            if located[row] < 0:
+                located[row] = index
+    return located
 
 
 def _refuse_mixed(columns: Sequence[Column], subsets: Sequence[Subset]) -> None:
-    """Refuse to set what floats say beside what classes say; no labels at all go with either."""
+    """Refuse to compare floats with classes. Runs without labels go with both."""
     first: dict[bool, str] = {}
-    for column, one in zip(columns, subsets, strict=True):
-        if any(label is not None for label in one.labels):
-            first.setdefault(pa.types.is_floating(one.label_type), column.run)
+    for column, subset in zip(columns, subsets, strict=True):
+        if any(label is not None for label in subset.labels):
+            first.setdefault(pa.types.is_floating(subset.label_type), column.run)
     if len(first) == 2:
         raise InputError(
             f"{shown(first[True])} has numbers (float) as labels, {shown(first[False])} classes: "
-            "their measures are not the same; compare runs of the same labels, or say --labels "
-            "classes or --labels values for both"
+            "they have different measures; compare runs with the same kind of labels, or use "
+            "--labels classes or --labels values for both"
         )
 
 
-def _relabelled(columns: Sequence[Column], subsets: Sequence[Subset]) -> tuple[int, str]:
-    differ = np.zeros(len(subsets[0]), bool)
+def _compare_labels(columns: Sequence[Column], subsets: Sequence[Subset]) -> tuple[int, str]:
+    """Count the records with labels that differ, and describe the first."""
+    base = subsets[0]
+    differ = np.zeros(len(base), bool)
     first = ""
-    for column, one in zip(columns[1:], subsets[1:], strict=True):
-        pairs = zip(subsets[0].labels, one.labels, strict=True)
-        own = np.array([str(a) != str(b) for a, b in pairs], bool)
-        if own.any() and not first:
-            at = int(np.argmax(own))
+    for column, subset in zip(columns[1:], subsets[1:], strict=True):
+        pairs = zip(base.labels, subset.labels, strict=True)
+        differ_here = np.array([str(a) != str(b) for a, b in pairs], bool)
+        if differ_here.any() and not first:
+            row = int(np.argmax(differ_here))
             first = (
-                f"{one.splits[at]} {one.keys[at]}: {subsets[0].labels[at]!r} in "
-                f"{columns[0].name}, {one.labels[at]!r} in {column.name}"
+                f"{subset.splits[row]} {subset.keys[row]}: {base.labels[row]!r} in "
+                f"{columns[0].name}, {subset.labels[row]!r} in {column.name}"
             )
-        differ |= own
+        differ |= differ_here
     return int(differ.sum()), first

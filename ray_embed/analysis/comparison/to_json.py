@@ -1,25 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as plain data for JSON, with null for what is no number."""
+"""A comparison as plain data for JSON, with null for numbers that are not finite."""
 
 import math
 from typing import Any
 
-from ray_embed.analysis.comparison.compare import Comparison, Likeness, Row
+from ray_embed.analysis.comparison.compare import Comparison, Row, Similarity
 from ray_embed.analysis.evaluation.differences import Difference
 from ray_embed.analysis.evaluation.intervals import Interval
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.core.uri import shown
 
 
-def plain(comparison: Comparison) -> dict[str, Any]:
-    """Give a comparison as dicts, lists and numbers; runs go by their names."""
+def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
+    """Return a comparison as dicts, lists and numbers, with runs by their names."""
     names = [column.name for column in comparison.columns]
-    of_columns = zip(
-        comparison.columns,
-        comparison.counts,
-        comparison.judged,
-        strict=True,
-    )
+    columns = zip(comparison.columns, comparison.counts, comparison.evaluated, strict=True)
     return {
         "runs": [
             {
@@ -29,62 +24,62 @@ def plain(comparison: Comparison) -> dict[str, Any]:
                 "pool": column.pool,
                 "dimension": column.dimension,
                 "records": count,
-                "judged": judged,
+                "judged": evaluated,
             }
-            for column, count, judged in of_columns
+            for column, count, evaluated in columns
         ],
         "shared_records": comparison.shared,
         "same_records": comparison.paired,
-        "measures": {row.name: _row(row, names) for row in comparison.rows},
-        "likeness": [_likeness(one, names) for one in comparison.likeness],
+        "measures": {row.name: _row_to_json(row, names) for row in comparison.rows},
+        "likeness": [_similarity_to_json(pair, names) for pair in comparison.similarities],
         "notes": list(comparison.notes),
     }
 
 
-def _row(row: Row, names: list[str]) -> dict[str, Any]:
+def _row_to_json(row: Row, names: list[str]) -> dict[str, Any]:
+    measures = zip(names, row.measures, strict=True)
+    differences = zip(names, row.differences, strict=True)
     return {
         "higher_is_better": row.higher_is_better,
         "best": None if row.best is None else names[row.best],
-        "raw_pixels": None if row.pixels is None else _measure(row.pixels),
-        "values": {
-            name: _measure(one) for name, one in zip(names, row.measures, strict=True) if one
-        },
+        "raw_pixels": None if row.pixels is None else _measure_to_json(row.pixels),
+        "values": {name: _measure_to_json(measure) for name, measure in measures if measure},
         "differences": {
-            name: {"to": names[0], **_difference(one)}
-            for name, one in zip(names, row.differences, strict=True)
-            if one
+            name: {"to": names[0], **_difference_to_json(difference)}
+            for name, difference in differences
+            if difference
         },
     }
 
 
-def _measure(measure: Measure) -> dict[str, Any]:
-    return {"value": _number(measure.value), "interval": _interval(measure.interval)}
+def _measure_to_json(measure: Measure) -> dict[str, Any]:
+    return {"value": _to_finite(measure.value), "interval": _interval_to_json(measure.interval)}
 
 
-def _difference(found: Difference) -> dict[str, Any]:
+def _difference_to_json(difference: Difference) -> dict[str, Any]:
     return {
-        "value": _number(found.value),
-        "interval": _interval(found.interval),
-        "paired": found.paired,
-        "records": found.records,
+        "value": _to_finite(difference.value),
+        "interval": _interval_to_json(difference.interval),
+        "paired": difference.paired,
+        "records": difference.records,
     }
 
 
-def _likeness(one: Likeness, names: list[str]) -> dict[str, Any]:
+def _similarity_to_json(pair: Similarity, names: list[str]) -> dict[str, Any]:
     return {
-        "runs": [names[one.first], names[one.second]],
+        "runs": [names[pair.first], names[pair.second]],
         "neighbours": {
-            "k": one.k,
-            "common": _number(one.common),
-            "interval": _interval(one.interval),
+            "k": pair.k,
+            "common": _to_finite(pair.common),
+            "interval": _interval_to_json(pair.interval),
         },
-        "cka": _number(one.cka),
+        "cka": _to_finite(pair.cka),
     }
 
 
-def _interval(interval: Interval | None) -> list[float | None] | None:
-    return None if interval is None else [_number(bound) for bound in interval]
+def _interval_to_json(interval: Interval | None) -> list[float | None] | None:
+    return None if interval is None else [_to_finite(bound) for bound in interval]
 
 
-def _number(value: float) -> float | None:
+def _to_finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None

@@ -1,22 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By how much a measure differs between two encoders, and how sure that is."""
+"""By how much a measure differs between two encoders, and how certain that is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from ray_embed.analysis.evaluation.intervals import Interval, bootstrap
+from ray_embed.analysis.evaluation.intervals import Interval, bootstrap_mean
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.core.arrays import Array
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One encoder's measure less another's.
+    """One encoder's measure minus another's.
 
-    `interval` is the 95 % confidence interval, None where none is known. `paired` says that it is
-    of the `records` that both were judged on, one by one; `records` is None where it is not.
+    `interval` is the 95 % confidence interval, None where none is known. `paired` is whether the
+    difference is the mean over the `records` that both were evaluated on. `records` is None where
+    it is not.
     """
 
     value: float
@@ -25,72 +26,75 @@ class Difference:
     records: int | None
 
 
-def difference(measure: Measure, base: Measure, same: bool) -> Difference:
-    """Give `measure` less `base`.
+def subtract(measure: Measure, base: Measure, same_records: bool) -> Difference:
+    """Compute `measure` minus `base`.
 
     Args:
         measure: of one encoder.
-        base: of the other one.
-        same: whether positions of both stand for the same records.
+        base: of the other encoder.
+        same_records: whether positions of both stand for the same records.
     """
-    if same and (pairs := _pairs(measure, base)) is not None:
-        return Difference(float(pairs.mean()), interval_of_mean(pairs), True, len(pairs))
-    return Difference(measure.value - base.value, _unpaired(measure, base), False, None)
+    if same_records and (pairs := _subtract_per_record(measure, base)) is not None:
+        return Difference(float(pairs.mean()), bootstrap_mean(pairs), True, len(pairs))
+    interval = _combine_intervals(measure, base)
+    return Difference(measure.value - base.value, interval, False, None)
 
 
-def verdict(measure: Measure, base: Measure, same: bool) -> int:
-    """Say whether a measure is better (1) or worse (-1) than another, beyond the interval; else 0.
+def compare_measures(measure: Measure, base: Measure, same_records: bool) -> int:
+    """Return 1 if a measure is better than another beyond the interval, -1 if worse, else 0.
 
     Args:
-        measure: of one encoder; one of which more, or less, is better.
-        base: of the other one.
-        same: whether positions of both stand for the same records.
+        measure: of one encoder, with `higher_is_better`.
+        base: of the other encoder.
+        same_records: whether positions of both stand for the same records.
     """
     sign = 1 if measure.higher_is_better else -1
-    interval = difference(measure, base, same).interval
+    interval = subtract(measure, base, same_records).interval
     if interval is None or min(interval) <= 0 <= max(interval):
         return 0
     return sign if min(interval) > 0 else -sign
 
 
-def best(measures: Sequence[Measure | None], same: bool) -> int | None:
-    """Give which measure is better than the second best, beyond the interval of their difference.
+def find_best(measures: Sequence[Measure | None], same_records: bool) -> int | None:
+    """Find the measure that is better than the second best, beyond the interval of the difference.
 
     Args:
-        measures: of the encoders; None where one has none.
-        same: whether positions of all stand for the same records.
+        measures: of the encoders. None where an encoder has none.
+        same_records: whether positions of all stand for the same records.
+
+    Returns:
+        its position; None where there is no such measure.
     """
-    known = [(at, one) for at, one in enumerate(measures) if one and np.isfinite(one.value)]
+    known = [
+        (position, measure)
+        for position, measure in enumerate(measures)
+        if measure and np.isfinite(measure.value)
+    ]
     if len(known) < 2 or known[0][1].higher_is_better is None:
         return None
     sign = 1 if known[0][1].higher_is_better else -1
-    (at, first), (_, second), *_ = sorted(known, key=lambda one: -sign * one[1].value)
-    return at if verdict(first, second, same) > 0 else None
+    (position, best), (_, second), *_ = sorted(known, key=lambda item: -sign * item[1].value)
+    return position if compare_measures(best, second, same_records) > 0 else None
 
 
-def interval_of_mean(values: Array) -> Interval | None:
-    """Give the 95 % interval of the mean of values (n,) by the bootstrap; None where n < 2."""
-    if len(values) < 2:
+def _subtract_per_record(measure: Measure, base: Measure) -> Array | None:
+    """Return the differences of the records that both were evaluated on; None where none was."""
+    if measure.per_record is None or measure.records is None:
         return None
-    return bootstrap(lambda drawn, axis: drawn.mean(axis=axis), values)
-
-
-def _pairs(measure: Measure, base: Measure) -> Array | None:
-    """Give the differences of the records that both were judged on."""
-    if measure.each is None or measure.judged is None or base.each is None or base.judged is None:
+    if base.per_record is None or base.records is None:
         return None
-    _, own, others = np.intersect1d(
-        measure.judged, base.judged, assume_unique=True, return_indices=True
+    _, rows, base_rows = np.intersect1d(
+        measure.records, base.records, assume_unique=True, return_indices=True
     )
-    pairs: Array = measure.each[own] - base.each[others]
+    pairs: Array = measure.per_record[rows] - base.per_record[base_rows]
     return pairs if len(pairs) else None
 
 
-def _unpaired(measure: Measure, base: Measure) -> Interval | None:
-    """Make the interval of a difference out of two intervals, as if nothing tied them together.
+def _combine_intervals(measure: Measure, base: Measure) -> Interval | None:
+    """Return the interval of a difference from two intervals, as if they were independent.
 
-    Zou and Donner (2008), "Construction of confidence limits about effect measures": squares of
-    the distances to their own limits add up.
+    Zou and Donner (2008), "Construction of confidence limits about effect measures": the squared
+    distances to the limits add up.
     """
     if measure.interval is None or base.interval is None:
         return None

@@ -1,25 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Judges a run: its features, beside what no training at all would give."""
+"""Evaluate the features of a run, beside baselines that need no training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ray_embed.analysis.evaluation import intervals, pixel_baseline, spectrum
-from ray_embed.analysis.evaluation import near_duplicates as near_duplicates_module
-from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, with_labels
+from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, convert_labels
 from ray_embed.analysis.evaluation.measure import Measure
-from ray_embed.analysis.evaluation.measures import Judgement, judge
-from ray_embed.analysis.evaluation.near_duplicates import Duplicates
-from ray_embed.analysis.evaluation.protocol import Trial
+from ray_embed.analysis.evaluation.measures import FeatureEvaluation, evaluate_features
+from ray_embed.analysis.evaluation.near_duplicates import (
+    Duplicates,
+    find_equal_features,
+    find_near_duplicates,
+)
+from ray_embed.analysis.evaluation.protocol import Protocol
 from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError
 from ray_embed.options import SAMPLE_RECORDS
 from ray_embed.projector import pca
-from ray_embed.runs import sampling as subsets
+from ray_embed.runs import sampling
 from ray_embed.runs.reader import Output, RunReader
 from ray_embed.runs.sampling import Subset
 from ray_embed.sources.label_schema import LabelCounts, describe_look_alikes
@@ -29,47 +31,41 @@ from ray_embed.storage.filesystem import Folder
 ENCODER, PIXELS, RANDOM = "encoder", "raw_pixels", "random_weights"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """How good the features of a layer are.
+    """The evaluation of a layer's features.
 
-    `subset` are the records they were judged on. `columns` are what was found of the encoder and,
-    beside it, of its floors, by name: "encoder", "raw_pixels" and "random_weights". `over_all` are
-    the names of those measures of the encoder that are over all records. `near` are the pictures
-    that are near-duplicates, None where there are no thumbnails; `equal` the features that are the
-    same; `without` the kNN measures, by column, of records that have no near-duplicate in the
-    reference, empty where none has. `apart` is how many of the records drawn are left out, as the
-    run with random weights holds none of them; `pool` is how the layer's maps were pooled. `notes`
-    are sentences on the labels.
+    Attributes:
+        layer: the layer.
+        subset: the evaluated records.
+        columns: the evaluation of the encoder and of its baselines, by name: "encoder",
+            "raw_pixels" and "random_weights".
+        of_all_records: the names of the encoder's measures that are of all records of the run.
+        near_duplicates: images that are near-duplicates. None without thumbnails.
+        equal_features: records whose features are equal.
+        without_near_duplicates: the kNN measures, by column, of the records without a
+            near-duplicate in the reference. Empty where no record has one.
+        unmatched: how many drawn records are left out because the run with random weights does not
+            hold them.
+        pool: how the layer's maps were pooled.
+        notes: sentences about the labels.
     """
 
     layer: str
     subset: Subset
-    columns: dict[str, Judgement]
-    over_all: tuple[str, ...]
-    near: Duplicates | None
-    equal: Duplicates
-    without: dict[str, tuple[Measure, ...]]
-    apart: int = 0
+    columns: dict[str, FeatureEvaluation]
+    of_all_records: tuple[str, ...]
+    near_duplicates: Duplicates | None
+    equal_features: Duplicates
+    without_near_duplicates: dict[str, tuple[Measure, ...]]
+    unmatched: int = 0
     pool: str = "none"
     notes: tuple[str, ...] = ()
 
     @property
     def measures(self) -> dict[str, Measure]:
-        """What was found of the encoder, by name."""
-        return {one.name: one for one in self.columns[ENCODER].measures}
-
-    def to_json(self) -> dict[str, Any]:
-        """Give all of it as plain data."""
-        from ray_embed.analysis.evaluation.to_json import plain
-
-        return plain(self)
-
-    def lines(self) -> Iterator[str]:
-        """Give it as a table."""
-        from ray_embed.analysis.evaluation.report import lines
-
-        return lines(self.layer, self.to_json())
+        """The measures of the encoder, by name."""
+        return {measure.name: measure for measure in self.columns[ENCODER].measures}
 
 
 def evaluate(
@@ -79,144 +75,161 @@ def evaluate(
     baseline: RunReader | None = None,
     labels: LabelKind | None = None,
 ) -> dict[str, Evaluation]:
-    """Judge the features of a run, of one layer or all.
+    """Evaluate the features of a run, of one layer or all.
 
     Args:
         run: the run.
-        layer: which layer; None for all.
-        sample: how many records at most are judged, drawn by split and label with a fixed seed;
-            fewer where their features would not fit into a gigabyte.
+        layer: the layer. None for all.
+        sample: the most records to evaluate, drawn by split and label with a fixed seed. Fewer are
+            drawn where their features would not fit into a gigabyte.
         baseline: the same run with random weights, to evaluate beside it.
-        labels: whether labels that are numbers are "classes" or "values"; None for classes where
-            they are whole numbers, or floats that are all whole and of at most 50 values.
+        labels: whether labels that are numbers are "classes" or "values". None for classes where
+            they are whole numbers, or floats that are all whole with at most 50 values.
 
     Raises:
         InputError: shards are missing, there is no such layer or no record, features are not
-            finite, or labels that are no numbers are to be values.
+            finite, or `labels` is "values" and they are not numbers.
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
     folder = run.folder
     outputs = require_layers(run, layer)
     choice = choose_labels([folder], labels)
-    drawn, apart = _drawn(run, baseline, outputs, sample)
-    records = with_labels(drawn, choice.kind)
-    notes = (*([choice.note] if choice.note else []), *_label_notes(records))
-    floors: dict[str, Judgement] = {}
+    drawn, unmatched = _draw_records(run, baseline, outputs, sample)
+    records = convert_labels(drawn, choice.kind)
+    notes = (*([choice.note] if choice.note else []), *_note_suspect_labels(records))
+    pixels: dict[str, FeatureEvaluation] = {}
     near = None
-    pictures = pixel_baseline.of(folder, records)
+    pictures = pixel_baseline.read_pictures(folder, records)
     if pictures is not None:
-        near = near_duplicates_module.near_duplicates(pictures, records.splits)
-        floors[PIXELS] = judge(pixel_baseline.as_features(records, pictures))
+        near = find_near_duplicates(pictures, records.splits)
+        pixels[PIXELS] = evaluate_features(pixel_baseline.use_as_features(records, pictures))
 
-    def read_subset(run: RunReader, layer: str) -> Subset:
-        subset = subsets.at(run.folder, run.column_of(layer), records.index, records.total)
-        return with_labels(_finite(run.folder, subset), choice.kind)
+    def read_records(run: RunReader, layer: str) -> Subset:
+        subset = sampling.at(run.folder, run.column_of(layer), records.index, records.total)
+        return convert_labels(_check_features(run.folder, subset), choice.kind)
 
-    found: dict[str, Evaluation] = {}
+    evaluations: dict[str, Evaluation] = {}
     for output in outputs:
-        subset = read_subset(run, output.layer) if found else records
-        judged = {ENCODER: judge(subset), **floors}
+        subset = read_records(run, output.layer) if evaluations else records
+        evaluated = {ENCODER: evaluate_features(subset), **pixels}
         if baseline is not None:
-            judged[RANDOM] = judge(read_subset(baseline, output.layer))
-        judged[ENCODER], over_all = _over_all(judged[ENCODER], folder, output.column)
-        equal = near_duplicates_module.equal_features(subset.features, subset.splits)
-        without = _without(judged, near, subset)
-        found[output.layer] = Evaluation(
-            output.layer, subset, judged, over_all, near, equal, without, apart, output.pool, notes
+            evaluated[RANDOM] = evaluate_features(read_records(baseline, output.layer))
+        evaluated[ENCODER], of_all = _replace_spectrum(evaluated[ENCODER], folder, output.column)
+        evaluations[output.layer] = Evaluation(
+            layer=output.layer,
+            subset=subset,
+            columns=evaluated,
+            of_all_records=of_all,
+            near_duplicates=near,
+            equal_features=find_equal_features(subset.features, subset.splits),
+            without_near_duplicates=_measure_without_duplicates(evaluated, near, subset),
+            unmatched=unmatched,
+            pool=output.pool,
+            notes=notes,
         )
-    return found
+    return evaluations
 
 
 def require_layers(run: RunReader, layer: str | None) -> tuple[Output, ...]:
-    """Return what there is to evaluate of a run: the features of one layer, or of all.
+    """Return the features to evaluate of a run, of one layer or all.
 
     Raises:
         InputError: shards are missing, or there is no such layer.
-        DamagedError: a part is of no shard that was planned.
+        DamagedError: a part belongs to no planned shard.
     """
     run.require_finished()
     return run.outputs if layer is None else (run.output_of(layer),)
 
 
-def _label_notes(subset: Subset) -> Iterator[str]:
-    """Say which text labels may be mistakes: of no label, or names that look the same."""
+def _note_suspect_labels(subset: Subset) -> Iterator[str]:
+    """Name text labels that may be mistakes: they mean no label, or look like another one."""
     if not pa.types.is_string(subset.label_type):
         return
-    every = LabelCounts()
+    total = LabelCounts()
     by_split: dict[str, LabelCounts] = {}
     for split in dict.fromkeys(subset.splits):
-        own = pa.array(subset.labels[subset.splits == split].tolist(), pa.string())
+        labels = pa.array(subset.labels[subset.splits == split].tolist(), pa.string())
         by_split[split] = LabelCounts()
-        for counts in (every, by_split[split]):
-            counts.add(own)
-    yield from every.notes()
-    yield from describe_look_alikes({split: one.counts for split, one in by_split.items()})
+        for counts in (total, by_split[split]):
+            counts.add(labels)
+    yield from total.notes()
+    yield from describe_look_alikes({split: counts.counts for split, counts in by_split.items()})
 
 
-def _drawn(
-    run: RunReader, floor: RunReader | None, outputs: Sequence[Output], sample: int
+def _draw_records(
+    run: RunReader, baseline: RunReader | None, outputs: Sequence[Output], sample: int
 ) -> tuple[Subset, int]:
-    """Draw records, with the features of the first layer; those that the floor lacks are counted.
+    """Draw records with the features of the first layer, and count those the baseline lacks.
 
-    They are left out: what one of both has set aside would make them unlike.
+    These are left out, so that both are evaluated on the same records.
     """
     widest = max(output.dimension for output in outputs)
-    drawn = subsets.draw(run.folder, outputs[0].column, subsets.affordable(sample, widest))
-    if floor is None:
-        return _finite(run.folder, drawn), 0
-    kept = subsets.held(floor.folder, drawn.index)
-    both = subsets.some(drawn, np.flatnonzero(kept))
-    return _finite(run.folder, both), len(drawn) - len(both)
+    drawn = sampling.draw(run.folder, outputs[0].column, sampling.affordable(sample, widest))
+    if baseline is None:
+        return _check_features(run.folder, drawn), 0
+    kept = sampling.held(baseline.folder, drawn.index)
+    both = sampling.some(drawn, np.flatnonzero(kept))
+    return _check_features(run.folder, both), len(drawn) - len(both)
 
 
-def _finite(folder: Folder, subset: Subset) -> Subset:
+def _check_features(folder: Folder, subset: Subset) -> Subset:
     if not len(subset):
         raise InputError(
-            f"{folder.shown()}: every record was rejected, so there is nothing to judge; see "
+            f"{folder.shown()}: every record was rejected, so there is nothing to evaluate; see "
             f"{folder.shown(layout.REJECTS)}"
         )
-    subsets.check_finite(subset, folder.shown())
+    sampling.check_finite(subset, folder.shown())
     return subset
 
 
-def _over_all(judged: Judgement, folder: Folder, column: str) -> tuple[Judgement, tuple[str, ...]]:
-    """Let the spectrum be that of all records, where it is known."""
+def _replace_spectrum(
+    evaluated: FeatureEvaluation, folder: Folder, column: str
+) -> tuple[FeatureEvaluation, tuple[str, ...]]:
+    """Replace measures of the spectrum by those of all records where they are known; name them."""
     try:
-        found = pca.load(folder, column)
+        components = pca.load(folder, column)
     except InputError:
-        return judged, ()
-    if not found.is_complete:
-        # The first components say nothing of the others.
-        return judged, ()
-    whole = {one.name: one for one in spectrum.of_covariance(found.variances)}
-    kept = tuple(whole.get(one.name, one) for one in judged.measures)
-    return replace(judged, measures=kept), tuple(whole)
+        return evaluated, ()
+    if not components.is_complete:
+        # The measures need the eigenvalues of all components.
+        return evaluated, ()
+    of_all = {
+        measure.name: measure for measure in spectrum.measure_covariance(components.variances)
+    }
+    measures = tuple(of_all.get(measure.name, measure) for measure in evaluated.measures)
+    return replace(evaluated, measures=measures), tuple(of_all)
 
 
-def _without(
-    judged: dict[str, Judgement], near: Duplicates | None, subset: Subset
+def _measure_without_duplicates(
+    evaluated: dict[str, FeatureEvaluation], near: Duplicates | None, subset: Subset
 ) -> dict[str, tuple[Measure, ...]]:
-    trial = judged[ENCODER].trial
-    if near is None or not isinstance(trial, Trial):
+    """Take the kNN measures of the records without a near-duplicate in the reference."""
+    protocol = evaluated[ENCODER].protocol
+    if near is None or not isinstance(protocol, Protocol):
         return {}
-    leaks = near.among(subset.splits[trial.reference])
-    if not leaks[trial.judged].any() or leaks[trial.judged].all():
+    leaks = near.select(subset.splits[protocol.reference])
+    if not leaks[protocol.evaluated].any() or leaks[protocol.evaluated].all():
         return {}
     return {
-        name: tuple(_only(one, ~leaks) for one in column.measures if one.name.startswith("knn_"))
-        for name, column in judged.items()
+        name: tuple(
+            _restrict(measure, ~leaks)
+            for measure in column.measures
+            if measure.name.startswith("knn_")
+        )
+        for name, column in evaluated.items()
     }
 
 
-def _only(measure: Measure, kept: Array) -> Measure:
-    assert measure.each is not None and measure.judged is not None  # noqa: S101 - they are means
-    rows = kept[measure.judged]
-    each = measure.each[rows]
+def _restrict(measure: Measure, kept: Array) -> Measure:
+    """Restrict a mean to the records to keep (N,) bool."""
+    values, records = measure.per_record, measure.records
+    assert values is not None and records is not None  # noqa: S101 - all are means
+    rows = kept[records]
     return replace(
         measure,
-        value=float(each.mean()),
-        interval=intervals.of_mean(each),
-        each=each,
-        judged=measure.judged[rows],
+        value=float(values[rows].mean()),
+        interval=intervals.estimate_mean(values[rows]),
+        per_record=values[rows],
+        records=records[rows],
     )

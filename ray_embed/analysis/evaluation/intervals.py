@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""95 % confidence intervals: what another draw of as many records might have given."""
+"""95 % confidence intervals: what another sample of as many records might have given."""
 
 import warnings
 from collections.abc import Callable
@@ -17,44 +17,52 @@ _RESAMPLES, GROUPS = 1000, 20
 _BATCH = 4_000_000
 
 
-def of_mean(each: Array) -> Interval | None:
-    """Give the interval of a mean: Wilson's (1927) of a share, else a percentile bootstrap.
+def estimate_mean(values: Array) -> Interval | None:
+    """Return the interval of a mean: that of Wilson (1927) of a share, else by the bootstrap.
 
     Args:
-        each: (n,) float64; of a share 0 or 1 each.
+        values: (n,) float64. Of a share, each is 0 or 1.
 
     Returns:
         None where there are fewer than two.
     """
-    if len(each) < 2:
+    if len(values) < 2:
         return None
-    if np.isin(each, (0, 1)).all():
+    if np.isin(values, (0, 1)).all():
         from scipy.stats import binomtest
 
-        found = binomtest(int(each.sum()), len(each)).proportion_ci(LEVEL, method="wilson")
-        return float(found.low), float(found.high)
-    return bootstrap(lambda values, axis: values.mean(axis=axis), each)
+        test = binomtest(int(values.sum()), len(values))
+        bounds = test.proportion_ci(LEVEL, method="wilson")
+        return float(bounds.low), float(bounds.high)
+    return bootstrap_mean(values)
+
+
+def bootstrap_mean(values: Array) -> Interval | None:
+    """Return the interval of the mean of values (n,) by the bootstrap; None where n < 2."""
+    if len(values) < 2:
+        return None
+    return bootstrap(lambda drawn, axis: drawn.mean(axis=axis), values)
 
 
 def bootstrap(
     statistic: Callable[..., Array], *data: Array, resamples: int = _RESAMPLES
 ) -> Interval | None:
-    """Give the percentile bootstrap interval (Efron 1979), by a fixed seed.
+    """Return the percentile bootstrap interval (Efron 1979), by a fixed seed.
 
     Args:
-        statistic: of samples (..., n), with `axis`.
-        data: (n,) each; the records drawn are the same of all.
+        statistic: computes the statistic of samples (..., n) along `axis`.
+        data: (n,) each. The same records are drawn from all of them.
         resamples: how many samples are drawn.
 
     Returns:
-        None where a sample may have no such statistic, as it repeats one record only.
+        None where a sample that repeats one record has no such statistic.
     """
-    from scipy.stats import bootstrap as drawn
+    from scipy import stats
 
     with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
-        # Of what is None below.
+        # Where it warns, None is returned below.
         warnings.simplefilter("ignore")
-        found = drawn(
+        result = stats.bootstrap(
             data,
             statistic,
             n_resamples=resamples,
@@ -65,32 +73,27 @@ def bootstrap(
             method="percentile",
             rng=_SEED,
         ).confidence_interval
-    bounds = float(found.low), float(found.high)
+    bounds = float(result.low), float(result.high)
     return bounds if np.isfinite(bounds).all() else None
 
 
 def jackknife(score: Callable[[Array], float], count: int, value: float) -> Interval:
-    """Give the interval of what is no mean, by leaving out each of 20 groups of records in turn.
+    """Return the interval of a score that is not a mean: leave out each of 20 groups in turn.
 
-    The delete-a-group jackknife with Student's t (Shao and Tu 1995, The Jackknife and Bootstrap):
-    drawing records twice, as a bootstrap does, would make clusters look purer.
+    This is the delete-a-group jackknife with Student's t (Shao and Tu 1995, The Jackknife and
+    Bootstrap). A bootstrap draws records twice, which would make clusters look purer.
 
     Args:
-        score: of the records at some positions (m,) int64.
+        score: computes the score of the records at some positions (m,) int64.
         count: how many records there are.
         value: the score of all.
     """
+    from scipy import stats
+
     order = np.random.default_rng(_SEED).permutation(count)
     groups = min(GROUPS, count)
-    scores = [score(np.sort(order[np.arange(count) % groups != at])) for at in range(groups)]
-    return of_groups(np.array(scores), value)
-
-
-def of_groups(scores: Array, value: float) -> Interval:
-    """Give the delete-a-group jackknife's interval by the score without each group."""
-    from scipy.stats import t
-
-    groups = len(scores)
+    group_of = np.arange(count) % groups
+    scores = np.array([score(np.sort(order[group_of != group])) for group in range(groups)])
     error = np.sqrt((groups - 1) / groups * np.square(scores - scores.mean()).sum())
-    reach = float(t.ppf((1 + LEVEL) / 2, groups - 1) * error)
+    reach = float(stats.t.ppf((1 + LEVEL) / 2, groups - 1) * error)
     return value - reach, value + reach

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels told by the nearest neighbours."""
+"""Labels predicted by the nearest neighbors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
@@ -12,14 +12,14 @@ TEMPERATURE = 0.07
 _BLOCK = 4_000_000
 
 
-def told(labels: Array, distances: Array, classes: int) -> Array:
-    """Give the class that most neighbours have.
+def predict_by_majority(labels: Array, distances: Array, classes: int) -> Array:
+    """Predict the class that most neighbors have.
 
-    Of classes with as many votes the one whose neighbours are nearer, by the sum of their
-    distances; of those the first.
+    Of classes with as many votes, predict the one with the lower sum of distances. Of equal sums,
+    predict the first class.
 
     Args:
-        labels: (n, k) int64, the classes of the neighbours.
+        labels: (n, k) int64, the classes of the neighbors.
         distances: (n, k) float64.
         classes: how many classes there are.
 
@@ -27,25 +27,25 @@ def told(labels: Array, distances: Array, classes: int) -> Array:
         (n,) int64.
     """
 
-    def choose(own: Array, far: Array) -> Array:
-        votes = _sums(own, np.ones_like(far), classes)
-        sums = _sums(own, far, classes)
+    def predict(labels: Array, distances: Array) -> Array:
+        votes = _sum_by_class(labels, np.ones_like(distances), classes)
+        sums = _sum_by_class(labels, distances, classes)
         most = votes == votes.max(axis=1, keepdims=True)
-        first: Array = np.where(most, sums, np.inf).argmin(axis=1)
-        return first
+        predicted: Array = np.where(most, sums, np.inf).argmin(axis=1)
+        return predicted
 
-    return _in_blocks(choose, labels, distances, classes)
+    return _predict_in_blocks(predict, labels, distances, classes)
 
 
-def told_by_weight(labels: Array, distances: Array, classes: int) -> Array:
-    """Give the class whose neighbours weigh most: exp(cosine / 0.07) each.
+def predict_by_weight(labels: Array, distances: Array, classes: int) -> Array:
+    """Predict the class whose neighbors have the largest weight: exp(cosine / 0.07) each.
 
-    Wu et al. 2018, Unsupervised Feature Learning via Non-Parametric Instance Discrimination; with
-    these numbers of neighbours also Caron et al. 2021, Emerging Properties in Self-Supervised
-    Vision Transformers.
+    Wu et al. 2018, Unsupervised Feature Learning via Non-Parametric Instance Discrimination. Caron
+    et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, with these numbers of
+    neighbors too.
 
     Args:
-        labels: (n, k) int64, the classes of the neighbours.
+        labels: (n, k) int64, the classes of the neighbors.
         distances: (n, k) float64, 1 - cosine.
         classes: how many classes there are.
 
@@ -53,28 +53,24 @@ def told_by_weight(labels: Array, distances: Array, classes: int) -> Array:
         (n,) int64.
     """
 
-    def choose(own: Array, far: Array) -> Array:
-        heaviest: Array = _sums(own, np.exp((1 - far) / TEMPERATURE), classes).argmax(axis=1)
-        return heaviest
+    def predict(labels: Array, distances: Array) -> Array:
+        weights = np.exp((1 - distances) / TEMPERATURE)
+        predicted: Array = _sum_by_class(labels, weights, classes).argmax(axis=1)
+        return predicted
 
-    return _in_blocks(choose, labels, distances, classes)
+    return _predict_in_blocks(predict, labels, distances, classes)
 
 
-def _in_blocks(
-    choose: Callable[[Array, Array], Array], labels: Array, distances: Array, classes: int
+def _predict_in_blocks(
+    predict: Callable[[Array, Array], Array], labels: Array, distances: Array, classes: int
 ) -> Array:
-    rows = max(1, _BLOCK // classes)
-
-    def chosen() -> Iterator[Array]:
-        for start in range(0, len(labels), rows):
-            block = slice(start, start + rows)
-            yield choose(labels[block], distances[block])
-
-    return np.concatenate(list(chosen()))
+    size = max(1, _BLOCK // classes)
+    blocks = [slice(start, start + size) for start in range(0, len(labels), size)]
+    return np.concatenate([predict(labels[block], distances[block]) for block in blocks])
 
 
-def _sums(labels: Array, weights: Array, classes: int) -> Array:
-    """Add up the weights of each class: (n, k) gives (n, classes)."""
+def _sum_by_class(labels: Array, weights: Array, classes: int) -> Array:
+    """Add up the weights (n, k) of each class: (n, classes)."""
     cells = labels + classes * np.arange(len(labels))[:, None]
     sums = np.bincount(cells.ravel(), weights.ravel(), minlength=len(labels) * classes)
     return sums.reshape(len(labels), classes)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether labels that are numbers are classes or values: as asked, else by what the numbers are.
+"""Whether labels that are numbers are classes or values: as requested, or by the numbers.
 
-Keras gives classes as floats where `label_mode="binary"` or `class_mode="sparse"` is set.
+Keras returns classes as floats with `label_mode="binary"` or `class_mode="sparse"`.
 """
 
 from collections.abc import Iterable
@@ -25,35 +25,35 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """How labels that are numbers are taken; None leaves them to their type.
+    """Whether labels are classes or values; None for what their type says.
 
-    Whole numbers and text are classes by their type, floats are values. `note` says where that was
-    not asked for, and is not by the type.
+    By their type, whole numbers and text are classes, and floats are values. `note` explains a
+    choice that neither the user nor the type has made.
     """
 
     kind: LabelKind | None = None
     note: str | None = None
 
 
-def choose_labels(folders: Iterable[Folder], asked: LabelKind | None = None) -> LabelChoice:
+def choose_labels(folders: Iterable[Folder], requested: LabelKind | None = None) -> LabelChoice:
     """Decide whether the labels of runs are classes or values.
 
-    Floats are classes where all of them are whole, of at most 50 values, each twice in the mean.
-    All records are looked at, so that the answer does not depend on which are drawn.
+    Floats are classes if all of them are whole, with at most 50 different values that occur twice
+    on average. All records are read, so that the choice does not depend on which are drawn.
 
     Args:
-        folders: run folders, which are judged alike.
-        asked: what the user wants, if anything.
+        folders: run folders, for all of which the choice is the same.
+        requested: what the user wants, if anything.
 
     Raises:
-        InputError: `asked` is none of the kinds.
+        InputError: `requested` is not one of the kinds.
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    if asked is not None:
-        if asked not in KINDS:
-            raise InputError(f"labels={asked!r}: it is {' or '.join(map(repr, KINDS))}")
-        return LabelChoice(asked)
+    if requested is not None:
+        if requested not in KINDS:
+            raise InputError(f"labels={requested!r}: it must be {' or '.join(map(repr, KINDS))}")
+        return LabelChoice(requested)
     values: set[float] = set()
     count = 0
     for folder in folders:
@@ -72,8 +72,8 @@ def choose_labels(folders: Iterable[Folder], asked: LabelKind | None = None) -> 
     more = ", …" if len(values) > _SHOWN else ""
     return LabelChoice(
         "classes",
-        f"the labels are floats, but whole and of {len(values)} values only ({named}{more}), so "
-        "they are taken for classes; --labels values takes them for numbers",
+        f"the labels are floats, but all are whole, with only {len(values)} values "
+        f"({named}{more}), so they are treated as classes; --labels values treats them as numbers",
     )
 
 
@@ -84,44 +84,44 @@ def _reader(folder: Folder) -> Any:
     return read
 
 
-def with_labels(subset: Subset, kind: LabelKind | None) -> Subset:
-    """Give records with their labels as classes or values; None leaves them as they are.
+def convert_labels(subset: Subset, kind: LabelKind | None) -> Subset:
+    """Convert the labels of records to classes or values; None leaves them as they are.
 
     Raises:
-        InputError: labels that are no numbers are to be values.
+        InputError: `kind` is "values", and the labels are not numbers.
     """
     if kind == "values":
-        return _as_values(subset)
+        return _convert_to_values(subset)
     if kind == "classes" and pa.types.is_floating(subset.label_type):
-        return _as_classes(subset)
+        return _convert_to_classes(subset)
     return subset
 
 
-def _as_values(subset: Subset) -> Subset:
+def _convert_to_values(subset: Subset) -> Subset:
     if pa.types.is_floating(subset.label_type):
         return subset
     known = [label for label in subset.labels if label is not None]
     if known and not pa.types.is_integer(subset.label_type):
         raise InputError(
-            f"--labels values: the labels are {subset.label_type}, {known[0]!r} for one; numbers "
-            "are needed: leave the option out"
+            f"--labels values: the labels are {subset.label_type} and not numbers, for example "
+            f"{known[0]!r}; leave the option out"
         )
     labels = [None if label is None else float(label) for label in subset.labels]
     return replace(subset, labels=_objects(labels), label_type=pa.float64())
 
 
-def _as_classes(subset: Subset) -> Subset:
+def _convert_to_classes(subset: Subset) -> Subset:
     labels = [None if label is None or label != label else label for label in subset.labels]
     known = [label for label in labels if label is not None]
     if all(float(label).is_integer() and abs(label) < 2**63 for label in known):
         whole = [None if label is None else int(label) for label in labels]
         return replace(subset, labels=_objects(whole), label_type=pa.int64())
-    # Arrow's type for a few values that are classes.
+    # This is Arrow's type for classes that are not whole numbers.
     classes = pa.dictionary(pa.int32(), pa.float64())
     return replace(subset, labels=_objects(labels), label_type=classes)
 
 
 def _objects(values: list[Any]) -> np.ndarray[Any, Any]:
-    found = np.empty(len(values), object)
-    found[:] = values
-    return found
+    objects = np.empty(len(values), object)
+    objects[:] = values
+    return objects

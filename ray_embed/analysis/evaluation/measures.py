@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All numbers that judge the features of a subset."""
+"""All measures of the features of a subset."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -9,8 +9,8 @@ import numpy as np
 
 from ray_embed.analysis.evaluation import clustering, intervals, knn, linear_probe, spectrum
 from ray_embed.analysis.evaluation.measure import Measure
-from ray_embed.analysis.evaluation.neighbors import METRICS, Neighbours, nearest
-from ray_embed.analysis.evaluation.protocol import Trial, trial
+from ray_embed.analysis.evaluation.neighbors import METRICS, Neighbors, find_neighbors
+from ray_embed.analysis.evaluation.protocol import Protocol, choose_protocol
 from ray_embed.core.arrays import Array, Matrix
 from ray_embed.runs.sampling import Subset
 
@@ -19,120 +19,134 @@ PURITY = 20
 
 
 @dataclass(frozen=True)
-class Judgement:
-    """What a subset's features are worth.
+class FeatureEvaluation:
+    """The measures of a subset's features.
 
-    `trial` is who was judged by whom, or a sentence on why nobody was. `told` (n,) int64 are the
-    classes of the judged records by the majority of their `voters` nearest neighbours (cosine);
-    None where labels are no classes.
+    `protocol` is a sentence where no label can be predicted. `predicted` (n,) int64 are the classes
+    of the evaluated records by the majority of their `voters` nearest neighbors (cosine). It is
+    None where labels are not classes.
     """
 
     measures: tuple[Measure, ...]
-    trial: Trial | str
-    told: Array | None = None
+    protocol: Protocol | str
+    predicted: Array | None = None
     voters: int = 0
 
 
-def measures(subset: Subset) -> list[Measure]:
-    """Give all numbers that judge the features of a subset, with or without labels.
+def evaluate_features(subset: Subset) -> FeatureEvaluation:
+    """Compute all measures of the features of a subset, with or without labels.
 
     Raises:
         ValueError: features are not finite.
     """
-    return list(judge(subset).measures)
-
-
-def judge(subset: Subset) -> Judgement:
-    """Give all numbers that judge the features of a subset, and what is known of them.
-
-    Raises:
-        ValueError: features are not finite.
-    """
-    found = trial(subset)
-    without = spectrum.measures(spectrum.spectrum(subset.features)) if len(subset) > 1 else []
-    if isinstance(found, str):
-        return Judgement(tuple(without), found)
-    count = max(*WEIGHTED, *VOTERS) if found.classes else max(REGRESSED)
-    features = spectrum.narrowed(subset.features).astype(np.float32, copy=False)
-    near = {metric: nearest(features, found, metric, count) for metric in METRICS}
-    if not found.classes:
-        return Judgement((*_regressions(found, near), *without), found)
-    voters = max(k for k in VOTERS if k <= found.most)
-    told = _told(found, near["cosine"], voters)
+    protocol = choose_protocol(subset)
+    unlabeled: list[Measure] = []
+    if len(subset) > 1:
+        unlabeled = spectrum.measure_spectrum(spectrum.compute_spectrum(subset.features))
+    if isinstance(protocol, str):
+        return FeatureEvaluation(tuple(unlabeled), protocol)
+    count = max(*WEIGHTED, *VOTERS) if protocol.classes else max(REGRESSED)
+    features = spectrum.narrow_features(subset.features).astype(np.float32, copy=False)
+    near = {metric: find_neighbors(features, protocol, metric, count) for metric in METRICS}
+    if not protocol.classes:
+        return FeatureEvaluation((*_measure_regressions(protocol, near), *unlabeled), protocol)
+    voters = max(k for k in VOTERS if k <= protocol.max_neighbors)
     by_label = [
-        *_neighbours(found, near),
-        _share("linear_probe", found, linear_probe.told(subset.features, found)),
-        *_clusters(features, found),
+        *_measure_neighbors(protocol, near),
+        _measure_accuracy(
+            "linear_probe", protocol, linear_probe.predict_classes(subset.features, protocol)
+        ),
+        *_measure_clusters(features, protocol),
     ]
-    return Judgement((*by_label, *without), found, told, voters)
+    predicted = _predict_by_majority(protocol, near["cosine"], voters)
+    return FeatureEvaluation((*by_label, *unlabeled), protocol, predicted, voters)
 
 
-def _neighbours(found: Trial, near: dict[str, Neighbours]) -> Iterator[Measure]:
+def _measure_neighbors(protocol: Protocol, near: dict[str, Neighbors]) -> Iterator[Measure]:
+    most = protocol.max_neighbors
     for metric in METRICS:
         for k in VOTERS:
-            if k <= found.most:
-                yield _share(f"knn_{k}_{metric}", found, _told(found, near[metric], k))
+            if k <= most:
+                predicted = _predict_by_majority(protocol, near[metric], k)
+                yield _measure_accuracy(f"knn_{k}_{metric}", protocol, predicted)
     cosine = near["cosine"]
-    labels = found.labels[cosine.positions]
+    labels = protocol.labels[cosine.positions]
     for k in WEIGHTED:
-        if k <= found.most:
-            told = knn.told_by_weight(labels[:, :k], cosine.distances[:, :k], len(found.classes))
-            yield _share(f"knn_weighted_{k}", found, told)
-    if found.most >= PURITY:
-        same = labels[:, :PURITY] == found.labels[found.judged][:, None]
-        yield _mean(f"purity_{PURITY}", same.mean(axis=1), found.judged)
+        if k <= most:
+            predicted = knn.predict_by_weight(
+                labels[:, :k], cosine.distances[:, :k], len(protocol.classes)
+            )
+            yield _measure_accuracy(f"knn_weighted_{k}", protocol, predicted)
+    if most >= PURITY:
+        same = labels[:, :PURITY] == protocol.labels[protocol.evaluated][:, None]
+        yield _measure_mean(f"purity_{PURITY}", same.mean(axis=1), protocol.evaluated)
 
 
-def _told(found: Trial, near: Neighbours, k: int) -> Array:
-    labels = found.labels[near.positions[:, :k]]
-    return knn.told(labels, near.distances[:, :k], len(found.classes))
+def _predict_by_majority(protocol: Protocol, near: Neighbors, k: int) -> Array:
+    labels = protocol.labels[near.positions[:, :k]]
+    return knn.predict_by_majority(labels, near.distances[:, :k], len(protocol.classes))
 
 
-def _regressions(found: Trial, near: dict[str, Neighbours]) -> Iterator[Measure]:
+def _measure_regressions(protocol: Protocol, near: dict[str, Neighbors]) -> Iterator[Measure]:
     for metric in METRICS:
         for k in REGRESSED:
-            if k <= found.most:
-                told = found.labels[near[metric].positions[:, :k]].mean(axis=1)
-                yield _r2(f"knn_r2_{k}_{metric}", found, told)
+            if k <= protocol.max_neighbors:
+                predicted = protocol.labels[near[metric].positions[:, :k]].mean(axis=1)
+                yield _measure_r2(f"knn_r2_{k}_{metric}", protocol, predicted)
 
 
-def _r2(name: str, found: Trial, told: Array) -> Measure:
-    """Give R², the mean of 1 - (error² over the variance) of each record."""
-    values = found.labels[found.judged]
-    each = 1 - np.square(values - told) / values.var()
+def _measure_r2(name: str, protocol: Protocol, predicted: Array) -> Measure:
+    """Measure R² as the mean of 1 - (error² over the variance) of each record."""
+    values = protocol.labels[protocol.evaluated]
+    per_record = 1 - np.square(values - predicted) / values.var()
 
-    def r2(truth: Array, guess: Array, axis: int) -> Array:
-        scores: Array = 1 - np.square(truth - guess).mean(axis=axis) / truth.var(axis=axis)
+    def compute_r2(values: Array, predicted: Array, axis: int) -> Array:
+        errors = np.square(values - predicted).mean(axis=axis)
+        scores: Array = 1 - errors / values.var(axis=axis)
         return scores
 
-    interval = intervals.bootstrap(r2, values, told)
-    return Measure(name, float(each.mean()), interval, each, found.judged, True)
+    return Measure(
+        name=name,
+        value=float(per_record.mean()),
+        interval=intervals.bootstrap(compute_r2, values, predicted),
+        per_record=per_record,
+        records=protocol.evaluated,
+        higher_is_better=True,
+    )
 
 
-def _clusters(features: Matrix, found: Trial) -> Iterator[Measure]:
+def _measure_clusters(features: Matrix, protocol: Protocol) -> Iterator[Measure]:
     from sklearn.metrics import adjusted_rand_score, normalized_mutual_info_score
 
-    known = np.flatnonzero(found.labels >= 0)
-    features, labels = features[known], found.labels[known]
+    known = np.flatnonzero(protocol.labels >= 0)
+    features, labels = features[known], protocol.labels[known]
     for metric in METRICS:
-        each, rows = clustering.silhouettes(features, labels, metric)
-        if len(each):
-            yield _mean(f"silhouette_{metric}", each, known[rows])
-    grouped = clustering.clusters(features, len(found.classes))
+        silhouettes, rows = clustering.compute_silhouettes(features, labels, metric)
+        if len(silhouettes):
+            yield _measure_mean(f"silhouette_{metric}", silhouettes, known[rows])
+    clusters = clustering.assign_clusters(features, len(protocol.classes))
     for name, score in (("nmi", normalized_mutual_info_score), ("ari", adjusted_rand_score)):
 
-        def of_some(rows: Array, score: Any = score) -> float:
-            return float(score(labels[rows], grouped[rows]))
+        def score_rows(rows: Array, score: Any = score) -> float:
+            return float(score(labels[rows], clusters[rows]))
 
-        value = float(score(labels, grouped))
-        interval = intervals.jackknife(of_some, len(labels), value)
-        yield Measure(f"kmeans_{name}", value, interval, None, None, True)
-
-
-def _share(name: str, found: Trial, told: Array) -> Measure:
-    return _mean(name, told == found.labels[found.judged], found.judged)
+        value = float(score(labels, clusters))
+        interval = intervals.jackknife(score_rows, len(labels), value)
+        yield Measure(name=f"kmeans_{name}", value=value, interval=interval, higher_is_better=True)
 
 
-def _mean(name: str, each: Array, judged: Array) -> Measure:
-    each = each.astype(np.float64)
-    return Measure(name, float(each.mean()), intervals.of_mean(each), each, judged, True)
+def _measure_accuracy(name: str, protocol: Protocol, predicted: Array) -> Measure:
+    is_right = predicted == protocol.labels[protocol.evaluated]
+    return _measure_mean(name, is_right, protocol.evaluated)
+
+
+def _measure_mean(name: str, per_record: Array, records: Array) -> Measure:
+    per_record = per_record.astype(np.float64)
+    return Measure(
+        name=name,
+        value=float(per_record.mean()),
+        interval=intervals.estimate_mean(per_record),
+        per_record=per_record,
+        records=records,
+        higher_is_better=True,
+    )

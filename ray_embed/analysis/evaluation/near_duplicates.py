@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Near-duplicates among the pictures: of the data, and not of the encoder.
+"""Near-duplicates among the images, whatever the encoder.
 
-Two pictures are near-duplicates if their thumbnails, averaged down to 16×16, differ by less than
-1 % of the range of a pixel (RMS). A record of which the reference holds one is told by itself.
+Two images are near-duplicates if their thumbnails, averaged down to 16×16, differ by less than 1 %
+of the range of a pixel (RMS). A record with a near-duplicate in the reference is predicted by its
+own copy.
 """
 
 import heapq
@@ -12,14 +13,14 @@ from hashlib import blake2b
 
 import numpy as np
 
-from ray_embed.analysis.evaluation.pixel_baseline import averaged
+from ray_embed.analysis.evaluation.pixel_baseline import average_pixels
 from ray_embed.core.arrays import Array
 
 THRESHOLD = 0.01 * 255
 LISTED = 100
 _COARSE = 4
 _BLOCK = 512
-# Bytes of a row from which on it is compared by a digest.
+# Rows with more bytes are compared by digests.
 _LONG = 1 << 15
 
 
@@ -27,30 +28,30 @@ _LONG = 1 << 15
 class Duplicates:
     """Which records have a near-duplicate, and where.
 
-    `splits` are those of the records; `found` (N, S) bool is whether a record has one in each.
-    `pairs` are positions of two records with their difference, the most alike first, 100 at most;
-    of pictures that are the same the first stands for all.
+    `splits` are the splits of the records. `in_split` (N, S) bool is whether a record has one in
+    each split. `pairs` are the positions of two records with their difference, the most similar
+    first, at most 100. Of equal images, the first stands for all.
     """
 
     splits: tuple[str, ...]
-    found: Array
+    in_split: Array
     pairs: tuple[tuple[int, int, float], ...]
 
-    def among(self, splits: Array) -> Array:
-        """Give which records (N,) bool have one in some splits."""
-        own = np.isin(self.splits, np.unique(splits.astype(str)))
-        return np.asarray(self.found[:, own].any(axis=1))
+    def select(self, splits: Array) -> Array:
+        """Return which records (N,) bool have one in any of some splits."""
+        is_selected = np.isin(self.splits, np.unique(splits.astype(str)))
+        return np.asarray(self.in_split[:, is_selected].any(axis=1))
 
-    def counts(self, splits: Array) -> dict[str, dict[str, int]]:
-        """Count, by their split, the records (N,) that have one in each split; 0 is left out."""
-        found: dict[str, dict[str, int]] = {}
+    def count(self, splits: Array) -> dict[str, dict[str, int]]:
+        """Count, by their split (N,), the records that have one in each split, without zeros."""
+        by_split: dict[str, dict[str, int]] = {}
         for split in self.splits:
-            counts = self.found[splits == split].sum(axis=0).tolist()
-            found[split] = {to: n for to, n in zip(self.splits, counts, strict=True) if n}
-        return {split: others for split, others in found.items() if others}
+            counts = self.in_split[splits == split].sum(axis=0).tolist()
+            by_split[split] = {other: n for other, n in zip(self.splits, counts, strict=True) if n}
+        return {split: others for split, others in by_split.items() if others}
 
 
-def near_duplicates(pictures: Array, splits: Array) -> Duplicates:
+def find_near_duplicates(pictures: Array, splits: Array) -> Duplicates:
     """Find the near-duplicates.
 
     Args:
@@ -59,16 +60,16 @@ def near_duplicates(pictures: Array, splits: Array) -> Duplicates:
     """
     names, split_of = np.unique(splits.astype(str), return_inverse=True)
     flat = pictures.reshape(len(pictures), -1)
-    first, unique_of = same_rows(flat)
+    first, unique_of = group_equal_rows(flat)
     members = np.zeros((len(first), len(names)))
     np.add.at(members, (unique_of, split_of), 1)
     others = members.copy()
-    closest: list[tuple[float, int, int]] = list(_equal(first, unique_of))
-    coarse = averaged(pictures[first], _COARSE).reshape(len(first), -1)
-    for rows, columns, differences in _near(flat[first], coarse):
+    closest: list[tuple[float, int, int]] = list(_pair_equal_rows(first, unique_of))
+    coarse = average_pixels(pictures[first], _COARSE).reshape(len(first), -1)
+    for rows, columns, differences in _compare_blocks(flat[first], coarse):
         np.add.at(others, rows, members[columns])
         once = np.flatnonzero(rows < columns)
-        # Of look-alikes there may be millions, in order already where they are equally far.
+        # There may be millions of pairs. A stable sort keeps equal differences in order.
         once = once[np.argsort(differences[once], kind="stable")[:LISTED]]
         pairs = zip(
             differences[once].tolist(),
@@ -78,33 +79,33 @@ def near_duplicates(pictures: Array, splits: Array) -> Duplicates:
         )
         closest = heapq.nsmallest(LISTED, [*closest, *pairs])
     counts = others[unique_of]
-    # Nobody is a duplicate of himself.
+    # No record is its own duplicate.
     counts[np.arange(len(splits)), split_of] -= 1
     listed = tuple((min(a, b), max(a, b), d) for d, a, b in sorted(closest)[:LISTED])
     return Duplicates(tuple(names.tolist()), counts > 0, listed)
 
 
-def equal_features(features: Array, splits: Array) -> Duplicates:
-    """Find the records whose features are the same, bit for bit.
+def find_equal_features(features: Array, splits: Array) -> Duplicates:
+    """Find the records whose features are equal, bit for bit.
 
     Args:
         features: (N, D) float32.
         splits: (N,) object, the split of each.
     """
     names, split_of = np.unique(splits.astype(str), return_inverse=True)
-    first, unique_of = same_rows(features)
+    first, unique_of = group_equal_rows(features)
     members = np.zeros((len(first), len(names)), np.int64)
     np.add.at(members, (unique_of, split_of), 1)
     counts = members[unique_of]
     counts[np.arange(len(splits)), split_of] -= 1
-    pairs = tuple((a, b, 0.0) for _, a, b in _equal(first, unique_of))
+    pairs = tuple((a, b, 0.0) for _, a, b in _pair_equal_rows(first, unique_of))
     return Duplicates(tuple(names.tolist()), counts > 0, pairs[:LISTED])
 
 
-def same_rows(values: Array) -> tuple[Array, Array]:
-    """Give the first row of each different one (u,), and which of them each row (N,) is."""
+def group_equal_rows(values: Array) -> tuple[Array, Array]:
+    """Return the first row of each group of equal rows (u,), and the group of each row (N,)."""
     contiguous = np.ascontiguousarray(values)
-    # Zeros of either sign are the same number.
+    # Adding zero makes -0.0 equal to 0.0.
     if contiguous.strides[0] > _LONG:
         # Sorting long rows takes several times their memory.
         digests = [blake2b(row + 0.0, digest_size=16).digest() for row in contiguous]
@@ -115,35 +116,35 @@ def same_rows(values: Array) -> tuple[Array, Array]:
     return first, unique_of
 
 
-def _equal(first: Array, unique_of: Array) -> Iterator[tuple[float, int, int]]:
-    """Give some pairs of equal rows: the first of them with each other one."""
+def _pair_equal_rows(first: Array, unique_of: Array) -> Iterator[tuple[float, int, int]]:
+    """Yield pairs of equal rows: the first row of a group with each of the others."""
     repeated = np.flatnonzero(first[unique_of] != np.arange(len(unique_of)))
-    for at in repeated[:LISTED].tolist():
-        yield 0.0, int(first[unique_of[at]]), at
+    for row in repeated[:LISTED].tolist():
+        yield 0.0, int(first[unique_of[row]]), row
 
 
-def _near(flat: Array, coarse: Array) -> Iterator[tuple[Array, Array, Array]]:
-    """Give rows, columns and differences of different pictures that are near, a block at a time.
+def _compare_blocks(flat: Array, coarse: Array) -> Iterator[tuple[Array, Array, Array]]:
+    """Yield rows, columns and differences of near-duplicates that are not equal, by blocks.
 
-    Averaging never makes a difference (RMS) larger, so what is far in the coarse pictures is far.
+    Averaging never makes a difference (RMS) larger, so images that differ when coarse do differ.
     """
     from sklearn.metrics.pairwise import euclidean_distances
 
-    def differences(values: Array, rows: Array, columns: Array) -> Array:
-        found: Array = euclidean_distances(values[rows], values[columns])
-        found /= np.sqrt(values.shape[1])
-        return found
+    def compare(values: Array, rows: Array, columns: Array) -> Array:
+        differences: Array = euclidean_distances(values[rows], values[columns])
+        differences /= np.sqrt(values.shape[1])
+        return differences
 
-    everyone = np.arange(len(flat))
+    positions = np.arange(len(flat))
     for start in range(0, len(flat), _BLOCK):
-        block = everyone[start : start + _BLOCK]
+        block = positions[start : start + _BLOCK]
         # Rounding must not lose a pair.
-        maybe = differences(coarse, block, everyone) < 1.01 * THRESHOLD
-        maybe[np.arange(len(block)), block] = False
-        rows, columns = block[maybe.any(axis=1)], everyone[maybe.any(axis=0)]
+        is_candidate = compare(coarse, block, positions) < 1.01 * THRESHOLD
+        is_candidate[np.arange(len(block)), block] = False
+        rows, columns = block[is_candidate.any(axis=1)], positions[is_candidate.any(axis=0)]
         if not len(rows):
             continue
-        exact = differences(flat, rows, columns)
-        near = (exact < THRESHOLD) & (rows[:, None] != columns)
-        at, to = np.nonzero(near)
-        yield rows[at], columns[to], exact[at, to]
+        differences = compare(flat, rows, columns)
+        is_near = (differences < THRESHOLD) & (rows[:, None] != columns)
+        near_rows, near_columns = np.nonzero(is_near)
+        yield rows[near_rows], columns[near_columns], differences[near_rows, near_columns]

@@ -1,68 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nearest reference records of each judged one, found once for all that is made of them."""
+"""The nearest neighbors of records in memory, searched once for all measures that need them."""
 
 from dataclasses import dataclass
 
 import numpy as np
 
-from ray_embed.analysis.evaluation.protocol import Trial
-from ray_embed.core.arrays import Array, Matrix
+from ray_embed.analysis.evaluation.protocol import Protocol
+from ray_embed.core.arrays import Array, Matrix, row_lengths, unit_rows
 
 METRICS = ("cosine", "l2")
-_TOGETHER = 64
 
 
 @dataclass(frozen=True)
-class Neighbours:
-    """Of each judged record the nearest reference records, nearest first.
+class Neighbors:
+    """The nearest reference records of each evaluated record, the nearest first.
 
-    `positions` (n, k) int64 are those in the subset; `distances` (n, k) float64 are 1 - cosine, or
-    Euclidean.
+    `positions` (n, k) int64 are positions in the subset. `distances` (n, k) float64 are 1 - cosine,
+    or Euclidean.
     """
 
     positions: Array
     distances: Array
 
 
-def nearest(features: Matrix, trial: Trial, metric: str, count: int) -> Neighbours:
+def find_neighbors(features: Matrix, protocol: Protocol, metric: str, count: int) -> Neighbors:
     """Find the `count` nearest reference records, or all where there are fewer.
 
     Args:
         features: (N, D) float32, of the subset.
-        trial: who is judged by whom; nobody is his own neighbour.
+        protocol: the reference, and the records to evaluate. No record is its own neighbor.
         metric: one of `METRICS`.
         count: how many.
     """
-    from sklearn.neighbors import NearestNeighbors
-
-    points = directions(features) if metric == "cosine" else features
-    search = NearestNeighbors(n_neighbors=min(count, trial.most), algorithm="brute")
-    search.fit(points[trial.reference])
-    if trial.leaves_one_out:
-        distances, found = search.kneighbors()
-        rows = np.searchsorted(trial.reference, trial.judged)
-        distances, found = distances[rows], found[rows]
+    points = compute_directions(features) if metric == "cosine" else features
+    known, count = points[protocol.reference], min(count, protocol.max_neighbors)
+    if protocol.leaves_one_out:
+        distances, rows = search_nearest(known, count)
+        evaluated = np.searchsorted(protocol.reference, protocol.evaluated)
+        distances, rows = distances[evaluated], rows[evaluated]
     else:
-        distances, found = search.kneighbors(points[trial.judged])
+        distances, rows = search_nearest(known, count, points[protocol.evaluated])
     distances = distances.astype(np.float64)
     if metric == "cosine":
         distances = np.square(distances) / 2
-    return Neighbours(trial.reference[found], distances)
+    return Neighbors(protocol.reference[rows], distances)
 
 
-def directions(features: Matrix) -> Matrix:
+def search_nearest(
+    points: Matrix, count: int, queries: Matrix | None = None
+) -> tuple[Array, Array]:
+    """Search the nearest points of each query by the Euclidean distance.
+
+    Args:
+        points: (m, D).
+        count: how many, fewer than `points`.
+        queries: (n, D). None for the points themselves, none of which is its own neighbor.
+
+    Returns:
+        the distances (n, k), the nearest first, and the rows of the points (n, k) int64.
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    search = NearestNeighbors(n_neighbors=count, algorithm="brute").fit(points)
+    distances, rows = search.kneighbors(queries)
+    return distances, rows
+
+
+def compute_directions(features: Matrix) -> Matrix:
     """Scale rows to length one, so that squared Euclidean distances are 2 (1 - cosine).
 
-    A row of zeros, which has no direction, gets one of its own: like other such rows, and at right
-    angles to all else.
+    A row of zeros has no direction. It gets a new one, which all such rows share, and which is at
+    right angles to all other rows.
     """
-    # The squares of all features would take as much memory as these.
-    lengths = np.concatenate(
-        [
-            np.linalg.norm(features[start : start + _TOGETHER], axis=1, keepdims=True)
-            for start in range(0, max(1, len(features)), _TOGETHER)
-        ]
-    )
+    lengths = row_lengths(features)
+    scaled: Matrix = unit_rows(features, lengths).astype(np.float32, copy=False)
     is_zero = lengths == 0
-    scaled: Matrix = (features / np.where(is_zero, 1, lengths)).astype(np.float32, copy=False)
     return np.hstack([scaled, is_zero.astype(np.float32)]) if is_zero.any() else scaled

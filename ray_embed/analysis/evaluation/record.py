@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The evaluation of a run in its folder: `evaluation.json`, and what TensorBoard shows of it."""
+"""Record the evaluation of a run in its folder: `evaluation.json`, and a file for TensorBoard."""
 
 import io
 import json
@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from ray_embed.analysis.evaluation.report import lines
+from ray_embed.analysis.evaluation.report import format_evaluation
 from ray_embed.errors import InputError
 from ray_embed.runs.reader import RunReader
 from ray_embed.storage import layout, manifest
@@ -16,48 +16,48 @@ from ray_embed.storage.lock import alone
 
 
 def record(run: RunReader, entries: dict[str, Any]) -> None:
-    """Write the entries of some layers, beside those of others, as the only one who writes there.
+    """Write the entries of some layers beside those of other layers, under the lock of the folder.
 
-    Where there is a projector folder, TensorBoard is given the numbers too.
+    Where there is a projector folder, write the numbers for TensorBoard too.
 
     Args:
         run: what was evaluated, as it was when its features were read.
         entries: by layer.
 
     Raises:
-        InputError: another process writes to it, or it holds another run by now.
+        InputError: another process writes to the folder, or it now holds another run.
         StorageError: the storage fails.
     """
     folder, fingerprint = run.folder, run.fingerprint
     with alone(folder):
         if (manifest.read_run(folder) or {}).get("fingerprint") != fingerprint:
             raise InputError(
-                f"{folder.shown()}: another run was made there meanwhile, so nothing is recorded; "
-                "evaluate that one"
+                f"{folder.shown()}: another run was written there meanwhile, so nothing is "
+                "recorded; evaluate that run"
             )
         layers = {**_read(folder, fingerprint), **entries}
         content = {"fingerprint": fingerprint, "layers": layers}
         folder.write(layout.EVALUATION, json.dumps(content, indent=1, ensure_ascii=False).encode())
-        events = _event_file(layers)
-        # `reduce` takes this one along when it writes the projector again.
+        events = _format_events(layers)
+        # `reduce` copies this file when it writes the projector again.
         folder.write(layout.EVALUATION_RECORD, events)
         if folder.exists(layout.PROJECTOR):
             folder.write(f"{layout.PROJECTOR}/{layout.EVALUATION_EVENTS}", events)
 
 
 def _read(folder: Folder, fingerprint: str) -> dict[str, Any]:
-    """Read the recorded entries by layer; none of another run's."""
+    """Read the recorded entries by layer, unless they are those of another run."""
     if not folder.exists(layout.EVALUATION):
         return {}
     try:
         content = json.loads(folder.read(layout.EVALUATION))
         return dict(content["layers"]) if content["fingerprint"] == fingerprint else {}
     except (ValueError, KeyError, TypeError):
-        # It can be made again; half of it is of no use.
+        # A damaged file is of no use, and can be written again.
         return {}
 
 
-def _event_file(entries: dict[str, Any]) -> bytes:
+def _format_events(entries: dict[str, Any]) -> bytes:
     from tensorboard.compat.proto.event_pb2 import Event
     from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -65,13 +65,13 @@ def _event_file(entries: dict[str, Any]) -> bytes:
     file = io.BytesIO()
     writer = RecordWriter(file)
     writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
-    for summary in _summaries(entries):
+    for summary in _make_summaries(entries):
         writer.write(Event(wall_time=now, step=0, summary=summary).SerializeToString())
     return file.getvalue()
 
 
-def _summaries(entries: dict[str, Any]) -> Iterator[Any]:
-    """Give a scalar a measure, and the tables as text; layers are named where there are several."""
+def _make_summaries(entries: dict[str, Any]) -> Iterator[Any]:
+    """Yield a scalar for each measure and a text for each table, by layer if there are several."""
     from tensorboard.plugins.scalar.summary_v2 import scalar_pb
     from tensorboard.plugins.text.summary_v2 import text_pb
 
@@ -79,7 +79,7 @@ def _summaries(entries: dict[str, Any]) -> Iterator[Any]:
         within = f"{layer}/" if len(entries) > 1 else ""
         for column, measures in entry["measures"].items():
             group = "evaluation" if column == "encoder" else f"evaluation_{column}"
-            for name, one in measures.items():
-                yield scalar_pb(f"{group}/{within}{name}", one["value"])
-        table = "\n".join(lines(layer, entry))
+            for name, measure in measures.items():
+                yield scalar_pb(f"{group}/{within}{name}", measure["value"])
+        table = "\n".join(format_evaluation(layer, entry))
         yield text_pb(f"evaluation/{within}table", f"```\n{table}\n```")

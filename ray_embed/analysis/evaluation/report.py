@@ -5,20 +5,22 @@ from collections.abc import Iterator
 from typing import Any
 
 from ray_embed.analysis.evaluation.spectrum import NAMES
+from ray_embed.core.text_table import align
 
 Entry = dict[str, Any]
 
 _WORST = 10
 _AVERAGES = ("gap", "gmp", "gem")
 _PLACES = {"rankme": 1, "stable_rank": 1, "participation_ratio": 1, "alpha_req": 2}
+_FIRST_WIDTH = 22
 
 
-def lines(layer: str, entry: Entry) -> Iterator[str]:
-    """Give the lines of a layer's entry in `evaluation.json`."""
+def format_evaluation(layer: str, entry: Entry) -> Iterator[str]:
+    """Yield the lines of a layer's entry in `evaluation.json`."""
     pooled = "" if entry["pool"] == "none" else f" ({entry['pool']})"
-    yield f"{layer}{pooled}: {sampled(entry)}"
+    yield f"{layer}{pooled}: {_describe_sample(entry)}"
     if entry["judged"]:
-        yield f"judged: {entry['judged']}"
+        yield f"predicted: {entry['judged']}"
     for note in entry["notes"]:
         yield f"note: {note}"
     columns = entry["measures"]
@@ -26,26 +28,27 @@ def lines(layer: str, entry: Entry) -> Iterator[str]:
     by_label = [name for name in names if name not in NAMES]
     if by_label:
         yield ""
-        yield from _table("by labels", by_label, columns)
+        yield from _format_measures("by labels", by_label, columns)
     without = entry["without_near_duplicates"]
     if without:
         yield ""
-        own = list(without["encoder"])
-        count = without["encoder"][own[0]]["n"]
-        yield from _table(f"of the {count} without a near-duplicate in the reference", own, without)
+        names_without = list(without["encoder"])
+        count = without["encoder"][names_without[0]]["n"]
+        title = f"of the {count} without a near-duplicate in the reference"
+        yield from _format_measures(title, names_without, without)
     spectral = [name for name in NAMES if name in names]
     if spectral:
         yield ""
-        yield from _table("without labels: no verdict", spectral, columns)
-        yield from _over_all(entry)
+        yield from _format_measures("without labels: no verdict", spectral, columns)
+        yield from _name_measures_of_all(entry)
     yield ""
-    yield from _duplicates(entry)
-    yield from _classes(entry)
-    yield from _verdicts(entry)
+    yield from _format_duplicates(entry)
+    yield from _format_classes(entry)
+    yield from _format_confused(entry)
+    yield from _format_verdicts(entry)
 
 
-def sampled(entry: Entry) -> str:
-    """Say which records were looked at."""
+def _describe_sample(entry: Entry) -> str:
     if entry["records"] == entry["total"]:
         return f"all {entry['total']} records"
     return (
@@ -54,89 +57,90 @@ def sampled(entry: Entry) -> str:
     )
 
 
-def _table(title: str, names: list[str], columns: dict[str, Entry]) -> Iterator[str]:
-    rows = [[title, *(column.replace("_", " ") for column in columns)]]
-    for name in names:
-        found = [column.get(name) for column in columns.values()]
-        rows.append([name, *("" if one is None else _number(name, one) for one in found)])
-    widths = [max(len(row[at]) for row in rows[1:]) for at in range(len(rows[0]))]
-    widths = [
-        max(width, len(title)) for width, title in zip(widths, ["", *rows[0][1:]], strict=True)
+def _format_measures(title: str, names: list[str], columns: dict[str, Entry]) -> Iterator[str]:
+    rows = [
+        [name, *(_format_measure(name, column.get(name)) for column in columns.values())]
+        for name in names
     ]
-    widths[0] = max(widths[0], 22)
-    if len(title) > widths[0]:
+    if len(title) > max(_FIRST_WIDTH, *map(len, names)):
         yield title
-        rows[0][0] = ""
-    for row in rows:
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        title = ""
+    head = [title, *(column.replace("_", " ") for column in columns)]
+    yield from align([head, *rows], first_width=_FIRST_WIDTH)
 
 
-def _number(name: str, one: Entry) -> str:
+def _format_measure(name: str, measure: Entry | None) -> str:
+    if measure is None:
+        return ""
     places = _PLACES.get(name, 3)
-    value = f"{one['value']:.{places}f}"
-    if one["interval"] is None:
+    value = f"{measure['value']:.{places}f}"
+    if measure["interval"] is None:
         return value
-    low, high = one["interval"]
+    low, high = measure["interval"]
     return f"{value} [{low:.{places}f}, {high:.{places}f}]"
 
 
-def _over_all(entry: Entry) -> Iterator[str]:
-    if entry["records"] == entry["total"]:
+def _name_measures_of_all(entry: Entry) -> Iterator[str]:
+    """Name the measures that are of all records of the run, where others are of a sample."""
+    total, measures = entry["total"], entry["measures"]["encoder"]
+    if entry["records"] == total:
         return
-    found = entry["measures"]["encoder"]
-    exact = [name for name in NAMES if name in found and found[name]["n"] == entry["total"]]
-    if exact:
-        yield f"{', '.join(exact)} of the encoder: over all {entry['total']} records"
+    names = [name for name in NAMES if name in measures and measures[name]["n"] == total]
+    if names:
+        yield f"{', '.join(names)} of the encoder: over all {total} records"
 
 
-def _duplicates(entry: Entry) -> Iterator[str]:
+def _format_duplicates(entry: Entry) -> Iterator[str]:
     near = entry["near_duplicates"]
     if near is None:
         yield "near-duplicates: unknown, as thumbnails are missing"
     else:
-        yield _counted("near-duplicates in pixels", near, entry)
+        yield _format_count("near-duplicates in pixels", near, entry)
         for split, others in near["by_split"].items():
             for other, count in others.items():
                 yield f"  {count} of {split} have one in {other}"
-    yield _counted("equal features", entry["equal_features"], entry)
+    yield _format_count("equal features", entry["equal_features"], entry)
 
 
-def _counted(what: str, found: Entry, entry: Entry) -> str:
-    return f"{what}: {found['records'] or 'none'} of {entry['records']} records"
+def _format_count(what: str, duplicates: Entry, entry: Entry) -> str:
+    return f"{what}: {duplicates['records'] or 'none'} of {entry['records']} records"
 
 
-def _classes(entry: Entry) -> Iterator[str]:
+def _format_classes(entry: Entry) -> Iterator[str]:
     classes = entry.get("classes", [])
     if classes:
         yield ""
         few = f", the worst {_WORST} of {len(classes)}" if len(classes) > _WORST else ""
         yield f"share of the 20 nearest with the same label{few}"
-        for one in classes[:_WORST]:
-            yield f"  {one['label']!s:<20}  {one['purity']:.3f} of {one['n']}"
+        for item in classes[:_WORST]:
+            yield f"  {item['label']!s:<20}  {item['purity']:.3f} of {item['n']}"
+
+
+def _format_confused(entry: Entry) -> Iterator[str]:
     confused = entry.get("confused", {"pairs": []})
     if confused["pairs"]:
         yield ""
-        yield f"most confused, by {confused['neighbours']} neighbours (cosine)"
-        for one in confused["pairs"][:_WORST]:
-            count = f"{one['count']} of {one['of']}"
-            yield f"  {one['label']!s:<20}  taken for {one['taken_for']}: {count}"
+        yield f"most confused, by {confused['neighbours']} neighbors (cosine)"
+        for pair in confused["pairs"][:_WORST]:
+            count = f"{pair['count']} of {pair['of']}"
+            yield f"  {pair['label']!s:<20}  predicted as {pair['taken_for']}: {count}"
 
 
-def _verdicts(entry: Entry) -> Iterator[str]:
-    """Say, last of all, whether the encoder is any better than its floors."""
+def _format_verdicts(entry: Entry) -> Iterator[str]:
+    """Say last whether the encoder is better than its baselines."""
     verdicts = entry.get("verdicts", {})
     if verdicts:
         yield ""
-    for floor, names in verdicts.items():
+    for baseline, names in verdicts.items():
         better, worse, unclear = (names[kind] for kind in ("better", "worse", "unclear"))
         yield (
-            f"{floor.replace('_', ' ')}: the encoder is better in {len(better)} of "
+            f"{baseline.replace('_', ' ')}: the encoder is better in {len(better)} of "
             f"{len(better + worse + unclear)} measures, worse in {len(worse)}, "
             f"neither beyond the interval in {len(unclear)}"
         )
-    below = any(len(names["worse"]) > len(names["better"]) for names in verdicts.values())
-    if below and entry["pool"] in _AVERAGES:
+    is_worse = any(len(names["worse"]) > len(names["better"]) for names in verdicts.values())
+    if is_worse and entry["pool"] in _AVERAGES:
         yield (
-            f"its features are pooled over all positions (--pool {entry['pool']}); a run with "
-            "--pool flatten shows what that takes away"
+            f"the features are pooled over all positions (--pool {entry['pool']}); a run with "
+            "--pool flatten shows whether that is the reason"
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the spectrum of the features says without labels.
+"""Measures of the spectrum of the features, without labels.
 
-These were made for self-supervised encoders of one kind each; high ones are no verdict.
+Each was made for a certain kind of self-supervised encoder. A high value is not a verdict.
 """
 
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_embed.analysis.evaluation.measure import Measure
-from ray_embed.analysis.evaluation.neighbors import directions
+from ray_embed.analysis.evaluation.neighbors import compute_directions
 from ray_embed.core.arrays import Array
 from ray_embed.core.threads import limit_blas_to_one_thread
 
@@ -22,18 +22,18 @@ _EPSILON = 1e-7
 _FIRST, _LAST = 4, 100
 # Dimensions in memory at once in double precision.
 _TOGETHER = 4096
-# Features of more dimensions are wide; of more records than these (N, N) is no smaller.
+# Features with more dimensions are wide. With more records, (N, N) is no smaller.
 _WIDE, _MOST_RECORDS = 8192, 4096
 # An eigenvalue below this share of the largest is rounding.
-_NOTHING = 1e-12
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Of features (N, D): what the measures below need.
+    """What the measures below need of features (N, D).
 
     `singular` (min(N, D),) are the singular values of the features as they are, descending;
-    `eigenvalues` (min(N, D),) those of their covariance, descending. Both float64. `cosine` is
+    `eigenvalues` (min(N, D),) those of their covariance, descending. Both are float64. `cosine` is
     the mean over all pairs of records, `dead` the share of dimensions that are the same for all.
     """
 
@@ -43,11 +43,11 @@ class Spectrum:
     dead: float
 
 
-def spectrum(features: Array) -> Spectrum:
-    """Give the spectrum of features (N, D) float32, N > 1."""
+def compute_spectrum(features: Array) -> Spectrum:
+    """Compute the spectrum of features (N, D) float32, N > 1."""
     dead = float(np.mean(features.min(axis=0) == features.max(axis=0)))
-    products = products_of_records if features.shape[1] > len(features) else _products_of_dimensions
-    gram, scatter = products(features)
+    is_wide = features.shape[1] > len(features)
+    gram, scatter = multiply_records(features) if is_wide else _multiply_dimensions(features)
     singular, eigenvalues = (
         np.linalg.eigvalsh(matrix)[::-1].clip(0) for matrix in (gram, scatter / (len(features) - 1))
     )
@@ -55,15 +55,15 @@ def spectrum(features: Array) -> Spectrum:
 
 
 def _mean_cosine(features: Array) -> float:
-    """Give the mean cosine of two records: the sum of all pairs is that of the unit vectors."""
+    """Compute the mean cosine of two records from the sum of the unit vectors."""
     count = len(features)
-    units = directions(features)
+    units = compute_directions(features)
     total = float(np.square(units.sum(axis=0, dtype=np.float64)).sum())
     return (total - count) / (count * (count - 1))
 
 
-def _products_of_dimensions(features: Array) -> tuple[Array, Array]:
-    """Give the products (D, D) of the features as they are, and centred."""
+def _multiply_dimensions(features: Array) -> tuple[Array, Array]:
+    """Compute the products (D, D) of dimensions, of the features as they are and centered."""
     exact = features.astype(np.float64)
     mean = exact.mean(axis=0)
     exact -= mean
@@ -71,31 +71,28 @@ def _products_of_dimensions(features: Array) -> tuple[Array, Array]:
     return scatter + len(exact) * np.outer(mean, mean), scatter
 
 
-def products_of_records(features: Array) -> tuple[Array, Array]:
-    """Give the products (N, N) of records (N, D), as they are, and centred.
+def multiply_records(features: Array) -> tuple[Array, Array]:
+    """Compute the products (N, N) of records (N, D), as they are and centered.
 
-    They have the eigenvalues of the products of the dimensions, but for zeros.
+    Their eigenvalues are those of the products of dimensions, except for zeros.
     """
     gram, scatter = np.zeros((2, len(features), len(features)))
     for start in range(0, features.shape[1], _TOGETHER):
-        some = features[:, start : start + _TOGETHER].astype(np.float64)
-        gram += some @ some.T
-        some -= some.mean(axis=0)
-        scatter += some @ some.T
+        block = features[:, start : start + _TOGETHER].astype(np.float64)
+        gram += block @ block.T
+        block -= block.mean(axis=0)
+        scatter += block @ block.T
     return gram, scatter
 
 
-def narrowed(features: Array) -> Array:
-    """Return features (N, D), or where these are wide (N, N) with the same distances and angles.
+def narrow_features(features: Array) -> Array:
+    """Replace wide features (N, D) by (N, N) float64 with the same distances and angles.
 
-    What is measured by distances copies features and computes in double precision, which of wide
-    ones takes several gigabytes.
+    Measures of distances copy features in double precision. For wide features that would take
+    several gigabytes. Other features are returned as they are.
 
     Args:
         features: (N, D) float32.
-
-    Returns:
-        the same, or (N, N) float64.
     """
     count, dimensions = features.shape
     if dimensions <= _WIDE or not 2 <= count <= _MOST_RECORDS:
@@ -103,84 +100,87 @@ def narrowed(features: Array) -> Array:
     gram = np.zeros((count, count))
     with limit_blas_to_one_thread():
         for start in range(0, dimensions, _TOGETHER):
-            some = features[:, start : start + _TOGETHER].astype(np.float64)
-            gram += some @ some.T
+            block = features[:, start : start + _TOGETHER].astype(np.float64)
+            gram += block @ block.T
         squares, axes = np.linalg.eigh(gram)
-    found: Array = axes * np.sqrt(squares.clip(0))
-    # Rounding must not give a direction to rows that have none.
-    found[np.diag(gram) == 0] = 0
-    return found
+    narrowed: Array = axes * np.sqrt(squares.clip(0))
+    # Rounding must not give a direction to rows of zeros.
+    narrowed[np.diag(gram) == 0] = 0
+    return narrowed
 
 
-def measures(found: Spectrum) -> list[Measure]:
-    """Give RankMe, α-ReQ, stable rank, participation ratio, mean cosine, share of dead dimensions.
+def measure_spectrum(spectrum: Spectrum) -> list[Measure]:
+    """Return RankMe, α-ReQ, stable rank, participation ratio, mean cosine and dead dimensions.
 
-    All but the last two are left out where all features are the same; α-ReQ also where there are
-    too few eigenvalues to fit a line to.
+    If all features are the same, only the last two are returned. α-ReQ is also left out where there
+    are too few eigenvalues to fit a line.
     """
-    plain = [Measure("mean_cosine", found.cosine), Measure("dead_dimensions", found.dead)]
-    if found.dead == 1:
-        return plain
+    measures = [
+        Measure(name="mean_cosine", value=spectrum.cosine),
+        Measure(name="dead_dimensions", value=spectrum.dead),
+    ]
+    if spectrum.dead == 1:
+        return measures
     return [
-        Measure("rankme", rankme(found.singular)),
-        *of_covariance(found.eigenvalues),
-        *plain,
+        Measure(name="rankme", value=compute_rankme(spectrum.singular)),
+        *measure_covariance(spectrum.eigenvalues),
+        *measures,
     ]
 
 
-def of_covariance(eigenvalues: Array) -> list[Measure]:
-    """Give those measures that need the eigenvalues (k,) of the covariance alone, descending."""
+def measure_covariance(eigenvalues: Array) -> list[Measure]:
+    """Return the measures that need only the eigenvalues (k,) of the covariance, descending."""
     if not eigenvalues[0] > 0:
         return []
-    alpha = alpha_req(eigenvalues)
+    alpha = fit_alpha_req(eigenvalues)
     return [
-        *([] if alpha is None else [Measure("alpha_req", alpha)]),
-        Measure("stable_rank", stable_rank(eigenvalues)),
-        Measure("participation_ratio", participation_ratio(eigenvalues)),
+        *([] if alpha is None else [Measure(name="alpha_req", value=alpha)]),
+        Measure(name="stable_rank", value=compute_stable_rank(eigenvalues)),
+        Measure(name="participation_ratio", value=compute_participation_ratio(eigenvalues)),
     ]
 
 
-def rankme(singular: Array) -> float:
-    """Give the exponential of the entropy of the singular values' shares, 1 to min(N, D).
+def compute_rankme(singular: Array) -> float:
+    """Return the exponential of the entropy of the singular values' shares, 1 to min(N, D).
 
     Garrido et al. 2023, RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
-    Representations by Their Rank: of the features as they are, not centred.
+    Representations by Their Rank. It takes the features as they are, not centered.
     """
     shares = singular / singular.sum() + _EPSILON
     return float(np.exp(-(shares * np.log(shares)).sum()))
 
 
-def alpha_req(eigenvalues: Array) -> float | None:
-    """Give the exponent α of the decay, λ_j ~ j^-α, of the covariance's eigenvalues.
+def fit_alpha_req(eigenvalues: Array) -> float | None:
+    """Return the exponent α of the decay, λ_j ~ j^-α, of the covariance's eigenvalues.
 
     Agrawal et al. 2022, α-ReQ: Assessing Representation Quality in Self-Supervised Learning by
-    measuring eigenspectrum decay. The paper leaves the fit open: this is a line through log λ_j
-    over log j, each j weighted by 1/j, from the 4th to the 100th, as Stringer et al. 2019 fit it
-    (High-dimensional geometry of population responses in visual cortex, from the 11th on there).
+    measuring eigenspectrum decay. The paper does not define the fit. This one is a line through
+    log λ_j over log j from the 4th to the 100th, each j weighted by 1/j, as in Stringer et al. 2019
+    (High-dimensional geometry of population responses in visual cortex), who start at the 11th.
 
     Returns:
         None where fewer than three of those eigenvalues differ from zero.
     """
-    above = eigenvalues[:_LAST][eigenvalues[:_LAST] > _NOTHING * eigenvalues[0]]
-    at = np.arange(_FIRST, len(above) + 1)
-    if len(at) < 3:
+    above = eigenvalues[:_LAST][eigenvalues[:_LAST] > _ROUNDING * eigenvalues[0]]
+    ranks = np.arange(_FIRST, len(above) + 1)
+    if len(ranks) < 3:
         return None
-    # Weights of `polyfit` are of the residuals, not of their squares.
-    slope = np.polyfit(np.log(at), np.log(above[_FIRST - 1 :]), 1, w=np.sqrt(1 / at))[0]
+    # `polyfit` multiplies residuals by the weights, not their squares.
+    slope = np.polyfit(np.log(ranks), np.log(above[_FIRST - 1 :]), 1, w=np.sqrt(1 / ranks))[0]
     return float(-slope)
 
 
-def stable_rank(eigenvalues: Array) -> float:
-    """Give Σλ / max λ of the covariance: ‖X‖²_F / ‖X‖²_2 of the centred features.
+def compute_stable_rank(eigenvalues: Array) -> float:
+    """Return Σλ / max λ of the covariance: ‖X‖²_F / ‖X‖²_2 of the centered features.
 
-    Rudelson and Vershynin 2007, Sampling from large matrices. Centred, as without that the first
-    singular value of features that are nowhere negative is their mean.
+    Rudelson and Vershynin 2007, Sampling from large matrices. Without centering, the first singular
+    value of features that are never negative would be their mean.
     """
     return float(eigenvalues.sum() / eigenvalues[0])
 
 
-def participation_ratio(eigenvalues: Array) -> float:
-    """Give (Σλ)² / Σλ² of the covariance.
+def compute_participation_ratio(eigenvalues: Array) -> float:
+    """Return (Σλ)² / Σλ² of the covariance.
 
     Gao et al. 2017, A theory of multineuronal dimensionality, dynamics and measurement.
     """

@@ -1,152 +1,171 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation as plain data: what `evaluation.json` holds."""
+"""An evaluation as plain data, as `evaluation.json` holds it."""
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
-from ray_embed.analysis.evaluation.differences import verdict
+from ray_embed.analysis.evaluation.differences import compare_measures
+from ray_embed.analysis.evaluation.evaluate import ENCODER, Evaluation
 from ray_embed.analysis.evaluation.measure import Measure
-from ray_embed.analysis.evaluation.measures import PURITY, Judgement
-from ray_embed.analysis.evaluation.protocol import Trial
-
-if TYPE_CHECKING:
-    from ray_embed.analysis.evaluation.evaluate import Evaluation
-    from ray_embed.analysis.evaluation.near_duplicates import Duplicates
+from ray_embed.analysis.evaluation.measures import PURITY, FeatureEvaluation
+from ray_embed.analysis.evaluation.near_duplicates import Duplicates
+from ray_embed.analysis.evaluation.protocol import Protocol
+from ray_embed.runs.sampling import Subset
 
 SEED = 0
 CONFUSED = 20
 
 
-def plain(found: "Evaluation") -> dict[str, Any]:
-    """Give an evaluation as plain data, without what its means are of."""
-    subset = found.subset
-    judgement = found.columns["encoder"]
-    trial = judgement.trial
-    known = int((trial.labels >= 0).sum()) if isinstance(trial, Trial) else 0
-
-    def counted(column: str, one: Measure) -> int:
-        if column == "encoder" and one.name in found.over_all:
-            return subset.total
-        if one.each is not None:
-            return len(one.each)
-        return known if one.name.startswith("kmeans") else len(subset)
-
+def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
+    """Return an evaluation as plain data, without the values of single records."""
+    subset = evaluation.subset
+    encoder = evaluation.columns[ENCODER]
+    protocol = encoder.protocol if isinstance(encoder.protocol, Protocol) else None
     entry: dict[str, Any] = {
         "records": len(subset),
         "total": subset.total,
         "seed": SEED,
-        "pool": found.pool,
-        "judged": trial.says if isinstance(trial, Trial) else None,
-        "labels": ("classes" if trial.classes else "values") if isinstance(trial, Trial) else None,
-        "notes": [*found.notes, *_notes(judgement), *_left_out(found)],
+        "pool": evaluation.pool,
+        "judged": protocol.description if protocol else None,
+        "labels": ("classes" if protocol.classes else "values") if protocol else None,
+        "notes": [*evaluation.notes, *_list_notes(evaluation)],
         "measures": {
-            column: {one.name: _measure(one, counted(column, one)) for one in judged.measures}
-            for column, judged in found.columns.items()
+            column: _measures_to_json(evaluation, column, evaluated.measures)
+            for column, evaluated in evaluation.columns.items()
         },
-        "near_duplicates": None if found.near is None else _duplicates(found.near, found),
-        "equal_features": _duplicates(found.equal, found),
+        "near_duplicates": _duplicates_to_json(evaluation.near_duplicates, subset),
+        "equal_features": _duplicates_to_json(evaluation.equal_features, subset),
         "without_near_duplicates": {
-            column: {one.name: _measure(one, counted(column, one)) for one in measures}
-            for column, measures in found.without.items()
+            column: _measures_to_json(evaluation, column, measures)
+            for column, measures in evaluation.without_near_duplicates.items()
         },
     }
-    if isinstance(trial, Trial):
-        floors = [column for column in found.columns if column != "encoder"]
-        entry["verdicts"] = {floor: _verdict(found, floor) for floor in floors}
-    if isinstance(trial, Trial) and trial.classes:
-        entry["classes"] = _classes(judgement, trial)
-        entry["confused"] = {"neighbours": judgement.voters, "pairs": _confused(judgement, trial)}
+    if protocol:
+        baselines = [column for column in evaluation.columns if column != ENCODER]
+        entry["verdicts"] = {name: _compare_to_baseline(evaluation, name) for name in baselines}
+    if protocol and protocol.classes:
+        entry["classes"] = _list_classes(encoder, protocol)
+        entry["confused"] = {
+            "neighbours": encoder.voters,
+            "pairs": _list_confused(encoder, protocol),
+        }
     return entry
 
 
-def _measure(one: Measure, count: int) -> dict[str, Any]:
+def _measures_to_json(
+    evaluation: Evaluation, column: str, measures: tuple[Measure, ...]
+) -> dict[str, Any]:
     return {
-        "value": one.value,
-        "interval": None if one.interval is None else list(one.interval),
-        "n": count,
-        "higher_is_better": one.higher_is_better,
+        measure.name: {
+            "value": measure.value,
+            "interval": None if measure.interval is None else list(measure.interval),
+            "n": _count_records(evaluation, column, measure),
+            "higher_is_better": measure.higher_is_better,
+        }
+        for measure in measures
     }
 
 
-def _verdict(found: "Evaluation", floor: str) -> dict[str, list[str]]:
+def _count_records(evaluation: Evaluation, column: str, measure: Measure) -> int:
+    """Count the records that a measure is of."""
+    if column == ENCODER and measure.name in evaluation.of_all_records:
+        return evaluation.subset.total
+    if measure.per_record is not None:
+        return len(measure.per_record)
+    protocol = evaluation.columns[ENCODER].protocol
+    if measure.name.startswith("kmeans") and isinstance(protocol, Protocol):
+        return int((protocol.labels >= 0).sum())
+    return len(evaluation.subset)
+
+
+def _compare_to_baseline(evaluation: Evaluation, baseline: str) -> dict[str, list[str]]:
     """Name the measures in which the encoder is better, worse, and neither, beyond the interval."""
-    floors = {one.name: one for one in found.columns[floor].measures}
+    measures = {measure.name: measure for measure in evaluation.columns[baseline].measures}
     names: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
-    for one in found.columns["encoder"].measures:
-        if one.higher_is_better is not None and one.name in floors:
-            said = verdict(one, floors[one.name], same=True)
-            names[{1: "better", -1: "worse", 0: "unclear"}[said]].append(one.name)
+    for measure in evaluation.columns[ENCODER].measures:
+        if measure.higher_is_better is not None and measure.name in measures:
+            sign = compare_measures(measure, measures[measure.name], same_records=True)
+            names[{1: "better", -1: "worse", 0: "unclear"}[sign]].append(measure.name)
     return names
 
 
-def _notes(judgement: Judgement) -> list[str]:
-    trial = judgement.trial
-    if isinstance(trial, str):
-        return [trial]
+def _list_notes(evaluation: Evaluation) -> list[str]:
+    """Say what is left out, or why there are no measures by label."""
     notes = []
-    if trial.left_out:
-        notes.append(f"{trial.left_out} records of classes that the reference lacks are not judged")
-    wanted = (1, 5, 20, 200) if trial.classes else (5, 20)
-    beyond = [str(k) for k in wanted if k > trial.most]
-    if beyond:
-        notes.append(f"{' and '.join(beyond)} neighbours are left out: there are {trial.most}")
+    protocol = evaluation.columns[ENCODER].protocol
+    if isinstance(protocol, str):
+        notes.append(protocol)
+    else:
+        if protocol.left_out:
+            notes.append(
+                f"{protocol.left_out} records of classes that the reference lacks are not evaluated"
+            )
+        wanted = (1, 5, 20, 200) if protocol.classes else (5, 20)
+        too_many = [str(k) for k in wanted if k > protocol.max_neighbors]
+        if too_many:
+            notes.append(
+                f"{' and '.join(too_many)} neighbors are left out: there are "
+                f"{protocol.max_neighbors}"
+            )
+    if evaluation.unmatched:
+        notes.append(
+            f"{evaluation.unmatched} records are left out, which the run with random weights has "
+            "rejected"
+        )
     return notes
 
 
-def _left_out(found: "Evaluation") -> list[str]:
-    if not found.apart:
+def _list_classes(encoder: FeatureEvaluation, protocol: Protocol) -> list[dict[str, Any]]:
+    """List the purity of the neighbors of each class, the worst first."""
+    measures = {measure.name: measure for measure in encoder.measures}
+    purity = measures.get(f"purity_{PURITY}")
+    if purity is None or purity.per_record is None:
         return []
-    return [f"{found.apart} records are left out, which the random weights' run has set aside"]
-
-
-def _classes(judgement: Judgement, trial: Trial) -> list[dict[str, Any]]:
-    """Give the purity of the neighbours of each class, the worst first."""
-    purity = {one.name: one for one in judgement.measures}.get(f"purity_{PURITY}")
-    if purity is None or purity.each is None:
-        return []
-    own = trial.labels[trial.judged]
-    counts = np.bincount(own, minlength=len(trial.classes))
-    sums = np.bincount(own, purity.each, minlength=len(trial.classes))
-    found = [
-        {"label": label, "n": int(n), "purity": float(of_class / n)}
-        for label, n, of_class in zip(trial.classes, counts, sums, strict=True)
-        if n
+    labels = protocol.labels[protocol.evaluated]
+    counts = np.bincount(labels, minlength=len(protocol.classes))
+    sums = np.bincount(labels, purity.per_record, minlength=len(protocol.classes))
+    classes = [
+        {"label": label, "n": int(count), "purity": float(total / count)}
+        for label, count, total in zip(protocol.classes, counts, sums, strict=True)
+        if count
     ]
-    return sorted(found, key=lambda one: one["purity"])
+    return sorted(classes, key=lambda item: item["purity"])
 
 
-def _confused(judgement: Judgement, trial: Trial) -> list[dict[str, Any]]:
-    """Give the pairs of classes of which one is taken for the other most often."""
-    own, told = trial.labels[trial.judged], judgement.told
-    if told is None:
+def _list_confused(encoder: FeatureEvaluation, protocol: Protocol) -> list[dict[str, Any]]:
+    """List the pairs of classes of which the second is predicted for the first most often."""
+    labels, predicted = protocol.labels[protocol.evaluated], encoder.predicted
+    if predicted is None:
         return []
-    wrong = own != told
-    pairs = Counter(zip(own[wrong].tolist(), told[wrong].tolist(), strict=True))
-    sizes = np.bincount(own, minlength=len(trial.classes)).tolist()
+    wrong = labels != predicted
+    pairs = Counter(zip(labels[wrong].tolist(), predicted[wrong].tolist(), strict=True))
+    sizes = np.bincount(labels, minlength=len(protocol.classes)).tolist()
     return [
         {
-            "label": trial.classes[a],
-            "taken_for": trial.classes[b],
+            "label": protocol.classes[label],
+            "taken_for": protocol.classes[other],
             "count": count,
-            "of": sizes[a],
+            "of": sizes[label],
         }
-        for (a, b), count in pairs.most_common(CONFUSED)
+        for (label, other), count in pairs.most_common(CONFUSED)
     ]
 
 
-def _duplicates(some: "Duplicates", found: "Evaluation") -> dict[str, Any]:
-    subset = found.subset
+def _duplicates_to_json(duplicates: Duplicates | None, subset: Subset) -> dict[str, Any] | None:
+    if duplicates is None:
+        return None
 
-    def record(at: int) -> dict[str, Any]:
-        return {"index": int(subset.index[at]), "key": subset.keys[at], "split": subset.splits[at]}
+    def name_record(row: int) -> dict[str, Any]:
+        index, key, split = subset.index[row], subset.keys[row], subset.splits[row]
+        return {"index": int(index), "key": key, "split": split}
 
     return {
-        "records": int(some.found.any(axis=1).sum()),
-        "by_split": some.counts(subset.splits),
+        "records": int(duplicates.in_split.any(axis=1).sum()),
+        "by_split": duplicates.count(subset.splits),
         "pairs": [
-            {"records": [record(a), record(b)], "difference": difference}
-            for a, b, difference in some.pairs
+            {"records": [name_record(first), name_record(second)], "difference": difference}
+            for first, second, difference in duplicates.pairs
         ],
     }

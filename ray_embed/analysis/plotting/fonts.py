@@ -75,9 +75,9 @@ class Lettering:
         )
         more = f" and {len(letters) - _LISTED} more" if len(letters) > _LISTED else ""
         fonts = dict.fromkeys(font for letter in letters if (font := _font_to_install(letter)))
-        mend = f"; install {' and '.join(fonts)}, then draw again" if fonts else ""
+        install = f"; install {' and '.join(fonts)}, then draw again" if fonts else ""
         names = "names with them become numbers or codes"
-        return f"no font here can draw {listed}{more}: {names}{mend}"
+        return f"no font here can draw {listed}{more}: {names}{install}"
 
 
 def choose_lettering(names: Sequence[str], texts: Iterable[str] = ()) -> Lettering:
@@ -90,7 +90,7 @@ def choose_lettering(names: Sequence[str], texts: Iterable[str] = ()) -> Letteri
     needed = frozenset().union(*map(letters, names), *map(letters, texts))
     families, missing = _choose_families(needed)
     without = [name for name in dict.fromkeys(names) if letters(name) & missing]
-    return Lettering(families, missing, {name: at for at, name in enumerate(without, 1)})
+    return Lettering(families, missing, {name: number for number, name in enumerate(without, 1)})
 
 
 def clean(text: str) -> str:
@@ -122,41 +122,36 @@ def _choose_families(needed: frozenset[str]) -> tuple[tuple[str, ...], frozenset
     with quiet_matplotlib():
         from matplotlib import font_manager
 
-        missing = needed - _drawn_by(font_manager, DEFAULT, needed)
+        missing = needed - _find_drawable(font_manager, DEFAULT, needed)
         if not missing:
             return (DEFAULT,), missing
         _add_new_fonts(font_manager)
-        ranks = {name: at for at, name in enumerate(_preferred(missing))}
+        ranks = {name: rank for rank, name in enumerate(_order_families(missing))}
         families = [DEFAULT]
-        entries = _one_a_family(font_manager.fontManager.ttflist)
-        covered = {name: _covered_by(entry, missing) for name, entry in entries.items()}
+        entries = _choose_faces(font_manager.fontManager.ttflist)
+        covered = {name: _find_covered(entry, missing) for name, entry in entries.items()}
 
-        def worth(name: str) -> tuple[Any, ...]:
-            sans = not name.startswith("Noto Sans")
-            return (
-                name not in ranks,
-                -len(covered[name] & missing),
-                ranks.get(name, 0),
-                sans,
-                name,
-            )
+        def rank_family(name: str) -> tuple[Any, ...]:
+            letters = len(covered[name] & missing)
+            is_other = not name.startswith("Noto Sans")
+            return name not in ranks, -letters, ranks.get(name, 0), is_other, name
 
         while missing:
-            useful = [name for name, found in covered.items() if found & missing]
+            useful = [name for name, letters in covered.items() if letters & missing]
             if not useful:
                 break
-            best = min(useful, key=worth)
-            # Another file of the family may be the one that matplotlib takes.
-            drawn = _drawn_by(font_manager, best, covered.pop(best) & missing)
+            best = min(useful, key=rank_family)
+            # matplotlib may take another file of the family.
+            drawn = _find_drawable(font_manager, best, covered.pop(best) & missing)
             if drawn:
                 families.append(best)
                 missing -= drawn
         return tuple(families), missing
 
 
-def _preferred(missing: frozenset[str]) -> tuple[str, ...]:
-    """Return common families, those first that draw Han characters as the other letters do."""
-    scripts = {_script(letter) for letter in missing}
+def _order_families(missing: frozenset[str]) -> tuple[str, ...]:
+    """Return common families, those first that draw Han characters as the labels' script does."""
+    scripts = {_get_script(letter) for letter in missing}
     if scripts & {"HIRAGANA", "KATAKANA"}:
         return *_JAPANESE, *_KOREAN, *_CHINESE
     if "HANGUL" in scripts:
@@ -164,28 +159,28 @@ def _preferred(missing: frozenset[str]) -> tuple[str, ...]:
     return *_CHINESE, *_JAPANESE, *_KOREAN
 
 
-def _one_a_family(entries: Iterable[Any]) -> dict[str, Any]:
+def _choose_faces(entries: Iterable[Any]) -> dict[str, Any]:
     """Return for each family the upright face that is nearest to the regular weight."""
 
     def distance(entry: Any) -> tuple[bool, int]:
         weight = entry.weight if isinstance(entry.weight, int) else 400
         return entry.style != "normal", abs(weight - 400)
 
-    found: dict[str, Any] = {}
+    faces: dict[str, Any] = {}
     for entry in entries:
         if _USELESS.search(entry.name):
             continue
-        if entry.name not in found or distance(entry) < distance(found[entry.name]):
-            found[entry.name] = entry
-    return found
+        if entry.name not in faces or distance(entry) < distance(faces[entry.name]):
+            faces[entry.name] = entry
+    return faces
 
 
-def _covered_by(entry: Any, needed: frozenset[str]) -> frozenset[str]:
-    # Versions before 3.11 know the first face of a collection only.
-    return _outlined(entry.fname, getattr(entry, "index", 0), needed)
+def _find_covered(entry: Any, needed: frozenset[str]) -> frozenset[str]:
+    # Versions of matplotlib before 3.11 know only the first face of a collection.
+    return _find_outlined(entry.fname, getattr(entry, "index", 0), needed)
 
 
-def _drawn_by(font_manager: Any, family: str, needed: frozenset[str]) -> frozenset[str]:
+def _find_drawable(font_manager: Any, family: str, needed: frozenset[str]) -> frozenset[str]:
     """Return the letters that both weights in use have, in the files that matplotlib takes."""
     for weight in ("normal", "bold"):
         properties = font_manager.FontProperties(family=[family], weight=weight)
@@ -193,42 +188,42 @@ def _drawn_by(font_manager: Any, family: str, needed: frozenset[str]) -> frozens
             path = font_manager.fontManager.findfont(properties, fallback_to_default=False)
         except ValueError:
             return frozenset()
-        needed = _outlined(str(path), getattr(path, "face_index", 0), needed)
+        needed = _find_outlined(str(path), getattr(path, "face_index", 0), needed)
     return needed
 
 
-def _outlined(path: str, face: int, needed: frozenset[str]) -> frozenset[str]:
-    """Return the letters that a font file has an outline of."""
+def _find_outlined(path: str, face: int, needed: frozenset[str]) -> frozenset[str]:
+    """Return the letters of which a font file has an outline."""
     from matplotlib.ft2font import FT2Font
 
     try:
         font = FT2Font(path, face_index=face) if face else FT2Font(path)
-        found = frozenset(letter for letter in needed if font.get_char_index(ord(letter)))
-        for letter in sorted(found)[:1]:
-            # Bitmaps in color have none.
+        outlined = frozenset(letter for letter in needed if font.get_char_index(ord(letter)))
+        for letter in sorted(outlined)[:1]:
+            # Color bitmaps have no outline.
             font.load_char(ord(letter))
             if not len(font.get_path()[0]):
                 return frozenset()
     except (OSError, RuntimeError, TypeError):
-        # Gone, or of a kind that FreeType does not read.
+        # The file is missing, or FreeType cannot read it.
         return frozenset()
-    return found
+    return outlined
 
 
 def _add_new_fonts(font_manager: Any) -> None:
-    """Let matplotlib know fonts that were installed after it has cached its list."""
+    """Add fonts to matplotlib that were installed after it cached its list."""
     manager = font_manager.fontManager
     known = {str(entry.fname) for entry in manager.ttflist}
     for path in sorted(font_manager.findSystemFonts()):
         if path not in known:
-            # matplotlib skips what it cannot read, too; its errors there have no common class.
+            # matplotlib skips unreadable files too. Their errors have no common class.
             with contextlib.suppress(Exception):
                 manager.addfont(path)
 
 
 @contextlib.contextmanager
 def quiet_matplotlib() -> Iterator[None]:
-    """Hide matplotlib's remarks on its caches and font lookup, of which no user can make use."""
+    """Hide matplotlib's messages about its caches and font lookup, which do not help the user."""
     logger = logging.getLogger("matplotlib")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -238,19 +233,19 @@ def quiet_matplotlib() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _script(letter: str) -> str:
+def _get_script(letter: str) -> str:
     """Return the first word of a character's Unicode name, which is its script for letters."""
     return unicodedata.name(letter, "").partition(" ")[0]
 
 
 def _font_to_install(letter: str) -> str | None:
-    script = _script(letter)
+    script = _get_script(letter)
     # Names of Han characters read "CJK UNIFIED IDEOGRAPH-4E00".
     if script in _EAST_ASIAN:
         return "Noto Sans CJK (Debian, Ubuntu: apt install fonts-noto-cjk)"
     if unicodedata.category(letter) in ("So", "Sk", "Sm"):
         return "Symbola (Debian, Ubuntu: apt install fonts-symbola)"
     if not script:
-        # Private or not assigned.
+        # The character is private or not assigned.
         return None
     return f"Noto Sans {script.title()} (Debian, Ubuntu: apt install fonts-noto-core)"

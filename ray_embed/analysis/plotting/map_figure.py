@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps side by side, coloured by class or on a scale, with what is lost in each under it."""
+"""Draw maps side by side, colored by class or on a scale, with the quality of each below it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -12,8 +12,8 @@ from ray_embed.analysis.plotting.palette import (
     REST,
     SEQUENTIAL,
     Classes,
-    by_name,
-    short,
+    shorten,
+    sort_by_name,
 )
 from ray_embed.analysis.plotting.projections import Map
 from ray_embed.analysis.plotting.style import INK, RASTERIZED_FROM, new_figure
@@ -21,63 +21,63 @@ from ray_embed.core.arrays import Array
 
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 _PANEL, _LEGEND, _BAR = 4.6, 2.3, 0.9
-# Classes are drawn in turns, so that the last one does not cover all others.
+# Classes are drawn in turns, so that the last one does not cover the others.
 _TURNS = 6
 _LISTED = 12
-# Numbers that matplotlib can put ticks at.
+# matplotlib cannot put ticks at larger numbers.
 _LARGEST = 1e300
-# Characters of a name at its class, and of one that may stand upon it.
+# Characters of a name at its class, and of one that may be drawn on top of the class.
 _NAMED, _HIDES = 14, 3
 
 
-def by_class(maps: Sequence[Map], classes: Classes, none: str, *, named: bool = True) -> Any:
-    """Draw maps coloured by class, with a legend.
+def draw_by_class(maps: Sequence[Map], classes: Classes, none: str, *, named: bool = True) -> Any:
+    """Draw maps colored by class, with a legend.
 
     Args:
         maps: of the same n records.
         classes: of these records.
-        none: what a record without a class is called.
-        named: whether the names stand at the classes' medians, too.
+        none: the name of records without a class.
+        named: whether to write names at the classes' medians too.
     """
-    figure, panels = _panels(maps, _LEGEND)
-    size = _dot_size(len(classes.codes))
-    for panel, each in zip(panels, maps, strict=True):
-        _scatter(panel, each.points, classes, size)
-    legend = _legend(figure, classes, none)
-    # Where the names go depends on where the panels are.
+    figure, panels = _make_panels(maps, _LEGEND)
+    size = _choose_dot_size(len(classes.codes))
+    for panel, drawn in zip(panels, maps, strict=True):
+        _scatter(panel, drawn.points, classes, size)
+    legend = _add_legend(figure, classes, none)
+    # The positions of the names depend on those of the panels.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    # It stays there where more than the figure is saved.
+    # In coordinates of the figure, also if more than the figure is saved.
     legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
     if not named:
         return figure
-    for panel, each in zip(panels, maps, strict=True):
-        _name_classes(panel, each.points, classes)
+    for panel, drawn in zip(panels, maps, strict=True):
+        _name_classes(panel, drawn.points, classes)
     return figure
 
 
-def by_scale(maps: Sequence[Map], values: Array, name: str) -> Any:
-    """Draw maps coloured by numbers (n,) float64, NaN where there is none."""
-    figure, panels = _panels(maps, _BAR)
-    size = _dot_size(len(values))
+def draw_by_scale(maps: Sequence[Map], values: Array, name: str) -> Any:
+    """Draw maps colored by numbers (n,) float64, NaN where there is none."""
+    figure, panels = _make_panels(maps, _BAR)
+    size = _choose_dot_size(len(values))
     known = np.isfinite(values)
     largest = np.abs(values[known]).max(initial=0)
     if largest > _LARGEST:
-        # The ticks of the bar would overflow.
+        # Otherwise the ticks of the bar would overflow.
         exponent = int(np.log10(largest))
         values, name = values / 10.0**exponent, f"{name} / 1e{exponent}"
-    # A few far out would leave all others one colour.
+    # A few outliers would leave all others one color.
     low, high = np.percentile(values[known], [1, 99]) if known.any() else (0.0, 1.0)
     lowest, highest = (values[known].min(), values[known].max()) if known.any() else (low, high)
     order = np.random.default_rng(0).permutation(np.flatnonzero(known))
-    drawn = None
-    for panel, each in zip(panels, maps, strict=True):
-        options = {"s": size, "linewidths": 0, "rasterized": _rasterized(len(values))}
+    dots = None
+    for panel, drawn in zip(panels, maps, strict=True):
+        options = {"s": size, "linewidths": 0, "rasterized": _is_rasterized(len(values))}
         if not known.all():
-            lost = each.points[~known]
-            panel.scatter(lost[:, 0], lost[:, 1], c=REST, marker="X", **options, label="(none)")
-        points = each.points[order]
-        drawn = panel.scatter(
+            rest = drawn.points[~known]
+            panel.scatter(rest[:, 0], rest[:, 1], c=REST, marker="X", **options, label="(none)")
+        points = drawn.points[order]
+        dots = panel.scatter(
             *(points[:, 0], points[:, 1]),
             **options,
             c=values[order],
@@ -88,7 +88,7 @@ def by_scale(maps: Sequence[Map], values: Array, name: str) -> Any:
         )
     ends = {(True, True): "both", (True, False): "min", (False, True): "max"}
     extend = ends.get((bool(lowest < low), bool(highest > high)), "neither")
-    bar = figure.colorbar(drawn, ax=panels, extend=extend, fraction=0.025, pad=0.01, aspect=30)
+    bar = figure.colorbar(dots, ax=panels, extend=extend, fraction=0.025, pad=0.01, aspect=30)
     bar.set_label(name)
     bar.solids.set_alpha(1)
     bar.outline.set_visible(False)
@@ -98,39 +98,41 @@ def by_scale(maps: Sequence[Map], values: Array, name: str) -> Any:
     return figure
 
 
-def _panels(maps: Sequence[Map], side: float) -> tuple[Any, list[Any]]:
+def _make_panels(maps: Sequence[Map], side: float) -> tuple[Any, list[Any]]:
     figure = new_figure(_PANEL * len(maps) + side, _PANEL + 0.6)
-    # Squares that are as wide as they may be leave no room below, unless it is asked for.
+    # Panels as wide as possible would leave no room for the text below.
     figure.get_layout_engine().set(h_pad=0.1, w_pad=0.08)
     axes = figure.subplots(1, len(maps), squeeze=False)[0]
-    for panel, each in zip(axes, maps, strict=True):
-        panel.set_title(NAMES[each.name], loc="left")
+    for panel, drawn in zip(axes, maps, strict=True):
+        panel.set_title(NAMES[drawn.name], loc="left")
         panel.set(xticks=[], yticks=[])
         panel.set_box_aspect(1)
         panel.margins(0.06)
-        panel.set_xlabel(lost_in(each), fontsize=8.5, loc="left")
+        panel.set_xlabel(describe_quality(drawn), fontsize=8.5, loc="left")
     return figure, list(axes)
 
 
-def lost_in(each: Map) -> str:
-    """Say what is lost in a map."""
-    if each.trustworthiness is None:
-        return "too few records to say what is lost"
-    some = "" if each.judged == len(each.points) else f"\non {each.judged:,} of the records"
-    kept = f"trustworthiness {each.trustworthiness:.3f} · continuity {each.continuity:.3f}"
-    return f"this map: {kept}{some}"
+def describe_quality(drawn: Map) -> str:
+    """Describe how far a map is to be trusted."""
+    if drawn.trustworthiness is None:
+        return "too few records to measure the map"
+    sample = "" if drawn.evaluated == len(drawn.points) else f"\non {drawn.evaluated:,} records"
+    return (
+        f"this map: trustworthiness {drawn.trustworthiness:.3f} · "
+        f"continuity {drawn.continuity:.3f}{sample}"
+    )
 
 
-def _rasterized(points: int) -> bool:
+def _is_rasterized(points: int) -> bool:
     return points >= RASTERIZED_FROM
 
 
-def _dot_size(points: int) -> float:
+def _choose_dot_size(points: int) -> float:
     return float(np.clip(9000 / max(points, 1), 7, 40))
 
 
 def _scatter(panel: Any, points: Array, classes: Classes, size: float) -> None:
-    options = {"linewidths": 0, "rasterized": _rasterized(len(points))}
+    options = {"linewidths": 0, "rasterized": _is_rasterized(len(points))}
     rest = (classes.codes < 0) | (classes.codes >= classes.colored)
     panel.scatter(*points[rest, :2].T, s=0.6 * size, c=REST, marker="o", zorder=1, **options)
     turns = np.random.default_rng(0).integers(0, _TURNS, len(points))
@@ -149,7 +151,7 @@ def _scatter(panel: Any, points: Array, classes: Classes, size: float) -> None:
 
 
 def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
-    """Write names at the medians of the coloured classes, none over another."""
+    """Write names at the medians of the colored classes, without overlaps."""
     from matplotlib import patheffects
 
     figure = panel.figure
@@ -159,7 +161,7 @@ def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
     for code in range(classes.colored):
         middle = np.median(points[classes.codes == code, :2], axis=0)
         text = panel.annotate(
-            short(classes.drawn[code], _NAMED),
+            shorten(classes.drawn[code], _NAMED),
             middle,
             xytext=(0, 0),
             textcoords="offset points",
@@ -173,7 +175,7 @@ def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
         )
         # A long name would hide a small class.
         beside = len(classes.drawn[code]) > _HIDES
-        for x, y in _offsets()[1:] if beside else _offsets():
+        for x, y in _list_offsets()[1:] if beside else _list_offsets():
             text.set_position((x, y))
             box = text.get_window_extent(renderer).expanded(1.02, 1.05)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1
@@ -192,8 +194,8 @@ def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
             )
 
 
-def _offsets() -> list[tuple[float, float]]:
-    """Give where a name may go, in points from where it belongs, the nearest first."""
+def _list_offsets() -> list[tuple[float, float]]:
+    """List positions of a name, in points from the median of its class, the nearest first."""
     around = np.linspace(0, 2 * np.pi, 16, endpoint=False) + np.pi / 2
     return [
         (0.0, 0.0),
@@ -205,23 +207,23 @@ def _offsets() -> list[tuple[float, float]]:
     ]
 
 
-def _legend(figure: Any, classes: Classes, none: str) -> Any:
+def _add_legend(figure: Any, classes: Classes, none: str) -> Any:
     from matplotlib.lines import Line2D
 
-    def entry(color: str, marker: str, name: str, count: int) -> Any:
+    def make_entry(color: str, marker: str, name: str, count: int) -> Any:
         label = f"{name} ({count:,})"
         return Line2D([], [], color=color, marker=marker, ls="", ms=6, mew=0, label=label)
 
     entries = [
-        entry(COLORS[code], MARKERS[code], short(classes.drawn[code]), classes.counts[code])
-        for code in by_name(np.arange(classes.colored), classes.names)
+        make_entry(COLORS[code], MARKERS[code], shorten(classes.drawn[code]), classes.counts[code])
+        for code in sort_by_name(np.arange(classes.colored), classes.names)
     ]
     others = classes.counts[classes.colored :]
     if others:
-        entries.append(entry(REST, "o", f"{len(others)} other classes", sum(others)))
-    lost = int((classes.codes < 0).sum())
-    if lost:
-        entries.append(entry(REST, "o", none, lost))
+        entries.append(make_entry(REST, "o", f"{len(others)} other classes", sum(others)))
+    unlabeled = int((classes.codes < 0).sum())
+    if unlabeled:
+        entries.append(make_entry(REST, "o", none, unlabeled))
     return figure.legend(
         handles=entries[:_LISTED],
         loc="outside right upper",

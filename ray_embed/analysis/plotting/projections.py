@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Maps of features in two or three dimensions, and how far each is to be trusted."""
+"""Map features to two or three dimensions, and measure how far each map is to be trusted."""
 
 import contextlib
 import importlib.util
@@ -12,30 +12,30 @@ import numpy as np
 
 from ray_embed.core.arrays import Array, Matrix
 
-# What t-SNE and UMAP start from.
+# t-SNE and UMAP start from so many components.
 DIMENSIONS = 50
-PERPLEXITY, NEIGHBOURS, MINIMAL_DISTANCE = 30, 15, 0.1
-# With fewer points neither says anything.
+PERPLEXITY, NEIGHBORS, MINIMAL_DISTANCE = 30, 15, 0.1
+# With fewer points, t-SNE and UMAP show nothing.
 FEWEST = 10
 # Both measures need all distances between the records that they are computed on.
-JUDGED = 2_000
-_JUDGED_BY = 15
+EVALUATED = 2_000
+_EVALUATED_NEIGHBORS = 15
 _SEED = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Map:
-    """A map of records: `name`, `points` (n, 2 or 3) float32, and what is lost in it.
+    """A map of records: `name`, `points` (n, 2 or 3) float32, and its quality.
 
-    `trustworthiness` and `continuity` are from 0 to 1, computed on `judged` of the records; None
-    where there are too few.
+    `trustworthiness` and `continuity` are from 0 to 1, computed on `evaluated` of the records. They
+    are None where there are too few.
     """
 
     name: str
     points: Matrix
     trustworthiness: float | None
     continuity: float | None
-    judged: int
+    evaluated: int
 
 
 def has_umap() -> bool:
@@ -43,28 +43,28 @@ def has_umap() -> bool:
     return importlib.util.find_spec("umap") is not None
 
 
-def projections(components: Matrix, size: int) -> dict[str, Matrix]:
-    """Give maps by name: `pca`, and where there are points enough `tsne` and `umap`.
+def compute_projections(components: Matrix, size: int) -> dict[str, Matrix]:
+    """Compute maps by name: `pca`, and if there are enough points, `tsne` and `umap`.
 
     Args:
-        components: (n, k) principal components, the first of which are the map `pca`.
+        components: (n, k) principal components. The first are the map `pca`.
         size: the dimensions of the maps, 2 or 3.
 
     Returns:
-        (n, size) float32 each. `umap` is left out where umap-learn is not installed.
+        (n, size) float32 each. `umap` is left out if umap-learn is not installed.
     """
     components = components[:, :DIMENSIONS]
     missing = max(0, size - components.shape[1])
     components = np.pad(components, ((0, 0), (0, missing)))
-    found = {"pca": components[:, :size]}
+    projections = {"pca": components[:, :size]}
     if len(components) >= FEWEST and np.ptp(components[:, 0]) > 0:
-        found["tsne"] = tsne(components, size)
+        projections["tsne"] = run_tsne(components, size)
         if has_umap():
-            found["umap"] = umap(components, size)
-    return found
+            projections["umap"] = run_umap(components, size)
+    return projections
 
 
-def tsne(components: Matrix, size: int) -> Matrix:
+def run_tsne(components: Matrix, size: int) -> Matrix:
     """Map (n, k) to (n, size) float32 by t-SNE, always the same (van der Maaten and Hinton 2008).
 
     It starts from the first components (Kobak and Berens 2019).
@@ -74,29 +74,29 @@ def tsne(components: Matrix, size: int) -> Matrix:
 
     perplexity = min(PERPLEXITY, (len(components) - 1) / 3)
     model = TSNE(size, perplexity=perplexity, init="pca", random_state=_SEED)
-    # Threads add numbers up in another order each time, which becomes another map.
+    # Threads add numbers up in another order each time, which gives another map.
     with threadpool_limits(1):
         points: Matrix = model.fit_transform(components).astype(np.float32)
     return points
 
 
-def umap(components: Matrix, size: int) -> Matrix:
+def run_umap(components: Matrix, size: int) -> Matrix:
     """Map (n, k) to (n, size) float32 by UMAP, always the same (McInnes, Healy, Melville 2018)."""
     with warnings.catch_warnings(), _without_tensorflow():
-        # Of what the next version of a library it uses will do.
+        # It warns about the next version of a library.
         warnings.simplefilter("ignore")
         from umap import UMAP
 
-        neighbours = min(NEIGHBOURS, len(components) - 1)
+        neighbors = min(NEIGHBORS, len(components) - 1)
         # More than one thread would give another map each time.
-        model = UMAP(neighbours, size, min_dist=MINIMAL_DISTANCE, random_state=_SEED, n_jobs=1)
+        model = UMAP(neighbors, size, min_dist=MINIMAL_DISTANCE, random_state=_SEED, n_jobs=1)
         points: Matrix = model.fit_transform(components).astype(np.float32)
     return points
 
 
 @contextlib.contextmanager
 def _without_tensorflow() -> Iterator[None]:
-    """Let umap-learn not find TensorFlow, which it would import for a UMAP that is not used."""
+    """Hide TensorFlow from umap-learn, which would import it for a UMAP that is not used."""
     if "tensorflow" in sys.modules:
         yield
         return
@@ -107,12 +107,12 @@ def _without_tensorflow() -> Iterator[None]:
         del sys.modules["tensorflow"]
 
 
-def judged(name: str, features: Array, points: Matrix) -> Map:
-    """Say of a map what is lost in it.
+def evaluate_map(name: str, features: Array, points: Matrix) -> Map:
+    """Measure the quality of a map.
 
-    Trustworthiness is low where neighbours on the map are none in truth, continuity where
-    neighbours are torn apart (Venna and Kaski 2001); 1 is best, about 0.5 a random map. Both by
-    L2, the 15 nearest, and on a random sample of at most JUDGED of the records.
+    Trustworthiness is low where neighbors on the map are not neighbors in truth, continuity where
+    neighbors are torn apart (Venna and Kaski 2001). 1 is best, about 0.5 a random map. Both use L2,
+    the 15 nearest, and a random sample of at most EVALUATED records.
 
     Args:
         name: of the map.
@@ -122,16 +122,14 @@ def judged(name: str, features: Array, points: Matrix) -> Map:
     from sklearn.manifold import trustworthiness
 
     chosen = np.arange(len(features))
-    if len(features) > JUDGED:
-        chosen = np.random.default_rng(_SEED).permutation(len(features))[:JUDGED]
-    k = min(_JUDGED_BY, (len(chosen) - 1) // 2)
-    if k < 1:
-        return Map(name, points, None, None, len(chosen))
+    if len(features) > EVALUATED:
+        chosen = np.random.default_rng(_SEED).permutation(len(features))[:EVALUATED]
+    k = min(_EVALUATED_NEIGHBORS, (len(chosen) - 1) // 2)
     high, low = features[chosen].astype(np.float64), points[chosen].astype(np.float64)
     return Map(
-        name,
-        points,
-        float(trustworthiness(high, low, n_neighbors=k)),
-        float(trustworthiness(low, high, n_neighbors=k)),
-        len(chosen),
+        name=name,
+        points=points,
+        trustworthiness=float(trustworthiness(high, low, n_neighbors=k)) if k > 0 else None,
+        continuity=float(trustworthiness(low, high, n_neighbors=k)) if k > 0 else None,
+        evaluated=len(chosen),
     )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the pictures look, and how they are saved."""
+"""Style pictures, write texts around them, and save them."""
 
 import io
 import re
@@ -8,17 +8,20 @@ from contextlib import contextmanager
 from typing import Any
 
 from ray_embed.analysis.plotting.fonts import Lettering, quiet_matplotlib
-from ray_embed.analysis.plotting.palette import short
+from ray_embed.analysis.plotting.palette import shorten
 from ray_embed.errors import InputError
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
 
-# From so many dots on they are one picture inside the SVG, which would be slow to open otherwise.
+# With more dots, they are one image inside the SVG, which would be slow to open otherwise.
 RASTERIZED_FROM = 1_000
 INK, FAINT = "#222222", "#8a8f96"
-# Inches around a picture's title and the table below it; points of their letters.
+# Inches around a picture's title and the table below it, and their font sizes in points.
 _MARGIN, _TITLE, _TABLE = 0.1, 11.0, 8.0
 _LONGEST_ENTRY = 160
+# The share of a line to fill: letters are measured and saved at different resolutions, and hinting
+# can make them wider when saved.
+_FILL = 0.98
 
 _STYLE = {
     "font.size": 9,
@@ -34,7 +37,7 @@ _STYLE = {
     "savefig.dpi": 200,
     # The same picture gives the same bytes.
     "svg.hashsalt": "ray_embed",
-    # A dollar in a name begins no formula.
+    # A dollar in a name does not start a formula.
     "text.parse_math": False,
 }
 
@@ -52,8 +55,8 @@ def check_installed() -> None:
 
 
 @contextmanager
-def styled(lettering: Lettering) -> Iterator[None]:
-    """Draw in this style, and without a screen; what the caller has set stays as it is."""
+def apply_style(lettering: Lettering) -> Iterator[None]:
+    """Draw in this style within the context, and restore the caller's settings afterwards."""
     import matplotlib as mpl
 
     with quiet_matplotlib(), mpl.rc_context({**_STYLE, "font.family": list(lettering.families)}):
@@ -61,7 +64,7 @@ def styled(lettering: Lettering) -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Any:
-    """Make a figure (inches) that draws itself without a screen, apart from pyplot's."""
+    """Make a figure (inches) that is drawn without a screen, and that pyplot does not know."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -73,7 +76,7 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> Any:
 def add_title(figure: Any, title: str) -> None:
     """Write a title above a figure, in as many lines as it needs."""
     width, height = figure.get_size_inches()
-    lines = wrapped(figure, title, width - 2 * _MARGIN, _TITLE)
+    lines = wrap_text(figure, title, width - 2 * _MARGIN, _TITLE)
     _write(figure, _MARGIN, height + _MARGIN / 2, lines, "bottom", _TITLE)
 
 
@@ -82,28 +85,28 @@ def add_table(figure: Any, heading: str, entries: Sequence[str]) -> None:
     if not entries:
         return
     width = figure.get_size_inches()[0] - 2 * _MARGIN
-    entries = [short(entry, _LONGEST_ENTRY) for entry in entries]
-    widest = max(width_of(figure, entry, _TABLE) for entry in entries) + 2 * _MARGIN
+    entries = [shorten(entry, _LONGEST_ENTRY) for entry in entries]
+    widest = max(measure_width(figure, entry, _TABLE) for entry in entries) + 2 * _MARGIN
     columns = max(1, min(len(entries), int(width / widest)))
     below = _write(
-        figure, _MARGIN, -_MARGIN, wrapped(figure, heading, width, _TABLE), "top", _TABLE
+        figure, _MARGIN, -_MARGIN, wrap_text(figure, heading, width, _TABLE), "top", _TABLE
     )
     for column in range(columns):
         rows = -(-len(entries) // columns)
         listed = entries[column * rows : (column + 1) * rows]
-        lines = [line for entry in listed for line in wrapped(figure, entry, width, _TABLE)]
+        lines = [line for entry in listed for line in wrap_text(figure, entry, width, _TABLE)]
         _write(figure, _MARGIN + column * width / columns, below, lines, "top", _TABLE)
 
 
 def _write(figure: Any, x: float, y: float, lines: Sequence[str], align: str, size: float) -> float:
-    """Write lines at a place in inches, which may lie beyond the figure; return where they end."""
+    """Write lines at a position in inches, also beyond the figure; return their lower edge."""
     width, height = figure.get_size_inches()
-    # In parts of the figure, which is what matplotlib moves when it saves more than the figure.
+    # matplotlib moves coordinates of the figure when it saves more than the figure.
     text = figure.text(x / width, y / height, "\n".join(lines), va=align, fontsize=size)
     return float(text.get_window_extent(figure.canvas.get_renderer()).y0) / float(figure.dpi)
 
 
-def width_of(figure: Any, text: str, size: float) -> float:
+def measure_width(figure: Any, text: str, size: float) -> float:
     """Return the width of a line, in inches."""
     from matplotlib.font_manager import FontProperties
 
@@ -112,33 +115,34 @@ def width_of(figure: Any, text: str, size: float) -> float:
     return float(renderer.get_text_width_height_descent(text, properties, False)[0] / figure.dpi)
 
 
-def fitted(figure: Any, text: str, width: float, size: float) -> str:
-    """Shorten a line until it is at most so wide (inches)."""
+def fit_text(figure: Any, text: str, width: float, size: float) -> str:
+    """Shorten a line to a width in inches."""
     for longest in range(60, 4, -1):
-        line = short(text, longest)
-        if width_of(figure, line, size) <= width:
+        line = shorten(text, longest)
+        if measure_width(figure, line, size) <= width:
             break
     return line
 
 
-def wrapped(figure: Any, text: str, width: float, size: float) -> list[str]:
-    """Break a text into lines that are at most so wide (inches): at spaces, else anywhere."""
+def wrap_text(figure: Any, text: str, width: float, size: float) -> list[str]:
+    """Break a text into lines of a width in inches, at spaces if possible."""
+    width *= _FILL
     lines = [""]
     for word in re.findall(r"\s*\S+", text):
-        if width_of(figure, lines[-1] + word, size) <= width:
+        if measure_width(figure, lines[-1] + word, size) <= width:
             lines[-1] += word
             continue
         rest = word.lstrip() if lines[-1] else word
         lines += [""] if lines[-1] else []
         for letter in rest:
-            if lines[-1] and width_of(figure, lines[-1] + letter, size) > width:
+            if lines[-1] and measure_width(figure, lines[-1] + letter, size) > width:
                 lines.append("")
             lines[-1] += letter
     return lines
 
 
-def rendered(figure: Any, kind: str) -> bytes:
-    """Draw a figure as "png" or "svg", made larger where something lies beyond its edges."""
+def render(figure: Any, kind: str) -> bytes:
+    """Render a figure as "png" or "svg", made larger where something lies beyond its edges."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()
@@ -157,10 +161,10 @@ def rendered(figure: Any, kind: str) -> bytes:
     return stream.getvalue()
 
 
-def save(folder: Folder, name: str, figure: Any) -> list[str]:
-    """Write a figure into the run folder as PNG and as SVG; gives their names."""
+def save_figure(folder: Folder, name: str, figure: Any) -> list[str]:
+    """Write a figure into the run folder as PNG and as SVG; return their names."""
     written = []
     for kind in ("png", "svg"):
         written.append(f"{layout.PLOTS}/{name}.{kind}")
-        folder.write(written[-1], rendered(figure, kind))
+        folder.write(written[-1], render(figure, kind))
     return written

@@ -25,18 +25,18 @@ Compared = Callable[..., dict[str, Any]]
 
 
 def clustered(noise: float, seed: int = 0, dimension: int = DIMENSION) -> np.ndarray:
-    """Features around a centre a class; the same records are hard whatever the noise."""
+    """Features around a center for each class; the same records are hard whatever the noise."""
     random = np.random.default_rng(7)
-    centres = random.normal(size=(CLASSES, dimension))
+    centers = random.normal(size=(CLASSES, dimension))
     hard = random.normal(size=(RECORDS, dimension)) * random.uniform(0.2, 2, (RECORDS, 1))
     own = np.random.default_rng(seed).normal(size=(RECORDS, dimension))
-    features = centres[np.arange(RECORDS) % CLASSES] + noise * hard + 0.05 * own
+    features = centers[np.arange(RECORDS) % CLASSES] + noise * hard + 0.05 * own
     return features.astype(np.float32)
 
 
 @pytest.fixture
 def compared(ray_embed: Command) -> Compared:
-    """Call `compare … --json`, and give what it found."""
+    """Call `compare … --json`, and return its result."""
 
     def call(*arguments: Any) -> dict[str, Any]:
         found = ray_embed("compare", *arguments, "--json")
@@ -90,7 +90,7 @@ def test_numbers_and_paired_differences_are_those_of_another_way(
     assert found["interval"] == pytest.approx(bounds, abs=0.013)
 
 
-def test_the_better_one_is_marked_and_of_two_alike_none_is(ray_embed: Command, tmp_path: Path):
+def test_the_better_run_is_marked_and_of_two_similar_ones_none(ray_embed: Command, tmp_path: Path):
     worse = make(tmp_path / "worse", clustered(1.6))
     better = make(tmp_path / "better", clustered(0.6, seed=1))
     same = make(tmp_path / "same", clustered(0.6, seed=2))
@@ -106,16 +106,16 @@ def test_the_better_one_is_marked_and_of_two_alike_none_is(ray_embed: Command, t
     line = next(line for line in table.splitlines() if line.startswith("knn_5_cosine"))
     assert line.split()[3].endswith("*")
     assert "*" not in line.split()[2]
-    judged = sum(row["higher_is_better"] is True for row in found["measures"].values())
+    count = sum(row["higher_is_better"] is True for row in found["measures"].values())
     best, pixels = table.splitlines()[-2:]
-    assert best == f"clear best, by {judged} measures: better in {judged}"
-    # Noise tells no class.
+    assert best == f"clear best, by {count} measures: better in {count}"
+    # Noise predicts no class.
     beating = r"worse in (\d+), better in (\d+)"
-    found = re.fullmatch(f"clearly better than raw pixels, by {judged} measures: {beating}", pixels)
+    found = re.fullmatch(f"clearly better than raw pixels, by {count} measures: {beating}", pixels)
     assert found
-    assert int(found[1]) <= int(found[2]) == judged
+    assert int(found[1]) <= int(found[2]) == count
     best = ray_embed("compare", better, same).out.splitlines()[-2]
-    assert best == f"clear best, by {judged} measures: none of them in {judged}"
+    assert best == f"clear best, by {count} measures: none of them in {count}"
 
 
 def test_raw_pixels_stand_beside_as_evaluate_has_them(
@@ -147,7 +147,7 @@ def test_pairs_make_the_interval_narrower(compared: Compared, tmp_path: Path):
     assert not without["same_records"]
     assert without["likeness"] == []
     assert without["shared_records"] == 0
-    assert "the runs share 0 records only" in without["notes"][0]
+    assert "the runs share only 0 records" in without["notes"][0]
     for name in ("knn_20_cosine", "linear_probe", "silhouette_cosine"):
         one = with_pairs["measures"][name]["differences"]["second"]
         other = without["measures"][name]["differences"]["strange"]
@@ -173,7 +173,7 @@ def test_unpaired_intervals_add_squares(compared: Compared, tmp_path: Path):
 
 
 def test_records_in_another_order_are_found_by_their_keys(compared: Compared, tmp_path: Path):
-    """What is the same up to a rotation, shuffled, has the same neighbours and CKA 1."""
+    """What is the same up to a rotation, shuffled, has the same neighbors and CKA 1."""
     features = clustered(1.0)
     order = np.random.default_rng(3).permutation(RECORDS)[:300]
     order = order[np.argsort(order >= SPLITS.index("test"), kind="stable")]
@@ -190,7 +190,7 @@ def test_records_in_another_order_are_found_by_their_keys(compared: Compared, tm
         found = compared(whole, shuffled, "--sample", sample)
         assert found["shared_records"] == 300
         assert [run["judged"] for run in found["runs"]] == [min(sample, 300)] * 2
-        assert "among the 300 records that all hold (whole 400)" in found["notes"][0]
+        assert "only the 300 records that all runs hold are used (whole 400)" in found["notes"][0]
         assert only(found)["neighbours"]["common"] == pytest.approx(1, abs=0.002)
         assert only(found)["cka"] == pytest.approx(1, abs=1e-5)
         for name in ("knn_1_l2", "knn_5_cosine"):
@@ -221,7 +221,7 @@ def explicit_cka(x: np.ndarray, y: np.ndarray) -> float:
     return hsic(k, m) / np.sqrt(hsic(k, k) * hsic(m, m))
 
 
-def test_likeness_is_that_of_the_explicit_formulas(compared: Compared, tmp_path: Path):
+def test_similarity_is_that_of_the_explicit_formulas(compared: Compared, tmp_path: Path):
     random = np.random.default_rng(0)
     one = clustered(1.0)
     half = np.hstack([one[:, :6], random.normal(size=(RECORDS, 30))]).astype(np.float32) + 3
@@ -236,11 +236,11 @@ def test_likeness_is_that_of_the_explicit_formulas(compared: Compared, tmp_path:
 
     pairs = zip(nearest(one), nearest(half), strict=True)
     shares = [len(set(a) & set(b)) / 10 for a, b in pairs]
-    neighbours = found["neighbours"]
-    assert neighbours["k"] == 10
-    assert neighbours["common"] == pytest.approx(np.mean(shares), abs=1e-3)
+    neighbors = found["neighbours"]
+    assert neighbors["k"] == 10
+    assert neighbors["common"] == pytest.approx(np.mean(shares), abs=1e-3)
     error = 1.96 * np.std(shares) / RECORDS**0.5
-    assert neighbours["interval"] == pytest.approx(
+    assert neighbors["interval"] == pytest.approx(
         [np.mean(shares) - error, np.mean(shares) + error], abs=0.004
     )
 
@@ -286,10 +286,10 @@ def test_labels_that_differ_are_said(compared: Compared, tmp_path: Path):
     labels = list(LABELS)
     labels[17], labels[300] = "class 0", "class 3"
     one = make(tmp_path / "one", clustered(1.0))
-    relabelled = make(tmp_path / "relabelled", clustered(1.0), labels, keys=KEYS, splits=SPLITS)
-    (note,) = compared(one, relabelled)["notes"]
-    assert "labels differ for 2 of the 400 records judged" in note
-    assert f"valid {KEYS[17]}: 'class 1' in one, 'class 0' in relabelled" in note
+    relabeled = make(tmp_path / "relabeled", clustered(1.0), labels, keys=KEYS, splits=SPLITS)
+    (note,) = compared(one, relabeled)["notes"]
+    assert "labels differ for 2 of the 400 evaluated records" in note
+    assert f"valid {KEYS[17]}: 'class 1' in one, 'class 0' in relabeled" in note
 
 
 def test_float_labels_and_none(ray_embed: Command, compared: Compared, tmp_path: Path):
@@ -382,7 +382,7 @@ def test_a_curve_over_the_runs(ray_embed: Command, tmp_path: Path):
     assert ray_embed("compare", *runs, "--plot", "curve.svg").code == 0
     drawn = (tmp_path / "curve.svg").read_text()
     # Text is drawn as shapes, and said in comments.
-    title = "judged on the same 400 records; bars: 95 % interval of each value by itself"
+    title = "evaluated on the same 400 records; bars: 95 % interval of each value by itself"
     for text in [*names, title, "linear_probe (higher is better)", "rankme (no verdict)"]:
         assert f"<!-- {text} -->" in drawn, text
     assert ray_embed("compare", *runs, "--plot", "again.svg").code == 0

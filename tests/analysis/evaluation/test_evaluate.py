@@ -13,6 +13,7 @@ import pytest
 from support.synthetic_runs import FINGERPRINT, make_run
 
 import ray_embed as package
+from ray_embed.analysis.evaluation.to_json import evaluation_to_json
 from ray_embed.projector import pca
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
@@ -23,8 +24,8 @@ COUNT, REFERENCE = 300, 180
 def clouds(spread: float = 1.0, seed: int = 0) -> tuple[np.ndarray, list[str], list[str]]:
     random = np.random.default_rng(seed)
     labels = random.integers(0, 4, COUNT)
-    centres = random.normal(size=(4, 10))
-    features = centres[labels] + spread * random.normal(size=(COUNT, 10))
+    centers = random.normal(size=(4, 10))
+    features = centers[labels] + spread * random.normal(size=(COUNT, 10))
     splits = ["valid"] * REFERENCE + ["test"] * (COUNT - REFERENCE)
     return features.astype(np.float32), [f"c{label}" for label in labels], splits
 
@@ -49,13 +50,13 @@ def test_table_json_and_python_agree(ray_embed: Any, tmp_path: Path) -> None:
     table = ray_embed("evaluate", run)
     assert table.code == 0, table.err
     assert "all 300 records" in table.out
-    assert "judged: test (120) by valid (180)" in table.out
+    assert "predicted: test (120) by valid (180)" in table.out
     done = ray_embed("evaluate", run, "--json")
     entries = json.loads(done.out)
     recorded = json.loads((run / "evaluation.json").read_text())
     assert recorded == {"fingerprint": FINGERPRINT, "layers": entries}
     found = package.load(str(run)).evaluate()["top"]
-    assert json.loads(json.dumps(found.to_json())) == entries["top"]
+    assert json.loads(json.dumps(evaluation_to_json(found))) == entries["top"]
     encoder = entries["top"]["measures"]["encoder"]
     for name, one in encoder.items():
         assert found.measures[name].value == one["value"]
@@ -66,7 +67,7 @@ def test_table_json_and_python_agree(ray_embed: Any, tmp_path: Path) -> None:
     assert not (run / ".tmp").exists()
 
 
-def test_floors_are_those_of_the_pictures(ray_embed: Any, tmp_path: Path) -> None:
+def test_the_baseline_is_that_of_the_thumbnails(ray_embed: Any, tmp_path: Path) -> None:
     from sklearn.neighbors import KNeighborsClassifier
 
     features, labels, splits = clouds()
@@ -77,12 +78,14 @@ def test_floors_are_those_of_the_pictures(ray_embed: Any, tmp_path: Path) -> Non
         for label in labels
     ]
     run = make_run(tmp_path / "run", features, labels, splits, pictures=pictures)
-    floor = package.load(str(run)).evaluate()["top"].to_json()["measures"]["raw_pixels"]
+    baseline = evaluation_to_json(package.load(str(run)).evaluate()["top"])["measures"][
+        "raw_pixels"
+    ]
     flat = np.stack(pictures).reshape(COUNT, -1).astype(float)
     model = KNeighborsClassifier(1).fit(flat[:REFERENCE], labels[:REFERENCE])
     score = model.score(flat[REFERENCE:], labels[REFERENCE:])
-    assert floor["knn_1_l2"]["value"] == pytest.approx(score)
-    assert set(floor) == set(package.load(str(run)).evaluate()["top"].measures)
+    assert baseline["knn_1_l2"]["value"] == pytest.approx(score)
+    assert set(baseline) == set(package.load(str(run)).evaluate()["top"].measures)
 
 
 def test_a_leak_is_found_and_taken_out(ray_embed: Any, tmp_path: Path) -> None:
@@ -150,17 +153,17 @@ def test_equal_features_are_counted(tmp_path: Path) -> None:
     features, labels, splits = clouds()
     features[250:] = features[0]
     run = make_run(tmp_path / "run", features, labels, splits)
-    entry = package.load(str(run)).evaluate()["top"].to_json()
+    entry = evaluation_to_json(package.load(str(run)).evaluate()["top"])
     assert entry["equal_features"]["records"] == 51
     assert entry["near_duplicates"]["records"] == 0
     assert entry["without_near_duplicates"] == {}
 
 
-def test_classes_and_what_they_are_taken_for(tmp_path: Path) -> None:
+def test_classes_and_what_is_predicted_for_them(tmp_path: Path) -> None:
     features, labels, splits = clouds(spread=1.5)
     run = make_run(tmp_path / "run", features, labels, splits)
     found = package.load(str(run)).evaluate()["top"]
-    entry = found.to_json()
+    entry = evaluation_to_json(found)
     names = np.array(labels)
     own, known = names[REFERENCE:], names[:REFERENCE]
     scaled = features / np.linalg.norm(features, axis=1, keepdims=True)
@@ -196,7 +199,7 @@ def test_layers(ray_embed: Any, tmp_path: Path) -> None:
         value = recorded[layer]["measures"]["encoder"]["knn_5_cosine"]["value"]
         assert scalars[f"evaluation/{layer}/knn_5_cosine"] == pytest.approx(value)
     both = ray_embed("evaluate", run).out
-    assert both.count("judged: ") == 2
+    assert both.count("predicted: ") == 2
     wrong = ray_embed("evaluate", run, "--layer", "none")
     assert wrong.code == 2
     assert "early, late" in wrong.err
@@ -220,7 +223,7 @@ def test_tensorboard_reads_scalars_and_text(ray_embed: Any, tmp_path: Path) -> N
         assert out.strip() in text.decode()
 
     check()
-    # It is written anew with the projector's other files.
+    # It is written again with the projector's other files.
     assert ray_embed("reduce", run).code == 0
     check()
 
@@ -239,8 +242,8 @@ def test_sample_is_stated(ray_embed: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", *clouds())
     done = ray_embed("evaluate", run, "--sample", 100)
     assert "100 of 300 records, drawn by split and label (seed 0)" in done.out
-    assert "judged: test (40) by valid (60)" in done.out
-    assert "note: 200 neighbours are left out: there are 60" in done.out
+    assert "predicted: test (40) by valid (60)" in done.out
+    assert "note: 200 neighbors are left out: there are 60" in done.out
     assert ray_embed("evaluate", run, "--sample", 100).out == done.out
     entry = json.loads((run / "evaluation.json").read_text())["layers"]["top"]
     assert (entry["records"], entry["total"], entry["seed"]) == (100, 300, 0)
@@ -282,7 +285,7 @@ def test_float_labels(ray_embed: Any, tmp_path: Path) -> None:
     assert "purity" not in done.out
 
 
-def test_missing_thumbnails_have_no_floor(ray_embed: Any, tmp_path: Path) -> None:
+def test_without_thumbnails_there_is_no_baseline(ray_embed: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", *clouds())
     for part in (run / "thumbnails").iterdir():
         part.unlink()

@@ -12,8 +12,9 @@ import pytest
 from support.synthetic_runs import clusters, make_run
 
 import ray_embed as package
-from ray_embed.analysis.evaluation import near_duplicates as near_duplicates_module
-from ray_embed.analysis.evaluation import record as record_module
+from ray_embed.analysis.evaluation.near_duplicates import LISTED, find_near_duplicates
+from ray_embed.analysis.evaluation.record import record
+from ray_embed.analysis.evaluation.to_json import evaluation_to_json
 from ray_embed.runs import sampling
 from ray_embed.runs.reader import open_run
 from ray_embed.storage.filesystem import Folder
@@ -25,7 +26,7 @@ def points(count: int = COUNT, size: int = 6, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
 
 
-def judged(ray_embed: Any, run: Path, *arguments: Any) -> dict[str, Any]:
+def evaluate(ray_embed: Any, run: Path, *arguments: Any) -> dict[str, Any]:
     found = ray_embed("evaluate", run, "--json", *arguments)
     assert found.code == 0, found.err
     assert "NaN" not in found.out
@@ -39,12 +40,12 @@ def judged(ray_embed: Any, run: Path, *arguments: Any) -> dict[str, Any]:
 
 def test_the_only_one_of_a_class(ray_embed: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "two", points(), ["a"] * (COUNT - 1) + ["b"])
-    measures = judged(ray_embed, run)["measures"]["encoder"]
+    measures = evaluate(ray_embed, run)["measures"]["encoder"]
     assert measures["linear_probe"]["value"] == 1
     assert measures["linear_probe"]["n"] == COUNT - 1
     labels = ["a"] * 60 + ["b"] * 39 + ["c"]
     run = make_run(tmp_path / "three", points(), labels)
-    measures = judged(ray_embed, run)["measures"]["encoder"]
+    measures = evaluate(ray_embed, run)["measures"]["encoder"]
     assert measures["linear_probe"]["n"] == COUNT - 1
     assert ray_embed("compare", run, tmp_path / "two").code == 0
 
@@ -61,7 +62,7 @@ def test_all_records_were_rejected(ray_embed: Any, tmp_path: Path) -> None:
 
 def test_one_record(ray_embed: Any, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", points(1))
-    assert judged(ray_embed, run)["measures"]["encoder"] == {}
+    assert evaluate(ray_embed, run)["measures"]["encoder"] == {}
     found = ray_embed("compare", run, run, "--plot", "curve.svg")
     assert found.code == 2
     assert "no measure" in found.err
@@ -72,7 +73,7 @@ def test_more_splits_than_records_to_draw(ray_embed: Any, tmp_path: Path) -> Non
     splits = [f"split{at}" for at, size in enumerate(sizes) for _ in range(size)]
     run = make_run(tmp_path / "run", points(sum(sizes)), splits=splits)
     for limit in (2, 4, 7, 9):
-        assert judged(ray_embed, run, "--sample", limit)["records"] == limit
+        assert evaluate(ray_embed, run, "--sample", limit)["records"] == limit
     assert package.reduce(str(run), 3) == sum(sizes)
     lines = (tmp_path / "run" / "projector" / "sample.tsv").read_text().splitlines()
     assert len(lines) == 1 + 3
@@ -86,16 +87,16 @@ def test_few_float_labels_have_no_interval_rather_than_infinity(
     run = make_run(tmp_path / "run", points(13), labels, splits, pa.float64())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        measure = judged(ray_embed, run)["measures"]["encoder"]["knn_r2_5_l2"]
+        measure = evaluate(ray_embed, run)["measures"]["encoder"]["knn_r2_5_l2"]
     assert measure["interval"] is None
 
 
-def test_one_float_label_to_tell_by_is_said(ray_embed: Any, tmp_path: Path) -> None:
+def test_one_float_label_predicts_nothing(ray_embed: Any, tmp_path: Path) -> None:
     labels = [1.0, *[None] * 9, *map(float, range(10))]
     splits = ["valid"] * 10 + ["test"] * 10
     run = make_run(tmp_path / "run", points(20), labels, splits, pa.float64())
-    (note,) = judged(ray_embed, run)["notes"]
-    assert "one label only" in note
+    (note,) = evaluate(ray_embed, run)["notes"]
+    assert "only one label" in note
 
 
 def test_wide_features_fit_into_memory(
@@ -103,11 +104,11 @@ def test_wide_features_fit_into_memory(
 ) -> None:
     wide = points(30, 1000)
     run = make_run(tmp_path / "run", wide, [f"c{at % 3}" for at in range(30)])
-    assert judged(ray_embed, run)["records"] == 30
+    assert evaluate(ray_embed, run)["records"] == 30
     assert ray_embed("plot", run).code == 0
     # As if there were room for twenty.
     monkeypatch.setattr(sampling, "_BYTES", 20 * 4 * 1000)
-    entry = judged(ray_embed, run)
+    entry = evaluate(ray_embed, run)
     assert (entry["records"], entry["total"]) == (20, 30)
     found = json.loads(ray_embed("compare", run, run, "--json").out)
     assert [one["judged"] for one in found["runs"]] == [10, 10]
@@ -116,18 +117,18 @@ def test_wide_features_fit_into_memory(
 def test_components_of_wide_features_are_those_of_all_dimensions(tmp_path: Path) -> None:
     from sklearn.decomposition import PCA
 
-    from ray_embed.analysis.plotting.components import spectrum
+    from ray_embed.analysis.plotting.components import load_or_compute_components
 
     wide = points(30, 9000) * np.geomspace(1, 1e-3, 9000).astype(np.float32)
     run = make_run(tmp_path / "run", wide)
-    found = spectrum(Folder.at(str(run)), "feature", wide)
+    found = load_or_compute_components(Folder.at(str(run)), "feature", wide)
     expected = PCA().fit(wide.astype(np.float64))
     assert found.ratios == pytest.approx(expected.explained_variance_ratio_, abs=1e-6)
     coordinates = expected.transform(wide.astype(np.float64))[:, :10]
     assert np.abs(found.coordinates[:, :10]) == pytest.approx(np.abs(coordinates), abs=1e-3)
 
 
-def test_the_floor_is_judged_on_the_records_that_both_hold(
+def test_the_baseline_is_evaluated_on_the_records_that_both_hold(
     ray_embed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     labels = [f"c{at % 3}" for at in range(COUNT)]
@@ -137,13 +138,15 @@ def test_the_floor_is_judged_on_the_records_that_both_hold(
         pictures[at] = pictures[at - 60]
     options = {"pictures": pictures}
     run = make_run(tmp_path / "run", points(), labels, splits, rejected=[2, 99], **options)
-    floor = make_run(
-        tmp_path / "floor", points(seed=3), labels, splits, rejected=[0, 65], **options
+    baseline = make_run(
+        tmp_path / "baseline", points(seed=3), labels, splits, rejected=[0, 65], **options
     )
-    monkeypatch.setattr("ray_embed.baseline.random_run", lambda run: package.load(str(floor)))
-    entry = judged(ray_embed, run, "--random-weights")
+    monkeypatch.setattr("ray_embed.baseline.random_run", lambda run: package.load(str(baseline)))
+    entry = evaluate(ray_embed, run, "--random-weights")
     assert entry["records"] == COUNT - 4
-    assert "2 records are left out, which the random weights' run has set aside" in entry["notes"]
+    assert (
+        "2 records are left out, which the run with random weights has rejected" in entry["notes"]
+    )
     assert {one["knn_5_l2"]["n"] for one in entry["measures"].values()} == {38}
     without = entry["without_near_duplicates"]
     assert {one["knn_5_l2"]["n"] for one in without.values()} == {36}
@@ -152,23 +155,23 @@ def test_the_floor_is_judged_on_the_records_that_both_hold(
 def test_many_look_alikes_are_counted_without_listing_them_all() -> None:
     random = np.random.default_rng(0)
     pictures = 128 + random.uniform(0, 1, (1500, 16, 16, 1)).astype(np.float32)
-    found = near_duplicates_module.near_duplicates(pictures, np.array(["all"] * 1500, object))
-    assert found.found.all()
-    assert len(found.pairs) == near_duplicates_module.LISTED
+    found = find_near_duplicates(pictures, np.array(["all"] * 1500, object))
+    assert found.in_split.all()
+    assert len(found.pairs) == LISTED
     flat = pictures.reshape(1500, -1).astype(np.float64)
     squares = np.square(flat).sum(axis=1)
     apart = (squares[:, None] + squares - 2 * flat @ flat.T)[np.triu_indices(1500, 1)]
-    nearest = np.sort(np.sqrt(apart.clip(0) / 256))[: near_duplicates_module.LISTED]
+    nearest = np.sort(np.sqrt(apart.clip(0) / 256))[:LISTED]
     assert [pair[2] for pair in found.pairs] == pytest.approx(nearest, abs=1e-3)
 
 
 def test_what_was_found_of_another_run_is_not_recorded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", points(), limit=50)
     old = open_run(str(run))
-    entries = {"top": package.load(str(run)).evaluate()["top"].to_json()}
+    entries = {"top": evaluation_to_json(package.load(str(run)).evaluate()["top"])}
     make_run(tmp_path / "run", points(seed=5), fingerprint="a" * 64)
-    with pytest.raises(package.InputError, match="another run was made there meanwhile"):
-        record_module.record(old, entries)
+    with pytest.raises(package.InputError, match="another run was written there meanwhile"):
+        record(old, entries)
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 

@@ -12,6 +12,7 @@ from support.synthetic_runs import clusters, make_run
 
 import ray_embed as package
 from ray_embed import InputError
+from ray_embed.analysis.evaluation.to_json import evaluation_to_json
 from ray_embed.analysis.plotting.plot import plot
 
 
@@ -27,8 +28,8 @@ def made(tmp_path: Path) -> Any:
     return make
 
 
-def judged(run: str, **options: Any) -> dict[str, Any]:
-    return package.load(run).evaluate(**options)["top"].to_json()
+def evaluate(run: str, **options: Any) -> dict[str, Any]:
+    return evaluation_to_json(package.load(run).evaluate(**options)["top"])
 
 
 CODES = clusters(2, 120)[1]
@@ -36,7 +37,7 @@ CODES = clusters(2, 120)[1]
 
 def test_floats_that_are_few_and_whole_are_classes_and_it_is_said(made):
     run = made(CODES.astype(float).tolist())
-    found = judged(run)
+    found = evaluate(run)
     assert found["labels"] == "classes"
     assert "knn_5_cosine" in found["measures"]["encoder"]
     assert {one["label"] for one in found["classes"]} == {0, 1}
@@ -44,15 +45,15 @@ def test_floats_that_are_few_and_whole_are_classes_and_it_is_said(made):
     for token in ("floats", "2 values", "(0, 1)", "classes", "--labels values"):
         assert token in note
     # Where it is asked for nothing is left to say.
-    assert not any("--labels" in note for note in judged(run, labels="classes")["notes"])
-    values = judged(run, labels="values")
+    assert not any("--labels" in note for note in evaluate(run, labels="classes")["notes"])
+    values = evaluate(run, labels="values")
     assert values["labels"] == "values"
     assert "knn_r2_5_cosine" in values["measures"]["encoder"]
 
 
 def test_missing_labels_do_not_make_classes_values(made):
     labels = [*CODES.astype(float)[:100].tolist(), *[None] * 10, *[float("nan")] * 10]
-    found = judged(made(labels))
+    found = evaluate(made(labels))
     assert found["labels"] == "classes"
     assert {one["label"] for one in found["classes"]} == {0, 1}
 
@@ -69,7 +70,7 @@ def test_missing_labels_do_not_make_classes_values(made):
 )
 def test_other_floats_are_values(made, labels):
     run = made(labels)
-    found = judged(run)
+    found = evaluate(run)
     assert found["labels"] == "values"
     assert not any("--labels" in note for note in found["notes"])
 
@@ -77,23 +78,23 @@ def test_other_floats_are_values(made, labels):
 def test_what_is_not_drawn_counts_too(made):
     # All but one are whole; so few are drawn that it may not be among them.
     run = made([*CODES.astype(float).tolist(), 0.5])
-    assert judged(run, sample=20)["labels"] == "values"
+    assert evaluate(run, sample=20)["labels"] == "values"
 
 
 def test_classes_may_be_asked_of_any_numbers_and_values_of_whole_ones(made):
-    halves = judged(made((CODES + 0.5).tolist(), "halves"), labels="classes")
+    halves = evaluate(made((CODES + 0.5).tolist(), "halves"), labels="classes")
     assert {one["label"] for one in halves["classes"]} == {0.5, 1.5}
     whole = made((CODES * 3).tolist(), "whole")
-    assert judged(whole)["labels"] == "classes"
-    assert judged(whole, labels="values")["labels"] == "values"
+    assert evaluate(whole)["labels"] == "classes"
+    assert evaluate(whole, labels="values")["labels"] == "values"
 
 
 def test_values_of_text_are_refused(made):
     run = made([f"c{code}" for code in CODES])
     with pytest.raises(InputError, match=r"'c\d'"):
-        judged(run, labels="values")
+        evaluate(run, labels="values")
     with pytest.raises(InputError, match="'classes' or 'values'"):
-        judged(run, labels="numbers")
+        evaluate(run, labels="numbers")
 
 
 def test_compare_takes_floats_and_whole_numbers_for_the_same_classes(made):
@@ -102,7 +103,7 @@ def test_compare_takes_floats_and_whole_numbers_for_the_same_classes(made):
     found = package.compare([floats, whole])
     assert "knn_5_cosine" in {row.name for row in found.rows}
     (note,) = found.notes
-    assert "taken for classes" in note
+    assert "treated as classes" in note
     found = package.compare([floats, whole], labels="values")
     assert "knn_r2_5_cosine" in {row.name for row in found.rows}
     assert found.notes == ()
@@ -115,7 +116,7 @@ def test_compare_takes_floats_and_whole_numbers_for_the_same_classes(made):
 
 def test_labels_that_may_be_mistakes_are_notes_of_the_report(made):
     labels = [["cat", "dog", "NA", "cat "][at % 4] for at in range(120)]
-    notes = judged(made(labels))["notes"]
+    notes = evaluate(made(labels))["notes"]
     assert "'NA' (30)" in notes[0]
     assert "look the same" in notes[1]
     assert "'cat ' in valid" in notes[1]
@@ -124,7 +125,7 @@ def test_labels_that_may_be_mistakes_are_notes_of_the_report(made):
 def test_the_commands_have_the_option(made, ray_embed: Command, tmp_path: Path):
     run = made(CODES.astype(float).tolist())
     done = ray_embed("evaluate", run)
-    assert "note: the labels are floats, but whole" in done.out
+    assert "note: the labels are floats, but all" in done.out
     assert "knn_5_cosine" in done.out
     assert "knn_r2_5_cosine" in ray_embed("evaluate", run, "--labels", "values").out
     other = made(CODES.tolist(), "other")
@@ -136,7 +137,7 @@ def test_plot_draws_classes_or_a_scale(made, tmp_path: Path):
     run = made(CODES.astype(float).tolist())
     plot(run, None, said.append)
     assert (tmp_path / "run" / "plots" / "confusion.png").exists()
-    assert any("taken for classes" in line for line in said)
+    assert any("treated as classes" in line for line in said)
     (tmp_path / "run" / "plots" / "confusion.png").unlink()
     plot(run, None, said.append, "values")
     assert not (tmp_path / "run" / "plots" / "confusion.png").exists()

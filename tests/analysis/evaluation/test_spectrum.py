@@ -7,11 +7,12 @@ from support.synthetic_runs import make_subset
 
 from ray_embed.analysis.evaluation import intervals
 from ray_embed.analysis.evaluation.measure import Measure
-from ray_embed.analysis.evaluation.measures import measures
+from ray_embed.analysis.evaluation.measures import evaluate_features
 
 
-def found(features: np.ndarray) -> dict[str, Measure]:
-    return {one.name: one for one in measures(make_subset(features, [None] * len(features)))}
+def measure(features: np.ndarray) -> dict[str, Measure]:
+    subset = make_subset(features, [None] * len(features))
+    return {one.name: one for one in evaluate_features(subset).measures}
 
 
 def decaying(rows: int, columns: int) -> np.ndarray:
@@ -27,20 +28,20 @@ def test_by_singular_values(shape: tuple[int, int]) -> None:
     exact = features.astype(np.float64)
     singular = np.linalg.svd(exact, compute_uv=False)
     shares = singular / singular.sum() + 1e-7
-    measured = found(features)
+    measured = measure(features)
     rankme = np.exp(-np.sum(shares * np.log(shares)))
     assert measured["rankme"].value == pytest.approx(rankme, rel=1e-5)
-    centred = np.linalg.svd(exact - exact.mean(axis=0), compute_uv=False)
+    centered = np.linalg.svd(exact - exact.mean(axis=0), compute_uv=False)
     frobenius = np.linalg.norm(exact - exact.mean(axis=0)) ** 2
-    assert measured["stable_rank"].value == pytest.approx(frobenius / centred[0] ** 2)
-    ratio = np.sum(centred**2) ** 2 / np.sum(centred**4)
+    assert measured["stable_rank"].value == pytest.approx(frobenius / centered[0] ** 2)
+    ratio = np.sum(centered**2) ** 2 / np.sum(centered**4)
     assert measured["participation_ratio"].value == pytest.approx(ratio)
 
 
 def test_of_a_layer_that_is_as_it_comes() -> None:
     """Products of 230,400 dimensions would take 400 GB."""
     features = np.random.default_rng(0).random((12, 230_400), np.float32)
-    assert found(features)["stable_rank"].value == pytest.approx(11, abs=0.2)
+    assert measure(features)["stable_rank"].value == pytest.approx(11, abs=0.2)
 
 
 def test_alpha_is_the_slope_of_a_weighted_line() -> None:
@@ -51,14 +52,14 @@ def test_alpha_is_the_slope_of_a_weighted_line() -> None:
     weights = np.diag(1 / ranks)
     normal = design.T @ weights @ design
     alpha = np.linalg.solve(normal, design.T @ weights @ np.log(eigenvalues[3:100]))[0]
-    one = found(features)["alpha_req"]
+    one = measure(features)["alpha_req"]
     assert one.value == pytest.approx(alpha, rel=1e-6)
     assert one.value == pytest.approx(1.2, abs=0.1)
 
 
 def test_few_dimensions_have_no_alpha() -> None:
-    assert "alpha_req" not in found(decaying(100, 5))
-    assert "alpha_req" in found(decaying(100, 6))
+    assert "alpha_req" not in measure(decaying(100, 5))
+    assert "alpha_req" in measure(decaying(100, 6))
 
 
 def test_dead_dimensions() -> None:
@@ -67,8 +68,8 @@ def test_dead_dimensions() -> None:
     # Hardly anything beside the others is not dead.
     features[:, 0] *= 1e4
     features[:, 1] *= 1e-6
-    assert found(features)["dead_dimensions"].value == pytest.approx(0.3)
-    assert {one.name: one.value for one in found(np.ones((9, 4), np.float32)).values()} == {
+    assert measure(features)["dead_dimensions"].value == pytest.approx(0.3)
+    assert {one.name: one.value for one in measure(np.ones((9, 4), np.float32)).values()} == {
         "mean_cosine": pytest.approx(1),
         "dead_dimensions": 1,
     }
@@ -79,7 +80,7 @@ def test_mean_cosine_is_that_of_all_pairs() -> None:
     features[7] = 0
     units = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-30)
     cosines = (units @ units.T)[np.triu_indices(60, 1)]
-    assert found(features)["mean_cosine"].value == pytest.approx(cosines.mean(), abs=1e-6)
+    assert measure(features)["mean_cosine"].value == pytest.approx(cosines.mean(), abs=1e-6)
 
 
 def test_interval_of_a_share_is_wilson() -> None:
@@ -87,8 +88,8 @@ def test_interval_of_a_share_is_wilson() -> None:
     z, n, p = 1.959964, 100, 0.83
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert intervals.of_mean(each) == pytest.approx((middle - half, middle + half), abs=1e-6)
-    assert intervals.of_mean(each[:1]) is None
+    assert intervals.estimate_mean(each) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert intervals.estimate_mean(each[:1]) is None
 
 
 def test_interval_of_a_mean_is_that_of_resampling() -> None:
@@ -96,8 +97,8 @@ def test_interval_of_a_mean_is_that_of_resampling() -> None:
     random = np.random.default_rng(2)
     means = [each[random.integers(0, 300, 300)].mean() for _ in range(4000)]
     low, high = np.quantile(means, (0.025, 0.975))
-    assert intervals.of_mean(each) == pytest.approx((low, high), abs=0.02)
-    assert intervals.of_mean(each) == intervals.of_mean(each)
+    assert intervals.estimate_mean(each) == pytest.approx((low, high), abs=0.02)
+    assert intervals.estimate_mean(each) == intervals.estimate_mean(each)
 
 
 def test_jackknife_of_a_mean_is_its_t_interval() -> None:

@@ -15,11 +15,16 @@ import pytest
 from PIL import Image
 from support.synthetic_runs import clusters, make_run
 
-from ray_embed.analysis.comparison import plot as curve
+from ray_embed.analysis.comparison.plot import draw_comparison
 from ray_embed.analysis.evaluation import spectrum
-from ray_embed.analysis.plotting import class_neighbors, fonts, map_figure, palette, style
-from ray_embed.analysis.plotting import plot as plot_module
-from ray_embed.analysis.plotting import projections as maps
+from ray_embed.analysis.plotting import (
+    class_neighbors,
+    fonts,
+    map_figure,
+    palette,
+    projections,
+    style,
+)
 from ray_embed.analysis.plotting.plot import plot
 from ray_embed.cli.commands import main
 from ray_embed.storage.filesystem import Folder
@@ -30,7 +35,7 @@ PICTURES = ("maps_by_label", "maps_by_split", "explained_variance", "confusion",
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
     # UMAP takes half a minute to be compiled; one test has it.
-    monkeypatch.setattr(maps, "has_umap", lambda: False)
+    monkeypatch.setattr(projections, "has_umap", lambda: False)
 
 
 @pytest.fixture
@@ -46,7 +51,7 @@ def call(monkeypatch, capsys):
 
 
 def drawn(folder):
-    """Open all pictures; gives their names."""
+    """Open all pictures; return their names."""
     found = set()
     for png in sorted((folder / "plots").glob("*.png")):
         image = Image.open(png)
@@ -89,8 +94,8 @@ def write_font(path, family, letters, boxed=True):
 @pytest.fixture
 def flat(monkeypatch):
     """Draw the components for t-SNE too, and no maps for the page: both take seconds."""
-    monkeypatch.setattr(maps, "tsne", lambda components, size: components[:, :size])
-    monkeypatch.setattr(plot_module, "_keep_views", lambda *_: None)
+    monkeypatch.setattr(projections, "run_tsne", lambda components, size: components[:, :size])
+    monkeypatch.setattr("ray_embed.analysis.plotting.plot._save_views", lambda *_: None)
 
 
 @pytest.fixture
@@ -197,11 +202,11 @@ def test_common_fonts_come_first_by_the_script_of_the_labels(tmp_path, installed
 
 
 def test_names_are_shortened_by_the_room_they_take():
-    assert palette.short("고양이 고양이 고양이", 9) == "고양…이"
-    assert palette.short("abcdefghij", 9) == "abcde…hij"
-    assert palette.short("$a$\n b") == "$a$ b"
+    assert palette.shorten("고양이 고양이 고양이", 9) == "고양…이"
+    assert palette.shorten("abcdefghij", 9) == "abcde…hij"
+    assert palette.shorten("$a$\n b") == "$a$ b"
     # Composed, as macOS does not.
-    assert palette.short("\u1100\u1161") == "가"
+    assert palette.shorten("\u1100\u1161") == "가"
     assert fonts.clean("a\x1b[31m\ufe0f") == "a\\x1b[31m"
 
 
@@ -225,12 +230,12 @@ def test_names_in_a_curve_are_drawn_whole(tmp_path, installed):
     comparison = SimpleNamespace(
         rows=[SimpleNamespace(name="rankme", measures=[measure] * 3, higher_is_better=True)],
         columns=[SimpleNamespace(name=name) for name in names],
-        judged=(1_000, 1_200),
+        evaluated=(1_000, 1_200),
         paired=False,
     )
     said = []
     for ending in ("png", "svg"):
-        curve.draw(comparison, str(tmp_path / f"curve.{ending}"), said.append)
+        draw_comparison(comparison, str(tmp_path / f"curve.{ending}"), said.append)
     assert "fonts-noto-cjk" in said[0]
     assert_nothing_is_cut_off(tmp_path)
     drawn = texts_of(tmp_path / "curve.svg")
@@ -241,10 +246,14 @@ def test_names_in_a_curve_are_drawn_whole(tmp_path, installed):
 def test_labels_near_the_largest_number_are_drawn(tmp_path):
     values = np.array([0.0, 1e306, 1.7e308, -1e308] * 5)
     points = np.random.default_rng(0).random((20, 2)).astype(np.float32)
-    drawn = [maps.Map("pca", points, None, None, 20)]
-    with style.styled(fonts.Lettering()), warnings.catch_warnings(action="error"):
-        figure = map_figure.by_scale(drawn, values, "label")
-        assert style.rendered(figure, "png")
+    drawn = [
+        projections.Map(
+            name="pca", points=points, trustworthiness=None, continuity=None, evaluated=20
+        )
+    ]
+    with style.apply_style(fonts.Lettering()), warnings.catch_warnings(action="error"):
+        figure = map_figure.draw_by_scale(drawn, values, "label")
+        assert style.render(figure, "png")
     assert figure.axes[1].get_ylabel() == "label / 1e308"
 
 
@@ -343,31 +352,38 @@ def test_trustworthiness_is_that_of_scikit_learn():
 
     features, _ = clusters(4, 150)
     points = features[:, :2]
-    found = maps.judged("pca", features, points)
-    assert found.judged == 150
+    found = projections.evaluate_map("pca", features, points)
+    assert found.evaluated == 150
     assert found.trustworthiness == pytest.approx(trustworthiness(features, points, n_neighbors=15))
     assert found.continuity == pytest.approx(trustworthiness(points, features, n_neighbors=15))
-    same = maps.judged("pca", points, points)
+    same = projections.evaluate_map("pca", points, points)
     assert (same.trustworthiness, same.continuity) == (1, 1)
     # Wide features are compared by as many numbers as there are records.
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(spectrum, "_WIDE", features.shape[1] - 1)
-        narrow = spectrum.narrowed(features)
+        narrow = spectrum.narrow_features(features)
     assert narrow.shape == (len(features), len(features))
-    again = maps.judged("pca", narrow, points)
+    again = projections.evaluate_map("pca", narrow, points)
     assert again.trustworthiness == pytest.approx(found.trustworthiness, abs=1e-9)
     assert again.continuity == pytest.approx(found.continuity, abs=1e-9)
-    assert spectrum.narrowed(features) is features
-    shuffled = maps.judged("pca", features, np.random.default_rng(0).permutation(points))
+    assert spectrum.narrow_features(features) is features
+    shuffled = projections.evaluate_map(
+        "pca", features, np.random.default_rng(0).permutation(points)
+    )
     assert shuffled.trustworthiness < found.trustworthiness - 0.1
-    assert maps.judged("pca", np.tile(features, (20, 1)), np.tile(points, (20, 1))).judged == 2000
+    assert (
+        projections.evaluate_map(
+            "pca", np.tile(features, (20, 1)), np.tile(points, (20, 1))
+        ).evaluated
+        == 2000
+    )
 
 
 def test_maps_are_the_same_each_time():
     features, _ = clusters(3, 80)
     once, again = (
-        maps.projections(features, 3),
-        maps.projections(features, 3),
+        projections.compute_projections(features, 3),
+        projections.compute_projections(features, 3),
     )
     assert list(once) == ["pca", "tsne"]
     for name, points in once.items():
@@ -378,11 +394,11 @@ def test_maps_are_the_same_each_time():
 @pytest.mark.slow
 def test_umap_keeps_clusters_apart_and_is_the_same_each_time():
     features, codes = clusters(3, 150, spread=0.2)
-    once, again = (maps.umap(features, 2) for _ in range(2))
+    once, again = (projections.run_umap(features, 2) for _ in range(2))
     assert once.shape == (150, 2)
     assert once.dtype == np.float32
     assert np.array_equal(once, again)
-    found = maps.judged("umap", features, once)
+    found = projections.evaluate_map("umap", features, once)
     assert found.trustworthiness > 0.8
     assert found.continuity > 0.8
     distances = np.linalg.norm(once[:, None] - once[None], axis=2)
@@ -390,48 +406,57 @@ def test_umap_keeps_clusters_apart_and_is_the_same_each_time():
     assert np.mean(np.array(codes)[distances.argmin(axis=1)] == codes) > 0.95
 
 
-def test_neighbours_and_their_confusion_by_hand():
+def test_neighbors_and_their_confusion_by_hand():
     angles = np.deg2rad([0, 10, 25, 90, 95, 20])
     features = np.stack([np.cos(angles), np.sin(angles)], 1).astype(np.float32)
     features *= np.array([1, 5, 1, 2, 1, 9])[:, None]
     codes = np.array([0, 0, 0, 1, 1, 1])
-    found = class_neighbors.nearest(features, codes, 2)
+    found = class_neighbors.find_class_neighbors(features, codes, 2)
     assert found.rows.tolist() == [[1, 5], [0, 5], [5, 1], [4, 2], [3, 2], [2, 1]]
     assert found.similarities[0] == pytest.approx(np.cos(np.deg2rad([10, 20])))
-    assert found.own[5] == pytest.approx(np.cos(np.deg2rad(70)))
-    shares = class_neighbors.confusion(found, codes, 2)
+    assert found.same_class[5] == pytest.approx(np.cos(np.deg2rad(70)))
+    shares = class_neighbors.compute_confusion(found, codes, 2)
     assert shares == pytest.approx(np.array([[3 / 6, 3 / 6], [4 / 6, 2 / 6]]))
 
 
 def test_what_was_planted_inside_another_class_comes_first():
     features, codes = clusters(3, 200, spread=0.2)
     features[17] = features[codes == (codes[17] + 1) % 3].mean(axis=0)
-    found = class_neighbors.misplaced(class_neighbors.nearest(features, codes), codes)
+    found = class_neighbors.rank_misplaced(
+        class_neighbors.find_class_neighbors(features, codes), codes
+    )
     assert found.rows[0] == 17
     assert found.inside[0] == (codes[17] + 1) % 3
     assert found.shares[0] == 1
     apart, codes = np.eye(2, dtype=np.float32).repeat(30, 0), np.repeat([0, 1], 30)
-    assert len(class_neighbors.misplaced(class_neighbors.nearest(apart, codes), codes).rows) == 0
+    assert (
+        len(
+            class_neighbors.rank_misplaced(
+                class_neighbors.find_class_neighbors(apart, codes), codes
+            ).rows
+        )
+        == 0
+    )
 
 
 def test_the_most_confused_classes_are_chosen():
     shares = np.eye(6) * 0.9
     shares[4, 1], shares[2, 5] = 0.6, 0.5
-    assert sorted(class_neighbors.most_confused(shares, 2)) == [1, 4]
-    assert sorted(class_neighbors.most_confused(shares, 4)) == [1, 2, 4, 5]
-    assert sorted(class_neighbors.most_confused(shares, 9)) == list(range(6))
+    assert sorted(class_neighbors.choose_most_confused(shares, 2)) == [1, 4]
+    assert sorted(class_neighbors.choose_most_confused(shares, 4)) == [1, 2, 4, 5]
+    assert sorted(class_neighbors.choose_most_confused(shares, 9)) == list(range(6))
 
 
 def test_classes_are_taken_by_size_and_shown_by_name():
     labels = np.array(["b", "a10", "a9", "b", None, "a9", "b", ""], object)
-    found = palette.classes_of(labels)
+    found = palette.group_classes(labels)
     assert found.names == ("b", "a9", "(empty)", "a10")
     assert found.counts == (3, 2, 1, 1)
     assert found.codes.tolist() == [0, 3, 1, 0, -1, 1, 0, 2]
-    assert [found.names[code] for code in palette.by_name(np.arange(4), found.names)] == [
+    assert [found.names[code] for code in palette.sort_by_name(np.arange(4), found.names)] == [
         *("(empty)", "a9", "a10", "b")
     ]
-    assert palette.classes_of(np.arange(200).astype(object)).colored == palette.COLORED
+    assert palette.group_classes(np.arange(200).astype(object)).colored == palette.COLORED
 
 
 # Machado, Oliveira, Fernandes 2009, for linear RGB and no such cones at all.
@@ -462,7 +487,7 @@ _TO_XYZ = np.array(
 
 
 def lab(color, seen):
-    """Give CIE Lab of a colour as it is seen."""
+    """Return CIE Lab of a color as it is seen."""
     channels = np.array([int(color[at : at + 2], 16) for at in (1, 3, 5)]) / 255
     linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
     xyz = _TO_XYZ @ np.clip(seen @ linear, 0, 1) / (0.95047, 1, 1.08883)
@@ -471,7 +496,7 @@ def lab(color, seen):
 
 
 @pytest.mark.parametrize("seen", DEFICIENCIES.values(), ids=DEFICIENCIES)
-def test_colours_differ_for_all_eyes(seen):
+def test_colors_differ_for_all_eyes(seen):
     colors = [lab(color, seen) for color in palette.COLORS]
     apart = [np.linalg.norm(a - b) for at, a in enumerate(colors) for b in colors[:at]]
     # About 2 is just seen.
