@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_embed.config import RunConfig, is_callable_reference, lists_to_tuples, make_config
 from ray_embed.core.console import say as to_stderr
-from ray_embed.core.uri import child, is_uri, shown
+from ray_embed.core.uri import child, is_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.options import RANDOM
 from ray_embed.results import Run
@@ -37,15 +37,15 @@ def random_run(run: str, say: Callable[[str], None] = to_stderr) -> Run:
     """
     trained = open_run(run)
     config = _configured(run, trained.config)
-    say(f"the floor of random weights: {shown(str(config.out))}")
+    say(f"the floor of random weights: {redact_uri(str(config.out))}")
     from ray_embed.pipeline import extract
 
     try:
         found = extract(config)
     except InputError as error:
         raise InputError(
-            f"{error}\nthat was the floor of random weights; if {shown(str(config.out))} holds an "
-            "older one, delete that folder"
+            f"{error}\nthat was the floor of random weights; if {redact_uri(str(config.out))} "
+            "holds an older one, delete that folder"
         ) from error
     _check_same_records(trained, open_run(found.path))
     return found
@@ -57,7 +57,7 @@ def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
     Raises:
         InputError: what it names is not there.
     """
-    where = shown(child(run, layout.RUN))
+    where = redact_uri(child(run, layout.RUN))
     named = {"--model": kept["model"], "--preprocess": kept["preprocess"]}
     named |= {f"--source {split}": source for split, source in kept["sources"].items()}
     for option, name in named.items():

@@ -13,7 +13,7 @@ from pathlib import Path
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
-from ray_embed.core.uri import shown, without_credentials
+from ray_embed.core.uri import redact_uri, without_credentials
 from ray_embed.encoders.build_process import Build, start_build_process
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import preflight
@@ -51,7 +51,7 @@ class Outcome:
             + (f" ({listed})" if rejects else ""),
             f"{self.seconds:.0f} s in all"
             + (f", {self.speed:.0f} img/s while extracting" if self.speed else ""),
-            f"features  {shown(self.run.features_path)}",
+            f"features  {redact_uri(self.run.features_path)}",
         ]
         path = without_credentials(self.run.path, "***@")
         if Folder.at(self.run.projector_path).exists(layout.PROJECTOR_CONFIG):

@@ -12,7 +12,7 @@ import pyarrow.dataset
 
 from ray_embed.analysis import neighbors
 from ray_embed.core.arrays import as_matrix
-from ray_embed.core.uri import child, is_uri, shown
+from ray_embed.core.uri import child, is_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.projector import pca
 from ray_embed.runs.reader import RunReader, open_run
@@ -114,7 +114,7 @@ class Run:
         pca.load(folder, column)
         parts = list(part_files.part_numbers(folder))
         if list(part_files.part_numbers(folder, layout.PCA)) != parts:
-            name = shown(self.path)
+            name = redact_uri(self.path)
             raise InputError(f"{name}: not all is reduced; `ray-embed reduce {name}` does it")
         name = layout.pca_column(column)
         return as_matrix(self._read(layout.PCA).to_table(columns=[name])[name])

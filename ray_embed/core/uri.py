@@ -18,7 +18,7 @@ def is_uri(text: str) -> bool:
     return bool(_URI.match(text))
 
 
-def shown(uri: str) -> str:
+def redact_uri(uri: str) -> str:
     """Give the URI as it may be printed and stored: without user, password and query."""
     if not is_uri(uri):
         return uri

@@ -12,7 +12,7 @@ from ray_embed._version import __version__
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core import user_code
 from ray_embed.core.console import say
-from ray_embed.core.uri import is_uri, shown
+from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
 from ray_embed.encoders.build_process import Build
@@ -288,9 +288,9 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "model": identity_module.name_of(config.model),
         "preprocess": identity_module.name_of(config.preprocess),
         "batch_size": prepared.encoder.spec.batch_size,
-        "out": shown(prepared.target.out),
-        "address": None if config.address is None else shown(config.address),
-        "sources": {split.split: shown(split.root) for split in prepared.plan.splits},
+        "out": redact_uri(prepared.target.out),
+        "address": None if config.address is None else redact_uri(config.address),
+        "sources": {split.split: redact_uri(split.root) for split in prepared.plan.splits},
     }
     return identity_module.plain(given)
 

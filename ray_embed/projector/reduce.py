@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ray_embed import planning
 from ray_embed.core.threads import OrderedMap, open_ordered_map
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, RunError
 from ray_embed.projector import (
     bookmarks,
@@ -97,7 +97,7 @@ def merge(
     width = sum(output["dimension"] for output in outputs)
     survey = _survey(folder, numbers, width, expected, outline.records, limit)
     if survey.points == 0:
-        name = shown(out)
+        name = redact_uri(out)
         raise RunError(
             f"{name}: every record was rejected, so there is nothing to show; see {name}/rejects",
             can_resume=False,
@@ -187,7 +187,7 @@ def _delete_stale(folder: Folder, numbers: list[int]) -> None:
 
 
 def _no_run(out: str) -> InputError:
-    return InputError(f"{shown(out)}: not a run folder; `ray-embed extract` writes one")
+    return InputError(f"{redact_uri(out)}: not a run folder; `ray-embed extract` writes one")
 
 
 def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:

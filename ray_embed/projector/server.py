@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from pyarrow.fs import FileType
 
-from ray_embed.core.uri import child, shown
+from ray_embed.core.uri import child, redact_uri
 from ray_embed.encoders.tensorflow_setup import quiet_start
 from ray_embed.errors import InputError, RunError
 from ray_embed.runs.reader import open_run
@@ -50,7 +50,7 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
     found = [run for one in given for run in runs_of(one)]
     runs = list({_path(run): run for run in found}.values())
     ready = [run for run in runs if _is_reduced(run)]
-    waiting = [shown(run) for run in runs if run not in ready]
+    waiting = [redact_uri(run) for run in runs if run not in ready]
     if not ready:
         names = ", ".join(waiting)
         raise InputError(f"{names}: nothing to view yet; `ray-embed reduce {waiting[0]}` makes it")
@@ -85,7 +85,7 @@ def runs_of(given: str) -> list[str]:
         return [given]
     below = [child(given, name) for name in _below(folder, _LEVELS)]
     if not below:
-        name = shown(given)
+        name = redact_uri(given)
         raise InputError(
             f"{name}: not a run folder, and it holds none; `ray-embed run --out {name}` writes one"
         )

@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from ray_embed.config import RunConfig
-from ray_embed.core.uri import shown, without_credentials
+from ray_embed.core.uri import redact_uri, without_credentials
 from ray_embed.encoders.spec import Encoder
 from ray_embed.options import OnResume, default_value, options_compared_by
 from ray_embed.planning import Plan, SplitPlan
@@ -90,7 +90,7 @@ def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
 def name_of(value: Any) -> str | None:
     """Name a callable or object as the run folder records it; text is its own name."""
     if value is None or isinstance(value, str):
-        return value and shown(value)
+        return value and redact_uri(value)
     name = getattr(value, "__qualname__", None)
     return f"{value.__module__}:{name}" if name else type(value).__name__
 

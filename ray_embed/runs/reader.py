@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.runs import integrity
 from ray_embed.storage import layout, manifest, part_files
@@ -105,6 +105,6 @@ def open_run(run: str) -> RunReader:
     folder = Folder.at(run)
     content = manifest.read_run(folder)
     if content is None or "fingerprint" not in content:
-        name = shown(run)
+        name = redact_uri(run)
         raise InputError(f"{name}: not a run folder; `ray-embed run --out {name}` writes one")
     return RunReader(folder, content)

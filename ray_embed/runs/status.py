@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 
 from ray_embed import planning
 from ray_embed.core.arrays import as_matrix
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.errors import InputError, RunError
 from ray_embed.runs import integrity
@@ -67,11 +67,13 @@ def status(run: str, *, verify: bool = False) -> Status:
     folder = Folder.at(run)
     about = manifest.read_run(folder)
     if about is None:
-        raise InputError(f"{shown(run)}: no such run folder, or its run is still being planned")
+        raise InputError(
+            f"{redact_uri(run)}: no such run folder, or its run is still being planned"
+        )
     if "fingerprint" not in about:
         raise InputError(
-            f"{shown(run)}: its run is still being planned, or was stopped before; then run the "
-            "command again"
+            f"{redact_uri(run)}: its run is still being planned, or was stopped before; then run "
+            "the command again"
         )
     outline = planning.load(folder)
     # Of one moment, as more may be done meanwhile.
@@ -92,7 +94,7 @@ def status(run: str, *, verify: bool = False) -> Status:
     if verify:
         problems = list(_problems(folder, about["fingerprint"], numbers, outline))
     return Status(
-        shown(run),
+        redact_uri(run),
         about["fingerprint"],
         len(numbers),
         outline.shards,

@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
-from ray_embed.core.uri import base_name, is_uri, shown
+from ray_embed.core.uri import base_name, is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.runs import identity
 from ray_embed.storage import manifest
@@ -30,7 +30,7 @@ class Target:
     @property
     def out(self) -> str:
         """The run folder as it may be shown."""
-        return shown(self.given)
+        return redact_uri(self.given)
 
     @property
     def uri(self) -> str:
@@ -76,7 +76,7 @@ def opened_target(config: RunConfig) -> Iterator[Target]:
             stack.enter_context(alone(folder))
             before = None if anew else manifest.read_run(folder)
         except StorageError as error:
-            raise InputError(f"--out {shown(out)}: {error}; give another folder") from error
+            raise InputError(f"--out {redact_uri(out)}: {error}; give another folder") from error
         yield Target(out, folder, before)
 
 

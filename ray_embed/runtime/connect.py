@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError
 
 from ray_embed.config import RunConfig
-from ray_embed.core.uri import shown, without_credentials
+from ray_embed.core.uri import redact_uri, without_credentials
 from ray_embed.errors import InputError, first_line
 from ray_embed.runtime import code_shipping
 
@@ -34,7 +34,7 @@ def join_cluster(address: str, config: RunConfig, options: dict[str, Any]) -> No
     Raises:
         InputError: nothing answers there, the cluster requires a token, or its versions differ.
     """
-    given = f"--address {shown(address)}"
+    given = f"--address {redact_uri(address)}"
     _check_listens(address, given)
     try:
         with code_shipping.ship_modules(config, Path.cwd()) as environment:

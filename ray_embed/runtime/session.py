@@ -15,7 +15,7 @@ import ray
 
 from ray_embed.config import LOCAL, RunConfig, choose_ray_address
 from ray_embed.core import legacy_keras
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import RunError, first_line
 from ray_embed.runtime import capacity, kept_actors, ray_private, resources
 from ray_embed.runtime.actor_pool import ActorPool
@@ -63,7 +63,7 @@ class Session:
         self._started: list[Any] = []
         self._kept = list(kept)
         # It is unique, as other runs may use the same Ray.
-        run = Path(shown(config.out or "run")).absolute().name or "run"
+        run = Path(redact_uri(config.out or "run")).absolute().name or "run"
         self._name = f"{run}-{uuid.uuid4().hex[:6]}"
         self._numbers = itertools.count()
         self.pool = ActorPool(self._start_actor, each, actors)

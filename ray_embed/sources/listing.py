@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from ray_embed.config import RunConfig
 from ray_embed.core.keys import key_of
-from ray_embed.core.uri import is_uri, parent, shown
+from ray_embed.core.uri import is_uri, parent, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.files import below, find, look_at
 from ray_embed.sources.label_schema import OWN_COLUMNS
@@ -46,7 +46,7 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listed:
             paths are written otherwise than the files lie.
     """
     sample = _sample(uri)
-    path = shown(uri)
+    path = redact_uri(uri)
     check_encoding(sample, path)
     expected = "\t" if path.lower().endswith(".tsv") else ","
     listing = _Listing(uri, find_delimiter(sample, expected, config.path_column))
@@ -65,7 +65,7 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listed:
     reject_own_names(extras, path)
     listed = Listed(
         split,
-        shown(listing.folder),
+        redact_uri(listing.folder),
         "files",
         _LABEL_TYPES[config.label_type],
         lambda skipped: _records(listing, header, extras, config),
@@ -103,7 +103,7 @@ def _sample(uri: str) -> bytes:
             return sample
     except OSError as error:
         raise InputError(
-            f"{shown(uri)}: cannot be read as a listing: {explained(error)}"
+            f"{redact_uri(uri)}: cannot be read as a listing: {explained(error)}"
         ) from error
 
 
@@ -129,7 +129,7 @@ class _Listing:
 
     @property
     def name(self) -> str:
-        return shown(self.uri)
+        return redact_uri(self.uri)
 
     @property
     def folder(self) -> str:

@@ -22,7 +22,7 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.files import File, SizeAndTime, find, look_at, open_file
 from ray_embed.sources.label_schema import label_type_of
@@ -46,7 +46,7 @@ def open_arrays(split: str, root: str | Path) -> Listed:
         InputError: not an ``.npz``, the images are missing, an array is of another type or rank,
             or their lengths differ.
     """
-    file, path = find(str(root)), shown(str(root))
+    file, path = find(str(root)), redact_uri(str(root))
     shape, dtype = array_header(file, "images")
     if dtype != np.uint8 and dtype.kind != "f":
         raise InputError(f"{path}: images are {dtype}; uint8 or float is needed")

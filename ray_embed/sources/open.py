@@ -16,7 +16,7 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from ray_embed.config import RunConfig, is_callable_reference
-from ray_embed.core.uri import is_uri, shown
+from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage.filesystem import Folder
 
@@ -104,8 +104,8 @@ def _open(split: str, uri: Any, config: RunConfig) -> Source:
     kind, uri = _looked_at(uri)
     if kind is pafs.FileType.NotFound:
         raise InputError(
-            f"--source {shown(uri)}: no such file or folder; give a folder of images, a .csv, .tsv "
-            "or .npz file, or module:callable"
+            f"--source {redact_uri(uri)}: no such file or folder; give a folder of images, a .csv, "
+            ".tsv or .npz file, or module:callable"
         )
     if kind is pafs.FileType.Directory:
         return (
@@ -119,8 +119,8 @@ def _open(split: str, uri: Any, config: RunConfig) -> Source:
         case ".npz":
             return npz.open_arrays(split, uri)
     raise InputError(
-        f"--source {shown(uri)}: not a source; give a folder of images, a .csv, .tsv or .npz file, "
-        "or module:callable"
+        f"--source {redact_uri(uri)}: not a source; give a folder of images, a .csv, .tsv or .npz "
+        "file, or module:callable"
     )
 
 

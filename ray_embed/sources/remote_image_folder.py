@@ -9,7 +9,7 @@ from itertools import islice
 import pyarrow as pa
 
 from ray_embed.core.threads import OrderedMap, open_ordered_map
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.files import SizeAndTime
 from ray_embed.sources.image_folder import BATCH, as_records, no_image, passed_over
@@ -29,10 +29,10 @@ def open_objects(split: str, uri: str) -> Listed:
     Raises:
         InputError: there is no image in it, or it cannot be listed.
     """
-    records = partial(_records, Folder.at(uri), shown(uri))
+    records = partial(_records, Folder.at(uri), redact_uri(uri))
     if next(records(Counter()), None) is None:
-        raise no_image(shown(uri))
-    return Listed(split, shown(uri), "files", pa.string(), records, location=uri)
+        raise no_image(redact_uri(uri))
+    return Listed(split, redact_uri(uri), "files", pa.string(), records, location=uri)
 
 
 def _records(root: Folder, name: str, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:

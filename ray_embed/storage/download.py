@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import base_name, parent, shown
+from ray_embed.core.uri import base_name, parent, redact_uri
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.storage.filesystem import Folder, shown_path
 from ray_embed.storage.retry import named, persistent
@@ -42,7 +42,7 @@ def fetched(uri: str, into: Path, option: str) -> Path:
     """
     above, infos = Folder.at(parent(uri)), look_for(uri, option)
     into.mkdir(parents=True, exist_ok=True)
-    check_space(into, sum(info.size for info in infos), shown(uri))
+    check_space(into, sum(info.size for info in infos), redact_uri(uri))
     for info in infos:
         target = into / info.path.removeprefix(f"{above.path}/")
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -81,6 +81,6 @@ def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
         raise InputError(f"{option} {error}") from error
     if not found:
         raise InputError(
-            f"{option} {shown(uri)}: no such file or folder, nor the prefix of a checkpoint"
+            f"{option} {redact_uri(uri)}: no such file or folder, nor the prefix of a checkpoint"
         )
     return [one for one in found if one.is_file]

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import is_uri, shown, with_query, without_credentials
+from ray_embed.core.uri import is_uri, redact_uri, with_query, without_credentials
 from ray_embed.errors import InputError
 from ray_embed.storage.retry import explained, named, persistent
 
@@ -45,10 +45,10 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
         parts = urlsplit(quote(uri, safe="%/:?=&@+~!$'()*,;[]"))
         filesystem, base = _opened(urlunsplit(parts._replace(path="")))
     except OSError as error:
-        raise InputError(f"{shown(uri)}: cannot be opened: {explained(error)}") from error
+        raise InputError(f"{redact_uri(uri)}: cannot be opened: {explained(error)}") from error
     except (ValueError, ImportError) as error:
         said = without_credentials(str(error))
-        raise InputError(f"{shown(uri)}: not a location that can be opened: {said}") from None
+        raise InputError(f"{redact_uri(uri)}: not a location that can be opened: {said}") from None
     return filesystem, posixpath.join(base, unquote(parts.path).lstrip("/")).rstrip("/")
 
 

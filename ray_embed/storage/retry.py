@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from ray_embed.core.uri import shown, without_credentials
+from ray_embed.core.uri import redact_uri, without_credentials
 from ray_embed.errors import StorageError, first_line
 
 Result = TypeVar("Result")
@@ -75,7 +75,7 @@ def named(path: str, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{shown(path)}: cannot be {doing}: {explained(error)}") from error
+        raise StorageError(f"{redact_uri(path)}: cannot be {doing}: {explained(error)}") from error
 
 
 def explained(error: OSError) -> str:

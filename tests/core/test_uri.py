@@ -17,7 +17,7 @@ from ray_embed.core import uri
     ],
 )
 def test_what_is_shown(given, expected):
-    assert uri.shown(given) == expected
+    assert uri.redact_uri(given) == expected
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ray_embed.core.uri import is_uri, shown
+from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.runs.reader import open_run
 from ray_embed.storage.filesystem import Folder
@@ -56,7 +56,7 @@ def columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]
                 Column(label, uri, output.layer, output.column, output.dimension, output.pool)
             )
     if len(found) < 2:
-        given = ", ".join(shown(uri) for uri in runs) or "no run"
+        given = ", ".join(redact_uri(uri) for uri in runs) or "no run"
         what = "of one layer" if layer is None else f"of which --layer {layer} takes one layer"
         raise InputError(
             f"{given}: nothing to compare with, as it is one run {what}; name another RUN as well"
@@ -81,7 +81,7 @@ def names(runs: Sequence[str]) -> list[str]:
 def _path(uri: str) -> tuple[str, ...]:
     if not is_uri(uri):
         return Path(os.path.normpath(Path(uri).absolute())).parts[1:]
-    return tuple(part for part in shown(uri).split("/")[2:] if part)
+    return tuple(part for part in redact_uri(uri).split("/")[2:] if part)
 
 
 def _numbered(given: list[str]) -> list[str]:

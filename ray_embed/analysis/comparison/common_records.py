@@ -14,7 +14,7 @@ import pyarrow as pa
 from ray_embed.analysis.comparison.columns import Column
 from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, with_labels
 from ray_embed.core.arrays import Array
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.runs import sampling
 from ray_embed.runs.sampling import Subset
@@ -88,7 +88,7 @@ def _shared(folders: dict[str, Folder]) -> tuple[Array, dict[str, int]]:
     for run, folder in folders.items():
         own = _hashed(folder)
         if not len(own):
-            raise InputError(f"{shown(run)}: it holds no record; see its rejects")
+            raise InputError(f"{redact_uri(run)}: it holds no record; see its rejects")
         shared = shared[np.isin(shared[:, 0], own[:, 0])] if counts else own
         counts[run] = len(own)
     return np.sort(shared[:, 1]), counts
@@ -153,9 +153,9 @@ def _refuse_mixed(columns: Sequence[Column], subsets: Sequence[Subset]) -> None:
             first.setdefault(pa.types.is_floating(one.label_type), column.run)
     if len(first) == 2:
         raise InputError(
-            f"{shown(first[True])} has numbers (float) as labels, {shown(first[False])} classes: "
-            "their measures are not the same; compare runs of the same labels, or say --labels "
-            "classes or --labels values for both"
+            f"{redact_uri(first[True])} has numbers (float) as labels, {redact_uri(first[False])} "
+            "classes: their measures are not the same; compare runs of the same labels, or say "
+            "--labels classes or --labels values for both"
         )
 
 
