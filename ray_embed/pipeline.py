@@ -13,7 +13,7 @@ from pathlib import Path
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
-from ray_embed.core.uri import redact_uri, without_credentials
+from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.encoders.build_process import Build, start_build_process
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import preflight
@@ -53,7 +53,7 @@ class Outcome:
             + (f", {self.speed:.0f} img/s while extracting" if self.speed else ""),
             f"features  {redact_uri(self.run.features_path)}",
         ]
-        path = without_credentials(self.run.path, "***@")
+        path = remove_credentials(self.run.path, "***@")
         if Folder.at(self.run.projector_path).exists(layout.PROJECTOR_CONFIG):
             lines.append(f"look      ray-embed view {path}")
             lines.append(f"judge     ray-embed evaluate {path}")

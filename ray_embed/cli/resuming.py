@@ -90,10 +90,10 @@ def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
 
 def _format_command(arguments: Sequence[str], *, resumes: bool) -> str:
     """Return the command to type, without passwords; one that resumes overwrites nothing."""
-    from ray_embed.core.uri import without_credentials
+    from ray_embed.core.uri import remove_credentials
 
     words = [
-        without_credentials(argument, "***@")
+        remove_credentials(argument, "***@")
         for argument in arguments
         if not (resumes and argument == "--overwrite")
     ]

@@ -22,10 +22,10 @@ def redact_uri(uri: str) -> str:
     """Give the URI as it may be printed and stored: without user, password and query."""
     if not is_uri(uri):
         return uri
-    return without_credentials(urlunsplit(urlsplit(uri)._replace(query="")))
+    return remove_credentials(urlunsplit(urlsplit(uri)._replace(query="")))
 
 
-def without_credentials(text: str, instead: str = "") -> str:
+def remove_credentials(text: str, instead: str = "") -> str:
     """Give a text, another library's error say, without passwords and the like of URIs in it."""
 
     def masked(found: re.Match[str]) -> str:

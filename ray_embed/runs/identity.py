@@ -7,7 +7,7 @@ from importlib import metadata
 from typing import Any
 
 from ray_embed.config import RunConfig
-from ray_embed.core.uri import redact_uri, without_credentials
+from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.encoders.spec import Encoder
 from ray_embed.options import OnResume, default_value, options_compared_by
 from ray_embed.planning import Plan, SplitPlan
@@ -97,7 +97,7 @@ def name_of(value: Any) -> str | None:
 
 def plain(content: Identity) -> Identity:
     """Give an identity as it is kept and compared: as JSON, without passwords in URIs."""
-    text = without_credentials(json.dumps(content, default=str))
+    text = remove_credentials(json.dumps(content, default=str))
     return json.loads(text)  # type: ignore[no-any-return]
 
 

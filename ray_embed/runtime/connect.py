@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError
 
 from ray_embed.config import RunConfig
-from ray_embed.core.uri import redact_uri, without_credentials
+from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.errors import InputError, first_line
 from ray_embed.runtime import code_shipping
 
@@ -45,7 +45,7 @@ def join_cluster(address: str, config: RunConfig, options: dict[str, Any]) -> No
         ) from error
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         # Its message about versions has several lines.
-        message = without_credentials(" ".join(str(error).split()))
+        message = remove_credentials(" ".join(str(error).split()))
         fix = _VERSIONS if "Version mismatch" in message else _CHECK
         raise InputError(
             f"{given}: no Ray cluster can be joined there ({message}); {fix}"

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import is_uri, redact_uri, with_query, without_credentials
+from ray_embed.core.uri import is_uri, redact_uri, remove_credentials, with_query
 from ray_embed.errors import InputError
 from ray_embed.storage.retry import explained, named, persistent
 
@@ -47,7 +47,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     except OSError as error:
         raise InputError(f"{redact_uri(uri)}: cannot be opened: {explained(error)}") from error
     except (ValueError, ImportError) as error:
-        said = without_credentials(str(error))
+        said = remove_credentials(str(error))
         raise InputError(f"{redact_uri(uri)}: not a location that can be opened: {said}") from None
     return filesystem, posixpath.join(base, unquote(parts.path).lstrip("/")).rstrip("/")
 

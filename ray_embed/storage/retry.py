@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from ray_embed.core.uri import redact_uri, without_credentials
+from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.errors import StorageError, first_line
 
 Result = TypeVar("Result")
@@ -82,7 +82,7 @@ def explained(error: OSError) -> str:
     """Say what the storage said, without secrets, and what helps where it knows nobody."""
     if error.strerror:
         return error.strerror
-    text = without_credentials(first_line(error))
+    text = remove_credentials(first_line(error))
     if not _CREDENTIALS.search(text):
         return text
     return (

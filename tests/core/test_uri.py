@@ -31,7 +31,7 @@ def test_what_is_shown(given, expected):
     ],
 )
 def test_secrets_are_masked(text, expected):
-    assert uri.without_credentials(text, "***@") == expected
+    assert uri.remove_credentials(text, "***@") == expected
 
 
 def test_folders_and_files():
