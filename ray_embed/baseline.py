@@ -7,7 +7,7 @@ from typing import Any
 
 from ray_embed.config import RunConfig, is_callable_reference, lists_to_tuples, make_config
 from ray_embed.core.console import say as to_stderr
-from ray_embed.core.uri import child, is_uri, redact_uri
+from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.options import RANDOM
 from ray_embed.results import Run
@@ -57,7 +57,7 @@ def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
     Raises:
         InputError: what it names is not there.
     """
-    where = redact_uri(child(run, layout.RUN))
+    where = redact_uri(join_uri(run, layout.RUN))
     named = {"--model": kept["model"], "--preprocess": kept["preprocess"]}
     named |= {f"--source {split}": source for split, source in kept["sources"].items()}
     for option, name in named.items():
@@ -68,7 +68,7 @@ def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
                 "the run was made in; of an object, make the run from a file or module:callable"
             )
     machines = dict.fromkeys(_MACHINES)
-    out = child(run, layout.RANDOM_WEIGHTS)
+    out = join_uri(run, layout.RANDOM_WEIGHTS)
     # A run of before there was the choice has kept empty labels.
     asked = {"empty_label": "keep"} | kept | machines | {"weights": RANDOM, "out": out}
     arguments = {name: lists_to_tuples(kept[name]) for name in ("model_kwargs", "source_kwargs")}

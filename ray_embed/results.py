@@ -12,7 +12,7 @@ import pyarrow.dataset
 
 from ray_embed.analysis import neighbors
 from ray_embed.core.arrays import as_matrix
-from ray_embed.core.uri import child, is_uri, redact_uri
+from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.projector import pca
 from ray_embed.runs.reader import RunReader, open_run
@@ -35,17 +35,17 @@ class Run:
     @property
     def features_path(self) -> str:
         """The folder of the Parquet parts with keys, labels and features."""
-        return child(self.path, layout.FEATURES)
+        return join_uri(self.path, layout.FEATURES)
 
     @property
     def projector_path(self) -> str:
         """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
-        return child(self.path, layout.PROJECTOR)
+        return join_uri(self.path, layout.PROJECTOR)
 
     @property
     def pca_path(self) -> str:
         """The folder of the Parquet parts with PCA coordinates; there as `projector_path` is."""
-        return child(self.path, layout.PCA)
+        return join_uri(self.path, layout.PCA)
 
     @cached_property
     def rows(self) -> int:

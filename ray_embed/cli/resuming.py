@@ -59,11 +59,11 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
     context = group.commands[name].make_context(name, list(arguments[1:]), resilient_parsing=True)
     options: dict[str, Any] = context.params
     if name == "evaluate":
-        from ray_embed.core.uri import child
+        from ray_embed.core.uri import join_uri
 
         if not options["random_weights"]:
             return None
-        return child(options["run"], layout.RANDOM_WEIGHTS), False
+        return join_uri(options["run"], layout.RANDOM_WEIGHTS), False
     from ray_embed.config import load_yaml
     from ray_embed.runs.workspace import default_name
 

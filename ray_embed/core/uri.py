@@ -37,7 +37,7 @@ def remove_credentials(text: str, instead: str = "") -> str:
     return _SECRET.sub(rf"\1={instead}", _USER.sub(masked, text))
 
 
-def child(uri: str, name: str) -> str:
+def join_uri(uri: str, name: str) -> str:
     """Give the URI (or path) of `name` in the folder `uri`; what opens the one opens the other."""
     if not is_uri(uri):
         return f"{uri.rstrip('/')}/{name}"

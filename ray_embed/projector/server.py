@@ -16,7 +16,7 @@ from typing import NoReturn
 
 from pyarrow.fs import FileType
 
-from ray_embed.core.uri import child, redact_uri
+from ray_embed.core.uri import join_uri, redact_uri
 from ray_embed.encoders.tensorflow_setup import quiet_start
 from ray_embed.errors import InputError, RunError
 from ray_embed.runs.reader import open_run
@@ -70,7 +70,7 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
 
 
 def _is_reduced(run: str) -> bool:
-    return Folder.at(child(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
+    return Folder.at(join_uri(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
 
 
 def runs_of(given: str) -> list[str]:
@@ -83,7 +83,7 @@ def runs_of(given: str) -> list[str]:
     if folder.exists(layout.RUN):
         open_run(given)
         return [given]
-    below = [child(given, name) for name in _below(folder, _LEVELS)]
+    below = [join_uri(given, name) for name in _below(folder, _LEVELS)]
     if not below:
         name = redact_uri(given)
         raise InputError(
@@ -121,7 +121,7 @@ def _path(run: str) -> str:
 
 
 def _local(run: str, copy: Path) -> Path:
-    uri = child(run, layout.PROJECTOR)
+    uri = join_uri(run, layout.PROJECTOR)
     folder = Folder.at(uri)
     return Path(folder.path) if folder.is_local else fetched(uri, copy, "view")
 

@@ -37,8 +37,8 @@ def test_secrets_are_masked(text, expected):
 def test_folders_and_files():
     with_query = "s3://k:s@bucket/a/list.csv?region=x"
     assert uri.parent(with_query) == "s3://k:s@bucket/a?region=x"
-    assert uri.child("s3://k:s@bucket/a/?region=x", "b c") == "s3://k:s@bucket/a/b c?region=x"
-    assert uri.child("runs/a/", "features") == "runs/a/features"
+    assert uri.join_uri("s3://k:s@bucket/a/?region=x", "b c") == "s3://k:s@bucket/a/b c?region=x"
+    assert uri.join_uri("runs/a/", "features") == "runs/a/features"
     assert uri.base_name(with_query) == "list.csv"
     assert uri.base_name("s3://bucket") == ""
     assert uri.with_query("s3://b/x", a="1") == "s3://b/x?a=1"
