@@ -45,7 +45,7 @@ def join_uri(uri: str, name: str) -> str:
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def parent(uri: str) -> str:
+def get_parent_uri(uri: str) -> str:
     """Give the URI of the folder that a URI's file is in."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))

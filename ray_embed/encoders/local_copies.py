@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ray_embed.core.uri import is_uri, parent, redact_uri
+from ray_embed.core.uri import get_parent_uri, is_uri, redact_uri
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
 from ray_embed.storage.download import fetched
@@ -27,7 +27,7 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
 
         def copy(uri: str, option: str) -> str:
             into = Path(scratch) / option.strip("-")
-            copied[str(into)] = redact_uri(parent(uri))
+            copied[str(into)] = redact_uri(get_parent_uri(uri))
             return str(fetched(uri, into, option))
 
         if isinstance(spec.model, str) and is_uri(spec.model):

@@ -13,7 +13,7 @@ import pyarrow.csv
 
 from ray_embed.config import RunConfig
 from ray_embed.core.keys import key_of
-from ray_embed.core.uri import is_uri, parent, redact_uri
+from ray_embed.core.uri import get_parent_uri, is_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.files import below, find, look_at
 from ray_embed.sources.label_schema import OWN_COLUMNS
@@ -134,7 +134,7 @@ class _Listing:
     @property
     def folder(self) -> str:
         """What the relative paths in it start at."""
-        return parent(self.uri) if is_uri(self.uri) else str(Path(self.uri).parent)
+        return get_parent_uri(self.uri) if is_uri(self.uri) else str(Path(self.uri).parent)
 
 
 def _header(listing: _Listing) -> list[str]:

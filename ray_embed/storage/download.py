@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import base_name, parent, redact_uri
+from ray_embed.core.uri import base_name, get_parent_uri, redact_uri
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.storage.filesystem import Folder, shown_path
 from ray_embed.storage.retry import named, persistent
@@ -40,7 +40,7 @@ def fetched(uri: str, into: Path, option: str) -> Path:
         RunError: there is no room for it.
         StorageError: it cannot be read.
     """
-    above, infos = Folder.at(parent(uri)), look_for(uri, option)
+    above, infos = Folder.at(get_parent_uri(uri)), look_for(uri, option)
     into.mkdir(parents=True, exist_ok=True)
     check_space(into, sum(info.size for info in infos), redact_uri(uri))
     for info in infos:
@@ -73,7 +73,7 @@ def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
         elif info.is_file:
             found = [info]
         else:
-            beside = Folder.at(parent(uri)).infos()
+            beside = Folder.at(get_parent_uri(uri)).infos()
             found = [one for one in beside if one.base_name.startswith(prefix)]
             if not any(one.base_name == f"{prefix}index" for one in found):
                 found = []

@@ -36,7 +36,7 @@ def test_secrets_are_masked(text, expected):
 
 def test_folders_and_files():
     with_query = "s3://k:s@bucket/a/list.csv?region=x"
-    assert uri.parent(with_query) == "s3://k:s@bucket/a?region=x"
+    assert uri.get_parent_uri(with_query) == "s3://k:s@bucket/a?region=x"
     assert uri.join_uri("s3://k:s@bucket/a/?region=x", "b c") == "s3://k:s@bucket/a/b c?region=x"
     assert uri.join_uri("runs/a/", "features") == "runs/a/features"
     assert uri.base_name(with_query) == "list.csv"
