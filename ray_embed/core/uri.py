@@ -51,7 +51,7 @@ def get_parent_uri(uri: str) -> str:
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))
 
 
-def base_name(uri: str) -> str:
+def get_base_name(uri: str) -> str:
     """Give the last name of a URI's path; empty where it has none."""
     return urlsplit(uri).path.rstrip("/").rpartition("/")[2]
 

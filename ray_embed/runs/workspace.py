@@ -11,7 +11,7 @@ from typing import Any
 
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
-from ray_embed.core.uri import base_name, is_uri, redact_uri
+from ray_embed.core.uri import get_base_name, is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.runs import identity
 from ray_embed.storage import manifest
@@ -112,5 +112,5 @@ def default_name(model: str, weights: str | None) -> str:
 
 def _last_name(given: str) -> str:
     if is_uri(given):
-        return base_name(given)
+        return get_base_name(given)
     return given.rpartition(":")[2] if ":" in given else Path(given).name

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import base_name, get_parent_uri, redact_uri
+from ray_embed.core.uri import get_base_name, get_parent_uri, redact_uri
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.storage.filesystem import Folder, shown_path
 from ray_embed.storage.retry import named, persistent
@@ -55,7 +55,7 @@ def fetched(uri: str, into: Path, option: str) -> Path:
         )
         with named(shown_path(above.filesystem, info.path), "read"):
             persistent(copy)
-    return into / base_name(uri)
+    return into / get_base_name(uri)
 
 
 def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
@@ -64,7 +64,7 @@ def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
     Raises:
         InputError: there is none.
     """
-    prefix = f"{base_name(uri)}."
+    prefix = f"{get_base_name(uri)}."
     try:
         place = Folder.at(uri)
         info = place.info()
