@@ -56,7 +56,7 @@ def get_base_name(uri: str) -> str:
     return urlsplit(uri).path.rstrip("/").rpartition("/")[2]
 
 
-def with_query(uri: str, **options: str) -> str:
+def add_to_query(uri: str, **options: str) -> str:
     """Give a URI with options in its query, unless they are there."""
     parts = urlsplit(uri)
     given = [item for item in parts.query.split("&") if item]

@@ -19,7 +19,7 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import is_uri, redact_uri, remove_credentials, with_query
+from ray_embed.core.uri import add_to_query, is_uri, redact_uri, remove_credentials
 from ray_embed.errors import InputError
 from ray_embed.storage.retry import explained, named, persistent
 
@@ -59,7 +59,7 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), "/"
     if uri.startswith("s3:"):
         # A small object is written by one request, and not by three.
-        uri = with_query(uri, allow_delayed_open="true")
+        uri = add_to_query(uri, allow_delayed_open="true")
     opened: tuple[pafs.FileSystem, str] = persistent(lambda: pafs.FileSystem.from_uri(uri))
     return opened
 

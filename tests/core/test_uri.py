@@ -41,5 +41,5 @@ def test_folders_and_files():
     assert uri.join_uri("runs/a/", "features") == "runs/a/features"
     assert uri.get_base_name(with_query) == "list.csv"
     assert uri.get_base_name("s3://bucket") == ""
-    assert uri.with_query("s3://b/x", a="1") == "s3://b/x?a=1"
-    assert uri.with_query("s3://b/x?a=2&c=3", a="1") == "s3://b/x?a=2&c=3"
+    assert uri.add_to_query("s3://b/x", a="1") == "s3://b/x?a=1"
+    assert uri.add_to_query("s3://b/x?a=2&c=3", a="1") == "s3://b/x?a=2&c=3"
