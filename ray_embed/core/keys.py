@@ -2,7 +2,7 @@
 """Keys: how a record is called, as valid Unicode text."""
 
 
-def key_of(path: str | bytes) -> str:
+def make_key(path: str | bytes) -> str:
     r"""Give a path as a key; bytes that are not UTF-8 become ``\xNN``.
 
     Names from the operating system hold such bytes as lone surrogates (PEP 383).

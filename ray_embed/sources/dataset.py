@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.core import user_code
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError, RayEmbedError, RunError
 from ray_embed.sources.label_schema import label_type_of
 from ray_embed.sources.npz import channels_first
@@ -267,7 +267,7 @@ class StreamReader:
                 shape = f"the shape {array.shape} for {count} records"
             raise InputError(f"{self._where}: {what} has {shape}; {mend}")
         flat = array.reshape(-1).tolist()
-        return [key_of(value) if isinstance(value, (bytes, str)) else value for value in flat]
+        return [make_key(value) if isinstance(value, (bytes, str)) else value for value in flat]
 
     def _alone(self, value: Any, what: str) -> Any:
         """Make a batch of the value of a single record."""

@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from pyarrow import fs as pafs
 
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage.filesystem import locate, shown_path
@@ -35,7 +35,7 @@ class File:
     filesystem: pafs.FileSystem | None = None
 
     def __str__(self) -> str:
-        name = key_of(self.path)
+        name = make_key(self.path)
         return name if self.filesystem is None else shown_path(self.filesystem, name)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError
 from ray_embed.sources.external_sort import sort_names
 from ray_embed.sources.files import SizeAndTime, size_and_time
@@ -52,9 +52,9 @@ def as_records(paths: list[str], looked_at: list[SizeAndTime]) -> pa.RecordBatch
     sizes, times = zip(*looked_at, strict=True)
     return pa.record_batch(
         {
-            "key": pa.array([key_of(path) for path in paths], pa.string()),
+            "key": pa.array([make_key(path) for path in paths], pa.string()),
             "label": pa.array(
-                [key_of(first) if slash else None for first, slash, _ in folders], pa.string()
+                [make_key(first) if slash else None for first, slash, _ in folders], pa.string()
             ),
             "path": pa.array([os.fsencode(path) for path in paths], pa.binary()),
             "size": pa.array(sizes, pa.int64()),

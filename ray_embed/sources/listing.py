@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from ray_embed.config import RunConfig
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.core.uri import get_parent_uri, is_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.files import below, find, look_at
@@ -193,7 +193,7 @@ def _records(
                     labels = _labels(texts[config.label_column], row, listing.name, config)
                 yield pa.record_batch(
                     {
-                        "key": pa.array([key_of(name) for name in paths], pa.string()),
+                        "key": pa.array([make_key(name) for name in paths], pa.string()),
                         "label": labels,
                         **{name: texts[name] for name in extras},
                         "path": batch[config.path_column],

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.pictures import make_folder
 
 from ray_embed import RunConfig, planning
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError
 from ray_embed.planning import Plan, Shard
 from ray_embed.sources import label_schema
@@ -230,13 +230,13 @@ def test_extra_columns_are_the_union_over_the_splits(planned, tmp_path):
     ],
 )
 def test_bytes_that_are_not_utf8_are_written_in_hex(path, key):
-    assert key_of(path) == key
+    assert make_key(path) == key
 
 
 @given(st.binary())
 def test_every_key_is_valid_text(path):
-    key_of(path).encode()
-    assert key_of(os.fsdecode(path)) == key_of(path)
+    make_key(path).encode()
+    assert make_key(os.fsdecode(path)) == make_key(path)
 
 
 # Shards

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from support.projector_page import CHUNK, assert_shows, lines_of, parse_metadata, unescaped
 from support.sample_runs import AWKWARD
 
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.projector.metadata import Writer, cell, columns_of, lines
 
 OWN = ["label", "split", "key", "index"]
@@ -221,7 +221,7 @@ def test_lone_surrogate_is_replaced_and_does_not_stop_the_writing(tmp_path):
     text = "a" + cell("\ud800") + "b"
     assert text.startswith("a")
     # A file name that is no text is a key that is text.
-    key = key_of(os.fsdecode(b"dir/\xff\xc3.png"))
+    key = make_key(os.fsdecode(b"dir/\xff\xc3.png"))
     assert key == r"dir/\xff\xc3.png"
     one = table(["x"], keys=[key])
     assert_page_shows(written(tmp_path / "m.tsv", one), one)
