@@ -55,7 +55,7 @@ def change_folder(folder: str) -> bool:
 
 
 @contextlib.contextmanager
-def without(*names: str) -> Iterator[None]:
+def hide_modules(*names: str) -> Iterator[None]:
     """Let modules that were not imported before appear as not installed."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
