@@ -95,7 +95,7 @@ def import_module(name: str, given: str) -> Any:
         ) from error
 
 
-def resolve(reference: Any, option: str) -> Callable[..., Any]:
+def resolve_callable(reference: Any, option: str) -> Callable[..., Any]:
     """Give the callable that ``module:callable`` names; a callable is given back as it is.
 
     Raises:
@@ -131,7 +131,7 @@ def call(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
     Raises:
         InputError: it cannot be found, or fails.
     """
-    function = resolve(reference, option)
+    function = resolve_callable(reference, option)
     try:
         return function(**kwargs)
     except InputError:
