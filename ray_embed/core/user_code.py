@@ -120,7 +120,7 @@ def resolve_callable(reference: Any, option: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def makes(value: Any) -> bool:
+def is_factory(value: Any) -> bool:
     """Whether a value in hand is a function or class to be called, not an object to be used."""
     return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, partial)
 

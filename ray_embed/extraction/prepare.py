@@ -189,7 +189,7 @@ def _start_building(
     """
     model = spec.model
     makes_a_model = (
-        is_callable_reference(model) if isinstance(model, str) else user_code.makes(model)
+        is_callable_reference(model) if isinstance(model, str) else user_code.is_factory(model)
     )
     same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
     kept = None

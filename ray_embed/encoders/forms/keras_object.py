@@ -19,7 +19,7 @@ def is_callable(spec: EncoderSpec) -> bool:
     """Return whether the model is a callable, or a reference to one, that returns the model."""
     if isinstance(spec.model, str):
         return is_callable_reference(spec.model)
-    return user_code.makes(spec.model)
+    return user_code.is_factory(spec.model)
 
 
 def call_user_code(spec: EncoderSpec) -> Any:
