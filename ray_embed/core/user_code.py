@@ -125,7 +125,7 @@ def is_factory(value: Any) -> bool:
     return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, partial)
 
 
-def call(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
+def call_reference(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
     """Call the user's callable.
 
     Raises:

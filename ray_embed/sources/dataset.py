@@ -58,7 +58,7 @@ class StreamReader:
         self._where = f"--source {source.split}={source.name}"
         opened = source.source
         if isinstance(opened, str) or _is_function(opened):
-            opened = user_code.call(opened, source.kwargs, self._where)
+            opened = user_code.call_reference(opened, source.kwargs, self._where)
         # What the first third element is holds for all: "path" or "weight".
         self._third: str | None = None
         self._notes: list[str] = []

@@ -28,7 +28,7 @@ def call_user_code(spec: EncoderSpec) -> Any:
     Raises:
         InputError: it cannot be imported, or it fails.
     """
-    return user_code.call(spec.model, spec.model_kwargs, "--model")
+    return user_code.call_reference(spec.model, spec.model_kwargs, "--model")
 
 
 def wrap_model(root: Any, spec: EncoderSpec, custom_objects: Objects) -> LoadedModel:
