@@ -21,7 +21,7 @@ from ray_embed.encoders.tensorflow_setup import quiet_start
 from ray_embed.errors import InputError, RunError
 from ray_embed.runs.reader import open_run
 from ray_embed.storage import layout, manifest
-from ray_embed.storage.download import fetched
+from ray_embed.storage.download import download
 from ray_embed.storage.filesystem import Folder, locate
 
 # How far below a folder runs are looked for: `runs/run7`, and `runs/training3/epoch-10`.
@@ -123,7 +123,7 @@ def _path(run: str) -> str:
 def _local(run: str, copy: Path) -> Path:
     uri = join_uri(run, layout.PROJECTOR)
     folder = Folder.at(uri)
-    return Path(folder.path) if folder.is_local else fetched(uri, copy, "view")
+    return Path(folder.path) if folder.is_local else download(uri, copy, "view")
 
 
 def view(runs: Sequence[str], host: str, port: int | None, say: Callable[[str], None]) -> NoReturn:

@@ -27,7 +27,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def fetched(uri: str, into: Path, option: str) -> Path:
+def download(uri: str, into: Path, option: str) -> Path:
     """Copy the files that a URI means into a local folder; gives the same as a local path.
 
     Args:
@@ -59,7 +59,7 @@ def fetched(uri: str, into: Path, option: str) -> Path:
 
 
 def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
-    """Find the files that a URI means, see :func:`fetched`, and how large they are.
+    """Find the files that a URI means, see :func:`download`, and how large they are.
 
     Raises:
         InputError: there is none.

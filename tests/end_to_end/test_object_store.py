@@ -389,5 +389,5 @@ def test_scratch_without_room_is_told_before_anything_is_fetched(
     object_store.upload(tmp_path / "encoder.keras", f"{bucket}/encoder.keras")
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(20, 10, 10))
     with pytest.raises(RunError, match="set TMPDIR to a folder that has it"):
-        download.fetched(f"{bucket}/encoder.keras", tmp_path / "into", "--model")
+        download.download(f"{bucket}/encoder.keras", tmp_path / "into", "--model")
     assert not list((tmp_path / "into").iterdir())
