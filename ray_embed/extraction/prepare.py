@@ -29,7 +29,7 @@ from ray_embed.runs.workspace import Target
 from ray_embed.runtime.session import Session
 from ray_embed.sources.open import Source
 from ray_embed.storage import manifest
-from ray_embed.storage.download import look_for
+from ray_embed.storage.download import find_files
 from ray_embed.storage.filesystem import Folder
 
 
@@ -63,7 +63,7 @@ def check_model(config: RunConfig) -> None:
     """
     for option, path in (("--model", config.model), ("--weights", config.weights)):
         if isinstance(path, str) and is_uri(path):
-            look_for(path, option)
+            find_files(path, option)
     model = config.model
     if not isinstance(model, str) or is_uri(model) or is_callable_reference(model):
         return

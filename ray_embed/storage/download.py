@@ -40,7 +40,7 @@ def download(uri: str, into: Path, option: str) -> Path:
         RunError: there is no room for it.
         StorageError: it cannot be read.
     """
-    above, infos = Folder.at(get_parent_uri(uri)), look_for(uri, option)
+    above, infos = Folder.at(get_parent_uri(uri)), find_files(uri, option)
     into.mkdir(parents=True, exist_ok=True)
     check_space(into, sum(info.size for info in infos), redact_uri(uri))
     for info in infos:
@@ -58,7 +58,7 @@ def download(uri: str, into: Path, option: str) -> Path:
     return into / get_base_name(uri)
 
 
-def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
+def find_files(uri: str, option: str) -> list[pafs.FileInfo]:
     """Find the files that a URI means, see :func:`download`, and how large they are.
 
     Raises:
