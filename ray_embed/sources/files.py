@@ -17,7 +17,7 @@ from pyarrow import fs as pafs
 from ray_embed.core.keys import make_key
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
-from ray_embed.storage.filesystem import locate, shown_path
+from ray_embed.storage.filesystem import format_path, locate
 from ray_embed.storage.retry import explained, persistent
 
 # Bytes, and modification time in ns; both None where there is no file.
@@ -36,7 +36,7 @@ class File:
 
     def __str__(self) -> str:
         name = make_key(self.path)
-        return name if self.filesystem is None else shown_path(self.filesystem, name)
+        return name if self.filesystem is None else format_path(self.filesystem, name)
 
 
 def find(name: str) -> File:

@@ -64,7 +64,7 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     return opened
 
 
-def shown_path(filesystem: pafs.FileSystem, path: str) -> str:
+def format_path(filesystem: pafs.FileSystem, path: str) -> str:
     """Give a path on a file system as messages name it: as a URI where it is not local."""
     scheme = _SCHEMES.get(filesystem.type_name, "")
     return f"{scheme}{path}"
@@ -106,7 +106,7 @@ class Folder:
 
     def shown(self, name: str = "") -> str:
         """Give the path or URI of `name` (or of the folder) as messages name it."""
-        return shown_path(self.filesystem, self.join(name))
+        return format_path(self.filesystem, self.join(name))
 
     def info(self, name: str = "") -> pafs.FileInfo:
         """Look at the file or folder `name`, which need not be there."""
