@@ -39,7 +39,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
     """
     if not is_uri(uri):
         path = str(Path(uri).absolute())
-        check_text(path)
+        check_utf8(path)
         return pafs.LocalFileSystem(), path
     try:
         parts = urlsplit(quote(uri, safe="%/:?=&@+~!$'()*,;[]"))
@@ -70,7 +70,7 @@ def format_path(filesystem: pafs.FileSystem, path: str) -> str:
     return f"{scheme}{path}"
 
 
-def check_text(path: str) -> None:
+def check_utf8(path: str) -> None:
     """Refuse a path that is not UTF-8, as Arrow's files are named by text.
 
     Raises:
