@@ -13,7 +13,7 @@ from ray_embed.errors import InputError, StorageError, first_line
 from ray_embed.planning.plan import Plan, Shard, SplitPlan
 from ray_embed.sources import label_schema
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.retry import of_storage
+from ray_embed.storage.retry import is_storage_error
 
 
 def write_streamed(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) -> int | None:
@@ -116,7 +116,7 @@ def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
             name, lambda stream: pq.read_table(stream, page_checksum_verification=True)
         )
     except (OSError, ValueError, pa.ArrowException) as error:
-        if of_storage(error) and not folder.is_local:
+        if is_storage_error(error) and not folder.is_local:
             raise StorageError(f"{folder.shown(name)}: cannot be read: {error}") from error
         return None
 

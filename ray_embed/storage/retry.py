@@ -27,7 +27,7 @@ _CREDENTIALS = re.compile(
 _TRIES, _SECONDS = 6, 20.0
 
 
-def of_storage(error: Exception) -> bool:
+def is_storage_error(error: Exception) -> bool:
     """Whether an error is of the storage, and not of what was read from it, or missing."""
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return True
