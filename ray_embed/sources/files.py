@@ -18,7 +18,7 @@ from ray_embed.core.keys import make_key
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage.filesystem import format_path, locate
-from ray_embed.storage.retry import explained, persistent
+from ray_embed.storage.retry import call_with_retries, explained
 
 # Bytes, and modification time in ns; both None where there is no file.
 SizeAndTime = tuple[int | None, int | None]
@@ -85,7 +85,7 @@ def _look_at(file: File) -> SizeAndTime:
         return size_and_time(file.path)
     filesystem, path = file.filesystem, file.path.decode()
     try:
-        info = persistent(lambda: filesystem.get_file_info(path))
+        info = call_with_retries(lambda: filesystem.get_file_info(path))
     except OSError as error:
         raise StorageError(f"{file}: cannot be looked at: {explained(error)}") from error
     return (info.size, info.mtime_ns) if info.is_file else (None, None)
@@ -100,7 +100,7 @@ def open_file(file: File) -> IO[bytes]:
     if file.filesystem is None:
         return open(file.path, "rb")
     filesystem, path = file.filesystem, file.path.decode()
-    opened: IO[bytes] = persistent(lambda: filesystem.open_input_file(path))
+    opened: IO[bytes] = call_with_retries(lambda: filesystem.open_input_file(path))
     return opened
 
 
@@ -119,7 +119,7 @@ def read(file: File, planned: SizeAndTime) -> bytes | str:
         if file.filesystem is None:
             with open(file.path, "rb") as local:
                 return local.read()
-        content, time = persistent(partial(_read_object, file))
+        content, time = call_with_retries(partial(_read_object, file))
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{file}: it is gone since the run was planned") from error
     except OSError as error:

@@ -10,7 +10,7 @@ from pyarrow import fs as pafs
 from ray_embed.core.uri import get_base_name, get_parent_uri, redact_uri
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.storage.filesystem import Folder, format_path
-from ray_embed.storage.retry import named, persistent
+from ray_embed.storage.retry import call_with_retries, named
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
@@ -54,7 +54,7 @@ def download(uri: str, into: Path, option: str) -> Path:
             destination_filesystem=pafs.LocalFileSystem(),
         )
         with named(format_path(above.filesystem, info.path), "read"):
-            persistent(copy)
+            call_with_retries(copy)
     return into / get_base_name(uri)
 
 

@@ -21,7 +21,7 @@ from pyarrow import fs as pafs
 
 from ray_embed.core.uri import add_to_query, is_uri, redact_uri, remove_credentials
 from ray_embed.errors import InputError
-from ray_embed.storage.retry import explained, named, persistent
+from ray_embed.storage.retry import call_with_retries, explained, named
 
 Result = TypeVar("Result")
 
@@ -60,7 +60,7 @@ def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
     if uri.startswith("s3:"):
         # A small object is written by one request, and not by three.
         uri = add_to_query(uri, allow_delayed_open="true")
-    opened: tuple[pafs.FileSystem, str] = persistent(lambda: pafs.FileSystem.from_uri(uri))
+    opened: tuple[pafs.FileSystem, str] = call_with_retries(lambda: pafs.FileSystem.from_uri(uri))
     return opened
 
 
@@ -242,4 +242,4 @@ class Folder:
 
     def _persistently(self, operation: Callable[[], Result]) -> Result:
         # What a local disk refuses it refuses again.
-        return operation() if self.is_local else persistent(operation)
+        return operation() if self.is_local else call_with_retries(operation)

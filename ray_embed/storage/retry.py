@@ -34,7 +34,7 @@ def is_storage_error(error: Exception) -> bool:
     return _is_of_store(error)
 
 
-def persistent(operation: Callable[[], Result]) -> Result:
+def call_with_retries(operation: Callable[[], Result]) -> Result:
     """Do something with an object store; again, and later each time, where it fails in passing.
 
     The whole of it is done again, so it must be such that may be done twice.

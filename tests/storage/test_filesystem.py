@@ -31,7 +31,7 @@ def test_what_is_tried_again(error, tries):
         raise error
 
     with pytest.raises(type(error)):
-        retry.persistent(fail)
+        retry.call_with_retries(fail)
     assert count == tries
 
 
@@ -44,7 +44,7 @@ def test_what_failed_in_passing_is_done():
             raise found
         return found
 
-    assert retry.persistent(answer) == "found"
+    assert retry.call_with_retries(answer) == "found"
 
 
 def test_missing_credentials_are_explained():
