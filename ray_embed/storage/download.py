@@ -10,7 +10,7 @@ from pyarrow import fs as pafs
 from ray_embed.core.uri import get_base_name, get_parent_uri, redact_uri
 from ray_embed.errors import InputError, RunError, StorageError
 from ray_embed.storage.filesystem import Folder, format_path
-from ray_embed.storage.retry import call_with_retries, named
+from ray_embed.storage.retry import call_with_retries, wrap_os_errors
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
@@ -53,7 +53,7 @@ def download(uri: str, into: Path, option: str) -> Path:
             source_filesystem=above.filesystem,
             destination_filesystem=pafs.LocalFileSystem(),
         )
-        with named(format_path(above.filesystem, info.path), "read"):
+        with wrap_os_errors(format_path(above.filesystem, info.path), "read"):
             call_with_retries(copy)
     return into / get_base_name(uri)
 

@@ -21,7 +21,7 @@ from pyarrow import fs as pafs
 
 from ray_embed.core.uri import add_to_query, is_uri, redact_uri, remove_credentials
 from ray_embed.errors import InputError
-from ray_embed.storage.retry import call_with_retries, explained, named
+from ray_embed.storage.retry import call_with_retries, explained, wrap_os_errors
 
 Result = TypeVar("Result")
 
@@ -110,7 +110,7 @@ class Folder:
 
     def info(self, name: str = "") -> pafs.FileInfo:
         """Look at the file or folder `name`, which need not be there."""
-        with named(self.shown(name), "looked at"):
+        with wrap_os_errors(self.shown(name), "looked at"):
             return self._persistently(lambda: self.filesystem.get_file_info(self.join(name)))
 
     def exists(self, name: str = "") -> bool:
@@ -123,7 +123,7 @@ class Folder:
             yield from (info.base_name for info in self.infos(name))
             return
         with (
-            named(self.shown(name), "listed"),
+            wrap_os_errors(self.shown(name), "listed"),
             contextlib.suppress(FileNotFoundError),
             # A name at a time, where pyarrow lists all at once and looks at each file.
             os.scandir(self.join(name)) as entries,
@@ -135,12 +135,12 @@ class Folder:
         selector = pafs.FileSelector(
             self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
         )
-        with named(self.shown(name), "listed"):
+        with wrap_os_errors(self.shown(name), "listed"):
             return self._persistently(lambda: self.filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         """Read the whole file `name`."""
-        with named(self.shown(name), "read"):
+        with wrap_os_errors(self.shown(name), "read"):
             content: bytes = self.read_with(name, lambda stream: stream.read())
             return content
 
@@ -178,7 +178,7 @@ class Folder:
             with self.staged(name) as temporary:
                 shutil.copyfile(source, temporary)
             return
-        with named(str(source), "read"):
+        with wrap_os_errors(str(source), "read"):
             empty = source.stat().st_size == 0
             mapped = None if empty else pa.memory_map(str(source))
         self._write_away(name, b"" if mapped is None else mapped.read_buffer())
@@ -198,7 +198,7 @@ class Folder:
             if not whole:
                 self.filesystem.move(first, path)
 
-        with named(self.shown(name), "written"):
+        with wrap_os_errors(self.shown(name), "written"):
             self._persistently(attempt)
 
     @contextlib.contextmanager
@@ -206,7 +206,7 @@ class Folder:
         """Give a temporary path in a local folder; left without an error it becomes `name`."""
         temporary = Path(self.join(TEMPORARY)) / f"{posixpath.basename(name)}.{uuid.uuid4().hex}"
         final = Path(self.join(name))
-        with named(str(final), "written"):
+        with wrap_os_errors(str(final), "written"):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield str(temporary)
@@ -227,14 +227,14 @@ class Folder:
             elif info.type != pafs.FileType.NotFound:
                 self.filesystem.delete_file(self.join(name))
 
-        with named(self.shown(name), "deleted"):
+        with wrap_os_errors(self.shown(name), "deleted"):
             self._persistently(attempt)
 
     def move(self, source: str, target: str) -> None:
         """Rename `source` in a local folder, replacing the file or folder `target`."""
         # Deleting a folder takes a while, in which it would be seen half: it is renamed first.
         aside = f"{TEMPORARY}/{posixpath.basename(target)}.{uuid.uuid4().hex}"
-        with named(self.join(target), "written"):
+        with wrap_os_errors(self.join(target), "written"):
             if self.exists(target):
                 self.filesystem.move(self.join(target), self.join(aside))
             self.filesystem.move(self.join(source), self.join(target))

@@ -21,7 +21,7 @@ from pathlib import Path
 from ray_embed.core.console import say
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage.filesystem import TEMPORARY, Folder
-from ray_embed.storage.retry import named
+from ray_embed.storage.retry import wrap_os_errors
 
 LOCK = f"{TEMPORARY}/lock"
 LEASES = f"{TEMPORARY}/leases"
@@ -48,10 +48,10 @@ def alone(folder: Folder) -> Iterator[None]:
 @contextlib.contextmanager
 def _locked(folder: Folder) -> Iterator[None]:
     lock = Path(folder.join(LOCK))
-    with named(folder.shown(), "written"):
+    with wrap_os_errors(folder.shown(), "written"):
         held, made = _hold(lock)
     try:
-        with named(str(lock.parent), "listed"):
+        with wrap_os_errors(str(lock.parent), "listed"):
             _clear_beside(lock)
         yield
     finally:

@@ -66,7 +66,7 @@ def _is_of_store(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def named(path: str, doing: str) -> Iterator[None]:
+def wrap_os_errors(path: str, doing: str) -> Iterator[None]:
     """Let an error of the storage say which file it was about, and what was tried.
 
     Raises:
