@@ -18,7 +18,7 @@ from ray_embed.core.keys import make_key
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage.filesystem import format_path, locate
-from ray_embed.storage.retry import call_with_retries, explained
+from ray_embed.storage.retry import call_with_retries, explain_error
 
 # Bytes, and modification time in ns; both None where there is no file.
 SizeAndTime = tuple[int | None, int | None]
@@ -87,7 +87,7 @@ def _look_at(file: File) -> SizeAndTime:
     try:
         info = call_with_retries(lambda: filesystem.get_file_info(path))
     except OSError as error:
-        raise StorageError(f"{file}: cannot be looked at: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be looked at: {explain_error(error)}") from error
     return (info.size, info.mtime_ns) if info.is_file else (None, None)
 
 
@@ -125,7 +125,7 @@ def read(file: File, planned: SizeAndTime) -> bytes | str:
     except OSError as error:
         if file.filesystem is None and isinstance(error, (PermissionError, IsADirectoryError)):
             return "unreadable"
-        raise StorageError(f"{file}: cannot be read: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be read: {explain_error(error)}") from error
     size, before = planned
     if size is None:
         return content

@@ -29,7 +29,7 @@ from ray_embed.sources.listing_format import (
 from ray_embed.sources.missing_files import check_files
 from ray_embed.sources.open import Listed
 from ray_embed.storage.filesystem import locate
-from ray_embed.storage.retry import explained
+from ray_embed.storage.retry import explain_error
 
 _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
@@ -103,7 +103,7 @@ def _sample(uri: str) -> bytes:
             return sample
     except OSError as error:
         raise InputError(
-            f"{redact_uri(uri)}: cannot be read as a listing: {explained(error)}"
+            f"{redact_uri(uri)}: cannot be read as a listing: {explain_error(error)}"
         ) from error
 
 
@@ -166,7 +166,7 @@ def _parsed(
         ):
             yield reader
     except (pa.ArrowInvalid, OSError) as error:
-        why = explained(error) if isinstance(error, OSError) else error
+        why = explain_error(error) if isinstance(error, OSError) else error
         raise InputError(f"{listing.name}: cannot be read as a listing: {why}") from error
 
 

@@ -28,7 +28,7 @@ from ray_embed.sources.files import File, SizeAndTime, find, look_at, open_file
 from ray_embed.sources.label_schema import label_type_of
 from ray_embed.sources.open import Listed
 from ray_embed.storage.download import check_space
-from ray_embed.storage.retry import call_with_retries, explained
+from ray_embed.storage.retry import call_with_retries, explain_error
 
 _BATCH = 65_536
 _OF_OBJECTS = {
@@ -213,7 +213,7 @@ def read_images(root: str | Path, start: int, count: int) -> np.ndarray[Any, Any
             at = place.offset + start * size
             content = call_with_retries(partial(_read_range, file, at, count * size))
     except OSError as error:
-        raise StorageError(f"{file}: cannot be read: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be read: {explain_error(error)}") from error
     images = np.frombuffer(content, place.dtype).reshape(count, *place.shape[1:])
     if images.ndim == 3:
         images = images[..., None]

@@ -21,7 +21,7 @@ from pyarrow import fs as pafs
 
 from ray_embed.core.uri import add_to_query, is_uri, redact_uri, remove_credentials
 from ray_embed.errors import InputError
-from ray_embed.storage.retry import call_with_retries, explained, wrap_os_errors
+from ray_embed.storage.retry import call_with_retries, explain_error, wrap_os_errors
 
 Result = TypeVar("Result")
 
@@ -45,7 +45,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
         parts = urlsplit(quote(uri, safe="%/:?=&@+~!$'()*,;[]"))
         filesystem, base = _opened(urlunsplit(parts._replace(path="")))
     except OSError as error:
-        raise InputError(f"{redact_uri(uri)}: cannot be opened: {explained(error)}") from error
+        raise InputError(f"{redact_uri(uri)}: cannot be opened: {explain_error(error)}") from error
     except (ValueError, ImportError) as error:
         said = remove_credentials(str(error))
         raise InputError(f"{redact_uri(uri)}: not a location that can be opened: {said}") from None

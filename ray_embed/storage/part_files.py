@@ -21,7 +21,7 @@ from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, StorageError, first_line
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.retry import explained, is_storage_error
+from ray_embed.storage.retry import explain_error, is_storage_error
 
 Result = TypeVar("Result")
 
@@ -186,7 +186,7 @@ def _explaining(path: str, number: int) -> Iterator[None]:
         yield
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         if isinstance(error, OSError) and is_storage_error(error):
-            raise StorageError(f"{path}: cannot be read: {explained(error)}") from error
+            raise StorageError(f"{path}: cannot be read: {explain_error(error)}") from error
         raise DamagedError(f"{path}: damaged: {first_line(error)}", number) from error
 
 

@@ -75,10 +75,12 @@ def wrap_os_errors(path: str, doing: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{redact_uri(path)}: cannot be {doing}: {explained(error)}") from error
+        raise StorageError(
+            f"{redact_uri(path)}: cannot be {doing}: {explain_error(error)}"
+        ) from error
 
 
-def explained(error: OSError) -> str:
+def explain_error(error: OSError) -> str:
     """Say what the storage said, without secrets, and what helps where it knows nobody."""
     if error.strerror:
         return error.strerror

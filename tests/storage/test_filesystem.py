@@ -48,8 +48,8 @@ def test_what_failed_in_passing_is_done():
 
 
 def test_missing_credentials_are_explained():
-    assert "credentials" in retry.explained(OSError(FOR_GOOD))
-    assert "credentials" not in retry.explained(OSError(PASSING))
+    assert "credentials" in retry.explain_error(OSError(FOR_GOOD))
+    assert "credentials" not in retry.explain_error(OSError(PASSING))
 
 
 def test_where_files_are_seen_while_written_they_are_renamed():
