@@ -30,7 +30,7 @@ from ray_embed.projector.merge_task import Group, Merge, Piece, merge_piece
 from ray_embed.runs import integrity, stratified
 from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import TEMPORARY, Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 _STRATUM = ("split", "label")
 # Boundaries of files follow from the plan, so that the bytes do: whole parts, about this much. Each
@@ -55,7 +55,7 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
     folder = Folder.at(out)
     if not folder.exists(layout.RUN):
         raise _no_run(out)
-    with alone(folder):
+    with lock_folder(folder):
         return merge(out, limit, threads)
 
 

@@ -16,7 +16,7 @@ from ray_embed.errors import InputError, StorageError
 from ray_embed.runs import identity
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def opened_target(config: RunConfig) -> Iterator[Target]:
             if not anew:
                 # Before anything is written to what may be something else.
                 manifest.read_run(folder)
-            stack.enter_context(alone(folder))
+            stack.enter_context(lock_folder(folder))
             before = None if anew else manifest.read_run(folder)
         except StorageError as error:
             raise InputError(f"--out {redact_uri(out)}: {error}; give another folder") from error

@@ -31,7 +31,7 @@ _RENEW_SECONDS, _STALE_SECONDS = 5.0, 30.0
 
 
 @contextlib.contextmanager
-def alone(folder: Folder) -> Iterator[None]:
+def lock_folder(folder: Folder) -> Iterator[None]:
     """Be the only one that writes to the folder; what others left unfinished is cleared away.
 
     A local folder is free with the end of the process, however it ends; one on an object store

@@ -352,7 +352,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not(
     save_encoder(tmp_path / "encoder.keras")
     run = f"{bucket}/run"
     arguments = ["run", "--source", "data", "--model", "encoder.keras", "--out", run]
-    with lock.alone(Folder.at(run)):
+    with lock.lock_folder(Folder.at(run)):
         found = ray_embed(*arguments)
     assert found.code == 2, found.err
     assert f"another ray-embed is writing to it (process {os.getpid()} on" in found.err
@@ -361,7 +361,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not(
     Folder.at(run).write(
         ".tmp/leases/left", f"process {dead.stdout.decode().strip()} on {here}".encode()
     )
-    with lock.alone(Folder.at(run)):
+    with lock.lock_folder(Folder.at(run)):
         assert "left" not in [info.base_name for info in Folder.at(run).infos(".tmp/leases")]
 
 
@@ -374,7 +374,7 @@ def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
     monkeypatch.setattr(lock, "_STALE_SECONDS", 3.0)
     folder = Folder.at(f"{bucket}/run")
     folder.write(".tmp/leases/left", b"process 1 on elsewhere")
-    with lock.alone(folder):
+    with lock.lock_folder(folder):
         assert "left" not in [info.base_name for info in folder.infos(".tmp/leases")]
     assert not folder.infos(".tmp/leases")
 

@@ -29,7 +29,7 @@ from ray_embed.runs.reader import open_run
 from ray_embed.runs.sampling import Subset
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 Say = Callable[[str], None]
 
@@ -61,7 +61,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
     output, folder = reader.output_of(layer), reader.folder
     column = output.column
     reader.require_finished()
-    with alone(folder):
+    with lock_folder(folder):
         records = sampling.draw(folder, column, sampling.affordable(DRAWN, output.dimension))
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
