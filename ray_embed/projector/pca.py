@@ -260,7 +260,7 @@ def method(folder: Folder, column: str) -> tuple[Method, float]:
 def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Result]) -> Result:
     again = f"`ray-embed reduce {folder.shown()}` writes it"
     run = manifest.read_run(folder) or {}
-    layer = manifest.output_of(run, column)["layer"]
+    layer = manifest.find_output(run, column)["layer"]
     if not folder.exists(layout.COMPONENTS):
         raise InputError(f"{folder.shown(layout.COMPONENTS)}: no such file; {again}")
     content = pa.BufferReader(folder.read(layout.COMPONENTS))

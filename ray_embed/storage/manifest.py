@@ -48,7 +48,7 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
     return run
 
 
-def output_of(run: dict[str, Any], column: str) -> dict[str, Any]:
+def find_output(run: dict[str, Any], column: str) -> dict[str, Any]:
     """Give what ``run.json`` says of a feature column: its layer, pooling and dimension."""
     outputs: list[dict[str, Any]] = run["encoder"]["outputs"]
     return next(output for output in outputs if output["column"] == column)
