@@ -232,7 +232,7 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
         _renew(config, prepared, scratch)
         return
     # To be overwritten, or left by a start that got no further than this.
-    manifest.clear(folder)
+    manifest.delete_run(folder)
     # First of all a mark, so that the folder is known as ours whenever this stops.
     manifest.write_run(folder, {}, __version__)
     artifacts.save_encoder(folder, prepared.encoder)

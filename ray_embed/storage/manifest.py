@@ -54,7 +54,7 @@ def find_output(run: dict[str, Any], column: str) -> dict[str, Any]:
     return next(output for output in outputs if output["column"] == column)
 
 
-def clear(folder: Folder) -> None:
+def delete_run(folder: Folder) -> None:
     """Delete what a run folder holds, what marks it as one last of all."""
     names = [name for name in folder.names() if name != TEMPORARY]
     for name in sorted(names, key=RUN.__eq__):
