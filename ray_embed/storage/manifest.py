@@ -40,7 +40,7 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
             "another --out or --overwrite"
         )
     content = {name: value for name, value in run.items() if name != "ray_embed"}
-    if run["ray_embed"].get("checksum") != checksum(content):
+    if run["ray_embed"].get("checksum") != compute_checksum(content):
         raise InputError(
             f"{folder.shown(RUN)}: it is not what was written: damaged, or edited; restore it, or "
             "--overwrite to start anew"
@@ -81,13 +81,13 @@ def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
     Raises:
         StorageError: nothing can be written there.
     """
-    about = {"version": version, "format": _FORMAT, "checksum": checksum(content)}
+    about = {"version": version, "format": _FORMAT, "checksum": compute_checksum(content)}
     marked = {"ray_embed": about, **content}
     # All else can be made again from it.
     folder.write(RUN, json.dumps(marked, indent=1).encode(), durable=True)
 
 
-def checksum(content: dict[str, Any]) -> str:
+def compute_checksum(content: dict[str, Any]) -> str:
     """Give the checksum of plain data, as it is in a JSON file that is edited by nobody."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
