@@ -226,10 +226,12 @@ def _records(folder: Folder, numbers: list[int], starts: list[int], places: Arra
     read = partial(part_files.read_part, folder, layout.FEATURES, columns=_RECORD)
     # One part at least, for the columns' types.
     read_from = rows or {numbers[0]: np.zeros(0, np.int64)}
-    parts = part_files.each(folder, lambda number: read(number).take(read_from[number]), read_from)
+    parts = part_files.map_parts(
+        folder, lambda number: read(number).take(read_from[number]), read_from
+    )
     return pa.concat_tables(list(parts)).combine_chunks().take(back)
 
 
 def _each(folder: Folder, numbers: list[int], columns: list[str]) -> Iterator[tuple[int, pa.Table]]:
     read = partial(part_files.read_part, folder, layout.FEATURES, columns=columns)
-    yield from zip(numbers, part_files.each(folder, read, numbers), strict=True)
+    yield from zip(numbers, part_files.map_parts(folder, read, numbers), strict=True)

@@ -128,7 +128,9 @@ def _principal(folder: Folder, column: str, index: Array) -> dict[str, Matrix]:
         part = part_files.read_part(folder, layout.PCA, number, ["index", column])
         return part["index"].to_numpy(), as_matrix(part[column])[:, :COMPONENTS]
 
-    for own, values in part_files.each(folder, read, part_files.part_numbers(folder, layout.PCA)):
+    for own, values in part_files.map_parts(
+        folder, read, part_files.part_numbers(folder, layout.PCA)
+    ):
         if not len(own):
             continue
         if not found.shape[1]:

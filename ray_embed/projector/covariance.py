@@ -87,7 +87,7 @@ def moments_of(out: str, fingerprint: str, block: Block) -> pca.Moments:
     folder = Folder.at(out)
     read = partial(_read, folder, fingerprint, block.column)
     with limit_blas_to_one_thread():
-        found = pca.moments(part_files.each(folder, read, block.parts), block.shift)
+        found = pca.moments(part_files.map_parts(folder, read, block.parts), block.shift)
     if not np.isfinite(found.sums).all():
         for number in block.parts:
             _check_finite(folder, number, read(number))

@@ -136,7 +136,7 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
         parts = [_coordinates_part(table, coordinates, at) for at, table in enumerate(tables)]
         contents = dict(zip(piece.group.parts, parts, strict=True))
         write = partial(_write_coordinates, folder, contents)
-        for _ in part_files.each(folder, write, contents):
+        for _ in part_files.map_parts(folder, write, contents):
             pass
     slices = list(_slices(merge, piece, tables, coordinates))
     index = _write(merge, piece, slices) if slices else None

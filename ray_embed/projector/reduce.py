@@ -249,7 +249,7 @@ def _survey(
         integrity.check_about(folder, number, found[0], expected)
         return found
 
-    looked_at = zip(numbers, part_files.each(folder, look, numbers), strict=True)
+    looked_at = zip(numbers, part_files.map_parts(folder, look, numbers), strict=True)
     for number, (about, table) in looked_at:
         if strata and table is not None:
             strata.add(table)
@@ -307,7 +307,7 @@ def _pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iter
     draw = stratified.Draw(survey.strata, merge.shown)
     numbers = [number for group in survey.groups for number in group.parts]
     read = partial(_strata_of, merge)
-    tables = part_files.each(merge.folder, read, numbers)
+    tables = part_files.map_parts(merge.folder, read, numbers)
     first = 0
     for group in survey.groups:
         rows = tuple(draw.of(next(tables)) for _ in group.parts)

@@ -93,7 +93,7 @@ def check_footers(folder: Folder, expected: Expected) -> None:
     def check_footer(number: int) -> None:
         check_about(folder, number, part_files.about(folder, number), expected)
 
-    for _ in part_files.each(folder, check_footer, part_files.part_numbers(folder)):
+    for _ in part_files.map_parts(folder, check_footer, part_files.part_numbers(folder)):
         pass
 
 
@@ -172,7 +172,7 @@ def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedErr
         return None
 
     damaged = {damage.number: damage}
-    for error in part_files.each(folder, find_damage, part_files.part_numbers(folder)):
+    for error in part_files.map_parts(folder, find_damage, part_files.part_numbers(folder)):
         if error:
             damaged.setdefault(error.number, error)
     for number, error in damaged.items():

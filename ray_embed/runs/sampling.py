@@ -95,7 +95,7 @@ def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Mat
         part = part_files.read_part(folder, layout.PCA, number, ["index", name])
         return part.take(pa.array(drawn[number]))
 
-    taken = pa.concat_tables(list(part_files.each(folder, take, drawn)))
+    taken = pa.concat_tables(list(part_files.map_parts(folder, take, drawn)))
     return taken["index"].to_numpy(), as_matrix(taken[name])
 
 
@@ -110,12 +110,12 @@ def _drawn(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, A
         return part.take(pa.array(rows)), rows
 
     strata = stratified.Strata(limit)
-    for table, _ in part_files.each(folder, strata_of, numbers):
+    for table, _ in part_files.map_parts(folder, strata_of, numbers):
         strata.add(table)
     total = sum(strata.counts.values())
     chosen = stratified.Draw(strata.counts, min(limit, total))
     drawn = {}
-    tables = part_files.each(folder, strata_of, numbers)
+    tables = part_files.map_parts(folder, strata_of, numbers)
     for number, (table, rows) in zip(numbers, tables, strict=True):
         drawn[number] = rows[chosen.of(table)]
     return drawn, total
@@ -141,7 +141,7 @@ def at(folder: Folder, column: str, index: Array, total: int) -> Subset:
         own = _read(folder, ["index"], number)["index"].to_numpy()
         return np.flatnonzero(_is_in(own, wanted))
 
-    rows = dict(zip(numbers, part_files.each(folder, rows_of, numbers), strict=True))
+    rows = dict(zip(numbers, part_files.map_parts(folder, rows_of, numbers), strict=True))
     found = _taken(folder, column, rows, total)
     by_index = np.argsort(found.index)
     return some(found, by_index[np.searchsorted(found.index, index, sorter=by_index)])
@@ -170,7 +170,7 @@ def held(folder: Folder, index: Array) -> Array:
         own: Array = _read(folder, ["index"], number)["index"].to_numpy()
         return own[_is_in(own, wanted)]
 
-    parts = part_files.each(folder, of_part, part_files.part_numbers(folder))
+    parts = part_files.map_parts(folder, of_part, part_files.part_numbers(folder))
     return np.isin(index, np.concatenate([wanted[:0], *parts]))
 
 
@@ -229,7 +229,7 @@ def pictures(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
     def read_part(number: int) -> pa.Table:
         return part_files.with_part(folder, layout.THUMBNAILS, number, read)
 
-    for part in part_files.each(folder, read_part, numbers):
+    for part in part_files.map_parts(folder, read_part, numbers):
         pngs = zip(part["index"].to_pylist(), part["png"].to_pylist(), strict=True)
         found.update((at, thumbnails.decode_png(png)) for at, png in pngs)
     if len(found) < len(wanted):
@@ -248,7 +248,7 @@ def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> S
     features: Matrix | None = None
     taken: list[pa.Table] = []
     start = 0
-    for part in part_files.each(folder, take, numbers):
+    for part in part_files.map_parts(folder, take, numbers):
         own = as_matrix(part[column])
         if features is None:
             # One after the other: all parts and all rows would be twice as much.

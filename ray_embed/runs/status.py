@@ -86,7 +86,7 @@ def status(run: str, *, verify: bool = False) -> Status:
         reasons = part_files.rejects_by_reason(folder, done)
     except RunError as error:
         problems.append(str(error))
-    for found in part_files.each(folder, partial(_rows_of, folder), numbers):
+    for found in part_files.map_parts(folder, partial(_rows_of, folder), numbers):
         if isinstance(found, int):
             rows += found
         else:
@@ -130,7 +130,7 @@ def _problems(
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             return [f"{name}: cannot be compared with the plan: {error}"]
 
-    for problems in part_files.each(folder, of_one, numbers):
+    for problems in part_files.map_parts(folder, of_one, numbers):
         yield from problems
     if not artifacts.is_intact(folder):
         name = folder.shown(layout.ENCODER)

@@ -85,7 +85,9 @@ class Done:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
 
-def each(folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Result]:
+def map_parts(
+    folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]
+) -> Iterator[Result]:
     """Give what `read` makes of each part, in order: many at a time where requests take long."""
     if folder.is_local:
         yield from map(read, numbers)
@@ -109,7 +111,7 @@ def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int
     # A killed try may have left rejects without features: its shard is done again.
     numbers = (number for number in part_numbers(folder, layout.REJECTS) if number in done)
     read = partial(read_part, folder, layout.REJECTS, columns=["reason"])
-    for rejects in each(folder, read, numbers):
+    for rejects in map_parts(folder, read, numbers):
         reasons.update(rejects["reason"].to_pylist())
     return dict(reasons.most_common())
 
