@@ -60,7 +60,9 @@ class Run:
         except (OSError, pa.ArrowException):
             # One after the other, for a word on which of them it is.
             folder = self._reader.folder
-            return sum(part_files.about(folder, n).rows for n in part_files.part_numbers(folder))
+            return sum(
+                part_files.about(folder, n).rows for n in part_files.list_part_numbers(folder)
+            )
 
     @cached_property
     def rejects(self) -> int:
@@ -112,8 +114,8 @@ class Run:
         """
         column, folder = self._reader.column_of(layer), self._reader.folder
         pca.load(folder, column)
-        parts = list(part_files.part_numbers(folder))
-        if list(part_files.part_numbers(folder, layout.PCA)) != parts:
+        parts = list(part_files.list_part_numbers(folder))
+        if list(part_files.list_part_numbers(folder, layout.PCA)) != parts:
             name = redact_uri(self.path)
             raise InputError(f"{name}: not all is reduced; `ray-embed reduce {name}` does it")
         name = layout.pca_column(column)

@@ -129,7 +129,7 @@ def _principal(folder: Folder, column: str, index: Array) -> dict[str, Matrix]:
         return part["index"].to_numpy(), as_matrix(part[column])[:, :COMPONENTS]
 
     for own, values in part_files.map_parts(
-        folder, read, part_files.part_numbers(folder, layout.PCA)
+        folder, read, part_files.list_part_numbers(folder, layout.PCA)
     ):
         if not len(own):
             continue

@@ -182,7 +182,7 @@ def _is_evaluation_of(folder: Folder, fingerprint: str) -> bool:
 
 def _delete_stale(folder: Folder, numbers: list[int]) -> None:
     """Delete coordinates of other parts than these."""
-    for number in set(part_files.part_numbers(folder, layout.PCA)) - set(numbers):
+    for number in set(part_files.list_part_numbers(folder, layout.PCA)) - set(numbers):
         folder.delete(part_files.part_name(layout.PCA, number))
 
 

@@ -93,7 +93,7 @@ def check_footers(folder: Folder, expected: Expected) -> None:
     def check_footer(number: int) -> None:
         check_about(folder, number, part_files.about(folder, number), expected)
 
-    for _ in part_files.map_parts(folder, check_footer, part_files.part_numbers(folder)):
+    for _ in part_files.map_parts(folder, check_footer, part_files.list_part_numbers(folder)):
         pass
 
 
@@ -104,7 +104,7 @@ def all_parts(folder: Folder, expected: Expected) -> list[int]:
         DamagedError: a part is of no shard that was planned.
         RunError: shards are missing.
     """
-    numbers = list(part_files.part_numbers(folder))
+    numbers = list(part_files.list_part_numbers(folder))
     shards = expected.shards
     if shards is not None and numbers and numbers[-1] >= shards:
         check_footers(folder, expected)
@@ -172,7 +172,7 @@ def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedErr
         return None
 
     damaged = {damage.number: damage}
-    for error in part_files.map_parts(folder, find_damage, part_files.part_numbers(folder)):
+    for error in part_files.map_parts(folder, find_damage, part_files.list_part_numbers(folder)):
         if error:
             damaged.setdefault(error.number, error)
     for number, error in damaged.items():

@@ -79,7 +79,7 @@ class RunReader:
         Raises:
             InputError: there is none.
         """
-        numbers = list(part_files.part_numbers(self.folder, kind))
+        numbers = list(part_files.list_part_numbers(self.folder, kind))
         if not numbers:
             raise InputError(
                 f"{self.folder.shown()}: no shard is finished yet; `ray-embed run` resumes the run"

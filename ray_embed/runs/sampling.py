@@ -101,7 +101,7 @@ def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Mat
 
 def _drawn(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, Array], int]:
     """Draw rows of the parts; returns them by part, and of how many records they are."""
-    numbers = list(part_files.part_numbers(folder))
+    numbers = list(part_files.list_part_numbers(folder))
 
     def strata_of(number: int) -> tuple[pa.Table, Array]:
         part = _read(folder, ["index", "split", "label"], number)
@@ -134,7 +134,7 @@ def at(folder: Folder, column: str, index: Array, total: int) -> Subset:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    numbers = list(part_files.part_numbers(folder))
+    numbers = list(part_files.list_part_numbers(folder))
     wanted = np.sort(index)
 
     def rows_of(number: int) -> Array:
@@ -170,7 +170,7 @@ def held(folder: Folder, index: Array) -> Array:
         own: Array = _read(folder, ["index"], number)["index"].to_numpy()
         return own[_is_in(own, wanted)]
 
-    parts = part_files.map_parts(folder, of_part, part_files.part_numbers(folder))
+    parts = part_files.map_parts(folder, of_part, part_files.list_part_numbers(folder))
     return np.isin(index, np.concatenate([wanted[:0], *parts]))
 
 
@@ -216,7 +216,7 @@ def pictures(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
     """
     wanted = np.unique(index)
     found: dict[int, thumbnails.Pixels] = {}
-    numbers = list(part_files.part_numbers(folder, layout.THUMBNAILS))
+    numbers = list(part_files.list_part_numbers(folder, layout.THUMBNAILS))
 
     def read(part: pq.ParquetFile) -> pa.Table:
         index = part.read(["index"], use_threads=False)

@@ -54,7 +54,7 @@ def part_name(kind: str, number: int) -> str:
     return f"{kind}/part-{number:08d}.parquet"
 
 
-def part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
+def list_part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
     """Give the numbers of the parts that are there, in order."""
     matches = (_PART.fullmatch(name) for name in folder.names(kind))
     # Eight bytes a part, not a list of objects.
@@ -73,7 +73,7 @@ class Done:
     def __init__(self, folder: Folder) -> None:
         self._bits = bytearray()
         self.count = 0
-        for number in part_numbers(folder):
+        for number in list_part_numbers(folder):
             self._bits.extend(bytes(max(0, number // 8 + 1 - len(self._bits))))
             self._bits[number // 8] |= 1 << number % 8
             self.count += 1
@@ -109,7 +109,7 @@ def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int
     done = done or Done(folder)
     reasons: Counter[str] = Counter()
     # A killed try may have left rejects without features: its shard is done again.
-    numbers = (number for number in part_numbers(folder, layout.REJECTS) if number in done)
+    numbers = (number for number in list_part_numbers(folder, layout.REJECTS) if number in done)
     read = partial(read_part, folder, layout.REJECTS, columns=["reason"])
     for rejects in map_parts(folder, read, numbers):
         reasons.update(rejects["reason"].to_pylist())

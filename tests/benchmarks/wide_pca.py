@@ -87,7 +87,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
 def components(path: Path, threads: int) -> Callable[[], pca.Components]:
     folder = Folder.at(str(path))
     groups, start, dimension = [], 0, 0
-    for number in part_files.part_numbers(folder):
+    for number in part_files.list_part_numbers(folder):
         about = part_files.about(folder, number)
         dimension = dict(about.columns)["feature"].list_size
         groups.append(Group(number, (number,), start, about.rows))

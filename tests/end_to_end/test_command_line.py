@@ -455,7 +455,7 @@ def test_status_is_consistent_while_shards_finish(sample, tmp_path, monkeypatch)
     late = [path for number in (0, 1) for path in run.glob(f"[ft]*/part-{number:08d}.parquet")]
     for path in late:
         path.rename(f"{path}-later")
-    listed = part_files_module.part_numbers
+    listed = part_files_module.list_part_numbers
 
     def listed_before(*given):
         numbers = list(listed(*given))
@@ -464,7 +464,7 @@ def test_status_is_consistent_while_shards_finish(sample, tmp_path, monkeypatch)
                 path.with_name(f"{path.name}-later").rename(path)
         return iter(numbers)
 
-    monkeypatch.setattr(part_files_module, "part_numbers", listed_before)
+    monkeypatch.setattr(part_files_module, "list_part_numbers", listed_before)
     report = status.status(str(run))
     assert (report.shards_done, report.rows, report.rejects) == (1, 2, 0)
     report = status.status(str(run))

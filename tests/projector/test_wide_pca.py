@@ -51,7 +51,7 @@ def reduce(path, values, *, mapped=None, threads=1, **options):
     make_run(path, {"top": values}, shard=SHARD, **options)
     folder = Folder.at(str(path))
     groups, start = [], 0
-    for number in part_files.part_numbers(folder):
+    for number in part_files.list_part_numbers(folder):
         rows = part_files.about(folder, number).rows
         groups.append(Group(number, (number,), start, rows))
         start += rows

@@ -27,7 +27,7 @@ def test_parts_are_in_the_order_of_their_shards_whatever_the_length_of_their_num
 ):
     numbers = [100000000, 7, 99999999, 0, 12]
     touch(tmp_path, *(f"part-{number:08d}.parquet" for number in numbers))
-    assert list(part_files.part_numbers(folder)) == sorted(numbers)
+    assert list(part_files.list_part_numbers(folder)) == sorted(numbers)
 
 
 def test_other_names_are_no_parts(folder, tmp_path):
@@ -35,7 +35,7 @@ def test_other_names_are_no_parts(folder, tmp_path):
         tmp_path, "part-1.parquet", "part-00000001.parquet.tmp", "x.parquet",
         f"part-{10**30}.parquet", "part-00000002.parquet",
     )  # fmt: skip
-    assert list(part_files.part_numbers(folder)) == [2]
+    assert list(part_files.list_part_numbers(folder)) == [2]
 
 
 def test_done_is_what_has_its_part(folder, tmp_path):
@@ -47,5 +47,5 @@ def test_done_is_what_has_its_part(folder, tmp_path):
 
 
 def test_folder_that_is_not_there_has_no_parts(folder):
-    assert list(part_files.part_numbers(folder, "rejects")) == []
+    assert list(part_files.list_part_numbers(folder, "rejects")) == []
     assert part_files.Done(Folder(folder.filesystem, folder.join("none"))).count == 0

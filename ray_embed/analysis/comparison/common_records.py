@@ -106,7 +106,7 @@ def _hashed(folder: Folder) -> Array:
         hashes = np.fromiter(map(hash, _identities(part)), np.int64, part.num_rows)
         return np.stack([hashes, part["index"].to_numpy()], axis=1)
 
-    parts = part_files.map_parts(folder, of_part, part_files.part_numbers(folder))
+    parts = part_files.map_parts(folder, of_part, part_files.list_part_numbers(folder))
     return np.concatenate([np.zeros((0, 2), np.int64), *parts])
 
 
@@ -138,7 +138,7 @@ def _located(folder: Folder, identities: list[tuple[str, str]]) -> Array:
         pairs = zip(_identities(part), part["index"].to_pylist(), strict=True)
         return [(wanted[one], index) for one, index in pairs if one in wanted]
 
-    for pairs in part_files.map_parts(folder, of_part, part_files.part_numbers(folder)):
+    for pairs in part_files.map_parts(folder, of_part, part_files.list_part_numbers(folder)):
         for at, index in pairs:
             if found[at] < 0:
                 found[at] = index

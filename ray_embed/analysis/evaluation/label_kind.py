@@ -58,7 +58,7 @@ def choose_labels(folders: Iterable[Folder], asked: LabelKind | None = None) -> 
     count = 0
     for folder in folders:
         for labels in part_files.map_parts(
-            folder, _reader(folder), part_files.part_numbers(folder)
+            folder, _reader(folder), part_files.list_part_numbers(folder)
         ):
             if not pa.types.is_floating(labels.type):
                 break

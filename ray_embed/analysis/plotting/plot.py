@@ -105,7 +105,7 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
     # The coordinates that `reduce` has written are few numbers, where features are many.
     is_reduced = all(
         folder.exists(part_files.part_name(layout.PCA, number))
-        for number in part_files.part_numbers(folder)
+        for number in part_files.list_part_numbers(folder)
     )
     if shown > (bookmarks.MAPPED if is_reduced else most):
         say(f"no t-SNE and UMAP for the page: it shows {shown:,} points, not {most:,}")
