@@ -40,7 +40,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
         InputError: a dataset is not repeatable, or a planned file is gone.
         RunError: an error that trying again does not mend, or too many rejects.
     """
-    done = part_files.Done(prepared.folder)
+    done = part_files.FinishedShards(prepared.folder)
     shards = prepared.plan.shards
     rejected = sum(part_files.rejects_by_reason(prepared.folder, done).values())
     left = None if shards is None else shards - done.count

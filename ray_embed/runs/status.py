@@ -77,7 +77,7 @@ def status(run: str, *, verify: bool = False) -> Status:
         )
     outline = planning.load(folder)
     # Of one moment, as more may be done meanwhile.
-    done = part_files.Done(folder)
+    done = part_files.FinishedShards(folder)
     numbers = list(done)
     problems: list[str] = []
     reasons: dict[str, int] = {}

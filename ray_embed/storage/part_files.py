@@ -63,7 +63,7 @@ def list_part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[i
     yield from map(int, numbers)
 
 
-class Done:
+class FinishedShards:
     """Which shards have their part, read once; a bit a shard.
 
     Args:
@@ -96,7 +96,7 @@ def map_parts(
         yield from mapped(read, numbers)
 
 
-def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int]:
+def rejects_by_reason(folder: Folder, done: FinishedShards | None = None) -> dict[str, int]:
     """Count the rejects of the shards that are done, the commonest reason first.
 
     Args:
@@ -106,7 +106,7 @@ def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int
     Raises:
         DamagedError: a part is not what was written.
     """
-    done = done or Done(folder)
+    done = done or FinishedShards(folder)
     reasons: Counter[str] = Counter()
     # A killed try may have left rejects without features: its shard is done again.
     numbers = (number for number in list_part_numbers(folder, layout.REJECTS) if number in done)

@@ -248,7 +248,7 @@ def case(name: str, work: Path, given: argparse.Namespace) -> dict[str, Any]:
     match name:
         case "done":
             folder = empty_parts(work, shards, there)
-            return timed(lambda: part_files.Done(folder))
+            return timed(lambda: part_files.FinishedShards(folder))
         case "status":
             folder = linked_parts(work, read)
             return timed(lambda: status(folder.path))

@@ -40,7 +40,7 @@ def test_other_names_are_no_parts(folder, tmp_path):
 
 def test_done_is_what_has_its_part(folder, tmp_path):
     touch(tmp_path, *(f"part-{number:08d}.parquet" for number in (0, 9, 1000)))
-    done = part_files.Done(folder)
+    done = part_files.FinishedShards(folder)
     assert done.count == 3
     assert [number for number in range(1100) if number in done] == [0, 9, 1000]
     assert 10**9 not in done
@@ -48,4 +48,4 @@ def test_done_is_what_has_its_part(folder, tmp_path):
 
 def test_folder_that_is_not_there_has_no_parts(folder):
     assert list(part_files.list_part_numbers(folder, "rejects")) == []
-    assert part_files.Done(Folder(folder.filesystem, folder.join("none"))).count == 0
+    assert part_files.FinishedShards(Folder(folder.filesystem, folder.join("none"))).count == 0
