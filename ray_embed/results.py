@@ -72,7 +72,7 @@ class Run:
     @cached_property
     def rejects_by_reason(self) -> dict[str, int]:
         """The number of rejects for each reason, the commonest first."""
-        return part_files.rejects_by_reason(self._reader.folder)
+        return part_files.count_rejects(self._reader.folder)
 
     @property
     def layers(self) -> tuple[str, ...]:

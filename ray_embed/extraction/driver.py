@@ -42,7 +42,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     """
     done = part_files.FinishedShards(prepared.folder)
     shards = prepared.plan.shards
-    rejected = sum(part_files.rejects_by_reason(prepared.folder, done).values())
+    rejected = sum(part_files.count_rejects(prepared.folder, done).values())
     left = None if shards is None else shards - done.count
     job = _job(config, prepared)
     watch = _Watch(config, prepared)

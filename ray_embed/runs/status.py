@@ -83,7 +83,7 @@ def status(run: str, *, verify: bool = False) -> Status:
     reasons: dict[str, int] = {}
     rows = 0
     try:
-        reasons = part_files.rejects_by_reason(folder, done)
+        reasons = part_files.count_rejects(folder, done)
     except RunError as error:
         problems.append(str(error))
     for found in part_files.map_parts(folder, partial(_rows_of, folder), numbers):

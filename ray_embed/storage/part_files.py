@@ -96,7 +96,7 @@ def map_parts(
         yield from mapped(read, numbers)
 
 
-def rejects_by_reason(folder: Folder, done: FinishedShards | None = None) -> dict[str, int]:
+def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[str, int]:
     """Count the rejects of the shards that are done, the commonest reason first.
 
     Args:
