@@ -260,7 +260,7 @@ class Extractor:
         check_unchanged(shard, opened.job.roots[shard.split.ordinal], rows)
         records = planning.record_columns(opened.job.plan, shard, rows)
         part = _part(shard.number, opened.encoder, records, gathered)
-        part_files.commit(folder, part, opened.job.fingerprint, rows.num_rows)
+        part_files.write_part(folder, part, opened.job.fingerprint, rows.num_rows)
         reasons = Counter(part.rejects["reason"].to_pylist())
         self._meter.done(part.features.num_rows, part.rejects.num_rows)
         return ShardResult(

@@ -116,7 +116,7 @@ def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[st
     return dict(reasons.most_common())
 
 
-def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
+def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
     """Write the parts of one shard, its features last; what a killed try left is replaced."""
     footer = {
         "ray_embed.fingerprint": fingerprint,

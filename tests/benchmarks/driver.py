@@ -213,7 +213,7 @@ def linked_parts(work: Path, there: int) -> Folder:
     folder = _begun(work / f"linked-{there}", there)
     features = Path(folder.join(layout.FEATURES))
     if not features.is_dir():
-        part_files.commit(folder, part(), "none", RECORDS)
+        part_files.write_part(folder, part(), "none", RECORDS)
         real = Path(folder.path) / "real.parquet"
         (features / "part-00000000.parquet").rename(real)
         for number in range(there):

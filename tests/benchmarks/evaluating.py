@@ -42,7 +42,7 @@ def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: boo
     if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, splits, thumbnails):
-        part_files.commit(folder, part, "f" * 64, part.features.num_rows)
+        part_files.write_part(folder, part, "f" * 64, part.features.num_rows)
     split = planning.SplitPlan(0, "split0", "files", "/", "string", (), SHARD, 64, records=rows)
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}

@@ -76,7 +76,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
         )
         thumbnails = part_files.THUMBNAIL_SCHEMA.empty_table()
         part = part_files.Part(number, features, part_files.REJECT_SCHEMA.empty_table(), thumbnails)
-        part_files.commit(folder, part, "f" * 64, len(index))
+        part_files.write_part(folder, part, "f" * 64, len(index))
     split = planning.SplitPlan(0, "valid", "files", "/", "string", (), shard, 64, records=rows)
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}

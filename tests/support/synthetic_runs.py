@@ -88,7 +88,7 @@ def make_run(
     planned = list(_shards(lengths, shard))
     for number, index in enumerate(planned[: len(planned) - missing]):
         part = _part(number, records, index, rejected, pictures)
-        part_files.commit(folder, part, fingerprint, len(index))
+        part_files.write_part(folder, part, fingerprint, len(index))
     outputs = [
         {"layer": name, "column": columns[name], "dimension": of_layer.shape[1]}
         for name, of_layer in layers.items()
