@@ -156,7 +156,7 @@ def _coordinates_part(table: pa.Table, coordinates: dict[str, list[Matrix]], at:
 
 
 def _write_coordinates(folder: Folder, parts: dict[int, pa.Table], number: int) -> None:
-    folder.write(part_files.part_name(layout.PCA, number), part_files.encoded(parts[number]))
+    folder.write(part_files.part_name(layout.PCA, number), part_files.encode_part(parts[number]))
 
 
 def _write(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) -> bytes:

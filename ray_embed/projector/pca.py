@@ -211,7 +211,7 @@ def save(folder: Folder, found: dict[str, Components], fingerprint: str) -> None
             footer[_METHOD + layer] = json.dumps(asdict(of_one.method))
     folder.write(
         layout.COMPONENTS,
-        part_files.encoded(pa.concat_tables(tables).replace_schema_metadata(footer)),
+        part_files.encode_part(pa.concat_tables(tables).replace_schema_metadata(footer)),
     )
 
 

@@ -148,7 +148,7 @@ def is_as_written(folder: Folder, kind: str, number: int) -> bool:
         # Parquet has its own name for the items of a list, which reading keeps.
         values = as_column(as_matrix(content[column]))
         content = content.set_column(content.column_names.index(column), column, values)
-    again = part_files.encoded(content)
+    again = part_files.encode_part(content)
     ours = pq.read_metadata(pa.BufferReader(again)).created_by
     if writer != ours and _WRITER.fullmatch(writer):
         return True

@@ -133,10 +133,10 @@ def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> No
         if kind == layout.REJECTS and not table.num_rows:
             folder.delete(name)
         else:
-            folder.write(name, encoded(table.replace_schema_metadata(footer)))
+            folder.write(name, encode_part(table.replace_schema_metadata(footer)))
 
 
-def encoded(table: pa.Table) -> bytes:
+def encode_part(table: pa.Table) -> bytes:
     """Give a part's bytes; the same table gives the same ones."""
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
