@@ -46,7 +46,7 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
     Raises:
         DamagedError: one of them is not what was written, or of another shard or run.
     """
-    about, found = part_files.with_part(
+    about, found = part_files.read_part_with(
         folder, layout.FEATURES, number, lambda part: (part_files.about_of(part), part.read())
     )
     check_about(folder, number, about, expected)
@@ -77,7 +77,7 @@ def check_about(folder: Folder, number: int, about: part_files.About, expected: 
         raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
     if about.rejected:
         name = folder.shown(part_files.part_name(layout.REJECTS, number))
-        rejects = part_files.with_part(folder, layout.REJECTS, number, part_files.about_of)
+        rejects = part_files.read_part_with(folder, layout.REJECTS, number, part_files.about_of)
         part_files.check_owner(name, rejects, number, expected.fingerprint)
         if rejects.rows != about.rejected:
             raise DamagedError(f"{name}: its rows are not those rejected", number)
@@ -141,7 +141,7 @@ def is_as_written(folder: Folder, kind: str, number: int) -> bool:
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    content, writer = part_files.with_part(
+    content, writer = part_files.read_part_with(
         folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
     )
     for column in part_files.feature_columns(content.schema):

@@ -227,7 +227,7 @@ def pictures(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
         return part.read(["index", "png"], use_threads=False).filter(pa.array(mask))
 
     def read_part(number: int) -> pa.Table:
-        return part_files.with_part(folder, layout.THUMBNAILS, number, read)
+        return part_files.read_part_with(folder, layout.THUMBNAILS, number, read)
 
     for part in part_files.map_parts(folder, read_part, numbers):
         pngs = zip(part["index"].to_pylist(), part["png"].to_pylist(), strict=True)

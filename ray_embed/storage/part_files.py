@@ -154,7 +154,7 @@ def encode_part(table: pa.Table) -> bytes:
     return content
 
 
-def with_part(
+def read_part_with(
     folder: Folder, kind: str, number: int, read: Callable[[pq.ParquetFile], Result]
 ) -> Result:
     """Open a part, and give what is read of it; that fails where pages lack their checksums.
@@ -211,7 +211,7 @@ def about(folder: Folder, number: int) -> About:
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    return with_part(folder, layout.FEATURES, number, about_of)
+    return read_part_with(folder, layout.FEATURES, number, about_of)
 
 
 def about_of(part: pq.ParquetFile) -> About:
@@ -245,7 +245,7 @@ def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.T
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    return with_part(
+    return read_part_with(
         folder,
         layout.FEATURES,
         number,
@@ -283,7 +283,7 @@ def read_part(
             check_owner(name, about_of(part), number, fingerprint)
         return _columns(part, columns)
 
-    return with_part(folder, kind, number, read)
+    return read_part_with(folder, kind, number, read)
 
 
 def feature_batches(folder: Folder, number: int, column: str, fingerprint: str) -> Iterator[Matrix]:
