@@ -244,7 +244,7 @@ def _survey(
     waiting: list[int] = []
     start = rows = weight = files = 0
 
-    def look(number: int) -> tuple[part_files.About, pa.Table | None]:
+    def look(number: int) -> tuple[part_files.Footer, pa.Table | None]:
         found = part_files.survey(folder, number, columns)
         integrity.check_about(folder, number, found[0], expected)
         return found

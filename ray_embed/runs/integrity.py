@@ -60,7 +60,7 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
         part_files.read_part(folder, layout.REJECTS, number)
 
 
-def check_about(folder: Folder, number: int, about: part_files.About, expected: Expected) -> None:
+def check_about(folder: Folder, number: int, about: part_files.Footer, expected: Expected) -> None:
     """Compare what a features part says of itself with what it must be.
 
     No checksum covers that, so a flipped bit could rename a column.

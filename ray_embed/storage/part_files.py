@@ -193,7 +193,7 @@ def _explaining(path: str, number: int) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class About:
+class Footer:
     """What a features part says of itself; its numbers are -1 where it says none."""
 
     rows: int
@@ -204,7 +204,7 @@ class About:
     columns: tuple[tuple[str, pa.DataType], ...]
 
 
-def about(folder: Folder, number: int) -> About:
+def about(folder: Folder, number: int) -> Footer:
     """Read what a features part says of itself.
 
     Raises:
@@ -214,7 +214,7 @@ def about(folder: Folder, number: int) -> About:
     return read_part_with(folder, layout.FEATURES, number, about_of)
 
 
-def about_of(part: pq.ParquetFile) -> About:
+def about_of(part: pq.ParquetFile) -> Footer:
     """Read what an open part says of itself."""
     metadata = part.metadata
     ours = {
@@ -228,7 +228,7 @@ def about_of(part: pq.ParquetFile) -> About:
         return int(text) if text.isascii() and text.isdigit() else -1
 
     columns = tuple((field.name, field.type) for field in part.schema_arrow)
-    return About(
+    return Footer(
         metadata.num_rows,
         ours.get("fingerprint"),
         number("shard"),
@@ -238,7 +238,7 @@ def about_of(part: pq.ParquetFile) -> About:
     )
 
 
-def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.Table | None]:
+def survey(folder: Folder, number: int, columns: list[str]) -> tuple[Footer, pa.Table | None]:
     """Read what `about` does, and some columns if any are named, opening the part once.
 
     Raises:
@@ -253,7 +253,7 @@ def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.T
     )
 
 
-def check_owner(name: str, about: About, number: int, fingerprint: str) -> None:
+def check_owner(name: str, about: Footer, number: int, fingerprint: str) -> None:
     """Compare whose a part says it is with whose it must be.
 
     Raises:
