@@ -47,7 +47,7 @@ def check(folder: Folder, number: int, expected: Expected) -> None:
         DamagedError: one of them is not what was written, or of another shard or run.
     """
     about, found = part_files.read_part_with(
-        folder, layout.FEATURES, number, lambda part: (part_files.about_of(part), part.read())
+        folder, layout.FEATURES, number, lambda part: (part_files.parse_footer(part), part.read())
     )
     check_about(folder, number, about, expected)
     pictured = part_files.read_part(
@@ -77,7 +77,7 @@ def check_about(folder: Folder, number: int, about: part_files.Footer, expected:
         raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
     if about.rejected:
         name = folder.shown(part_files.part_name(layout.REJECTS, number))
-        rejects = part_files.read_part_with(folder, layout.REJECTS, number, part_files.about_of)
+        rejects = part_files.read_part_with(folder, layout.REJECTS, number, part_files.parse_footer)
         part_files.check_owner(name, rejects, number, expected.fingerprint)
         if rejects.rows != about.rejected:
             raise DamagedError(f"{name}: its rows are not those rejected", number)

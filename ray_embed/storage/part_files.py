@@ -211,10 +211,10 @@ def about(folder: Folder, number: int) -> Footer:
         DamagedError: it is not what was written.
         StorageError: it cannot be read.
     """
-    return read_part_with(folder, layout.FEATURES, number, about_of)
+    return read_part_with(folder, layout.FEATURES, number, parse_footer)
 
 
-def about_of(part: pq.ParquetFile) -> Footer:
+def parse_footer(part: pq.ParquetFile) -> Footer:
     """Read what an open part says of itself."""
     metadata = part.metadata
     ours = {
@@ -249,7 +249,7 @@ def survey(folder: Folder, number: int, columns: list[str]) -> tuple[Footer, pa.
         folder,
         layout.FEATURES,
         number,
-        lambda part: (about_of(part), _columns(part, columns) if columns else None),
+        lambda part: (parse_footer(part), _columns(part, columns) if columns else None),
     )
 
 
@@ -280,7 +280,7 @@ def read_part(
     def read(part: pq.ParquetFile) -> pa.Table:
         if fingerprint is not None:
             name = folder.shown(part_name(kind, number))
-            check_owner(name, about_of(part), number, fingerprint)
+            check_owner(name, parse_footer(part), number, fingerprint)
         return _columns(part, columns)
 
     return read_part_with(folder, kind, number, read)
@@ -308,7 +308,7 @@ def feature_batches(folder: Folder, number: int, column: str, fingerprint: str) 
             stream, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
         ) as part,
     ):
-        check_owner(path, about_of(part), number, fingerprint)
+        check_owner(path, parse_footer(part), number, fingerprint)
         # Reading leaves out a column that is not there.
         dimension = part.schema_arrow.field(column).type.list_size
         yield from _batches(part, column, dimension)
