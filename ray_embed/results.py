@@ -61,7 +61,7 @@ class Run:
             # One after the other, for a word on which of them it is.
             folder = self._reader.folder
             return sum(
-                part_files.about(folder, n).rows for n in part_files.list_part_numbers(folder)
+                part_files.read_footer(folder, n).rows for n in part_files.list_part_numbers(folder)
             )
 
     @cached_property

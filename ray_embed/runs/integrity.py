@@ -91,7 +91,7 @@ def check_footers(folder: Folder, expected: Expected) -> None:
     """
 
     def check_footer(number: int) -> None:
-        check_about(folder, number, part_files.about(folder, number), expected)
+        check_about(folder, number, part_files.read_footer(folder, number), expected)
 
     for _ in part_files.map_parts(folder, check_footer, part_files.list_part_numbers(folder)):
         pass

@@ -111,7 +111,7 @@ def status(run: str, *, verify: bool = False) -> Status:
 def _rows_of(folder: Folder, number: int) -> int | str:
     """Give the rows of a part, or say what is wrong with it."""
     try:
-        return part_files.about(folder, number).rows
+        return part_files.read_footer(folder, number).rows
     except RunError as error:
         return str(error)
 
@@ -145,7 +145,7 @@ def _problems_of(
     folder: Folder, fingerprint: str, number: int, outline: planning.Plan
 ) -> Iterator[str]:
     name = part_files.part_name(layout.FEATURES, number)
-    about = part_files.about(folder, number)
+    about = part_files.read_footer(folder, number)
     table = part_files.read_part(folder, layout.FEATURES, number)
     kinds = [layout.FEATURES, layout.THUMBNAILS]
     rejected = pa.table({"index": pa.array([], pa.int64())})

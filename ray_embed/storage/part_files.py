@@ -204,7 +204,7 @@ class Footer:
     columns: tuple[tuple[str, pa.DataType], ...]
 
 
-def about(folder: Folder, number: int) -> Footer:
+def read_footer(folder: Folder, number: int) -> Footer:
     """Read what a features part says of itself.
 
     Raises:

@@ -88,7 +88,7 @@ def components(path: Path, threads: int) -> Callable[[], pca.Components]:
     folder = Folder.at(str(path))
     groups, start, dimension = [], 0, 0
     for number in part_files.list_part_numbers(folder):
-        about = part_files.about(folder, number)
+        about = part_files.read_footer(folder, number)
         dimension = dict(about.columns)["feature"].list_size
         groups.append(Group(number, (number,), start, about.rows))
         start += about.rows

@@ -52,7 +52,7 @@ def reduce(path, values, *, mapped=None, threads=1, **options):
     folder = Folder.at(str(path))
     groups, start = [], 0
     for number in part_files.list_part_numbers(folder):
-        rows = part_files.about(folder, number).rows
+        rows = part_files.read_footer(folder, number).rows
         groups.append(Group(number, (number,), start, rows))
         start += rows
     size = values.shape[1]
