@@ -245,7 +245,7 @@ def _survey(
     start = rows = weight = files = 0
 
     def look(number: int) -> tuple[part_files.Footer, pa.Table | None]:
-        found = part_files.survey(folder, number, columns)
+        found = part_files.read_footer_and_columns(folder, number, columns)
         integrity.check_about(folder, number, found[0], expected)
         return found
 

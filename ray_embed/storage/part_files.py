@@ -238,7 +238,9 @@ def parse_footer(part: pq.ParquetFile) -> Footer:
     )
 
 
-def survey(folder: Folder, number: int, columns: list[str]) -> tuple[Footer, pa.Table | None]:
+def read_footer_and_columns(
+    folder: Folder, number: int, columns: list[str]
+) -> tuple[Footer, pa.Table | None]:
     """Read what `about` does, and some columns if any are named, opening the part once.
 
     Raises:
