@@ -401,7 +401,7 @@ def _chunks(
     chunk = np.empty((together, size), np.float32)
     filled = 0
     for number in parts:
-        for values in part_files.feature_batches(folder, number, column, fingerprint):
+        for values in part_files.read_feature_batches(folder, number, column, fingerprint):
             start = 0
             while start < len(values):
                 some = values[start : start + together - filled]

@@ -288,7 +288,9 @@ def read_part(
     return read_part_with(folder, kind, number, read)
 
 
-def feature_batches(folder: Folder, number: int, column: str, fingerprint: str) -> Iterator[Matrix]:
+def read_feature_batches(
+    folder: Folder, number: int, column: str, fingerprint: str
+) -> Iterator[Matrix]:
     """Read the features (n, D) of a part of the run, some rows at a time.
 
     A local part is never in memory as a whole, others are, as a failed request is repeated.

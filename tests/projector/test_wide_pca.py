@@ -243,11 +243,11 @@ def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     make_run(tmp_path, {"top": values}, shard=SHARD)
     folder = Folder.at(str(tmp_path))
     whole = part_files.read_part(folder, layout.FEATURES, 1)
-    batches = list(part_files.feature_batches(folder, 1, "feature", FINGERPRINT))
+    batches = list(part_files.read_feature_batches(folder, 1, "feature", FINGERPRINT))
     assert [len(rows) for rows in batches] == [7] * 9 + [1]
     assert np.array_equal(np.concatenate(batches), values[SHARD : 2 * SHARD])
     with pytest.raises(DamagedError, match="another run"):
-        next(part_files.feature_batches(folder, 1, "feature", "0" * 64))
+        next(part_files.read_feature_batches(folder, 1, "feature", "0" * 64))
     monkeypatch.setattr(part_files, "_LARGE", 1000)
     for columns in (None, ["feature", "index"], ["index"]):
         read = part_files.read_part(folder, layout.FEATURES, 1, columns)
