@@ -144,7 +144,7 @@ def is_as_written(folder: Folder, kind: str, number: int) -> bool:
     content, writer = part_files.read_part_with(
         folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
     )
-    for column in part_files.feature_columns(content.schema):
+    for column in part_files.list_feature_columns(content.schema):
         # Parquet has its own name for the items of a list, which reading keeps.
         values = as_column(as_matrix(content[column]))
         content = content.set_column(content.column_names.index(column), column, values)

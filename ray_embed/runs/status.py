@@ -169,7 +169,7 @@ def _problems_of(
     pictured = part_files.read_part(folder, layout.THUMBNAILS, number)["index"]
     if pictured.to_pylist() != table["index"].to_pylist():
         yield f"{name}: its thumbnails are of other records"
-    for column in part_files.feature_columns(table.schema):
+    for column in part_files.list_feature_columns(table.schema):
         if not np.isfinite(as_matrix(table[column])).all():
             yield f"{name}: {column} holds numbers that are not finite"
     for kind in kinds:

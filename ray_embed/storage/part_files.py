@@ -357,6 +357,6 @@ def _large(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
     return as_column(values)
 
 
-def feature_columns(schema: pa.Schema) -> list[str]:
+def list_feature_columns(schema: pa.Schema) -> list[str]:
     """Name the columns of a part that hold features."""
     return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]
