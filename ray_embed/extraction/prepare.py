@@ -301,6 +301,6 @@ def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "model": identity_module.name_of(config.model),
         "config": _record_options(config, prepared),
         "encoder": artifacts.describe_encoder(prepared.encoder),
-        "versions": identity_module.versions(),
+        "versions": identity_module.read_versions(),
         "identity": prepared.identity,
     }

@@ -18,7 +18,7 @@ Identity = dict[str, Any]
 PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
 
 
-def versions() -> dict[str, str]:
+def read_versions() -> dict[str, str]:
     """Give the versions of the packages that change numbers or bytes, where installed."""
     found = {}
     for name in PACKAGES:
@@ -57,7 +57,7 @@ def identity(
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
         **_option_values(config),
-        "versions": versions(),
+        "versions": read_versions(),
     }
 
 
