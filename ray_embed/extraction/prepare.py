@@ -127,7 +127,7 @@ def prepare(
         say(f"warning: {text}")
     prepared_pixels = pixels.identity(config, planned.splits, encoder)
     threads = session.resources.cpus
-    identity = identity_module.identity(config, planned, encoder, threads, prepared_pixels)
+    identity = identity_module.make_identity(config, planned, encoder, threads, prepared_pixels)
     roots = tuple(getattr(source, "location", "") for source in sources)
     prepared = Prepared(target, planned, encoder, identity_module.plain(identity), walks, roots)
     if target.goes_on:

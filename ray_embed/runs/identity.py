@@ -29,7 +29,7 @@ def read_versions() -> dict[str, str]:
     return found
 
 
-def identity(
+def make_identity(
     config: RunConfig, plan: Plan, encoder: Encoder, threads: int, pixels: Identity
 ) -> Identity:
     """Give what the run is, by name, as plain data.
