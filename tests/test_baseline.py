@@ -18,7 +18,7 @@ from support.sample_runs import config, contents, part_files, table_of
 import ray_embed as package
 from ray_embed.baseline import random_run
 from ray_embed.encoders.build import build
-from ray_embed.runs.identity import name_of
+from ray_embed.runs.identity import name_object
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
 
@@ -285,7 +285,7 @@ def test_python_objects_and_what_cannot_be_given_initial_weights(project):
     del about["ray_embed"]
     for change, said in (
         # As a model in hand is described.
-        ({"model": name_of(my_encoders.sequential())}, "--model was '.*or module:callable"),
+        ({"model": name_object(my_encoders.sequential())}, "--model was '.*or module:callable"),
         ({"sources": {"valid": str(folder)}}, "the same weights each time"),
     ):
         changed = about | {"config": about["config"] | change}

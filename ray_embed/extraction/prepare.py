@@ -191,7 +191,7 @@ def _start_building(
     makes_a_model = (
         is_callable_reference(model) if isinstance(model, str) else user_code.is_factory(model)
     )
-    same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
+    same = target.goes_on and (target.before or {})["model"] == identity_module.name_object(model)
     kept = None
     if same and makes_a_model and spec.weights is None:
         kept = artifacts.read_weights(target.folder)
@@ -285,8 +285,8 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """Return the options as ``run.json`` records them: chosen, and without passwords."""
     given = config.model_dump(mode="python", exclude={"sources", "overwrite"})
     given |= {
-        "model": identity_module.name_of(config.model),
-        "preprocess": identity_module.name_of(config.preprocess),
+        "model": identity_module.name_object(config.model),
+        "preprocess": identity_module.name_object(config.preprocess),
         "batch_size": prepared.encoder.spec.batch_size,
         "out": redact_uri(prepared.target.out),
         "address": None if config.address is None else redact_uri(config.address),
@@ -298,7 +298,7 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     return {
         "fingerprint": prepared.fingerprint,
-        "model": identity_module.name_of(config.model),
+        "model": identity_module.name_object(config.model),
         "config": _record_options(config, prepared),
         "encoder": artifacts.describe_encoder(prepared.encoder),
         "versions": identity_module.read_versions(),

@@ -52,7 +52,7 @@ def make_identity(
         "image size": list(encoder.image_shape),
         "resized": config.image_size is not None,
         **pixels,
-        "preprocess": name_of(config.preprocess),
+        "preprocess": name_object(config.preprocess),
         "engine": encoder.engine,
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
@@ -87,7 +87,7 @@ def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
     }
 
 
-def name_of(value: Any) -> str | None:
+def name_object(value: Any) -> str | None:
     """Name a callable or object as the run folder records it; text is its own name."""
     if value is None or isinstance(value, str):
         return value and redact_uri(value)

@@ -98,7 +98,7 @@ def _check_path(out: str, path: Path) -> None:
 
 def default_out(config: RunConfig) -> str:
     """Name the run folder after the model and its weights: ``runs/<model>-<weights>``."""
-    model = config.model if isinstance(config.model, str) else identity.name_of(config.model)
+    model = config.model if isinstance(config.model, str) else identity.name_object(config.model)
     return default_name(str(model), config.weights)
 
 
