@@ -129,7 +129,9 @@ def prepare(
     threads = session.resources.cpus
     identity = identity_module.make_identity(config, planned, encoder, threads, prepared_pixels)
     roots = tuple(getattr(source, "location", "") for source in sources)
-    prepared = Prepared(target, planned, encoder, identity_module.plain(identity), walks, roots)
+    prepared = Prepared(
+        target, planned, encoder, identity_module.to_plain_data(identity), walks, roots
+    )
     if target.goes_on:
         _refuse_another(prepared, scratch)
     return prepared
@@ -292,7 +294,7 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "address": None if config.address is None else redact_uri(config.address),
         "sources": {split.split: redact_uri(split.root) for split in prepared.plan.splits},
     }
-    return identity_module.plain(given)
+    return identity_module.to_plain_data(given)
 
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:

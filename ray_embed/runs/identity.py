@@ -95,7 +95,7 @@ def name_object(value: Any) -> str | None:
     return f"{value.__module__}:{name}" if name else type(value).__name__
 
 
-def plain(content: Identity) -> Identity:
+def to_plain_data(content: Identity) -> Identity:
     """Give an identity as it is kept and compared: as JSON, without passwords in URIs."""
     text = remove_credentials(json.dumps(content, default=str))
     return json.loads(text)  # type: ignore[no-any-return]
@@ -103,13 +103,13 @@ def plain(content: Identity) -> Identity:
 
 def digest(content: Identity) -> str:
     """Give the fingerprint of an identity."""
-    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"))
+    text = json.dumps(to_plain_data(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def differences(before: Identity, now: Identity) -> list[str]:
     """Say what differs between two identities, a line each, as was and is."""
-    now = plain(now)
+    now = to_plain_data(now)
     lines = []
     for name in dict.fromkeys([*before, *now]):
         was, found = before.get(name), now.get(name)
