@@ -52,7 +52,7 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         """What tells this run's parts from another's."""
-        return identity_module.digest(self.identity)
+        return identity_module.compute_fingerprint(self.identity)
 
 
 def check_model(config: RunConfig) -> None:

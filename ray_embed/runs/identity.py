@@ -101,7 +101,7 @@ def to_plain_data(content: Identity) -> Identity:
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def digest(content: Identity) -> str:
+def compute_fingerprint(content: Identity) -> str:
     """Give the fingerprint of an identity."""
     text = json.dumps(to_plain_data(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
