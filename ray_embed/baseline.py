@@ -88,7 +88,7 @@ def _check_same_records(trained: RunReader, baseline: RunReader) -> None:
         }
         for run in (trained, baseline)
     )
-    if differences := identity.differences(mine, others):
+    if differences := identity.list_differences(mine, others):
         raise InputError(
             f"{trained.folder.shown()}: its sources have changed since it was made, so that "
             f"{baseline.folder.shown()} is of other records: {'; '.join(differences)}; delete that "

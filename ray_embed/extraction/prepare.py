@@ -206,7 +206,7 @@ def _start_building(
 
 def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
     before = (prepared.target.before or {})["identity"]
-    differences = identity_module.differences(before, prepared.identity)
+    differences = identity_module.list_differences(before, prepared.identity)
     if not differences:
         return
     if outline := kept_plan(prepared.folder):

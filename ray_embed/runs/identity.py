@@ -107,14 +107,14 @@ def compute_fingerprint(content: Identity) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(before: Identity, now: Identity) -> list[str]:
+def list_differences(before: Identity, now: Identity) -> list[str]:
     """Say what differs between two identities, a line each, as was and is."""
     now = to_plain_data(now)
     lines = []
     for name in dict.fromkeys([*before, *now]):
         was, found = before.get(name), now.get(name)
         if was != found and isinstance(was, dict) and isinstance(found, dict):
-            lines += [f"{name}, {line}" for line in differences(was, found)]
+            lines += [f"{name}, {line}" for line in list_differences(was, found)]
         elif was != found and isinstance(was or found, dict):
             lines.append(f"{name}: was not there" if was is None else f"{name}: is gone")
         elif was != found:
