@@ -40,7 +40,7 @@ class Expected:
         return cls(run["fingerprint"], columns, plan.shards)
 
 
-def check(folder: Folder, number: int, expected: Expected) -> None:
+def check_shard(folder: Folder, number: int, expected: Expected) -> None:
     """Read all parts of a shard.
 
     Raises:
@@ -166,7 +166,7 @@ def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedErr
 
     def find_damage(number: int) -> DamagedError | None:
         try:
-            check(folder, number, expected)
+            check_shard(folder, number, expected)
         except DamagedError as error:
             return error
         return None

@@ -125,7 +125,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
         content[at] ^= 1 << at % 8
         path.write_bytes(content)
         try:
-            integrity.check(folder, 4, expected)
+            integrity.check_shard(folder, 4, expected)
         except DamagedError:
             noticed += 1
         else:
