@@ -246,7 +246,7 @@ def _survey(
 
     def look(number: int) -> tuple[part_files.Footer, pa.Table | None]:
         found = part_files.read_footer_and_columns(folder, number, columns)
-        integrity.check_about(folder, number, found[0], expected)
+        integrity.check_footer(folder, number, found[0], expected)
         return found
 
     looked_at = zip(numbers, part_files.map_parts(folder, look, numbers), strict=True)

@@ -49,7 +49,7 @@ def check_shard(folder: Folder, number: int, expected: Expected) -> None:
     about, found = part_files.read_part_with(
         folder, layout.FEATURES, number, lambda part: (part_files.parse_footer(part), part.read())
     )
-    check_about(folder, number, about, expected)
+    check_footer(folder, number, about, expected)
     pictured = part_files.read_part(
         folder, layout.THUMBNAILS, number, ["index"], expected.fingerprint
     )
@@ -60,7 +60,7 @@ def check_shard(folder: Folder, number: int, expected: Expected) -> None:
         part_files.read_part(folder, layout.REJECTS, number)
 
 
-def check_about(folder: Folder, number: int, about: part_files.Footer, expected: Expected) -> None:
+def check_footer(folder: Folder, number: int, about: part_files.Footer, expected: Expected) -> None:
     """Compare what a features part says of itself with what it must be.
 
     No checksum covers that, so a flipped bit could rename a column.
@@ -87,13 +87,13 @@ def check_footers(folder: Folder, expected: Expected) -> None:
     """Compare what all features parts say of themselves with what they must be.
 
     Raises:
-        DamagedError: as :func:`check_about` raises.
+        DamagedError: as :func:`check_footer` raises.
     """
 
-    def check_footer(number: int) -> None:
-        check_about(folder, number, part_files.read_footer(folder, number), expected)
+    def read_and_check(number: int) -> None:
+        check_footer(folder, number, part_files.read_footer(folder, number), expected)
 
-    for _ in part_files.map_parts(folder, check_footer, part_files.list_part_numbers(folder)):
+    for _ in part_files.map_parts(folder, read_and_check, part_files.list_part_numbers(folder)):
         pass
 
 
