@@ -92,7 +92,7 @@ def merge(
     limit = limit or int(run["config"]["projector_limit"])
     outline = planning.load(folder)
     expected = integrity.Expected.of(run, outline)
-    numbers = integrity.all_parts(folder, expected)
+    numbers = integrity.require_all_parts(folder, expected)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)
     survey = _survey(folder, numbers, width, expected, outline.records, limit)

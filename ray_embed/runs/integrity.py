@@ -97,7 +97,7 @@ def check_footers(folder: Folder, expected: Expected) -> None:
         pass
 
 
-def all_parts(folder: Folder, expected: Expected) -> list[int]:
+def require_all_parts(folder: Folder, expected: Expected) -> list[int]:
     """Give the numbers of the parts of a run of which no shard is missing.
 
     Raises:
@@ -125,7 +125,7 @@ def check_finished(folder: Folder, run: dict[str, Any]) -> None:
         DamagedError: a part is of no shard that was planned.
     """
     try:
-        all_parts(folder, Expected.of(run, load(folder)))
+        require_all_parts(folder, Expected.of(run, load(folder)))
     except DamagedError:
         raise
     except RunError as error:
