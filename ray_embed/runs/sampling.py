@@ -46,7 +46,7 @@ class Subset:
         return len(self.index)
 
 
-def affordable(limit: int, dimensions: int) -> int:
+def limit_by_memory(limit: int, dimensions: int) -> int:
     """Give how many records, at most `limit`, have features that fit into a gigabyte.
 
     Args:

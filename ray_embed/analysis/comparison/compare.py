@@ -17,7 +17,7 @@ from ray_embed.analysis.evaluation.label_kind import LabelKind
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import measures
 from ray_embed.options import SAMPLE_RECORDS
-from ray_embed.runs.sampling import Subset, affordable, check_finite
+from ray_embed.runs.sampling import Subset, check_finite, limit_by_memory
 
 NEIGHBOURS = 10
 # Unbiased HSIC is defined from here on.
@@ -103,7 +103,7 @@ def compare(
         StorageError: a part cannot be read.
     """
     compared = columns([str(run) for run in runs], layer)
-    sample = affordable(sample, sum(column.dimension for column in compared))
+    sample = limit_by_memory(sample, sum(column.dimension for column in compared))
     say(f"drawing at most {sample:,} records")
     drawn = common_records.draw(compared, sample, labels)
     found = []

@@ -62,7 +62,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
     column = output.column
     reader.require_finished()
     with lock_folder(folder):
-        records = sampling.draw(folder, column, sampling.affordable(DRAWN, output.dimension))
+        records = sampling.draw(folder, column, sampling.limit_by_memory(DRAWN, output.dimension))
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
             return
@@ -101,7 +101,7 @@ def _file_name(key: object) -> str:
 def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: Say) -> None:
     """Map the points that the page shows, where they are few enough, and write the views."""
     shown = min(records.total, limit)
-    most = sampling.affordable(bookmarks.MAPPED, records.features.shape[1])
+    most = sampling.limit_by_memory(bookmarks.MAPPED, records.features.shape[1])
     # The coordinates that `reduce` has written are few numbers, where features are many.
     is_reduced = all(
         folder.exists(part_files.part_name(layout.PCA, number))
