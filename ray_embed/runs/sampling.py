@@ -56,7 +56,7 @@ def limit_by_memory(limit: int, dimensions: int) -> int:
     return max(2, min(limit, _BYTES // (4 * dimensions)))
 
 
-def draw(folder: Folder, column: str, limit: int, among: Array | None = None) -> Subset:
+def draw_sample(folder: Folder, column: str, limit: int, among: Array | None = None) -> Subset:
     """Take at most `limit` records of a run into memory.
 
     Args:

@@ -81,7 +81,7 @@ def neighbours(path: Path, thumbnails: bool) -> Callable[[], None]:
     from sklearn.neighbors import NearestNeighbors
 
     folder = Folder.at(str(path))
-    drawn = sampling.draw(folder, "feature", SAMPLE)
+    drawn = sampling.draw_sample(folder, "feature", SAMPLE)
     spaces = [drawn.features]
     if thumbnails:
         small = pixel_baseline.small(sampling.pictures(folder, drawn.index))

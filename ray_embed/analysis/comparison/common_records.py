@@ -63,7 +63,7 @@ def draw(columns: Sequence[Column], limit: int, labels: LabelKind | None = None)
     among, counts = _shared(folders)
     shared = len(among)
     if shared < _FEW and 2 * shared < min(counts.values()):
-        subsets = [sampling.draw(column.folder, column.column, limit) for column in columns]
+        subsets = [sampling.draw_sample(column.folder, column.column, limit) for column in columns]
         paired = False
     else:
         subsets = _aligned(columns, folders, among, limit)
@@ -117,7 +117,7 @@ def _identities(part: pa.Table) -> Iterator[tuple[str, str]]:
 def _aligned(
     columns: Sequence[Column], folders: dict[str, Folder], among: Array, limit: int
 ) -> list[Subset]:
-    drawn = sampling.draw(columns[0].folder, columns[0].column, limit, among)
+    drawn = sampling.draw_sample(columns[0].folder, columns[0].column, limit, among)
     identities = list(zip(drawn.splits, drawn.keys, strict=True))
     index = {run: _located(folder, identities) for run, folder in folders.items()}
     # Not found are keys whose hash alone was another's, and all but the first of equal ones.

@@ -162,7 +162,9 @@ def _drawn(
     They are left out: what one of both has set aside would make them unlike.
     """
     widest = max(output.dimension for output in outputs)
-    drawn = subsets.draw(run.folder, outputs[0].column, subsets.limit_by_memory(sample, widest))
+    drawn = subsets.draw_sample(
+        run.folder, outputs[0].column, subsets.limit_by_memory(sample, widest)
+    )
     if floor is None:
         return _finite(run.folder, drawn), 0
     kept = subsets.held(floor.folder, drawn.index)

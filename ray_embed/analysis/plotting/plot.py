@@ -62,7 +62,9 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
     column = output.column
     reader.require_finished()
     with lock_folder(folder):
-        records = sampling.draw(folder, column, sampling.limit_by_memory(DRAWN, output.dimension))
+        records = sampling.draw_sample(
+            folder, column, sampling.limit_by_memory(DRAWN, output.dimension)
+        )
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
             return
@@ -115,7 +117,7 @@ def _keep_views(folder: Folder, column: str, records: Subset, limit: int, say: S
         index, components = sampling.draw_components(folder, column, limit)
     else:
         if shown != len(records):
-            records = sampling.draw(folder, column, limit)
+            records = sampling.draw_sample(folder, column, limit)
         index, components = records.index, spectrum(folder, column, records.features).coordinates
     found = projections_module.projections(components, 3)
     found["pca"] = components[:, : bookmarks.COMPONENTS]
