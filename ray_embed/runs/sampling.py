@@ -121,7 +121,7 @@ def _drawn(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, A
     return drawn, total
 
 
-def at(folder: Folder, column: str, index: Array, total: int) -> Subset:
+def read_records(folder: Folder, column: str, index: Array, total: int) -> Subset:
     """Take the records of `index` (n,) int64, which are there, into memory, in its order.
 
     Args:

@@ -123,7 +123,9 @@ def _aligned(
     # Not found are keys whose hash alone was another's, and all but the first of equal ones.
     everywhere = np.all([found >= 0 for found in index.values()], axis=0)
     return [
-        sampling.at(column.folder, column.column, index[column.run][everywhere], len(among))
+        sampling.read_records(
+            column.folder, column.column, index[column.run][everywhere], len(among)
+        )
         for column in columns
     ]
 

@@ -110,7 +110,9 @@ def evaluate(
         floors[PIXELS] = judge(pixel_baseline.as_features(records, pictures))
 
     def read_subset(run: RunReader, layer: str) -> Subset:
-        subset = subsets.at(run.folder, run.column_of(layer), records.index, records.total)
+        subset = subsets.read_records(
+            run.folder, run.column_of(layer), records.index, records.total
+        )
         return with_labels(_finite(run.folder, subset), choice.kind)
 
     found: dict[str, Evaluation] = {}
