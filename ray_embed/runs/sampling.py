@@ -144,10 +144,10 @@ def read_records(folder: Folder, column: str, index: Array, total: int) -> Subse
     rows = dict(zip(numbers, part_files.map_parts(folder, rows_of, numbers), strict=True))
     found = _taken(folder, column, rows, total)
     by_index = np.argsort(found.index)
-    return some(found, by_index[np.searchsorted(found.index, index, sorter=by_index)])
+    return select_rows(found, by_index[np.searchsorted(found.index, index, sorter=by_index)])
 
 
-def some(subset: Subset, rows: Array) -> Subset:
+def select_rows(subset: Subset, rows: Array) -> Subset:
     """Give the records at some positions of a subset, in the order of `rows`."""
     names = ("features", "index", "keys", "labels", "splits")
     return replace(subset, **{name: getattr(subset, name)[rows] for name in names})
