@@ -153,7 +153,7 @@ def select_rows(subset: Subset, rows: Array) -> Subset:
     return replace(subset, **{name: getattr(subset, name)[rows] for name in names})
 
 
-def held(folder: Folder, index: Array) -> Array:
+def find_held_records(folder: Folder, index: Array) -> Array:
     """Say which records (n,) bool a run holds.
 
     Args:

@@ -169,7 +169,7 @@ def _drawn(
     )
     if floor is None:
         return _finite(run.folder, drawn), 0
-    kept = subsets.held(floor.folder, drawn.index)
+    kept = subsets.find_held_records(floor.folder, drawn.index)
     both = subsets.select_rows(drawn, np.flatnonzero(kept))
     return _finite(run.folder, both), len(drawn) - len(both)
 
