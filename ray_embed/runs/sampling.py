@@ -201,7 +201,7 @@ def check_finite(subset: Subset, name: str) -> None:
         )
 
 
-def pictures(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
+def read_thumbnails(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
     """Give the thumbnails (h, w, 1 or 3) uint8 of records, in the order of `index`.
 
     None where some are missing.

@@ -84,7 +84,7 @@ def neighbours(path: Path, thumbnails: bool) -> Callable[[], None]:
     drawn = sampling.draw_sample(folder, "feature", SAMPLE)
     spaces = [drawn.features]
     if thumbnails:
-        small = pixel_baseline.small(sampling.pictures(folder, drawn.index))
+        small = pixel_baseline.small(sampling.read_thumbnails(folder, drawn.index))
         spaces.append(small.reshape(len(small), -1))
     is_first = drawn.splits == drawn.splits[0]
 

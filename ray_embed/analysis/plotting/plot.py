@@ -230,7 +230,7 @@ class _Drawing:
         beside = near.rows[rows, :_BESIDE]
         shown = np.column_stack([rows, beside])
         index = self._records.index[labelled[shown.reshape(-1)]]
-        thumbnails = sampling.pictures(self._folder, index)
+        thumbnails = sampling.read_thumbnails(self._folder, index)
         if thumbnails is None:
             self._say("no contact sheet, as thumbnails are missing")
             return
