@@ -43,7 +43,7 @@ class Strata:
             self.counts = splits
 
 
-def quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
+def allocate_quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
     """Share `limit` points out over the strata: one each, the rest in proportion to their rows.
 
     Where there are more strata than points, the largest have one.
@@ -78,7 +78,7 @@ class Draw:
         # Of each stratum: which of its rows are drawn, counted within it, and how many have passed.
         self._drawn = {
             stratum: np.sort(np.array(random.sample(range(counts[stratum]), quota), np.int64))
-            for stratum, quota in quotas(counts, limit).items()
+            for stratum, quota in allocate_quotas(counts, limit).items()
         }
         self._passed = dict.fromkeys(counts, 0)
 

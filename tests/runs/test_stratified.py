@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_embed.runs.stratified import Draw, Strata, quotas
+from ray_embed.runs.stratified import Draw, Strata, allocate_quotas
 
 
 def tables(labels: list, split: str = "valid", rows: int = 70) -> list[pa.Table]:
@@ -112,6 +112,6 @@ def test_more_labels_than_points_no_labels_and_nan(labels):
 def test_quotas_add_up_and_never_exceed_a_stratum():
     counts = Counter({("s", label): size for label, size in enumerate([1, 1, 2, 3, 50, 1000])})
     for limit in (6, 7, 10, 100, 1056):
-        given = quotas(counts, limit)
+        given = allocate_quotas(counts, limit)
         assert sum(given.values()) == limit
         assert all(1 <= given[stratum] <= size for stratum, size in counts.items())
