@@ -151,7 +151,7 @@ def status(run: str, verify: bool, as_json: bool) -> None:
 
     Exit code 1 means that shards are missing or files are damaged.
     """
-    from ray_embed.runs.status import status as read_status
+    from ray_embed.runs.status import read_status
 
     report = read_status(run, verify=verify)
     click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))

@@ -58,7 +58,7 @@ class Status:
         return lines + [f"  {problem}" for problem in self.problems]
 
 
-def status(run: str, *, verify: bool = False) -> Status:
+def read_status(run: str, *, verify: bool = False) -> Status:
     """Look at a run folder; with `verify` read all of it and list what is wrong.
 
     Raises:

@@ -186,9 +186,9 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 def status(path: str) -> Any:
     """What `ray-embed status` does."""
-    from ray_embed.runs.status import status
+    from ray_embed.runs.status import read_status
 
-    found = status(path)
+    found = read_status(path)
     if found.problems:
         sys.exit(found.problems[0])
     return found

@@ -465,9 +465,9 @@ def test_status_is_consistent_while_shards_finish(sample, tmp_path, monkeypatch)
         return iter(numbers)
 
     monkeypatch.setattr(part_files_module, "list_part_numbers", listed_before)
-    report = status.status(str(run))
+    report = status.read_status(str(run))
     assert (report.shards_done, report.rows, report.rejects) == (1, 2, 0)
-    report = status.status(str(run))
+    report = status.read_status(str(run))
     assert (report.shards_done, report.rows, report.rejects) == (3, 8, 2)
 
 
@@ -495,7 +495,7 @@ def test_verify_finds_a_cut_part(sample, tmp_path, ray_embed, kind, keep):
 
 @pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
 def test_verify_finds_a_flipped_bit_anywhere(sample, tmp_path, kind):
-    from ray_embed.runs.status import status
+    from ray_embed.runs.status import read_status
 
     run = copy(sample.run, tmp_path / "r")
     part = part_files(run, kind)[0]
@@ -509,11 +509,11 @@ def test_verify_finds_a_flipped_bit_anywhere(sample, tmp_path, kind):
         harmed = bytearray(content)
         harmed[position] ^= 1 << position % 8
         part.write_bytes(harmed)
-        problems = status(str(run), verify=True).problems
+        problems = read_status(str(run), verify=True).problems
         assert problems, position
         assert any(part.name in problem for problem in problems), position
     part.write_bytes(content)
-    assert status(str(run), verify=True).problems == ()
+    assert read_status(str(run), verify=True).problems == ()
 
 
 @pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails"])
