@@ -24,7 +24,7 @@ from ray_embed.extraction.worker import Extractor
 from ray_embed.projector.reduce import merge, unseen
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
-from ray_embed.runs.workspace import opened_target
+from ray_embed.runs.workspace import open_target
 from ray_embed.runtime import resources
 from ray_embed.runtime.remote_map import map_in_actors
 from ray_embed.runtime.session import Session, session, starts_own_ray
@@ -91,7 +91,7 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
     sources = open_sources(config)
     check_model(config)
     with (
-        opened_target(config) as target,
+        open_target(config) as target,
         _open_builder(config, target.threads) as build,
         session(config, Extractor, target.threads) as running,
         open_walks(config, sources, running) as walks,

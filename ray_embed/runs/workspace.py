@@ -50,7 +50,7 @@ class Target:
 
 
 @contextlib.contextmanager
-def opened_target(config: RunConfig) -> Iterator[Target]:
+def open_target(config: RunConfig) -> Iterator[Target]:
     """Open the run folder, for this process alone.
 
     Without `out` it is named after the model and its weights.

@@ -124,14 +124,14 @@ def whole(config: Any, session: Any) -> None:
     """Do a run."""
     from ray_embed import pipeline
     from ray_embed.extraction.prepare import begin, prepare
-    from ray_embed.runs.workspace import opened_target
+    from ray_embed.runs.workspace import open_target
     from ray_embed.sources.open import open_sources
     from ray_embed.storage.filesystem import Folder
 
     # As a new process does.
     session.extractor._opened = None
     sources = open_sources(config)
-    with opened_target(config) as target, tempfile.TemporaryDirectory() as folder:
+    with open_target(config) as target, tempfile.TemporaryDirectory() as folder:
         scratch = Folder.at(folder)
         prepared = prepare(config, sources, {}, target, scratch, session)
         begin(config, prepared, scratch)
