@@ -58,7 +58,7 @@ def open_target(config: RunConfig) -> Iterator[Target]:
     Raises:
         InputError: it cannot be written to, holds something else, or another process writes to it.
     """
-    out = config.out or default_out(config)
+    out = config.out or choose_default_out(config)
     if config.out is None:
         say(f"run folder: {out}")
     try:
@@ -96,7 +96,7 @@ def _check_path(out: str, path: Path) -> None:
         raise InputError(f"--out {out}: {above} may not be written to; give another folder")
 
 
-def default_out(config: RunConfig) -> str:
+def choose_default_out(config: RunConfig) -> str:
     """Name the run folder after the model and its weights: ``runs/<model>-<weights>``."""
     model = config.model if isinstance(config.model, str) else identity.name_object(config.model)
     return default_name(str(model), config.weights)
