@@ -65,12 +65,12 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
             return None
         return join_uri(options["run"], layout.RANDOM_WEIGHTS), False
     from ray_embed.config import load_yaml
-    from ray_embed.runs.workspace import default_name
+    from ray_embed.runs.workspace import make_default_name
 
     file = load_yaml(options["config"]) if options.get("config") else {}
     out, model, weights = (options.get(key) or file.get(key) for key in ("out", "model", "weights"))
     overwrites = bool(options.get("overwrite") or file.get("overwrite"))
-    return str(out or default_name(str(model), weights)), overwrites
+    return str(out or make_default_name(str(model), weights)), overwrites
 
 
 def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:

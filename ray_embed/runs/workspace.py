@@ -99,10 +99,10 @@ def _check_path(out: str, path: Path) -> None:
 def choose_default_out(config: RunConfig) -> str:
     """Name the run folder after the model and its weights: ``runs/<model>-<weights>``."""
     model = config.model if isinstance(config.model, str) else identity.name_object(config.model)
-    return default_name(str(model), config.weights)
+    return make_default_name(str(model), config.weights)
 
 
-def default_name(model: str, weights: str | None) -> str:
+def make_default_name(model: str, weights: str | None) -> str:
     """Name the run folder of a model and its weights, as they were given."""
     names = [Path(_last_name(model)).stem]
     if weights:
