@@ -159,7 +159,7 @@ def _expected(prepared: Prepared) -> integrity.Expected:
     return integrity.Expected.of(run, planning.load(prepared.folder))
 
 
-def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
+def list_layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
     """Give the layers that `layers=` accepts with their output shapes, the batch as None.
 
     Raises:
@@ -171,7 +171,7 @@ def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
 def models_and_layers(
     config: RunConfig,
 ) -> tuple[dict[str, tuple[int | None, ...]], dict[str, tuple[int | None, ...]]]:
-    """Give what :func:`layers` gives, and before it the models inside that `submodel=` accepts.
+    """Return the models that `submodel=` accepts, and the layers that `layers=` accepts.
 
     A model that the whole does not call has an empty shape.
 
