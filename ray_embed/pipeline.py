@@ -165,10 +165,10 @@ def list_layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    return models_and_layers(config)[1]
+    return list_models_and_layers(config)[1]
 
 
-def models_and_layers(
+def list_models_and_layers(
     config: RunConfig,
 ) -> tuple[dict[str, tuple[int | None, ...]], dict[str, tuple[int | None, ...]]]:
     """Return the models that `submodel=` accepts, and the layers that `layers=` accepts.

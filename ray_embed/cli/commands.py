@@ -232,12 +232,12 @@ def layers(**options: Any) -> None:
     """
     from ray_embed.config import make_config
     from ray_embed.encoders.tensorflow_setup import quiet_keras
-    from ray_embed.pipeline import models_and_layers
+    from ray_embed.pipeline import list_models_and_layers
 
     config = make_config({"sources": {"none": ""}, **_drop_unset(options)})
     # The user's code may print, too.
     with quiet_keras(), contextlib.redirect_stdout(sys.stderr):
-        models, layers = models_and_layers(config)
+        models, layers = list_models_and_layers(config)
     for name, shape in models.items():
         click.echo(f"{name}\t{_format_shape(shape) or '-'}\t--submodel {shlex.quote(name)}")
     for name, shape in layers.items():
