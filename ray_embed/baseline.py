@@ -19,7 +19,7 @@ from ray_embed.storage import layout
 _MACHINES = ("address", "actors", "gpus_per_actor", "cpus_per_actor")
 
 
-def random_run(run: str, say: Callable[[str], None] = to_stderr) -> Run:
+def extract_baseline(run: str, say: Callable[[str], None] = to_stderr) -> Run:
     """Extract the same records with random weights, into ``RUN/random-weights``.
 
     All other options are the run's. It is a run like any other, with ``weights="random"``: called

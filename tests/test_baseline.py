@@ -16,7 +16,7 @@ from support.pictures import make_folder
 from support.sample_runs import config, contents, part_files, table_of
 
 import ray_embed as package
-from ray_embed.baseline import random_run
+from ray_embed.baseline import extract_baseline
 from ray_embed.encoders.build import build
 from ray_embed.runs.identity import name_object
 from ray_embed.storage import manifest
@@ -179,7 +179,7 @@ def test_the_floor_of_a_model_file_and_folders(project):
     sources = {"valid": Path("valid"), "test": Path("test")}
     run = package.run(config(sources, Path("encoder.keras"), Path("run"), **options))
     said = []
-    floor = random_run(run.path, said.append)
+    floor = extract_baseline(run.path, said.append)
     assert said == ["the floor of random weights: run/random-weights"]
     assert floor.layers == ("first", "second")
     ours, theirs = (table_of(Path(one.path)) for one in (run, floor))
@@ -219,7 +219,7 @@ def test_the_floor_of_callables_and_weights(project):
         )
     )
     said = []
-    floor = random_run(run.path, said.append)
+    floor = extract_baseline(run.path, said.append)
     assert_floor(run, floor, said)
     assert floor.to_table()["key"].to_pylist()[:2] == ["1/0.png", "1/1.png"]
 
@@ -230,7 +230,7 @@ def test_the_floor_of_callables_and_weights(project):
 def assert_no_floor(run, said):
     before = contents(Path(run.path))
     with pytest.raises(package.InputError) as caught:
-        random_run(run.path, [].append)
+        extract_baseline(run.path, [].append)
     assert re.search(said, str(caught.value))
     assert contents(Path(run.path)) == before
     return str(caught.value)
@@ -251,16 +251,16 @@ def test_what_is_gone_or_has_changed_and_going_on(project):
         assert said.startswith(f"run/run.json: {was}, which is not here")
         elsewhere.rename(gone)
     # Called again it does what is missing.
-    floor = random_run(run.path, [].append)
+    floor = extract_baseline(run.path, [].append)
     before = contents(Path(floor.path))
     parts = part_files(Path(floor.path))
     assert len(parts) == 3
     times = [part.stat().st_mtime_ns for part in parts]
-    random_run("run", [].append)
+    extract_baseline("run", [].append)
     assert contents(Path(floor.path)) == before
     assert [part.stat().st_mtime_ns for part in parts] == times
     parts[1].unlink()
-    random_run(run.path, [].append)
+    extract_baseline(run.path, [].append)
     assert contents(Path(floor.path)) == before
     assert [part.stat().st_mtime_ns for part in parts][::2] == times[::2]
     # And the run itself is as it was.
@@ -268,7 +268,7 @@ def test_what_is_gone_or_has_changed_and_going_on(project):
     shutil.rmtree(floor.path)
     make_folder(data, {"c": 1})
     with pytest.raises(package.InputError, match=r"sources have changed .*source valid"):
-        random_run(run.path, [].append)
+        extract_baseline(run.path, [].append)
 
 
 @pytest.mark.slow

@@ -194,10 +194,10 @@ def evaluate(
         reader = open_run(run)
         baseline = None
         if random_weights:
-            from ray_embed.baseline import random_run
+            from ray_embed.baseline import extract_baseline
 
             require_layers(reader, layer)
-            baseline = open_run(random_run(run).path)
+            baseline = open_run(extract_baseline(run).path)
         evaluations = measure(reader, layer, sample, baseline, labels)
     entries = {name: evaluation.to_json() for name, evaluation in evaluations.items()}
     if as_json:

@@ -140,7 +140,7 @@ def test_the_floor_is_judged_on_the_records_that_both_hold(
     floor = make_run(
         tmp_path / "floor", points(seed=3), labels, splits, rejected=[0, 65], **options
     )
-    monkeypatch.setattr("ray_embed.baseline.random_run", lambda run: package.load(str(floor)))
+    monkeypatch.setattr("ray_embed.baseline.extract_baseline", lambda run: package.load(str(floor)))
     entry = judged(ray_embed, run, "--random-weights")
     assert entry["records"] == COUNT - 4
     assert "2 records are left out, which the random weights' run has set aside" in entry["notes"]
