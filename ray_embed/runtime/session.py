@@ -57,7 +57,7 @@ class Session:
     ) -> None:
         self.resources = each
         self._actor_class = actor_class
-        self._environment = {} if inherits else legacy_keras.environment()
+        self._environment = {} if inherits else legacy_keras.read_environment()
         self.folder = str(Path.cwd())
         self._attempts = config.max_attempts
         self._started: list[Any] = []
@@ -180,7 +180,12 @@ def session(
     if ray.is_initialized():
         each = capacity.wait_for_resources(config, threads)
         needs_own = kept_actors.runs_user_code(config)
-        key = (actor_class, each, str(legacy_keras.environment()), ray.get_runtime_context().job_id)
+        key = (
+            actor_class,
+            each,
+            str(legacy_keras.read_environment()),
+            ray.get_runtime_context().job_id,
+        )
         kept = kept_actors.take(None if needs_own else key)
         running = Session(config, actor_class, each, config.actors, kept=kept)
         try:
