@@ -18,7 +18,7 @@ class RayEmbedError(Exception):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(
-            *(without_ansi(item) if isinstance(item, str) else item for item in arguments)
+            *(strip_ansi(item) if isinstance(item, str) else item for item in arguments)
         )
 
 
@@ -70,9 +70,9 @@ class DamagedError(RunError):
 
 def first_line(error: Exception) -> str:
     """Return the first line of another library's error, to quote it in a message."""
-    return without_ansi(str(error)).strip().partition("\n")[0][:200]
+    return strip_ansi(str(error)).strip().partition("\n")[0][:200]
 
 
-def without_ansi(text: str) -> str:
+def strip_ansi(text: str) -> str:
     """Return the text without ANSI color codes."""
     return _ANSI_CODE.sub("", text)

@@ -9,7 +9,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from ray_embed.errors import without_ansi
+from ray_embed.errors import strip_ansi
 
 _LINE_SECONDS, _POLL_SECONDS = 60.0, 0.5
 # A rate measured over less time is not reliable.
@@ -19,7 +19,7 @@ _MIN_RATE_SECONDS = 3.0
 def say(text: str) -> None:
     """Print a line for the user, without breaking a progress bar."""
     # Warnings may quote Keras, which uses color codes.
-    tqdm.write(without_ansi(text), file=sys.stderr)
+    tqdm.write(strip_ansi(text), file=sys.stderr)
 
 
 class Reminder:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_embed.core import legacy_keras, user_code
-from ray_embed.errors import InputError, RunError, first_line, without_ansi
+from ray_embed.errors import InputError, RunError, first_line, strip_ansi
 
 tf = pytest.importorskip("tensorflow")
 
@@ -90,7 +90,7 @@ def test_module_of_the_users_that_fails_is_advised_once(
 def test_colors_of_keras_are_removed_from_messages() -> None:
     colored = "\x1b[1mException encountered when calling Net.call().\x1b[0m\x1b[31;1m bad\x1b[K"
     plain = "Exception encountered when calling Net.call(). bad"
-    assert without_ansi(colored) == plain
+    assert strip_ansi(colored) == plain
     assert str(InputError(f"--model m: {colored}")) == f"--model m: {plain}"
     assert str(RunError(colored)) == plain
     assert first_line(ValueError(colored)) == plain
