@@ -68,7 +68,7 @@ class DamagedError(RunError):
         return f"{self.args[0]}; `ray-embed run` with the same options extracts it again"
 
 
-def first_line(error: Exception) -> str:
+def get_first_line(error: Exception) -> str:
     """Return the first line of another library's error, to quote it in a message."""
     return strip_ansi(str(error)).strip().partition("\n")[0][:200]
 

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.errors import InputError, StorageError, first_line
+from ray_embed.errors import InputError, StorageError, get_first_line
 from ray_embed.planning.plan import Plan, Shard, SplitPlan
 from ray_embed.sources import label_schema
 from ray_embed.storage.filesystem import Folder
@@ -63,7 +63,9 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
     try:
         return folder.read_with(name, read)
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        raise StorageError(f"{folder.shown(name)}: cannot be read: {first_line(error)}") from error
+        raise StorageError(
+            f"{folder.shown(name)}: cannot be read: {get_first_line(error)}"
+        ) from error
 
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:

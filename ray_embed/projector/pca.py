@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Array, Matrix
-from ray_embed.errors import InputError, RunError, first_line
+from ray_embed.errors import InputError, RunError, get_first_line
 from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -273,7 +273,7 @@ def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Res
         ) from None
     except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise RunError(
-            f"{folder.shown(layout.COMPONENTS)}: damaged: {first_line(error)}; {again} again",
+            f"{folder.shown(layout.COMPONENTS)}: damaged: {get_first_line(error)}; {again} again",
             can_resume=False,
         ) from error
 

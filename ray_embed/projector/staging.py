@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray_embed.encoders.tensorflow_setup import quiet_start
-from ray_embed.errors import StorageError, first_line
+from ray_embed.errors import StorageError, get_first_line
 from ray_embed.projector import checkpoint
 from ray_embed.projector.merge_task import Merge
 from ray_embed.storage import layout
@@ -75,4 +75,4 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        raise StorageError(f"{target}: cannot be written: {first_line(error)}") from error
+        raise StorageError(f"{target}: cannot be written: {get_first_line(error)}") from error

@@ -12,7 +12,7 @@ from ray.exceptions import RayError, RuntimeEnvSetupError
 
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import redact_uri, remove_credentials
-from ray_embed.errors import InputError, first_line
+from ray_embed.errors import InputError, get_first_line
 from ray_embed.runtime import code_shipping
 
 _CONNECT_SECONDS = 10.0
@@ -41,7 +41,7 @@ def join_cluster(address: str, config: RunConfig, options: dict[str, Any]) -> No
             ray.init(address, **options, **environment)
     except RuntimeEnvSetupError as error:
         raise InputError(
-            f"{given}: the modules of {Path.cwd()} cannot be sent there: {first_line(error)}"
+            f"{given}: the modules of {Path.cwd()} cannot be sent there: {get_first_line(error)}"
         ) from error
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         # Its message about versions has several lines.

@@ -16,7 +16,7 @@ import ray
 from ray_embed.config import LOCAL, RunConfig, choose_ray_address
 from ray_embed.core import legacy_keras
 from ray_embed.core.uri import redact_uri
-from ray_embed.errors import RunError, first_line
+from ray_embed.errors import RunError, get_first_line
 from ray_embed.runtime import capacity, kept_actors, ray_private, resources
 from ray_embed.runtime.actor_pool import ActorPool
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
@@ -242,4 +242,4 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
             )
     except Exception as error:
         # Ray has no class of errors for this.
-        raise RunError(f"Ray does not start on this machine: {first_line(error)}") from error
+        raise RunError(f"Ray does not start on this machine: {get_first_line(error)}") from error

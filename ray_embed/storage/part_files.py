@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Matrix, as_column, as_matrix
 from ray_embed.core.threads import open_ordered_map
-from ray_embed.errors import DamagedError, StorageError, first_line
+from ray_embed.errors import DamagedError, StorageError, get_first_line
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.retry import explain_error, is_storage_error
@@ -189,7 +189,7 @@ def _explaining(path: str, number: int) -> Iterator[None]:
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         if isinstance(error, OSError) and is_storage_error(error):
             raise StorageError(f"{path}: cannot be read: {explain_error(error)}") from error
-        raise DamagedError(f"{path}: damaged: {first_line(error)}", number) from error
+        raise DamagedError(f"{path}: damaged: {get_first_line(error)}", number) from error
 
 
 @dataclass(frozen=True)

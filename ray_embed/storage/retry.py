@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 from ray_embed.core.uri import redact_uri, remove_credentials
-from ray_embed.errors import StorageError, first_line
+from ray_embed.errors import StorageError, get_first_line
 
 Result = TypeVar("Result")
 
@@ -84,7 +84,7 @@ def explain_error(error: OSError) -> str:
     """Say what the storage said, without secrets, and what helps where it knows nobody."""
     if error.strerror:
         return error.strerror
-    text = remove_credentials(first_line(error))
+    text = remove_credentials(get_first_line(error))
     if not _CREDENTIALS.search(text):
         return text
     return (

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_embed.core import legacy_keras, user_code
-from ray_embed.errors import InputError, RunError, first_line, strip_ansi
+from ray_embed.errors import InputError, RunError, get_first_line, strip_ansi
 
 tf = pytest.importorskip("tensorflow")
 
@@ -93,4 +93,4 @@ def test_colors_of_keras_are_removed_from_messages() -> None:
     assert strip_ansi(colored) == plain
     assert str(InputError(f"--model m: {colored}")) == f"--model m: {plain}"
     assert str(RunError(colored)) == plain
-    assert first_line(ValueError(colored)) == plain
+    assert get_first_line(ValueError(colored)) == plain
