@@ -14,7 +14,7 @@ import yaml
 
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError
-from ray_embed.options import OPTIONS, RunOptions, flag, takes_json
+from ray_embed.options import OPTIONS, RunOptions, format_flag, takes_json
 
 _SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
@@ -301,7 +301,7 @@ def make_config(options: Mapping[str, Any]) -> RunConfig:
 def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing" and name in OPTIONS:
-        return f"{flag(name)} {OPTIONS[name].metavar} is needed"
+        return f"{format_flag(name)} {OPTIONS[name].metavar} is needed"
     if error["type"] == "extra_forbidden":
         return f"{name}: no such option; the options are {', '.join(RunConfig.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")

@@ -542,7 +542,7 @@ def default_value(name: str) -> Any:
     return getattr(RunOptions, name, None)
 
 
-def flag(name: str) -> str:
+def format_flag(name: str) -> str:
     """Return the option of the command line for a field, such as ``--batch-size``."""
     singular = name.removesuffix("s") if OPTIONS[name].repeatable else name
     return f"--{singular.replace('_', '-')}"

@@ -20,7 +20,7 @@ from ray_embed.options import (
     OnResume,
     default_value,
     describe_default,
-    flag,
+    format_flag,
     options_compared_by,
     takes_json,
     value_type,
@@ -59,21 +59,23 @@ def test_config_without_options_has_the_defaults():
 @pytest.mark.parametrize("command", ["run", "extract", "preview"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_command_has_every_option(command, name):
-    option = command_options(command)[flag(name)]
+    option = command_options(command)[format_flag(name)]
     assert option.name == name
     assert option.multiple is OPTIONS[name].repeatable
     # The YAML file's value counts where the command line has none.
     assert option.default is None or not isinstance(option.default, (str, int, float))
-    assert re.search(rf"^  {flag(name)}\b", help_of(command), re.MULTILINE)
+    assert re.search(rf"^  {format_flag(name)}\b", help_of(command), re.MULTILINE)
 
 
 def test_layers_has_the_options_of_the_encoder():
-    encoder = {flag(name) for name, option in OPTIONS.items() if option.group is Group.ENCODER}
+    encoder = {
+        format_flag(name) for name, option in OPTIONS.items() if option.group is Group.ENCODER
+    }
     assert command_options("layers").keys() == encoder
 
 
 def test_repeatable_options_are_singular_on_the_command_line():
-    names = {name: flag(name) for name, option in OPTIONS.items() if option.repeatable}
+    names = {name: format_flag(name) for name, option in OPTIONS.items() if option.repeatable}
     assert names == {"sources": "--source", "imports": "--import", "layers": "--layer"}
 
 
@@ -122,7 +124,7 @@ def test_options_that_may_change_when_a_run_is_resumed():
     ]
     text = " ".join(help_of("run").split()).replace("- ", "-")
     for name in options_compared_by(OnResume.MAY_CHANGE):
-        assert flag(name) in text.partition("these options may change")[2]
+        assert format_flag(name) in text.partition("these options may change")[2]
 
 
 def test_options_whose_value_is_part_of_the_identity():

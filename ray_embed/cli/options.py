@@ -12,7 +12,7 @@ from ray_embed.options import (
     Group,
     OnResume,
     describe_default,
-    flag,
+    format_flag,
     options_compared_by,
     takes_json,
     value_type,
@@ -109,7 +109,7 @@ def model_options(function: _Function) -> _Function:
 
 def resume_note() -> str:
     """Return a sentence that names the options that may change when a run is resumed."""
-    *flags, last = (flag(name) for name in options_compared_by(OnResume.MAY_CHANGE))
+    *flags, last = (format_flag(name) for name in options_compared_by(OnResume.MAY_CHANGE))
     return f"When a run is resumed, these options may change: {', '.join(flags)} and {last}."
 
 
@@ -133,7 +133,7 @@ def _make_option(name: str, heading: str) -> Callable[[_Function], _Function]:
     elif kind in (int, float):
         settings |= {"type": kind}
     return option(
-        flag(name),
+        format_flag(name),
         name,
         heading=heading,
         help=declared.help,
