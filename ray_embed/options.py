@@ -523,7 +523,7 @@ def _read_options() -> dict[str, Option]:
 OPTIONS: dict[str, Option] = _read_options()
 
 
-def value_type(name: str) -> Any:
+def get_value_type(name: str) -> Any:
     """Return the type of an option's value, without None and constraints."""
     return _strip(RunOptions.__annotations__[name])
 
@@ -550,7 +550,7 @@ def format_flag(name: str) -> str:
 
 def takes_json(name: str) -> bool:
     """Return whether the command line takes an option as a JSON object."""
-    return get_origin(value_type(name)) is dict and not OPTIONS[name].repeatable
+    return get_origin(get_value_type(name)) is dict and not OPTIONS[name].repeatable
 
 
 def describe_default(name: str) -> str | None:

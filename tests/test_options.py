@@ -21,9 +21,9 @@ from ray_embed.options import (
     default_value,
     describe_default,
     format_flag,
+    get_value_type,
     options_compared_by,
     takes_json,
-    value_type,
 )
 
 NEEDED = {"sources", "model"}
@@ -103,8 +103,8 @@ def test_no_default_is_typed_into_a_help_text():
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_help_explains_short_values(name):
-    if get_origin(value_type(name)) is Literal and name in ("pool", "scale", "resize"):
-        for value in get_args(value_type(name)):
+    if get_origin(get_value_type(name)) is Literal and name in ("pool", "scale", "resize"):
+        for value in get_args(get_value_type(name)):
             assert f"`{value}`" in OPTIONS[name].help
 
 

@@ -13,9 +13,9 @@ from ray_embed.options import (
     OnResume,
     describe_default,
     format_flag,
+    get_value_type,
     options_compared_by,
     takes_json,
-    value_type,
 )
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -119,7 +119,7 @@ def _add_options(function: _Function, options: list[Callable[[_Function], _Funct
 
 
 def _make_option(name: str, heading: str) -> Callable[[_Function], _Function]:
-    declared, kind = OPTIONS[name], value_type(name)
+    declared, kind = OPTIONS[name], get_value_type(name)
     settings: dict[str, Any] = {"metavar": declared.metavar}
     # Without a default of its own, an option that is not given leaves the YAML file's value.
     if kind is bool:
