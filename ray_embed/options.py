@@ -537,7 +537,7 @@ def _strip(annotation: Any) -> Any:
     return annotation
 
 
-def default_value(name: str) -> Any:
+def get_default(name: str) -> Any:
     """Return the default of an option; None for one that is needed."""
     return getattr(RunOptions, name, None)
 
@@ -555,7 +555,7 @@ def takes_json(name: str) -> bool:
 
 def describe_default(name: str) -> str | None:
     """Return the default of an option as the help shows it; None where there is none to show."""
-    value = default_value(name)
+    value = get_default(name)
     shown = value not in (None, False) and not isinstance(value, (tuple, dict))
     return OPTIONS[name].default or (str(value) if shown else None)
 

@@ -18,9 +18,9 @@ from ray_embed.options import (
     SHARD_RECORDS,
     Group,
     OnResume,
-    default_value,
     describe_default,
     format_flag,
+    get_default,
     get_value_type,
     options_compared_by,
     takes_json,
@@ -47,13 +47,13 @@ def test_config_has_every_option_as_a_field_with_its_default():
     assert list(RunConfig.model_fields) == list(OPTIONS)
     for name, field in RunConfig.model_fields.items():
         assert field.is_required() is (name in NEEDED)
-        assert name in NEEDED or field.default == default_value(name)
+        assert name in NEEDED or field.default == get_default(name)
 
 
 def test_config_without_options_has_the_defaults():
     config = make_config({"sources": "x", "model": "m"})
     for name in OPTIONS.keys() - NEEDED:
-        assert getattr(config, name) == default_value(name)
+        assert getattr(config, name) == get_default(name)
 
 
 @pytest.mark.parametrize("command", ["run", "extract", "preview"])
@@ -88,7 +88,7 @@ def test_help_is_a_sentence_and_names_every_default(name):
     option = OPTIONS[name]
     assert re.match(r"[A-Z`].*\.$", option.help), option.help
     assert "default" not in option.help
-    default = default_value(name)
+    default = get_default(name)
     if isinstance(default, (int, str)) and not isinstance(default, bool):
         assert describe_default(name) == str(default)
         assert f"[default: {default}]" in " ".join(help_of("run").split())
@@ -96,7 +96,7 @@ def test_help_is_a_sentence_and_names_every_default(name):
 
 def test_no_default_is_typed_into_a_help_text():
     numbers = {CPU_BATCH_SIZE, GPU_BATCH_SIZE, MAX_CPU_THREADS, SHARD_RECORDS}
-    numbers |= {value for name in OPTIONS if type(value := default_value(name)) is int}
+    numbers |= {value for name in OPTIONS if type(value := get_default(name)) is int}
     for option in OPTIONS.values():
         assert numbers.isdisjoint(map(int, re.findall(r"\b\d+\b", option.help))), option.help
 

@@ -9,7 +9,7 @@ from typing import Any
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.encoders.spec import Encoder
-from ray_embed.options import OnResume, default_value, options_compared_by
+from ray_embed.options import OnResume, get_default, options_compared_by
 from ray_embed.planning import Plan, SplitPlan
 
 Identity = dict[str, Any]
@@ -67,7 +67,7 @@ def _option_values(config: RunConfig) -> dict[str, Any]:
     names += [
         name
         for name in options_compared_by(OnResume.SAME_VALUE_IF_SET)
-        if getattr(config, name) != default_value(name)
+        if getattr(config, name) != get_default(name)
     ]
     values = {name.replace("_", " "): getattr(config, name) for name in names}
     return {
