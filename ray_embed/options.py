@@ -560,6 +560,6 @@ def describe_default(name: str) -> str | None:
     return OPTIONS[name].default or (str(value) if shown else None)
 
 
-def options_compared_by(*ways: OnResume) -> list[str]:
+def find_options(*ways: OnResume) -> list[str]:
     """Return the names of the options that are compared in one of these ways on resuming."""
     return [name for name, option in OPTIONS.items() if option.on_resume in ways]

@@ -19,10 +19,10 @@ from ray_embed.options import (
     Group,
     OnResume,
     describe_default,
+    find_options,
     format_flag,
     get_default,
     get_value_type,
-    options_compared_by,
     takes_json,
 )
 
@@ -118,18 +118,18 @@ def test_help_shows_the_common_options_first(command):
 
 
 def test_options_that_may_change_when_a_run_is_resumed():
-    assert options_compared_by(OnResume.MAY_CHANGE) == [
+    assert find_options(OnResume.MAY_CHANGE) == [
         *("actors", "gpus_per_actor", "address"),
         *("shard_timeout", "max_attempts", "max_rejects", "projector_limit"),
     ]
     text = " ".join(help_of("run").split()).replace("- ", "-")
-    for name in options_compared_by(OnResume.MAY_CHANGE):
+    for name in find_options(OnResume.MAY_CHANGE):
         assert format_flag(name) in text.partition("these options may change")[2]
 
 
 def test_options_whose_value_is_part_of_the_identity():
-    assert options_compared_by(OnResume.SAME_VALUE) == ["limit", "precision", "max_pixels"]
-    assert set(options_compared_by(OnResume.SAME_VALUE_IF_SET)) == {
+    assert find_options(OnResume.SAME_VALUE) == ["limit", "precision", "max_pixels"]
+    assert set(find_options(OnResume.SAME_VALUE_IF_SET)) == {
         *("tags", "signature", "resize", "crop_fraction", "interpolation", "antialias"),
         *("exif_orientation", "channels", "channel_order", "mean", "std"),
     }

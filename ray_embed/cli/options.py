@@ -12,9 +12,9 @@ from ray_embed.options import (
     Group,
     OnResume,
     describe_default,
+    find_options,
     format_flag,
     get_value_type,
-    options_compared_by,
     takes_json,
 )
 
@@ -109,7 +109,7 @@ def model_options(function: _Function) -> _Function:
 
 def resume_note() -> str:
     """Return a sentence that names the options that may change when a run is resumed."""
-    *flags, last = (format_flag(name) for name in options_compared_by(OnResume.MAY_CHANGE))
+    *flags, last = (format_flag(name) for name in find_options(OnResume.MAY_CHANGE))
     return f"When a run is resumed, these options may change: {', '.join(flags)} and {last}."
 
 

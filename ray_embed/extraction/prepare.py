@@ -22,7 +22,7 @@ from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import Walk
-from ray_embed.options import RANDOM, OnResume, options_compared_by
+from ray_embed.options import RANDOM, OnResume, find_options
 from ray_embed.planning import Plan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
@@ -263,7 +263,7 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     recorded = _record_options(config, prepared)
     changed = {
         name: recorded[name]
-        for name in options_compared_by(OnResume.MAY_CHANGE)
+        for name in find_options(OnResume.MAY_CHANGE)
         if before["config"].get(name) != recorded[name]
     }
     if changed:

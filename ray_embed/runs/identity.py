@@ -9,7 +9,7 @@ from typing import Any
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.encoders.spec import Encoder
-from ray_embed.options import OnResume, get_default, options_compared_by
+from ray_embed.options import OnResume, find_options, get_default
 from ray_embed.planning import Plan, SplitPlan
 
 Identity = dict[str, Any]
@@ -63,10 +63,10 @@ def make_identity(
 
 def _option_values(config: RunConfig) -> dict[str, Any]:
     """Return the options whose own value is part of the identity, by name."""
-    names = options_compared_by(OnResume.SAME_VALUE)
+    names = find_options(OnResume.SAME_VALUE)
     names += [
         name
-        for name in options_compared_by(OnResume.SAME_VALUE_IF_SET)
+        for name in find_options(OnResume.SAME_VALUE_IF_SET)
         if getattr(config, name) != get_default(name)
     ]
     values = {name.replace("_", " "): getattr(config, name) for name in names}
