@@ -18,9 +18,9 @@ import click
 from ray_embed._version import __version__
 from ray_embed.cli.options import (
     GroupedCommand,
+    format_resume_note,
     model_options,
     option,
-    resume_note,
     run_options,
 )
 from ray_embed.errors import RayEmbedError, RunError
@@ -76,7 +76,7 @@ def cli() -> None:
     """
 
 
-@cli.command(epilog=resume_note())
+@cli.command(epilog=format_resume_note())
 @run_options
 def run(**options: Any) -> None:
     """Extract features and build the projector.
@@ -86,7 +86,7 @@ def run(**options: Any) -> None:
     _execute(options, and_reduce=True)
 
 
-@cli.command(epilog=resume_note())
+@cli.command(epilog=format_resume_note())
 @run_options
 def extract(**options: Any) -> None:
     """Extract features to Parquet, without building the projector.

@@ -107,7 +107,7 @@ def model_options(function: _Function) -> _Function:
     return _add_options(function, [_make_option(name, Group.ENCODER.value) for name in names])
 
 
-def resume_note() -> str:
+def format_resume_note() -> str:
     """Return a sentence that names the options that may change when a run is resumed."""
     *flags, last = (format_flag(name) for name in find_options(OnResume.MAY_CHANGE))
     return f"When a run is resumed, these options may change: {', '.join(flags)} and {last}."
