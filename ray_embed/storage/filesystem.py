@@ -43,7 +43,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
         return pafs.LocalFileSystem(), path
     try:
         parts = urlsplit(quote(uri, safe="%/:?=&@+~!$'()*,;[]"))
-        filesystem, base = _opened(urlunsplit(parts._replace(path="")))
+        filesystem, base = _open_filesystem(urlunsplit(parts._replace(path="")))
     except OSError as error:
         raise InputError(f"{redact_uri(uri)}: cannot be opened: {explain_error(error)}") from error
     except (ValueError, ImportError) as error:
@@ -53,7 +53,7 @@ def locate(uri: str) -> tuple[pafs.FileSystem, str]:
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
+def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Open what holds a URI's paths: for S3 that asks where the bucket is."""
     if uri.startswith("file:"):
         return pafs.LocalFileSystem(), "/"
