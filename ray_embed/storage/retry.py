@@ -31,7 +31,7 @@ def is_storage_error(error: Exception) -> bool:
     """Whether an error is of the storage, and not of what was read from it, or missing."""
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return True
-    return _is_of_store(error)
+    return _comes_from_store(error)
 
 
 def call_with_retries(operation: Callable[[], Result]) -> Result:
@@ -45,7 +45,7 @@ def call_with_retries(operation: Callable[[], Result]) -> Result:
     import tenacity
 
     again = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
+        retry=tenacity.retry_if_exception(_is_temporary),
         wait=tenacity.wait_random_exponential(0.5, max=10),
         stop=tenacity.stop_any(
             tenacity.stop_after_attempt(_TRIES), tenacity.stop_after_delay(_SECONDS)
@@ -55,11 +55,11 @@ def call_with_retries(operation: Callable[[], Result]) -> Result:
     return again(operation)
 
 
-def _is_passing(error: BaseException) -> bool:
-    return _is_of_store(error) and not _FOR_GOOD.search(str(error))
+def _is_temporary(error: BaseException) -> bool:
+    return _comes_from_store(error) and not _FOR_GOOD.search(str(error))
 
 
-def _is_of_store(error: BaseException) -> bool:
+def _comes_from_store(error: BaseException) -> bool:
     # pyarrow has one class for all of them, and gives them no number. With one, the words may be
     # those of a file's name.
     return isinstance(error, OSError) and error.errno is None and bool(_STORES.search(str(error)))
