@@ -41,22 +41,22 @@ def lock_folder(folder: Folder) -> Iterator[None]:
         InputError: another process writes to it.
         StorageError: nothing can be written to it.
     """
-    with _locked(folder) if folder.is_local else _leased(folder):
+    with _hold_lock(folder) if folder.is_local else _hold_lease(folder):
         yield
 
 
 @contextlib.contextmanager
-def _locked(folder: Folder) -> Iterator[None]:
+def _hold_lock(folder: Folder) -> Iterator[None]:
     lock = Path(folder.join(LOCK))
     with wrap_os_errors(folder.shown(), "written"):
-        held, made = _hold(lock)
+        held, made = _acquire_lock(lock)
     try:
         with wrap_os_errors(str(lock.parent), "listed"):
-            _clear_beside(lock)
+            _delete_leftovers(lock)
         yield
     finally:
         with contextlib.suppress(OSError):
-            _clear_beside(lock)
+            _delete_leftovers(lock)
             lock.unlink()
             lock.parent.rmdir()
             # Only where nothing came of it.
@@ -65,7 +65,7 @@ def _locked(folder: Folder) -> Iterator[None]:
         os.close(held)
 
 
-def _hold(lock: Path) -> tuple[int, list[Path]]:
+def _acquire_lock(lock: Path) -> tuple[int, list[Path]]:
     """Lock a file for this process; gives its descriptor, and the folders made for it.
 
     Raises:
@@ -81,32 +81,32 @@ def _hold(lock: Path) -> tuple[int, list[Path]]:
             # Who held it before may have deleted it.
             if lock.exists() and os.path.samestat(os.fstat(held), lock.stat()):
                 os.ftruncate(held, 0)
-                os.write(held, f"{_ourselves()}\n".encode())
+                os.write(held, f"{_describe_process()}\n".encode())
                 return held, made
             os.close(held)
         except BlockingIOError as error:
             holder = os.read(held, 200).decode("utf-8", "replace").strip()
             os.close(held)
             if time.monotonic() > end:
-                raise _taken(str(lock.parents[1]), holder) from error
+                raise _make_error(str(lock.parents[1]), holder) from error
             time.sleep(0.1)
         except BaseException:
             os.close(held)
             raise
 
 
-def _ourselves() -> str:
+def _describe_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _taken(folder: str, holder: str) -> InputError:
+def _make_error(folder: str, holder: str) -> InputError:
     return InputError(
         f"{folder}: another ray-embed is writing to it ({holder}); wait for it or stop it; a new "
         "run may have another --out"
     )
 
 
-def _clear_beside(lock: Path) -> None:
+def _delete_leftovers(lock: Path) -> None:
     """Delete what processes that were killed have left unfinished."""
     for left in lock.parent.iterdir():
         if left == lock:
@@ -119,11 +119,11 @@ def _clear_beside(lock: Path) -> None:
 
 
 @contextlib.contextmanager
-def _leased(folder: Folder) -> Iterator[None]:
+def _hold_lease(folder: Folder) -> Iterator[None]:
     ours = f"{LEASES}/{uuid.uuid4().hex}"
-    _take(folder, ours)
+    _acquire_lease(folder, ours)
     over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(folder, ours, over), daemon=True)
+    renewing = threading.Thread(target=_renew_lease, args=(folder, ours, over), daemon=True)
     renewing.start()
     try:
         yield
@@ -134,7 +134,7 @@ def _leased(folder: Folder) -> Iterator[None]:
             folder.delete(ours)
 
 
-def _take(folder: Folder, ours: str) -> None:
+def _acquire_lease(folder: Folder, ours: str) -> None:
     """Put our lease once there is no other.
 
     Raises:
@@ -142,13 +142,13 @@ def _take(folder: Folder, ours: str) -> None:
     """
     seen: dict[str, int] = {}
     while True:
-        folder.write(ours, _ourselves().encode())
+        folder.write(ours, _describe_process().encode())
         leases = {info.base_name: info.mtime_ns for info in folder.infos(LEASES) if info.is_file}
         # By the clock of the store, which has them all.
         now = leases.pop(ours.rpartition("/")[2], max(leases.values(), default=0))
         others = {}
         for name, renewed in leases.items():
-            holder = _holder(folder, name)
+            holder = _read_holder(folder, name)
             if holder is None:
                 continue
             if now - renewed > _STALE_SECONDS * 1e9 or _is_gone(holder):
@@ -157,7 +157,7 @@ def _take(folder: Folder, ours: str) -> None:
                 others[name] = renewed
                 if seen.get(name, renewed) != renewed:
                     folder.delete(ours)
-                    raise _taken(folder.shown(), holder)
+                    raise _make_error(folder.shown(), holder)
         if not others:
             return
         folder.delete(ours)
@@ -168,7 +168,7 @@ def _take(folder: Folder, ours: str) -> None:
         time.sleep(random.uniform(1, 3))  # noqa: S311 - no secret
 
 
-def _holder(folder: Folder, name: str) -> str | None:
+def _read_holder(folder: Folder, name: str) -> str | None:
     """Read whose lease it is; None where it has just been given back."""
     try:
         return folder.read(f"{LEASES}/{name}").decode("utf-8", "replace")
@@ -190,8 +190,8 @@ def _is_gone(holder: str) -> bool:
     return False
 
 
-def _renew(folder: Folder, ours: str, over: threading.Event) -> None:
+def _renew_lease(folder: Folder, ours: str, over: threading.Event) -> None:
     while not over.wait(_RENEW_SECONDS):
         # What fails is tried again in a moment.
         with contextlib.suppress(StorageError):
-            folder.write(ours, _ourselves().encode())
+            folder.write(ours, _describe_process().encode())
