@@ -28,7 +28,7 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
                 f"{folder.shown()}: it holds something that is no run folder (no {RUN}); name a "
                 "run folder, or for a new one an --out that is not there yet"
             )
-    run = _marked(folder)
+    run = _read_marked(folder)
     if run is None:
         raise InputError(
             f"{folder.shown(RUN)}: it is no description of a run: of another program, or edited; "
@@ -63,10 +63,10 @@ def delete_run(folder: Folder) -> None:
 
 def is_run(folder: Folder) -> bool:
     """Whether the folder is one of ours, of whatever version: only then it is ever deleted."""
-    return folder.exists(RUN) and _marked(folder) is not None
+    return folder.exists(RUN) and _read_marked(folder) is not None
 
 
-def _marked(folder: Folder) -> dict[str, Any] | None:
+def _read_marked(folder: Folder) -> dict[str, Any] | None:
     """Read ``run.json`` if it has our mark."""
     try:
         run = json.loads(folder.read(RUN))
