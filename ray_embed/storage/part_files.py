@@ -172,12 +172,12 @@ def read_part_with(
         buffered = folder.is_local and stream.size() > _LARGE
         return read(pq.ParquetFile(stream, **options, buffer_size=_BUFFER if buffered else 0))
 
-    with _explaining(path, number):
+    with _explain_errors(path, number):
         return folder.read_with(name, opened)
 
 
 @contextlib.contextmanager
-def _explaining(path: str, number: int) -> Iterator[None]:
+def _explain_errors(path: str, number: int) -> Iterator[None]:
     """Let errors of reading a part name it.
 
     Raises:
@@ -251,7 +251,7 @@ def read_footer_and_columns(
         folder,
         layout.FEATURES,
         number,
-        lambda part: (parse_footer(part), _columns(part, columns) if columns else None),
+        lambda part: (parse_footer(part), _read_columns(part, columns) if columns else None),
     )
 
 
@@ -283,7 +283,7 @@ def read_part(
         if fingerprint is not None:
             name = folder.shown(part_name(kind, number))
             check_owner(name, parse_footer(part), number, fingerprint)
-        return _columns(part, columns)
+        return _read_columns(part, columns)
 
     return read_part_with(folder, kind, number, read)
 
@@ -304,7 +304,7 @@ def read_feature_batches(
         return
     path = folder.shown(part_name(layout.FEATURES, number))
     with (
-        _explaining(path, number),
+        _explain_errors(path, number),
         folder.filesystem.open_input_file(
             folder.join(part_name(layout.FEATURES, number))
         ) as stream,
@@ -315,22 +315,24 @@ def read_feature_batches(
         check_owner(path, parse_footer(part), number, fingerprint)
         # Reading leaves out a column that is not there.
         dimension = part.schema_arrow.field(column).type.list_size
-        yield from _batches(part, column, dimension)
+        yield from _read_batches(part, column, dimension)
 
 
-def _batches(part: pq.ParquetFile, column: str, dimension: int) -> Iterator[Matrix]:
+def _read_batches(part: pq.ParquetFile, column: str, dimension: int) -> Iterator[Matrix]:
     rows = max(1, _BATCH_BYTES // (4 * dimension))
     for batch in part.iter_batches(rows, columns=[column], use_threads=False):
         yield as_matrix(pa.chunked_array([batch.column(0)]))
 
 
-def _columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
+def _read_columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
     wanted = part.schema_arrow.names if columns is None else columns
     large = [name for name in wanted if _is_large(part, name)]
     if large:
         table = part.read([name for name in wanted if name not in large], use_threads=False)
         for name in large:
-            table = table.append_column(part.schema_arrow.field(name), _large(part, name))
+            table = table.append_column(
+                part.schema_arrow.field(name), _read_large_column(part, name)
+            )
         return table.select(wanted)
     # Parts are small: handing columns to threads takes longer than reading them.
     table = part.read(columns, use_threads=False)
@@ -346,12 +348,12 @@ def _is_large(part: pq.ParquetFile, name: str) -> bool:
     return bool(4 * kind.list_size * part.metadata.num_rows > _LARGE)
 
 
-def _large(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
+def _read_large_column(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
     """Read a column of features into memory once."""
     dimension = part.schema_arrow.field(name).type.list_size
     values = np.empty((part.metadata.num_rows, dimension), np.float32)
     start = 0
-    for rows in _batches(part, name, dimension):
+    for rows in _read_batches(part, name, dimension):
         values[start : start + len(rows)] = rows
         start += len(rows)
     return as_column(values)
