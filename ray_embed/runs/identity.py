@@ -45,7 +45,7 @@ def make_identity(
     """
     return {
         "splits": [split.split for split in plan.splits],
-        **{f"source {split.split}": _source(config, split) for split in plan.splits},
+        **{f"source {split.split}": _describe_source(config, split) for split in plan.splits},
         "model architecture": encoder.architecture,
         "model weights": encoder.weights_digest,
         "layers": [[o.layer, o.pool, o.dimension] for o in encoder.outputs],
@@ -75,7 +75,7 @@ def _option_values(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
+def _describe_source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
     common = {"label type": split.label_type, "shard size": split.shard_size}
     if split.kind != "stream":
         return {"records": split.digest, "columns": list(split.extras), **common}
@@ -118,10 +118,10 @@ def list_differences(before: Identity, now: Identity) -> list[str]:
         elif was != found and isinstance(was or found, dict):
             lines.append(f"{name}: was not there" if was is None else f"{name}: is gone")
         elif was != found:
-            lines.append(f"{name}: was {_short(was)}, is {_short(found)}")
+            lines.append(f"{name}: was {_shorten(was)}, is {_shorten(found)}")
     return lines
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 and " " not in text else text
