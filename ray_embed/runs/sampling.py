@@ -69,8 +69,8 @@ def draw_sample(folder: Folder, column: str, limit: int, among: Array | None = N
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    drawn, total = _drawn(folder, limit, among)
-    return _taken(folder, column, drawn, total)
+    drawn, total = _draw_rows(folder, limit, among)
+    return _read_rows(folder, column, drawn, total)
 
 
 def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Matrix]:
@@ -88,7 +88,7 @@ def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Mat
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    drawn, _ = _drawn(folder, limit, None)
+    drawn, _ = _draw_rows(folder, limit, None)
     name = layout.pca_column(column)
 
     def take(number: int) -> pa.Table:
@@ -99,14 +99,14 @@ def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Mat
     return taken["index"].to_numpy(), as_matrix(taken[name])
 
 
-def _drawn(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, Array], int]:
+def _draw_rows(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, Array], int]:
     """Draw rows of the parts; returns them by part, and of how many records they are."""
     numbers = list(part_files.list_part_numbers(folder))
 
     def strata_of(number: int) -> tuple[pa.Table, Array]:
-        part = _read(folder, ["index", "split", "label"], number)
+        part = _read_columns(folder, ["index", "split", "label"], number)
         own = part["index"].to_numpy()
-        rows = np.arange(len(own)) if among is None else np.flatnonzero(_is_in(own, among))
+        rows = np.arange(len(own)) if among is None else np.flatnonzero(_find_members(own, among))
         return part.take(pa.array(rows)), rows
 
     strata = stratified.Strata(limit)
@@ -138,11 +138,11 @@ def read_records(folder: Folder, column: str, index: Array, total: int) -> Subse
     wanted = np.sort(index)
 
     def rows_of(number: int) -> Array:
-        own = _read(folder, ["index"], number)["index"].to_numpy()
-        return np.flatnonzero(_is_in(own, wanted))
+        own = _read_columns(folder, ["index"], number)["index"].to_numpy()
+        return np.flatnonzero(_find_members(own, wanted))
 
     rows = dict(zip(numbers, part_files.map_parts(folder, rows_of, numbers), strict=True))
-    found = _taken(folder, column, rows, total)
+    found = _read_rows(folder, column, rows, total)
     by_index = np.argsort(found.index)
     return select_rows(found, by_index[np.searchsorted(found.index, index, sorter=by_index)])
 
@@ -167,8 +167,8 @@ def find_held_records(folder: Folder, index: Array) -> Array:
     wanted = np.sort(index)
 
     def of_part(number: int) -> Array:
-        own: Array = _read(folder, ["index"], number)["index"].to_numpy()
-        return own[_is_in(own, wanted)]
+        own: Array = _read_columns(folder, ["index"], number)["index"].to_numpy()
+        return own[_find_members(own, wanted)]
 
     parts = part_files.map_parts(folder, of_part, part_files.list_part_numbers(folder))
     return np.isin(index, np.concatenate([wanted[:0], *parts]))
@@ -220,7 +220,7 @@ def read_thumbnails(folder: Folder, index: Array) -> list[thumbnails.Pixels] | N
 
     def read(part: pq.ParquetFile) -> pa.Table:
         index = part.read(["index"], use_threads=False)
-        mask = _is_in(index["index"].to_numpy(), wanted)
+        mask = _find_members(index["index"].to_numpy(), wanted)
         # Most parts have none of a few, and pictures are most of the bytes.
         if not mask.any():
             return part_files.THUMBNAIL_SCHEMA.empty_table()
@@ -237,11 +237,11 @@ def read_thumbnails(folder: Folder, index: Array) -> list[thumbnails.Pixels] | N
     return [found[int(at)] for at in index]
 
 
-def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> Subset:
+def _read_rows(folder: Folder, column: str, rows: dict[int, Array], total: int) -> Subset:
     """Read rows of parts."""
 
     def take(number: int) -> pa.Table:
-        return _read(folder, [*_RECORD, column], number).take(pa.array(rows[number]))
+        return _read_columns(folder, [*_RECORD, column], number).take(pa.array(rows[number]))
 
     # Where nothing is taken, the types are still there.
     numbers = [number for number in rows if len(rows[number])] or list(rows)[:1]
@@ -258,7 +258,7 @@ def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> S
         taken.append(part.drop_columns([column]))
     assert features is not None  # noqa: S101 - there is a part at least
     records = pa.concat_tables(taken)
-    texts = {name: _objects(records[name]) for name in ("key", "label", "split")}
+    texts = {name: _to_objects(records[name]) for name in ("key", "label", "split")}
     return Subset(
         features,
         records["index"].to_numpy(),
@@ -270,7 +270,7 @@ def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> S
     )
 
 
-def _is_in(values: Array, among: Array) -> Array:
+def _find_members(values: Array, among: Array) -> Array:
     """Say which values are among sorted ones; sorting those again for each part would take long."""
     if not len(among):
         return np.zeros(len(values), bool)
@@ -279,11 +279,11 @@ def _is_in(values: Array, among: Array) -> Array:
     return found
 
 
-def _read(folder: Folder, columns: list[str], number: int) -> pa.Table:
+def _read_columns(folder: Folder, columns: list[str], number: int) -> pa.Table:
     return part_files.read_part(folder, layout.FEATURES, number, columns)
 
 
-def _objects(column: pa.ChunkedArray) -> Array:
+def _to_objects(column: pa.ChunkedArray) -> Array:
     values = np.empty(len(column), object)
     values[:] = column.to_pylist()
     return values
