@@ -32,7 +32,7 @@ class Strata:
 
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table with the columns `split` and `label`."""
-        strata, rows = _strata(table, self._by_label)
+        strata, rows = _find_strata(table, self._by_label)
         for stratum, count in zip(strata, np.bincount(rows, minlength=len(strata)), strict=True):
             self.counts[stratum] += int(count)
         if self._by_label and len(self.counts) > self._limit:
@@ -86,7 +86,7 @@ class Draw:
         """Give the positions drawn in the next table, in order."""
         if not table.num_rows:
             return np.zeros(0, np.int64)
-        strata, rows = _strata(table, self._by_label)
+        strata, rows = _find_strata(table, self._by_label)
         by_stratum = np.argsort(rows, kind="stable")
         ends = np.cumsum(np.bincount(rows, minlength=len(strata)))
         found = []
@@ -98,7 +98,7 @@ class Draw:
         return np.sort(np.concatenate(found))
 
 
-def _strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
+def _find_strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
     """Give the strata of a table's rows in order of appearance, and which one each row is in."""
     columns = ["split", "label"] if by_label else ["split"]
     coded = [table[name].combine_chunks().dictionary_encode("encode") for name in columns]
@@ -112,13 +112,13 @@ def _strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
     for at in np.argsort(first):
         row = int(first[at])
         stratum = tuple(
-            _same(known[column.indices[row].as_py()])
+            _replace_nan(known[column.indices[row].as_py()])
             for column, known in zip(coded, values, strict=True)
         )
         found[at] = numbers.setdefault(stratum, len(numbers))
     return list(numbers), found[rows]
 
 
-def _same(value: Any) -> Any:
+def _replace_nan(value: Any) -> Any:
     # NaN is not equal to itself, so it would be a new stratum each time.
     return None if value != value else value
