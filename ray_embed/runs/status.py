@@ -86,13 +86,13 @@ def read_status(run: str, *, verify: bool = False) -> Status:
         reasons = part_files.count_rejects(folder, done)
     except RunError as error:
         problems.append(str(error))
-    for found in part_files.map_parts(folder, partial(_rows_of, folder), numbers):
+    for found in part_files.map_parts(folder, partial(_count_rows, folder), numbers):
         if isinstance(found, int):
             rows += found
         else:
             problems.append(found)
     if verify:
-        problems = list(_problems(folder, about["fingerprint"], numbers, outline))
+        problems = list(_find_problems(folder, about["fingerprint"], numbers, outline))
     return Status(
         redact_uri(run),
         about["fingerprint"],
@@ -108,7 +108,7 @@ def read_status(run: str, *, verify: bool = False) -> Status:
     )
 
 
-def _rows_of(folder: Folder, number: int) -> int | str:
+def _count_rows(folder: Folder, number: int) -> int | str:
     """Give the rows of a part, or say what is wrong with it."""
     try:
         return part_files.read_footer(folder, number).rows
@@ -116,7 +116,7 @@ def _rows_of(folder: Folder, number: int) -> int | str:
         return str(error)
 
 
-def _problems(
+def _find_problems(
     folder: Folder, fingerprint: str, numbers: list[int], outline: planning.Plan
 ) -> Iterator[str]:
     """Read every part; yield what is wrong, in a sentence that names the part."""
@@ -124,7 +124,7 @@ def _problems(
     def of_one(number: int) -> list[str]:
         name = part_files.part_name(layout.FEATURES, number)
         try:
-            return list(_problems_of(folder, fingerprint, number, outline))
+            return list(_find_part_problems(folder, fingerprint, number, outline))
         except RunError as error:
             return [str(error)]
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -141,7 +141,7 @@ def _problems(
             yield f"{len(missing)} shards are not done, the first is {missing[0]}"
 
 
-def _problems_of(
+def _find_part_problems(
     folder: Folder, fingerprint: str, number: int, outline: planning.Plan
 ) -> Iterator[str]:
     name = part_files.part_name(layout.FEATURES, number)
@@ -158,14 +158,14 @@ def _problems_of(
         yield f"{name}: belongs to another run or shard"
     if about.rejected != rejected.num_rows:
         yield f"{name}: its rejects are not the {about.rejected} there were"
-    shard = _shard_of(folder, outline, number)
+    shard = _find_shard(folder, outline, number)
     if shard is None and outline.shards is not None:
         yield f"{name}: no such shard was planned"
     if shard is not None:
         records = planning.record_columns(
             outline, shard, planning.read_shard(folder, shard.split, shard.local)
         )
-        yield from _differences(name, records, table, rejected)
+        yield from _compare_records(name, records, table, rejected)
     pictured = part_files.read_part(folder, layout.THUMBNAILS, number)["index"]
     if pictured.to_pylist() != table["index"].to_pylist():
         yield f"{name}: its thumbnails are of other records"
@@ -178,7 +178,7 @@ def _problems_of(
             yield f"{part_files.part_name(kind, number)}: its bytes are not those that were written"
 
 
-def _differences(
+def _compare_records(
     name: str, records: pa.Table, table: pa.Table, rejected: pa.Table
 ) -> Iterator[str]:
     """Compare the records of a part, and its rejects, with the planned ones."""
@@ -194,7 +194,7 @@ def _differences(
             yield f"{name}: its keys, labels or metadata are not the planned ones"
 
 
-def _shard_of(folder: Folder, outline: planning.Plan, number: int) -> planning.Shard | None:
+def _find_shard(folder: Folder, outline: planning.Plan, number: int) -> planning.Shard | None:
     """Give the shard of a number; None where none was planned, or a stream before it goes on."""
     first = index = 0
     for split in outline.splits:
