@@ -104,13 +104,13 @@ def choose_default_out(config: RunConfig) -> str:
 
 def make_default_name(model: str, weights: str | None) -> str:
     """Name the run folder of a model and its weights, as they were given."""
-    names = [Path(_last_name(model)).stem]
+    names = [Path(_get_last_name(model)).stem]
     if weights:
-        names.append(_last_name(weights).partition(".")[0])
+        names.append(_get_last_name(weights).partition(".")[0])
     return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in names)
 
 
-def _last_name(given: str) -> str:
+def _get_last_name(given: str) -> str:
     if is_uri(given):
         return get_base_name(given)
     return given.rpartition(":")[2] if ":" in given else Path(given).name
