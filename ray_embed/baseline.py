@@ -36,7 +36,7 @@ def extract_baseline(run: str, say: Callable[[str], None] = to_stderr) -> Run:
         RunError: it failed while running; finished shards are kept.
     """
     trained = open_run(run)
-    config = _configured(run, trained.config)
+    config = _make_config(run, trained.config)
     say(f"the floor of random weights: {redact_uri(str(config.out))}")
     from ray_embed.pipeline import extract
 
@@ -51,7 +51,7 @@ def extract_baseline(run: str, say: Callable[[str], None] = to_stderr) -> Run:
     return found
 
 
-def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
+def _make_config(run: str, kept: dict[str, Any]) -> RunConfig:
     """Give the configuration of the floor from that of the run, as ``run.json`` has it.
 
     Raises:
@@ -61,7 +61,7 @@ def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
     named = {"--model": kept["model"], "--preprocess": kept["preprocess"]}
     named |= {f"--source {split}": source for split, source in kept["sources"].items()}
     for option, name in named.items():
-        if name is not None and not _is_there(name):
+        if name is not None and not _is_available(name):
             raise InputError(
                 f"{where}: {option} was {name!r}, which is not here: a path that is gone or starts "
                 "at another folder, or an object that Python had in hand. Start in the folder that "
@@ -75,7 +75,7 @@ def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
     return make_config(asked | arguments)
 
 
-def _is_there(name: str) -> bool:
+def _is_available(name: str) -> bool:
     return is_uri(name) or is_callable_reference(name) or Path(name).exists()
 
 
