@@ -133,7 +133,7 @@ def _finish(
             speed = extract_missing(config, prepared, running)
             if not and_reduce:
                 # Merging does so too.
-                integrity.check_footers(target.folder, _expected(prepared))
+                integrity.check_footers(target.folder, _read_expected(prepared))
             finished = load(target.given)
             if finished.rows == 0:
                 raise RunError(
@@ -150,11 +150,11 @@ def _finish(
         except DamagedError as error:
             if last:
                 raise
-            integrity.delete_damaged_shards(target.folder, _expected(prepared), error)
+            integrity.delete_damaged_shards(target.folder, _read_expected(prepared), error)
     return finished, speed
 
 
-def _expected(prepared: Prepared) -> integrity.Expected:
+def _read_expected(prepared: Prepared) -> integrity.Expected:
     run = manifest.read_run(prepared.folder) or {}
     return integrity.Expected.of(run, planning.load(prepared.folder))
 
