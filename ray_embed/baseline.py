@@ -90,7 +90,7 @@ def _check_same_records(trained: RunReader, baseline: RunReader) -> None:
     )
     if differences := identity.list_differences(mine, others):
         raise InputError(
-            f"{trained.folder.shown()}: its sources have changed since it was made, so that "
-            f"{baseline.folder.shown()} is of other records: {'; '.join(differences)}; delete that "
-            "folder, and restore the sources or make the run anew"
+            f"{trained.folder.display_path()}: its sources have changed since it was made, so that "
+            f"{baseline.folder.display_path()} is of other records: {'; '.join(differences)}; "
+            "delete that folder, and restore the sources or make the run anew"
         )

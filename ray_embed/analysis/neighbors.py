@@ -80,7 +80,7 @@ def neighbors(
         if points.shape[1] != rows.shape[1]:
             raise InputError(
                 f"the query has {points.shape[1]} dimensions, and the features of "
-                f"{folder.shown()} have {rows.shape[1]}"
+                f"{folder.display_path()} have {rows.shape[1]}"
             )
         searched = np.ones(len(rows), bool)
         if split is not None:
@@ -92,7 +92,8 @@ def neighbors(
         starts.append(starts[-1] + len(rows))
     if split is not None and split not in splits:
         raise InputError(
-            f"{folder.shown()}: no record is of the split {split!r}; there are {', '.join(splits)}"
+            f"{folder.display_path()}: no record is of the split {split!r}; there are "
+            f"{', '.join(splits)}"
         )
     count, found = search.places.shape
     ranked = {
@@ -204,14 +205,14 @@ def _find(folder: Folder, numbers: list[int], key: str) -> tuple[int, int]:
         number, row, _ = found[0]
         return number, row
     if not found:
-        raise InputError(f"{folder.shown()}: no embedded record has the key {key!r}")
+        raise InputError(f"{folder.display_path()}: no embedded record has the key {key!r}")
     names = list(dict.fromkeys(name for _, _, name in found))
     if len(names) < len(found):
         mend, where = "give the features of the one meant", f"of {len(found)} records"
     else:
         mend = f"give {' or '.join(repr(f'{name}/{key}') for name in names)}"
         where = f"in {len(names)} splits"
-    raise InputError(f"{folder.shown()}: the key {key!r} is {where}; {mend}")
+    raise InputError(f"{folder.display_path()}: the key {key!r} is {where}; {mend}")
 
 
 def _records(folder: Folder, numbers: list[int], starts: list[int], places: Array) -> pa.Table:

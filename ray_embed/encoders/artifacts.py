@@ -88,8 +88,8 @@ def _read_file(folder: Folder, name: str) -> bytes:
 
 def _damaged(folder: Folder, name: str) -> InputError:
     return InputError(
-        f"{folder.shown(name)}: it is missing or damaged, and the run cannot be resumed without "
-        "it; restore it, or start again with --overwrite"
+        f"{folder.display_path(name)}: it is missing or damaged, and the run cannot be resumed "
+        "without it; restore it, or start again with --overwrite"
     )
 
 

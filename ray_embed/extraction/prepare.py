@@ -279,7 +279,7 @@ def _renew(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
     if fresh != kept:
         planning.save(folder, fresh)
     if not artifacts.is_intact(folder):
-        say(f"{folder.shown('encoder')}: damaged; written again")
+        say(f"{folder.display_path('encoder')}: damaged; written again")
         artifacts.save_encoder(folder, prepared.encoder)
 
 

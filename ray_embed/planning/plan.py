@@ -112,7 +112,7 @@ def load(folder: Folder) -> Plan:
     """
     mend = "`ray-embed run` with the same options mends it"
     if not folder.exists(layout.PLAN):
-        raise InputError(f"{folder.shown(layout.PLAN)}: it is gone; {mend}")
+        raise InputError(f"{folder.display_path(layout.PLAN)}: it is gone; {mend}")
     try:
         data = json.loads(folder.read(layout.PLAN))
         splits = [
@@ -128,4 +128,4 @@ def load(folder: Folder) -> Plan:
         notes = tuple(data.get("notes", ()))
         return Plan(tuple(splits), data["label_type"], tuple(data["extras"]), notes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder.shown(layout.PLAN)}: damaged; {mend}") from error
+        raise InputError(f"{folder.display_path(layout.PLAN)}: damaged; {mend}") from error

@@ -64,7 +64,7 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
         return folder.read_with(name, read)
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
         raise StorageError(
-            f"{folder.shown(name)}: cannot be read: {get_first_line(error)}"
+            f"{folder.display_path(name)}: cannot be read: {get_first_line(error)}"
         ) from error
 
 
@@ -119,7 +119,7 @@ def _read_if_sound(folder: Folder, name: str) -> pa.Table | None:
         )
     except (OSError, ValueError, pa.ArrowException) as error:
         if is_storage_error(error) and not folder.is_local:
-            raise StorageError(f"{folder.shown(name)}: cannot be read: {error}") from error
+            raise StorageError(f"{folder.display_path(name)}: cannot be read: {error}") from error
         return None
 
 

@@ -97,7 +97,7 @@ def moments_of(out: str, fingerprint: str, block: Block) -> pca.Moments:
 def _check_finite(folder: Folder, number: int, values: Matrix) -> None:
     # Extracting sets such records aside, so nobody else than another program has written these.
     if not np.isfinite(values).all():
-        name = folder.shown(part_files.part_name(layout.FEATURES, number))
+        name = folder.display_path(part_files.part_name(layout.FEATURES, number))
         raise DamagedError(f"{name}: it holds numbers that are not finite", number)
 
 

@@ -258,22 +258,23 @@ def method(folder: Folder, column: str) -> tuple[Method, float]:
 
 
 def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Result]) -> Result:
-    again = f"`ray-embed reduce {folder.shown()}` writes it"
+    again = f"`ray-embed reduce {folder.display_path()}` writes it"
     run = manifest.read_run(folder) or {}
     layer = manifest.find_output(run, column)["layer"]
     if not folder.exists(layout.COMPONENTS):
-        raise InputError(f"{folder.shown(layout.COMPONENTS)}: no such file; {again}")
+        raise InputError(f"{folder.display_path(layout.COMPONENTS)}: no such file; {again}")
     content = pa.BufferReader(folder.read(layout.COMPONENTS))
     try:
         return read(pq.ParquetFile(content, page_checksum_verification=True), layer)
     except _NoLayerError:
         # An earlier version wrote none of a layer with many dimensions.
         raise InputError(
-            f"{folder.shown(layout.COMPONENTS)}: no PCA of the layer {layer}; {again}"
+            f"{folder.display_path(layout.COMPONENTS)}: no PCA of the layer {layer}; {again}"
         ) from None
     except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise RunError(
-            f"{folder.shown(layout.COMPONENTS)}: damaged: {get_first_line(error)}; {again} again",
+            f"{folder.display_path(layout.COMPONENTS)}: damaged: {get_first_line(error)}; {again} "
+            "again",
             can_resume=False,
         ) from error
 

@@ -421,5 +421,5 @@ def _check_finite(
     for number in parts:
         for rows in _chunks(folder, fingerprint, column, [number], size):
             if not np.isfinite(rows).all():
-                name = folder.shown(part_files.part_name(layout.FEATURES, number))
+                name = folder.display_path(part_files.part_name(layout.FEATURES, number))
                 raise DamagedError(f"{name}: it holds numbers that are not finite", number)

@@ -54,7 +54,7 @@ def check_shard(folder: Folder, number: int, expected: Expected) -> None:
         folder, layout.THUMBNAILS, number, ["index"], expected.fingerprint
     )
     if pictured["index"].to_pylist() != found["index"].to_pylist():
-        name = folder.shown(part_files.part_name(layout.THUMBNAILS, number))
+        name = folder.display_path(part_files.part_name(layout.THUMBNAILS, number))
         raise DamagedError(f"{name}: it is of other records", number)
     if about.rejected:
         part_files.read_part(folder, layout.REJECTS, number)
@@ -69,14 +69,14 @@ def check_footer(folder: Folder, number: int, about: part_files.Footer, expected
         DamagedError: the part is of another shard or run, or of none, or its rejects are not all
             there.
     """
-    name = folder.shown(part_files.part_name(layout.FEATURES, number))
+    name = folder.display_path(part_files.part_name(layout.FEATURES, number))
     if expected.shards is not None and number >= expected.shards:
         raise DamagedError(f"{name}: no such shard was planned", number)
     part_files.check_owner(name, about, number, expected.fingerprint)
     if about.planned != about.rows + about.rejected or about.columns != expected.columns:
         raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
     if about.rejected:
-        name = folder.shown(part_files.part_name(layout.REJECTS, number))
+        name = folder.display_path(part_files.part_name(layout.REJECTS, number))
         rejects = part_files.read_part_with(folder, layout.REJECTS, number, part_files.parse_footer)
         part_files.check_owner(name, rejects, number, expected.fingerprint)
         if rejects.rows != about.rejected:
@@ -111,8 +111,9 @@ def require_all_parts(folder: Folder, expected: Expected) -> list[int]:
     if shards is None or numbers != list(range(shards)):
         done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
         raise RunError(
-            f"{folder.shown()}: only {done} of {'?' if shards is None else shards} shards are "
-            "done; run `ray-embed extract` (or `run`) again with the same options to do the rest"
+            f"{folder.display_path()}: only {done} of {'?' if shards is None else shards} shards "
+            "are done; run `ray-embed extract` (or `run`) again with the same options to do the "
+            "rest"
         )
     return numbers
 

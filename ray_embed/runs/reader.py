@@ -66,7 +66,9 @@ class RunReader:
             return self.outputs[0]
         if layer not in by_layer:
             given = "several layers, so name one" if layer is None else f"no layer {layer!r}"
-            raise InputError(f"{self.folder.shown()}: {given}; it holds {', '.join(by_layer)}")
+            raise InputError(
+                f"{self.folder.display_path()}: {given}; it holds {', '.join(by_layer)}"
+            )
         return by_layer[layer]
 
     def column_of(self, layer: str | None) -> str:
@@ -82,7 +84,8 @@ class RunReader:
         numbers = list(part_files.list_part_numbers(self.folder, kind))
         if not numbers:
             raise InputError(
-                f"{self.folder.shown()}: no shard is finished yet; `ray-embed run` resumes the run"
+                f"{self.folder.display_path()}: no shard is finished yet; `ray-embed run` resumes "
+                "the run"
             )
         return numbers
 

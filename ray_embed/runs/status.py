@@ -133,7 +133,7 @@ def _find_problems(
     for problems in part_files.map_parts(folder, of_one, numbers):
         yield from problems
     if not artifacts.is_intact(folder):
-        name = folder.shown(layout.ENCODER)
+        name = folder.display_path(layout.ENCODER)
         yield f"{name}: it is gone or damaged; run again to write it"
     if outline.shards is not None and numbers != list(range(outline.shards)):
         missing = sorted(set(range(outline.shards)) - set(numbers))

@@ -104,13 +104,13 @@ class Folder:
         """Give the path of `name`, or of the folder, for this folder's file system."""
         return posixpath.join(self.path, name) if name else self.path
 
-    def shown(self, name: str = "") -> str:
+    def display_path(self, name: str = "") -> str:
         """Give the path or URI of `name` (or of the folder) as messages name it."""
         return format_path(self.filesystem, self.join(name))
 
     def info(self, name: str = "") -> pafs.FileInfo:
         """Look at the file or folder `name`, which need not be there."""
-        with wrap_os_errors(self.shown(name), "looked at"):
+        with wrap_os_errors(self.display_path(name), "looked at"):
             return self._persistently(lambda: self.filesystem.get_file_info(self.join(name)))
 
     def exists(self, name: str = "") -> bool:
@@ -123,7 +123,7 @@ class Folder:
             yield from (info.base_name for info in self.infos(name))
             return
         with (
-            wrap_os_errors(self.shown(name), "listed"),
+            wrap_os_errors(self.display_path(name), "listed"),
             contextlib.suppress(FileNotFoundError),
             # A name at a time, where pyarrow lists all at once and looks at each file.
             os.scandir(self.join(name)) as entries,
@@ -135,12 +135,12 @@ class Folder:
         selector = pafs.FileSelector(
             self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
         )
-        with wrap_os_errors(self.shown(name), "listed"):
+        with wrap_os_errors(self.display_path(name), "listed"):
             return self._persistently(lambda: self.filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         """Read the whole file `name`."""
-        with wrap_os_errors(self.shown(name), "read"):
+        with wrap_os_errors(self.display_path(name), "read"):
             content: bytes = self.read_with(name, lambda stream: stream.read())
             return content
 
@@ -198,7 +198,7 @@ class Folder:
             if not whole:
                 self.filesystem.move(first, path)
 
-        with wrap_os_errors(self.shown(name), "written"):
+        with wrap_os_errors(self.display_path(name), "written"):
             self._persistently(attempt)
 
     @contextlib.contextmanager
@@ -227,7 +227,7 @@ class Folder:
             elif info.type != pafs.FileType.NotFound:
                 self.filesystem.delete_file(self.join(name))
 
-        with wrap_os_errors(self.shown(name), "deleted"):
+        with wrap_os_errors(self.display_path(name), "deleted"):
             self._persistently(attempt)
 
     def move(self, source: str, target: str) -> None:

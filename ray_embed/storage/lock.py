@@ -48,7 +48,7 @@ def lock_folder(folder: Folder) -> Iterator[None]:
 @contextlib.contextmanager
 def _hold_lock(folder: Folder) -> Iterator[None]:
     lock = Path(folder.join(LOCK))
-    with wrap_os_errors(folder.shown(), "written"):
+    with wrap_os_errors(folder.display_path(), "written"):
         held, made = _acquire_lock(lock)
     try:
         with wrap_os_errors(str(lock.parent), "listed"):
@@ -157,12 +157,12 @@ def _acquire_lease(folder: Folder, ours: str) -> None:
                 others[name] = renewed
                 if seen.get(name, renewed) != renewed:
                     folder.delete(ours)
-                    raise _make_error(folder.shown(), holder)
+                    raise _make_error(folder.display_path(), holder)
         if not others:
             return
         folder.delete(ours)
         if not seen:
-            say(f"{folder.shown()}: another ray-embed wrote to it just now; waiting to see")
+            say(f"{folder.display_path()}: another ray-embed wrote to it just now; waiting to see")
         seen = others
         # Two that start at once both step back: not to the same moment.
         time.sleep(random.uniform(1, 3))  # noqa: S311 - no secret

@@ -25,25 +25,25 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
         # A run that is being started may have written it meanwhile.
         if not folder.exists(RUN):
             raise InputError(
-                f"{folder.shown()}: it holds something that is no run folder (no {RUN}); name a "
-                "run folder, or for a new one an --out that is not there yet"
+                f"{folder.display_path()}: it holds something that is no run folder (no {RUN}); "
+                "name a run folder, or for a new one an --out that is not there yet"
             )
     run = _read_marked(folder)
     if run is None:
         raise InputError(
-            f"{folder.shown(RUN)}: it is no description of a run: of another program, or edited; "
-            "name a run folder, or for a new one an --out that is not there yet"
+            f"{folder.display_path(RUN)}: it is no description of a run: of another program, or "
+            "edited; name a run folder, or for a new one an --out that is not there yet"
         )
     if run["ray_embed"].get("format") != _FORMAT:
         raise InputError(
-            f"{folder.shown(RUN)}: written by another version of ray_embed; run it again, with "
-            "another --out or --overwrite"
+            f"{folder.display_path(RUN)}: written by another version of ray_embed; run it again, "
+            "with another --out or --overwrite"
         )
     content = {name: value for name, value in run.items() if name != "ray_embed"}
     if run["ray_embed"].get("checksum") != compute_checksum(content):
         raise InputError(
-            f"{folder.shown(RUN)}: it is not what was written: damaged, or edited; restore it, or "
-            "--overwrite to start anew"
+            f"{folder.display_path(RUN)}: it is not what was written: damaged, or edited; restore "
+            "it, or --overwrite to start anew"
         )
     return run
 

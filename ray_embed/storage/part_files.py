@@ -164,7 +164,7 @@ def read_part_with(
         StorageError: it cannot be read.
     """
     name = part_name(kind, number)
-    path = folder.shown(name)
+    path = folder.display_path(name)
     # Where each request takes long, what is read together is asked for together.
     options = {"page_checksum_verification": True, "pre_buffer": not folder.is_local}
 
@@ -281,7 +281,7 @@ def read_part(
 
     def read(part: pq.ParquetFile) -> pa.Table:
         if fingerprint is not None:
-            name = folder.shown(part_name(kind, number))
+            name = folder.display_path(part_name(kind, number))
             check_owner(name, parse_footer(part), number, fingerprint)
         return _read_columns(part, columns)
 
@@ -302,7 +302,7 @@ def read_feature_batches(
     if not folder.is_local:
         yield as_matrix(read_part(folder, layout.FEATURES, number, [column], fingerprint)[column])
         return
-    path = folder.shown(part_name(layout.FEATURES, number))
+    path = folder.display_path(part_name(layout.FEATURES, number))
     with (
         _explain_errors(path, number),
         folder.filesystem.open_input_file(

@@ -177,10 +177,10 @@ def _drawn(
 def _finite(folder: Folder, subset: Subset) -> Subset:
     if not len(subset):
         raise InputError(
-            f"{folder.shown()}: every record was rejected, so there is nothing to judge; see "
-            f"{folder.shown(layout.REJECTS)}"
+            f"{folder.display_path()}: every record was rejected, so there is nothing to judge; "
+            f"see {folder.display_path(layout.REJECTS)}"
         )
-    subsets.check_finite(subset, folder.shown())
+    subsets.check_finite(subset, folder.display_path())
     return subset
 
 

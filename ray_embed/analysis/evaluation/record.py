@@ -32,8 +32,8 @@ def record(run: RunReader, entries: dict[str, Any]) -> None:
     with lock_folder(folder):
         if (manifest.read_run(folder) or {}).get("fingerprint") != fingerprint:
             raise InputError(
-                f"{folder.shown()}: another run was made there meanwhile, so nothing is recorded; "
-                "evaluate that one"
+                f"{folder.display_path()}: another run was made there meanwhile, so nothing is "
+                "recorded; evaluate that one"
             )
         layers = {**_read(folder, fingerprint), **entries}
         content = {"fingerprint": fingerprint, "layers": layers}

@@ -68,7 +68,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
             return
-        sampling.check_finite(records, folder.shown())
+        sampling.check_finite(records, folder.display_path())
         choice = choose_labels([folder], labels)
         records = with_labels(records, choice.kind)
         if choice.note:
@@ -265,4 +265,4 @@ class _Drawing:
         style.add_title(figure, title)
         style.add_table(figure, _TABLE, self._lettering.table(names))
         for written in style.save(self._folder, f"{name}{self._suffix}", figure):
-            self._say(self._folder.shown(written))
+            self._say(self._folder.display_path(written))
