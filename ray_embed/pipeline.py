@@ -54,7 +54,7 @@ class Outcome:
             f"features  {redact_uri(self.run.features_path)}",
         ]
         path = remove_credentials(self.run.path, "***@")
-        if Folder.at(self.run.projector_path).exists(layout.PROJECTOR_CONFIG):
+        if Folder.open(self.run.projector_path).exists(layout.PROJECTOR_CONFIG):
             lines.append(f"look      ray-embed view {path}")
             lines.append(f"judge     ray-embed evaluate {path}")
         else:
@@ -98,7 +98,7 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
         tempfile.TemporaryDirectory() as folder,
     ):
         preflight.check(config, target)
-        scratch = Folder.at(folder)
+        scratch = Folder.open(folder)
         prepared = prepare(config, sources, walks, target, scratch, running, build)
         begin(config, prepared, scratch)
         finished, speed = _finish(config, prepared, running, and_reduce)

@@ -279,7 +279,7 @@ def test_python_objects_and_what_cannot_be_given_initial_weights(project):
     options = given.model_dump() | {"sources": {"valid": my_random.dataset(5, 1)}}
     run = package.extract(package.RunConfig(**options))
     assert_no_floor(run, "--source valid was '.*or module:callable")
-    folder_of_run = Folder.at(run.path)
+    folder_of_run = Folder.open(run.path)
     about = manifest.read_run(folder_of_run)
     # How it is marked is written anew.
     del about["ray_embed"]

@@ -105,7 +105,7 @@ def reduce(run: str) -> None:
     from ray_embed.storage.filesystem import Folder
 
     points = merge(run)
-    for line in unseen(Folder.at(run), points):
+    for line in unseen(Folder.open(run), points):
         click.echo(line, err=True)
     click.echo(f"{points} points in {run.rstrip('/')}/projector\nlook      ray-embed view {run}")
 

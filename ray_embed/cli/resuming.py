@@ -76,7 +76,7 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
 def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
     from ray_embed.storage.filesystem import Folder
 
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     if not folder.exists(layout.RUN):
         return _Kept(begun=False, finished=False)
     written = folder.info(layout.RUN).mtime

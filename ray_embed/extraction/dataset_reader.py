@@ -94,7 +94,7 @@ class Reader:
             InputError: the dataset does not repeat what it gave before.
             RunError: the dataset failed.
         """
-        folder = Folder.at(out)
+        folder = Folder.open(out)
         start = local * split.shard_size
         if local == 0 and self._begun:
             # Walked once more, for what turned out damaged.

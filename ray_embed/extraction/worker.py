@@ -227,7 +227,7 @@ class Extractor:
             How many of them are none to be rejected.
         """
         opened = self._open(job)
-        rows = planning.read_shard(Folder.at(opened.job.out), shard.split, shard.local)
+        rows = planning.read_shard(Folder.open(opened.job.out), shard.split, shard.local)
         missing = _missing(shard, rows)
         chosen = np.array([at for at in range(start, stop) if at not in missing], np.int64)
         return self._gather(opened, shard, rows, images, chosen).reasons.count(None)
@@ -248,7 +248,7 @@ class Extractor:
             StorageError: the run folder cannot be read or written, or an image not read.
         """
         opened = self._open(job)
-        folder = Folder.at(opened.job.out)
+        folder = Folder.open(opened.job.out)
         rows = planning.read_shard(folder, shard.split, shard.local)
         rejected = _missing(shard, rows) | (rejected or {})
         chosen = np.array([at for at in range(rows.num_rows) if at not in rejected], np.int64)
@@ -283,7 +283,7 @@ class Extractor:
         with self._opening:
             if self._opened is None or self._opened.given != given:
                 job: Job = pickle.loads(given)  # noqa: S301 - of the driver
-                encoder = artifacts.restore_contents(Folder.at(job.out), job.encoder)
+                encoder = artifacts.restore_contents(Folder.open(job.out), job.encoder)
                 engine = open_engine(encoder, self._threads)
                 threads = ThreadPoolExecutor(engine.concurrency)
                 self._opened = _Opened(given, job, encoder, engine, threads, self._meter)

@@ -63,7 +63,7 @@ def components(
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     found = {}
     for column, size in dimensions.items():
         shift = _shift(folder, fingerprint, groups, column)
@@ -84,7 +84,7 @@ def moments_of(out: str, fingerprint: str, block: Block) -> pca.Moments:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     read = partial(_read, folder, fingerprint, block.column)
     with limit_blas_to_one_thread():
         found = pca.moments(part_files.map_parts(folder, read, block.parts), block.shift)

@@ -104,7 +104,7 @@ class Merge:
     @property
     def folder(self) -> Folder:
         """The run folder."""
-        return Folder.at(self.out)
+        return Folder.open(self.out)
 
 
 @dataclass(frozen=True)

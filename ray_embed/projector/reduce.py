@@ -52,7 +52,7 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
 
     Args, Returns and Raises: as :func:`merge`.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     if not folder.exists(layout.RUN):
         raise _no_run(out)
     with lock_folder(folder):
@@ -85,7 +85,7 @@ def merge(
         DamagedError: a part is not what was written.
         RunError: shards are missing, no record was embedded, or the storage fails.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     run = manifest.read_run(folder)
     if run is None or "fingerprint" not in run:
         raise _no_run(out)
@@ -148,7 +148,7 @@ def _components(
     elsewhere: OrderedMap | None,
 ) -> dict[str, pca.Components]:
     """Compute the PCA, and write it to the run folder."""
-    folder, fingerprint = Folder.at(out), run["fingerprint"]
+    folder, fingerprint = Folder.open(out), run["fingerprint"]
     with open_ordered_map(threads, covariance.at_once(dimensions.values())) as mapped:
         found = covariance.components(
             out, fingerprint, survey.groups, dimensions, elsewhere or mapped

@@ -70,7 +70,7 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
 
 
 def _is_reduced(run: str) -> bool:
-    return Folder.at(join_uri(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
+    return Folder.open(join_uri(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
 
 
 def runs_of(given: str) -> list[str]:
@@ -79,7 +79,7 @@ def runs_of(given: str) -> list[str]:
     Raises:
         InputError: it is no run folder and holds none.
     """
-    folder = Folder.at(given)
+    folder = Folder.open(given)
     if folder.exists(layout.RUN):
         open_run(given)
         return [given]
@@ -122,7 +122,7 @@ def _path(run: str) -> str:
 
 def _local(run: str, copy: Path) -> Path:
     uri = join_uri(run, layout.PROJECTOR)
-    folder = Folder.at(uri)
+    folder = Folder.open(uri)
     return Path(folder.path) if folder.is_local else download(uri, copy, "view")
 
 

@@ -331,7 +331,7 @@ def combine(out: str, fingerprint: str, weights: Array, block: Block) -> Sums:
 
 
 def _summed(out: str, fingerprint: str, block: Block, width: int, inner: Any) -> Sums:
-    folder, size = Folder.at(out), len(block.shift)
+    folder, size = Folder.open(out), len(block.shift)
     count, squares = 0, 0.0
     sums, products = np.zeros(size), np.zeros((size, width), order="F")
     with limit_blas_to_one_thread():
@@ -354,7 +354,7 @@ def products_of_strip(out: str, fingerprint: str, strip: Strip) -> Array:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    folder, size = Folder.at(out), len(strip.shift)
+    folder, size = Folder.open(out), len(strip.shift)
     own = np.empty((strip.rows, size), np.float32)
     filled = 0
     for rows in _after(folder, fingerprint, strip):

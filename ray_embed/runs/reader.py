@@ -105,7 +105,7 @@ def open_run(run: str) -> RunReader:
     Raises:
         InputError: it is no run folder.
     """
-    folder = Folder.at(run)
+    folder = Folder.open(run)
     content = manifest.read_run(folder)
     if content is None or "fingerprint" not in content:
         name = redact_uri(run)

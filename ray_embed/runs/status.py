@@ -64,7 +64,7 @@ def read_status(run: str, *, verify: bool = False) -> Status:
     Raises:
         InputError: no run folder.
     """
-    folder = Folder.at(run)
+    folder = Folder.open(run)
     about = manifest.read_run(folder)
     if about is None:
         raise InputError(

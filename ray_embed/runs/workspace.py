@@ -62,7 +62,7 @@ def open_target(config: RunConfig) -> Iterator[Target]:
     if config.out is None:
         say(f"run folder: {out}")
     try:
-        folder = Folder.at(out)
+        folder = Folder.open(out)
     except InputError as error:
         raise InputError(f"--out {error}") from error
     if folder.is_local:

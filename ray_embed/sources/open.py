@@ -136,7 +136,7 @@ def _looked_at(uri: str) -> tuple[pafs.FileType, str]:
             return pafs.FileType.NotFound, uri
         return pafs.FileType.Directory if path.is_dir() else pafs.FileType.File, str(path)
     try:
-        folder = Folder.at(uri)
+        folder = Folder.open(uri)
         return folder.info().type, folder.path if folder.is_local else uri
     except (StorageError, InputError) as error:
         raise InputError(f"--source {error}") from error

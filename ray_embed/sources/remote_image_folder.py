@@ -29,7 +29,7 @@ def open_objects(split: str, uri: str) -> Listed:
     Raises:
         InputError: there is no image in it, or it cannot be listed.
     """
-    records = partial(_records, Folder.at(uri), redact_uri(uri))
+    records = partial(_records, Folder.open(uri), redact_uri(uri))
     if next(records(Counter()), None) is None:
         raise no_image(redact_uri(uri))
     return Listed(split, redact_uri(uri), "files", pa.string(), records, location=uri)

@@ -40,7 +40,7 @@ def download(uri: str, into: Path, option: str) -> Path:
         RunError: there is no room for it.
         StorageError: it cannot be read.
     """
-    above, infos = Folder.at(get_parent_uri(uri)), find_files(uri, option)
+    above, infos = Folder.open(get_parent_uri(uri)), find_files(uri, option)
     into.mkdir(parents=True, exist_ok=True)
     check_space(into, sum(info.size for info in infos), redact_uri(uri))
     for info in infos:
@@ -66,14 +66,14 @@ def find_files(uri: str, option: str) -> list[pafs.FileInfo]:
     """
     prefix = f"{get_base_name(uri)}."
     try:
-        place = Folder.at(uri)
+        place = Folder.open(uri)
         info = place.info()
         if info.type == pafs.FileType.Directory:
             found = place.infos(recursive=True)
         elif info.is_file:
             found = [info]
         else:
-            beside = Folder.at(get_parent_uri(uri)).infos()
+            beside = Folder.open(get_parent_uri(uri)).infos()
             found = [one for one in beside if one.base_name.startswith(prefix)]
             if not any(one.base_name == f"{prefix}index" for one in found):
                 found = []

@@ -91,7 +91,7 @@ class Folder:
     path: str
 
     @classmethod
-    def at(cls, uri: str) -> "Folder":
+    def open(cls, uri: str) -> "Folder":
         """Open the folder `uri` names; it need not exist yet."""
         return cls(*locate(uri))
 

@@ -234,7 +234,7 @@ def part() -> part_files.Part:
 
 def _begun(path: Path, shards: int) -> Folder:
     path.mkdir(parents=True, exist_ok=True)
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     manifest.write_run(folder, {"fingerprint": "none"}, "0")
     planning.save(folder, outline(shards))
     return folder

@@ -38,7 +38,7 @@ SCRIPT = Path(__file__).name
 
 def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, splits, thumbnails):
@@ -80,7 +80,7 @@ def neighbours(path: Path, thumbnails: bool) -> Callable[[], None]:
     """Give finding the neighbours of the sample, which is read now."""
     from sklearn.neighbors import NearestNeighbors
 
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     drawn = sampling.draw_sample(folder, "feature", SAMPLE)
     spaces = [drawn.features]
     if thumbnails:

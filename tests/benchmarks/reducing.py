@@ -48,7 +48,7 @@ BUFFER = 8 << 20
 
 def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, thumbnails):

@@ -55,7 +55,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
     """Write a run folder of features whose variance falls as 1/j, unless it is there."""
     import pyarrow as pa
 
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     if folder.exists(layout.RUN):
         return
     random = np.random.default_rng(0)
@@ -85,7 +85,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
 
 
 def components(path: Path, threads: int) -> Callable[[], pca.Components]:
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     groups, start, dimension = [], 0, 0
     for number in part_files.list_part_numbers(folder):
         about = part_files.read_footer(folder, number)

@@ -352,17 +352,17 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not(
     save_encoder(tmp_path / "encoder.keras")
     run = f"{bucket}/run"
     arguments = ["run", "--source", "data", "--model", "encoder.keras", "--out", run]
-    with lock.lock_folder(Folder.at(run)):
+    with lock.lock_folder(Folder.open(run)):
         found = ray_embed(*arguments)
     assert found.code == 2, found.err
     assert f"another ray-embed is writing to it (process {os.getpid()} on" in found.err
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
     here = os.uname().nodename
-    Folder.at(run).write(
+    Folder.open(run).write(
         ".tmp/leases/left", f"process {dead.stdout.decode().strip()} on {here}".encode()
     )
-    with lock.lock_folder(Folder.at(run)):
-        assert "left" not in [info.base_name for info in Folder.at(run).infos(".tmp/leases")]
+    with lock.lock_folder(Folder.open(run)):
+        assert "left" not in [info.base_name for info in Folder.open(run).infos(".tmp/leases")]
 
 
 def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
@@ -372,7 +372,7 @@ def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
     from ray_embed.storage.filesystem import Folder
 
     monkeypatch.setattr(lock, "_STALE_SECONDS", 3.0)
-    folder = Folder.at(f"{bucket}/run")
+    folder = Folder.open(f"{bucket}/run")
     folder.write(".tmp/leases/left", b"process 1 on elsewhere")
     with lock.lock_folder(folder):
         assert "left" not in [info.base_name for info in folder.infos(".tmp/leases")]

@@ -132,7 +132,7 @@ def whole(config: Any, session: Any) -> None:
     session.extractor._opened = None
     sources = open_sources(config)
     with open_target(config) as target, tempfile.TemporaryDirectory() as folder:
-        scratch = Folder.at(folder)
+        scratch = Folder.open(folder)
         prepared = prepare(config, sources, {}, target, scratch, session)
         begin(config, prepared, scratch)
         pipeline._finish(config, prepared, session, True)

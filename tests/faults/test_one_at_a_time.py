@@ -19,7 +19,7 @@ HOLD = """
 import sys, time
 from ray_embed.storage.lock import lock_folder
 from ray_embed.storage.filesystem import Folder
-with lock_folder(Folder.at(sys.argv[1])):
+with lock_folder(Folder.open(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -59,7 +59,7 @@ def test_the_second_is_refused_before_anything_is_written(tmp_path, ray_embed):
 def test_it_waits_for_one_that_is_ending(tmp_path):
     holder = holding(tmp_path / "run", 1)
     began = time.monotonic()
-    with lock_folder(Folder.at(str(tmp_path / "run"))):
+    with lock_folder(Folder.open(str(tmp_path / "run"))):
         assert time.monotonic() - began < 5
     assert holder.wait() == 0
     # Nothing was written, so nothing stays.
@@ -72,5 +72,5 @@ def test_what_was_left_unfinished_is_cleared_away(tmp_path):
     (temporary / "projector-x" / "file").write_bytes(b"x")
     (temporary / "part-00000000.parquet.0123").write_bytes(b"x")
     (tmp_path / "run" / "features").mkdir()
-    with lock_folder(Folder.at(str(tmp_path / "run"))):
+    with lock_folder(Folder.open(str(tmp_path / "run"))):
         assert [path.name for path in temporary.iterdir()] == ["lock"]

@@ -41,7 +41,7 @@ def planned(tmp_path: Path) -> Planner:
         **options: Any,
     ) -> tuple[Plan, Folder]:
         config = RunConfig(sources=sources, model="m.keras", **options)
-        target = Folder.at(str(tmp_path / f"planned-{next(numbers)}"))
+        target = Folder.open(str(tmp_path / f"planned-{next(numbers)}"))
         outline = planning.make_plan(
             open_sources(config),
             {},
@@ -414,7 +414,7 @@ def stream_split() -> planning.SplitPlan:
 
 
 def test_a_stream_is_compared_with_what_it_gave_before(tmp_path, stream_split):
-    folder = Folder.at(str(tmp_path / "r"))
+    folder = Folder.open(str(tmp_path / "r"))
     rows = stream_rows([1.0, 2.0, 3.0], [5, 6, 7])
     assert planning.write_streamed(folder, stream_split, 0, rows) is None
     assert planning.read_shard(folder, stream_split, 0).equals(rows)
@@ -430,7 +430,7 @@ def test_a_stream_is_compared_with_what_it_gave_before(tmp_path, stream_split):
 
 
 def test_a_stream_whose_labels_are_no_numbers_repeats_itself(tmp_path, stream_split):
-    folder = Folder.at(str(tmp_path / "r"))
+    folder = Folder.open(str(tmp_path / "r"))
     rows = stream_rows([float("nan"), 2.0], [5, 6])
     assert planning.write_streamed(folder, stream_split, 0, rows) is None
     again = stream_rows([float("nan"), 2.0], [5, 6])

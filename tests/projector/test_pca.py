@@ -240,7 +240,7 @@ def test_components_are_in_a_file_of_their_own(run):
     np.testing.assert_allclose(
         (values - rows[0]["vector"]) @ vectors.T, package.load(str(run)).to_pca(), atol=1e-4
     )
-    found = pca.load(Folder.at(str(run)), "feature")
+    found = pca.load(Folder.open(str(run)), "feature")
     assert found.vectors.tobytes() == vectors.tobytes()
     assert found.ratios.tolist() == [row["ratio"] for row in rows[1:]]
     assert found.variances.tolist() == [row["variance"] for row in rows[1:]]
@@ -475,7 +475,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     monkeypatch.setattr(wide_pca, "MOST_RECORDS", most)
     values = np.random.default_rng(0).normal(size=(300, 400)) * np.arange(1, 401) ** -1.0 + 2
     path = make_run(tmp_path / "run", {"top": values.astype(np.float32)}, rejected=[3, 4])
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     package.reduce(str(path), 100)
     (line,) = list(reduce_module.unseen(folder, 298, 1000))
     assert line.startswith(said)
@@ -505,7 +505,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
 
 
 def said_error(path):
-    found = pca.load(Folder.at(str(path)), "feature")
+    found = pca.load(Folder.open(str(path)), "feature")
     return f"{100 * max(found.method.residuals / found.variances):.2g}"
 
 

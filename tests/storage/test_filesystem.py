@@ -67,7 +67,7 @@ def test_where_files_are_seen_while_written_they_are_renamed():
 
 
 def test_a_local_uri_is_a_local_path(tmp_path):
-    folder = Folder.at(f"file://{tmp_path}/a%20b")
+    folder = Folder.open(f"file://{tmp_path}/a%20b")
     assert folder.is_local
     assert folder.path == f"{tmp_path}/a b"
     assert locate(f"file://{tmp_path}/ünï b") == (folder.filesystem, f"{tmp_path}/ünï b")
@@ -76,6 +76,6 @@ def test_a_local_uri_is_a_local_path(tmp_path):
 def test_errors_name_the_file(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"file/part: cannot be written: "):
-        Folder.at(str(tmp_path / "file")).write("part", b"x")
+        Folder.open(str(tmp_path / "file")).write("part", b"x")
     with pytest.raises(InputError, match=r"^s4://x/y: not a location that can be opened"):
-        Folder.at("s4://key:secret@x/y")
+        Folder.open("s4://key:secret@x/y")

@@ -13,7 +13,7 @@ def folder(request, tmp_path):
     """A run folder, reached by the system's own calls or through pyarrow alone."""
     (tmp_path / "features").mkdir()
     if request.param == "local":
-        return Folder.at(str(tmp_path))
+        return Folder.open(str(tmp_path))
     return Folder(fs.SubTreeFileSystem(str(tmp_path), fs.LocalFileSystem()), "")
 
 

@@ -69,7 +69,7 @@ def make_run(
     )
     for name, of_layer in layers.items():
         records = records.append_column(columns[name], as_column(of_layer.astype(np.float32)))
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     lengths = {name: len(list(same)) for name, same in groupby(splits)}
     assert sum(lengths.values()) == count, "the records of a split must be next to each other"
     outline = planning.Plan(

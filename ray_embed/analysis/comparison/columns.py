@@ -31,7 +31,7 @@ class Column:
     @cached_property
     def folder(self) -> Folder:
         """The run folder."""
-        return Folder.at(self.run)
+        return Folder.open(self.run)
 
 
 def columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]:
