@@ -79,7 +79,7 @@ def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
     folder = Folder.open(out)
     if not folder.exists(layout.RUN):
         return _Kept(begun=False, finished=False)
-    written = folder.info(layout.RUN).mtime
+    written = folder.get_info(layout.RUN).mtime
     # Some file systems keep times in whole seconds.
     if overwrites and written is not None and written.timestamp() < int(started):
         # The folder still holds the older run.

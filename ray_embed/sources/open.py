@@ -137,6 +137,6 @@ def _looked_at(uri: str) -> tuple[pafs.FileType, str]:
         return pafs.FileType.Directory if path.is_dir() else pafs.FileType.File, str(path)
     try:
         folder = Folder.open(uri)
-        return folder.info().type, folder.path if folder.is_local else uri
+        return folder.get_info().type, folder.path if folder.is_local else uri
     except (StorageError, InputError) as error:
         raise InputError(f"--source {error}") from error

@@ -67,7 +67,7 @@ def find_files(uri: str, option: str) -> list[pafs.FileInfo]:
     prefix = f"{get_base_name(uri)}."
     try:
         place = Folder.open(uri)
-        info = place.info()
+        info = place.get_info()
         if info.type == pafs.FileType.Directory:
             found = place.infos(recursive=True)
         elif info.is_file:

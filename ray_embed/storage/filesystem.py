@@ -108,14 +108,14 @@ class Folder:
         """Give the path or URI of `name` (or of the folder) as messages name it."""
         return format_path(self.filesystem, self.join(name))
 
-    def info(self, name: str = "") -> pafs.FileInfo:
+    def get_info(self, name: str = "") -> pafs.FileInfo:
         """Look at the file or folder `name`, which need not be there."""
         with wrap_os_errors(self.display_path(name), "looked at"):
             return self._persistently(lambda: self.filesystem.get_file_info(self.join(name)))
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder `name`."""
-        return bool(self.info(name).type != pafs.FileType.NotFound)
+        return bool(self.get_info(name).type != pafs.FileType.NotFound)
 
     def names(self, name: str = "") -> Iterator[str]:
         """Give what is directly in the folder `name`, in any order; nothing where there is none."""
