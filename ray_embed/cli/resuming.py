@@ -84,7 +84,7 @@ def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
     if overwrites and written is not None and written.timestamp() < int(started):
         # The folder still holds the older run.
         return _Kept(begun=False, finished=False)
-    parts = (name for name in folder.names(layout.FEATURES) if name.startswith("part-"))
+    parts = (name for name in folder.list_names(layout.FEATURES) if name.startswith("part-"))
     return _Kept(begun=True, finished=next(parts, None) is not None)
 
 

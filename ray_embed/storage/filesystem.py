@@ -117,7 +117,7 @@ class Folder:
         """Whether there is a file or folder `name`."""
         return bool(self.get_info(name).type != pafs.FileType.NotFound)
 
-    def names(self, name: str = "") -> Iterator[str]:
+    def list_names(self, name: str = "") -> Iterator[str]:
         """Give what is directly in the folder `name`, in any order; nothing where there is none."""
         if not self.is_local:
             yield from (info.base_name for info in self.infos(name))

@@ -20,7 +20,7 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
         InputError: the folder holds something else.
     """
     if not folder.exists(RUN):
-        if all(name == TEMPORARY for name in folder.names()):
+        if all(name == TEMPORARY for name in folder.list_names()):
             return None
         # A run that is being started may have written it meanwhile.
         if not folder.exists(RUN):
@@ -56,7 +56,7 @@ def find_output(run: dict[str, Any], column: str) -> dict[str, Any]:
 
 def delete_run(folder: Folder) -> None:
     """Delete what a run folder holds, what marks it as one last of all."""
-    names = [name for name in folder.names() if name != TEMPORARY]
+    names = [name for name in folder.list_names() if name != TEMPORARY]
     for name in sorted(names, key=RUN.__eq__):
         folder.delete(name)
 

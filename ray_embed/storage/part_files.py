@@ -56,7 +56,7 @@ def part_name(kind: str, number: int) -> str:
 
 def list_part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
     """Give the numbers of the parts that are there, in order."""
-    matches = (_PART.fullmatch(name) for name in folder.names(kind))
+    matches = (_PART.fullmatch(name) for name in folder.list_names(kind))
     # Eight bytes a part, not a list of objects.
     numbers = np.fromiter((int(match[1]) for match in matches if match), np.int64)
     numbers.sort()

@@ -59,11 +59,11 @@ def test_where_files_are_seen_while_written_they_are_renamed():
     folder.write("features/part-0.parquet", b"first")
     folder.write("features/part-0.parquet", b"second")
     assert folder.read("features/part-0.parquet") == b"second"
-    assert list(folder.names("features")) == ["part-0.parquet"]
+    assert list(folder.list_names("features")) == ["part-0.parquet"]
     assert not folder.infos(".tmp")
     folder.delete("features")
     assert not folder.exists("features")
-    assert list(folder.names("features")) == []
+    assert list(folder.list_names("features")) == []
 
 
 def test_a_local_uri_is_a_local_path(tmp_path):
