@@ -94,7 +94,7 @@ def runs_of(given: str) -> list[str]:
 
 def _below(folder: Folder, levels: int, name: str = "") -> Iterator[str]:
     """Give the run folders in the folder `name` of a folder, by their names in the latter."""
-    infos = (info for info in folder.infos(name) if info.type == FileType.Directory)
+    infos = (info for info in folder.list_infos(name) if info.type == FileType.Directory)
     for info in sorted(infos, key=lambda info: info.base_name):
         inside = f"{name}/{info.base_name}".lstrip("/")
         if manifest.is_run(Folder(folder.filesystem, folder.join(inside))):

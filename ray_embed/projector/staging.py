@@ -53,7 +53,7 @@ def publish(merge: Merge, target: Path) -> None:
     folder = merge.folder
     files = {path.name: path for path in target.iterdir()}
     data = {checkpoint.data_file(number, merge.files) for number in range(merge.files)}
-    for info in folder.infos(layout.PROJECTOR):
+    for info in folder.list_infos(layout.PROJECTOR):
         if info.base_name not in files and info.base_name not in data:
             folder.delete(f"{layout.PROJECTOR}/{info.base_name}")
     config = files.pop(layout.PROJECTOR_CONFIG)

@@ -178,7 +178,7 @@ def _shorter(count: int, path: str) -> str:
 def _folders_in(root: str) -> list[str]:
     """Name some folders in a folder, and in those, by their paths from it on."""
     if is_uri(root):
-        infos = Folder.open(root).infos()
+        infos = Folder.open(root).list_infos()
         return sorted(info.base_name for info in infos if not info.is_file)[:_FOLDERS]
     found: list[str] = []
     for within in ("", *_folders_of(root, "")):

@@ -71,5 +71,5 @@ def _listed(root: Folder, inside: str) -> list[_Entry]:
         (info.base_name, (info.size, info.mtime_ns))
         if info.is_file
         else (f"{info.base_name}/", (None, None))
-        for info in root.infos(inside)
+        for info in root.list_infos(inside)
     )

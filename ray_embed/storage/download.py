@@ -69,11 +69,11 @@ def find_files(uri: str, option: str) -> list[pafs.FileInfo]:
         place = Folder.open(uri)
         info = place.get_info()
         if info.type == pafs.FileType.Directory:
-            found = place.infos(recursive=True)
+            found = place.list_infos(recursive=True)
         elif info.is_file:
             found = [info]
         else:
-            beside = Folder.open(get_parent_uri(uri)).infos()
+            beside = Folder.open(get_parent_uri(uri)).list_infos()
             found = [one for one in beside if one.base_name.startswith(prefix)]
             if not any(one.base_name == f"{prefix}index" for one in found):
                 found = []

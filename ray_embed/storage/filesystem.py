@@ -120,7 +120,7 @@ class Folder:
     def list_names(self, name: str = "") -> Iterator[str]:
         """Give what is directly in the folder `name`, in any order; nothing where there is none."""
         if not self.is_local:
-            yield from (info.base_name for info in self.infos(name))
+            yield from (info.base_name for info in self.list_infos(name))
             return
         with (
             wrap_os_errors(self.display_path(name), "listed"),
@@ -130,7 +130,7 @@ class Folder:
         ):
             yield from (entry.name for entry in entries)
 
-    def infos(self, name: str = "", *, recursive: bool = False) -> list[pafs.FileInfo]:
+    def list_infos(self, name: str = "", *, recursive: bool = False) -> list[pafs.FileInfo]:
         """Look at what is (directly) in the folder `name`; nothing where there is none."""
         selector = pafs.FileSelector(
             self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive

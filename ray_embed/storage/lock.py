@@ -143,7 +143,9 @@ def _acquire_lease(folder: Folder, ours: str) -> None:
     seen: dict[str, int] = {}
     while True:
         folder.write(ours, _describe_process().encode())
-        leases = {info.base_name: info.mtime_ns for info in folder.infos(LEASES) if info.is_file}
+        leases = {
+            info.base_name: info.mtime_ns for info in folder.list_infos(LEASES) if info.is_file
+        }
         # By the clock of the store, which has them all.
         now = leases.pop(ours.rpartition("/")[2], max(leases.values(), default=0))
         others = {}

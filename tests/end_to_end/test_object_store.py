@@ -362,7 +362,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not(
         ".tmp/leases/left", f"process {dead.stdout.decode().strip()} on {here}".encode()
     )
     with lock.lock_folder(Folder.open(run)):
-        assert "left" not in [info.base_name for info in Folder.open(run).infos(".tmp/leases")]
+        assert "left" not in [info.base_name for info in Folder.open(run).list_infos(".tmp/leases")]
 
 
 def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
@@ -375,8 +375,8 @@ def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
     folder = Folder.open(f"{bucket}/run")
     folder.write(".tmp/leases/left", b"process 1 on elsewhere")
     with lock.lock_folder(folder):
-        assert "left" not in [info.base_name for info in folder.infos(".tmp/leases")]
-    assert not folder.infos(".tmp/leases")
+        assert "left" not in [info.base_name for info in folder.list_infos(".tmp/leases")]
+    assert not folder.list_infos(".tmp/leases")
 
 
 def test_scratch_without_room_is_told_before_anything_is_fetched(

@@ -60,7 +60,7 @@ def test_where_files_are_seen_while_written_they_are_renamed():
     folder.write("features/part-0.parquet", b"second")
     assert folder.read("features/part-0.parquet") == b"second"
     assert list(folder.list_names("features")) == ["part-0.parquet"]
-    assert not folder.infos(".tmp")
+    assert not folder.list_infos(".tmp")
     folder.delete("features")
     assert not folder.exists("features")
     assert list(folder.list_names("features")) == []
