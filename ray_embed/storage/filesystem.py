@@ -166,7 +166,7 @@ class Folder:
         if not self.is_local:
             self._write_away(name, content)
             return
-        with self.staged(name) as temporary, open(temporary, "wb") as file:
+        with self.stage(name) as temporary, open(temporary, "wb") as file:
             file.write(content)
             if durable:
                 file.flush()
@@ -175,7 +175,7 @@ class Folder:
     def put(self, source: Path, name: str) -> None:
         """Write a copy of a local file, of any size, as `name`, as :meth:`write` does."""
         if self.is_local:
-            with self.staged(name) as temporary:
+            with self.stage(name) as temporary:
                 shutil.copyfile(source, temporary)
             return
         with wrap_os_errors(str(source), "read"):
@@ -202,7 +202,7 @@ class Folder:
             self._persistently(attempt)
 
     @contextlib.contextmanager
-    def staged(self, name: str) -> Iterator[str]:
+    def stage(self, name: str) -> Iterator[str]:
         """Give a temporary path in a local folder; left without an error it becomes `name`."""
         temporary = Path(self.join(TEMPORARY)) / f"{posixpath.basename(name)}.{uuid.uuid4().hex}"
         final = Path(self.join(name))
