@@ -164,7 +164,7 @@ class Folder:
         temporary file first, which is then renamed. A `durable` file outlasts a loss of power.
         """
         if not self.is_local:
-            self._write_away(name, content)
+            self._write_remote(name, content)
             return
         with self.stage(name) as temporary, open(temporary, "wb") as file:
             file.write(content)
@@ -181,9 +181,9 @@ class Folder:
         with wrap_os_errors(str(source), "read"):
             empty = source.stat().st_size == 0
             mapped = None if empty else pa.memory_map(str(source))
-        self._write_away(name, b"" if mapped is None else mapped.read_buffer())
+        self._write_remote(name, b"" if mapped is None else mapped.read_buffer())
 
-    def _write_away(self, name: str, content: bytes | pa.Buffer) -> None:
+    def _write_remote(self, name: str, content: bytes | pa.Buffer) -> None:
         path = self.join(name)
         whole = self.filesystem.type_name in _OBJECT_STORES
         first = path if whole else self.join(f"{TEMPORARY}/{uuid.uuid4().hex}")
