@@ -111,7 +111,7 @@ class Folder:
     def get_info(self, name: str = "") -> pafs.FileInfo:
         """Look at the file or folder `name`, which need not be there."""
         with wrap_os_errors(self.display_path(name), "looked at"):
-            return self._persistently(lambda: self.filesystem.get_file_info(self.join(name)))
+            return self._retry(lambda: self.filesystem.get_file_info(self.join(name)))
 
     def exists(self, name: str = "") -> bool:
         """Whether there is a file or folder `name`."""
@@ -136,7 +136,7 @@ class Folder:
             self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
         )
         with wrap_os_errors(self.display_path(name), "listed"):
-            return self._persistently(lambda: self.filesystem.get_file_info(selector))
+            return self._retry(lambda: self.filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         """Read the whole file `name`."""
@@ -155,7 +155,7 @@ class Folder:
             with self.filesystem.open_input_file(self.join(name)) as stream:
                 return read(stream)
 
-        return self._persistently(attempt)
+        return self._retry(attempt)
 
     def write(self, name: str, content: bytes | pa.Buffer, *, durable: bool = False) -> None:
         """Write the file `name` so that it is seen whole or not at all, replacing what was there.
@@ -199,7 +199,7 @@ class Folder:
                 self.filesystem.move(first, path)
 
         with wrap_os_errors(self.display_path(name), "written"):
-            self._persistently(attempt)
+            self._retry(attempt)
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[str]:
@@ -228,7 +228,7 @@ class Folder:
                 self.filesystem.delete_file(self.join(name))
 
         with wrap_os_errors(self.display_path(name), "deleted"):
-            self._persistently(attempt)
+            self._retry(attempt)
 
     def move(self, source: str, target: str) -> None:
         """Rename `source` in a local folder, replacing the file or folder `target`."""
@@ -240,6 +240,6 @@ class Folder:
             self.filesystem.move(self.join(source), self.join(target))
         self.delete(aside)
 
-    def _persistently(self, operation: Callable[[], Result]) -> Result:
+    def _retry(self, operation: Callable[[], Result]) -> Result:
         # What a local disk refuses it refuses again.
         return operation() if self.is_local else call_with_retries(operation)
