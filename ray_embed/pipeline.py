@@ -156,7 +156,7 @@ def _finish(
 
 def _read_expected(prepared: Prepared) -> integrity.Expected:
     run = manifest.read_run(prepared.folder) or {}
-    return integrity.Expected.of(run, planning.load(prepared.folder))
+    return integrity.Expected.from_run(run, planning.load(prepared.folder))
 
 
 def list_layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:

@@ -91,7 +91,7 @@ def merge(
         raise _no_run(out)
     limit = limit or int(run["config"]["projector_limit"])
     outline = planning.load(folder)
-    expected = integrity.Expected.of(run, outline)
+    expected = integrity.Expected.from_run(run, outline)
     numbers = integrity.require_all_parts(folder, expected)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)

@@ -30,7 +30,7 @@ class Expected:
     shards: int | None
 
     @classmethod
-    def of(cls, run: dict[str, Any], plan: Plan) -> "Expected":
+    def from_run(cls, run: dict[str, Any], plan: Plan) -> "Expected":
         """Make it of a run's description and its plan."""
         features = [
             (output["column"], pa.list_(pa.float32(), output["dimension"]))
@@ -126,7 +126,7 @@ def check_finished(folder: Folder, run: dict[str, Any]) -> None:
         DamagedError: a part is of no shard that was planned.
     """
     try:
-        require_all_parts(folder, Expected.of(run, load(folder)))
+        require_all_parts(folder, Expected.from_run(run, load(folder)))
     except DamagedError:
         raise
     except RunError as error:

@@ -116,7 +116,7 @@ def test_parts_of_others_are_deleted_or_extracted_again(whole, other, tmp_path, 
 def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
     run = copy(whole.run, tmp_path / "run")
     folder = Folder.open(str(run))
-    expected = integrity.Expected.of(manifest.read_run(folder), planning.load(folder))
+    expected = integrity.Expected.from_run(manifest.read_run(folder), planning.load(folder))
     path = run / part_name("features", 4)
     right, table = path.read_bytes(), part_files.read_part(folder, "features", 4)
     noticed = 0
