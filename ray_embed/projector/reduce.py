@@ -310,7 +310,7 @@ def _pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iter
     tables = part_files.map_parts(merge.folder, read, numbers)
     first = 0
     for group in survey.groups:
-        rows = tuple(draw.of(next(tables)) for _ in group.parts)
+        rows = tuple(draw.take(next(tables)) for _ in group.parts)
         drawn += rows
         yield Piece(group, rows, first)
         first += sum(map(len, rows))

@@ -117,7 +117,7 @@ def _draw_rows(folder: Folder, limit: int, among: Array | None) -> tuple[dict[in
     drawn = {}
     tables = part_files.map_parts(folder, strata_of, numbers)
     for number, (table, rows) in zip(numbers, tables, strict=True):
-        drawn[number] = rows[chosen.of(table)]
+        drawn[number] = rows[chosen.take(table)]
     return drawn, total
 
 

@@ -82,7 +82,7 @@ class Draw:
         }
         self._passed = dict.fromkeys(counts, 0)
 
-    def of(self, table: pa.Table) -> Rows:
+    def take(self, table: pa.Table) -> Rows:
         """Give the positions drawn in the next table, in order."""
         if not table.num_rows:
             return np.zeros(0, np.int64)

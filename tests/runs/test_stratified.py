@@ -22,7 +22,7 @@ def positions(parts: list[pa.Table], limit: int) -> list[list[int]]:
     for table in parts:
         strata.add(table)
     draw = Draw(strata.counts, limit)
-    return [draw.of(table).tolist() for table in parts]
+    return [draw.take(table).tolist() for table in parts]
 
 
 def drawn(parts: list[pa.Table], limit: int) -> list[tuple]:
