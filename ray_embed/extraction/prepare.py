@@ -132,7 +132,7 @@ def prepare(
     prepared = Prepared(
         target, planned, encoder, identity_module.to_plain_data(identity), walks, roots
     )
-    if target.goes_on:
+    if target.is_resumed:
         _refuse_another(prepared, scratch)
     return prepared
 
@@ -193,7 +193,9 @@ def _start_building(
     makes_a_model = (
         is_callable_reference(model) if isinstance(model, str) else user_code.is_factory(model)
     )
-    same = target.goes_on and (target.before or {})["model"] == identity_module.name_object(model)
+    same = target.is_resumed and (target.before or {})["model"] == identity_module.name_object(
+        model
+    )
     kept = None
     if same and makes_a_model and spec.weights is None:
         kept = artifacts.read_weights(target.folder)
@@ -230,7 +232,7 @@ def begin(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
         InputError: it cannot be written to.
     """
     folder = prepared.folder
-    if prepared.target.goes_on:
+    if prepared.target.is_resumed:
         _renew(config, prepared, scratch)
         return
     # To be overwritten, or left by a start that got no further than this.

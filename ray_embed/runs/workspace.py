@@ -38,7 +38,7 @@ class Target:
         return self.given if is_uri(self.given) else self.folder.path
 
     @property
-    def goes_on(self) -> bool:
+    def is_resumed(self) -> bool:
         """Whether a run was begun here that is to be finished."""
         return self.before is not None and "identity" in self.before
 
