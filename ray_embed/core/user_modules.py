@@ -46,7 +46,7 @@ def find_files(names: Iterable[str], folder: Path) -> list[Path]:
     Returns:
         Paths relative to the folder, sorted.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     seen: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -60,15 +60,15 @@ def find_files(names: Iterable[str], folder: Path) -> list[Path]:
             waiting.append(parent)
         file = _find_file(name, folder)
         if file is not None:
-            found.add(file)
+            files.add(file)
             package = name if file.stem == "__init__" else parent
             waiting += _list_imports(folder / file, package)
-    return sorted(found)
+    return sorted(files)
 
 
 def _find_file(name: str, folder: Path) -> Path | None:
     parts = name.split(".")
-    # Started where our own sources are: the nodes have the package installed.
+    # Nodes have this package installed.
     if parts[0] == "ray_embed" or not all(part.isidentifier() for part in parts):
         return None
     path = Path(*parts)
@@ -79,12 +79,12 @@ def _find_file(name: str, folder: Path) -> Path | None:
 
 
 def _list_imports(file: Path, package: str) -> Iterator[str]:
-    """Yield the names that may be modules: for ``from a import b``, `a` and ``a.b``."""
+    """Yield names that may be modules: `a` and ``a.b`` for ``from a import b``."""
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        # Importing it will say so.
+        # The import will report the error.
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of URIs, and what may be shown of them."""
+"""Parts of URIs, and the removal of credentials from them."""
 
 import pytest
 
@@ -16,7 +16,7 @@ from ray_embed.core import uri
         ("abfss://account:key@container/run", "abfss://container/run"),
     ],
 )
-def test_what_is_shown(given, expected):
+def test_redacted_uri_has_no_user_and_no_query(given, expected):
     assert uri.redact_uri(given) == expected
 
 
@@ -30,11 +30,11 @@ def test_what_is_shown(given, expected):
         ("mail me@example.com", "mail me@example.com"),
     ],
 )
-def test_secrets_are_masked(text, expected):
+def test_credentials_in_a_text_are_replaced(text, expected):
     assert uri.remove_credentials(text, "***@") == expected
 
 
-def test_folders_and_files():
+def test_parts_of_a_uri():
     with_query = "s3://k:s@bucket/a/list.csv?region=x"
     assert uri.get_parent_uri(with_query) == "s3://k:s@bucket/a?region=x"
     assert uri.join_uri("s3://k:s@bucket/a/?region=x", "b c") == "s3://k:s@bucket/a/b c?region=x"

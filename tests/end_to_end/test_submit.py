@@ -221,7 +221,7 @@ def test_ray_submit_says_how_a_module_comes_to_the_nodes(laptop, tmp_path):
     done = laptop.call("ray", "submit", "local.yaml", SUBMIT, "--", *words)
     assert done.returncode != 0
     assert "no module named 'not_there'" in done.stdout
-    assert "file_mounts, or by `ray rsync-up`" in done.stdout
+    assert "file_mounts in the cluster file, or `ray rsync-up`" in done.stdout
     assert "Traceback" not in done.stdout
 
 
