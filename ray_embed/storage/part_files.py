@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a run folder, which appear whole or not at all.
+"""Read and write the parts of a run folder. A part appears whole or not at all.
 
-A shard is done if and only if its features part is there; nothing else records progress.
+A shard is finished if its features part exists. Nothing else records progress.
 """
 
 import contextlib
@@ -25,12 +25,11 @@ from ray_embed.storage.retry import explain_error, is_storage_error
 
 Result = TypeVar("Result")
 
-# Made of the features, and anew whenever they are merged.
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
-# Footers and the like, which are small, of parts on an object store.
-_AT_ONCE = 32
-# Reading a whole part takes three times its bytes, which of a large one are many: it is read
-# through a buffer, some rows at a time.
+# How many parts on an object store are read at once: what is read of each is small.
+_PARALLEL_READS = 32
+# Reading a whole part takes three times its size in memory. A large part is read some rows at a
+# time, through a buffer.
 _LARGE, _BUFFER, _BATCH_BYTES = 64 << 20, 1 << 20, 8 << 20
 
 REJECT_SCHEMA = pa.schema(
@@ -41,7 +40,7 @@ THUMBNAIL_SCHEMA = pa.schema([("index", pa.int64()), ("png", pa.binary())])
 
 @dataclass(frozen=True)
 class Part:
-    """What a shard gave: the rows of its features, of its rejects, and of its thumbnails."""
+    """The results of a shard: its features, rejects and thumbnails."""
 
     number: int
     features: pa.Table
@@ -50,21 +49,21 @@ class Part:
 
 
 def part_name(kind: str, number: int) -> str:
-    """Name the part of a shard, relative to the run folder."""
+    """Return the name of a shard's part, relative to the run folder."""
     return f"{kind}/part-{number:08d}.parquet"
 
 
 def list_part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
-    """Give the numbers of the parts that are there, in order."""
+    """Yield the numbers of the parts that exist, in order."""
     matches = (_PART.fullmatch(name) for name in folder.list_names(kind))
-    # Eight bytes a part, not a list of objects.
+    # An array takes 8 bytes per part.
     numbers = np.fromiter((int(match[1]) for match in matches if match), np.int64)
     numbers.sort()
     yield from map(int, numbers)
 
 
 class FinishedShards:
-    """Which shards have their part, read once; a bit a shard.
+    """The shards that have their features part at one moment, as one bit per shard.
 
     Args:
         folder: the run folder.
@@ -88,27 +87,27 @@ class FinishedShards:
 def map_parts(
     folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]
 ) -> Iterator[Result]:
-    """Give what `read` makes of each part, in order: many at a time where requests take long."""
+    """Yield the result of `read` for each part, in order; on object stores, read many at once."""
     if folder.is_local:
         yield from map(read, numbers)
         return
-    with open_ordered_map(_AT_ONCE, _AT_ONCE) as mapped:
-        yield from mapped(read, numbers)
+    with open_ordered_map(_PARALLEL_READS, _PARALLEL_READS) as map_ordered:
+        yield from map_ordered(read, numbers)
 
 
 def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[str, int]:
-    """Count the rejects of the shards that are done, the commonest reason first.
+    """Count the rejects of the finished shards by reason, the most common reason first.
 
     Args:
         folder: the run folder.
-        done: its shards that are done, where they are known already.
+        done: its finished shards, if they are known already.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
     """
     done = done or FinishedShards(folder)
     reasons: Counter[str] = Counter()
-    # A killed try may have left rejects without features: its shard is done again.
+    # A killed attempt may have left rejects without features. Its shard will be extracted again.
     numbers = (number for number in list_part_numbers(folder, layout.REJECTS) if number in done)
     read = partial(read_part, folder, layout.REJECTS, columns=["reason"])
     for rejects in map_parts(folder, read, numbers):
@@ -117,7 +116,7 @@ def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[st
 
 
 def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
-    """Write the parts of one shard, its features last; what a killed try left is replaced."""
+    """Write the parts of one shard, its features last, and replace those of a killed attempt."""
     footer = {
         "ray_embed.fingerprint": fingerprint,
         "ray_embed.shard": str(part.number),
@@ -137,11 +136,11 @@ def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> No
 
 
 def encode_part(table: pa.Table) -> bytes:
-    """Give a part's bytes; the same table gives the same ones."""
+    """Return the bytes of a part. The same table gives the same bytes."""
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
-    # Floats of features hardly compress, thumbnails do; statistics of both serve nobody; text
-    # repeats.
+    # Features hardly compress, but the thumbnails of a part do. Statistics of both are useless.
+    # Text repeats, so it gets a dictionary.
     pq.write_table(
         table,
         sink,
@@ -157,32 +156,32 @@ def encode_part(table: pa.Table) -> bytes:
 def read_part_with(
     folder: Folder, kind: str, number: int, read: Callable[[pq.ParquetFile], Result]
 ) -> Result:
-    """Open a part, and give what is read of it; that fails where pages lack their checksums.
+    """Open a part, check its pages against their checksums, and return the result of `read`.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
     name = part_name(kind, number)
     path = folder.display_path(name)
-    # Where each request takes long, what is read together is asked for together.
+    # With slow requests, pyarrow should ask for all columns at once.
     options = {"page_checksum_verification": True, "pre_buffer": not folder.is_local}
 
-    def opened(stream: pa.NativeFile) -> Result:
+    def read_stream(stream: pa.NativeFile) -> Result:
         buffered = folder.is_local and stream.size() > _LARGE
         return read(pq.ParquetFile(stream, **options, buffer_size=_BUFFER if buffered else 0))
 
     with _explain_errors(path, number):
-        return folder.read_with(name, opened)
+        return folder.read_with(name, read_stream)
 
 
 @contextlib.contextmanager
 def _explain_errors(path: str, number: int) -> Iterator[None]:
-    """Let errors of reading a part name it.
+    """Raise errors of the block as errors that name the part.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
     try:
         yield
@@ -194,7 +193,7 @@ def _explain_errors(path: str, number: int) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Footer:
-    """What a features part says of itself; its numbers are -1 where it says none."""
+    """The footer of a part. A number that the footer lacks is -1."""
 
     rows: int
     fingerprint: str | None
@@ -205,32 +204,32 @@ class Footer:
 
 
 def read_footer(folder: Folder, number: int) -> Footer:
-    """Read what a features part says of itself.
+    """Read the footer of a features part.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
     return read_part_with(folder, layout.FEATURES, number, parse_footer)
 
 
 def parse_footer(part: pq.ParquetFile) -> Footer:
-    """Read what an open part says of itself."""
+    """Return the footer of an open part."""
     metadata = part.metadata
-    ours = {
+    entries = {
         key.decode("utf-8", "replace").removeprefix("ray_embed."): value.decode("utf-8", "replace")
         for key, value in (metadata.metadata or {}).items()
         if key.startswith(b"ray_embed.")
     }
 
     def number(name: str) -> int:
-        text = ours.get(name, "")
+        text = entries.get(name, "")
         return int(text) if text.isascii() and text.isdigit() else -1
 
     columns = tuple((field.name, field.type) for field in part.schema_arrow)
     return Footer(
         metadata.num_rows,
-        ours.get("fingerprint"),
+        entries.get("fingerprint"),
         number("shard"),
         number("planned"),
         number("rejected"),
@@ -241,11 +240,11 @@ def parse_footer(part: pq.ParquetFile) -> Footer:
 def read_footer_and_columns(
     folder: Folder, number: int, columns: list[str]
 ) -> tuple[Footer, pa.Table | None]:
-    """Read what `about` does, and some columns if any are named, opening the part once.
+    """Read the footer of a features part, and the columns if any are named, in one go.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
     return read_part_with(
         folder,
@@ -255,14 +254,14 @@ def read_footer_and_columns(
     )
 
 
-def check_owner(name: str, about: Footer, number: int, fingerprint: str) -> None:
-    """Compare whose a part says it is with whose it must be.
+def check_owner(name: str, footer: Footer, number: int, fingerprint: str) -> None:
+    """Check that a part belongs to the shard and the run.
 
     Raises:
-        DamagedError: it is of another run or shard.
+        DamagedError: the part belongs to another run or shard.
     """
-    if (about.fingerprint, about.shard) != (fingerprint, number):
-        raise DamagedError(f"{name}: it is of another run or shard", number)
+    if (footer.fingerprint, footer.shard) != (fingerprint, number):
+        raise DamagedError(f"{name}: it belongs to another run or shard", number)
 
 
 def read_part(
@@ -272,11 +271,18 @@ def read_part(
     columns: list[str] | None = None,
     fingerprint: str | None = None,
 ) -> pa.Table:
-    """Read one part, or some columns of it; where a fingerprint is given, only one of its run.
+    """Read one part.
+
+    Args:
+        folder: the run folder.
+        kind: the folder of the part, such as `features`.
+        number: the number of the shard.
+        columns: the columns to read; None for all.
+        fingerprint: that of the run, to check that the part belongs to it; None for no check.
 
     Raises:
-        DamagedError: it is not what was written, or of another run or shard.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged, or belongs to another run or shard.
+        StorageError: the part cannot be read.
     """
 
     def read(part: pq.ParquetFile) -> pa.Table:
@@ -291,13 +297,13 @@ def read_part(
 def read_feature_batches(
     folder: Folder, number: int, column: str, fingerprint: str
 ) -> Iterator[Matrix]:
-    """Read the features (n, D) of a part of the run, some rows at a time.
+    """Yield the features of a part as (n, D) float32 arrays of some rows each.
 
-    A local part is never in memory as a whole, others are, as a failed request is repeated.
+    A part on an object store is read as a whole, so that a failed request can be repeated.
 
     Raises:
-        DamagedError: it is not what was written, or of another run or shard.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged, or belongs to another run or shard.
+        StorageError: the part cannot be read.
     """
     if not folder.is_local:
         yield as_matrix(read_part(folder, layout.FEATURES, number, [column], fingerprint)[column])
@@ -313,7 +319,7 @@ def read_feature_batches(
         ) as part,
     ):
         check_owner(path, parse_footer(part), number, fingerprint)
-        # Reading leaves out a column that is not there.
+        # `iter_batches` ignores a missing column; `field` raises an error.
         dimension = part.schema_arrow.field(column).type.list_size
         yield from _read_batches(part, column, dimension)
 
@@ -334,22 +340,22 @@ def _read_columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
                 part.schema_arrow.field(name), _read_large_column(part, name)
             )
         return table.select(wanted)
-    # Parts are small: handing columns to threads takes longer than reading them.
+    # Columns are small, so threads would cost more than they save.
     table = part.read(columns, use_threads=False)
-    # Reading leaves out a column that is not there.
+    # `read` ignores a missing column; `select` raises an error.
     return table if columns is None else table.select(columns)
 
 
 def _is_large(part: pq.ParquetFile, name: str) -> bool:
-    at = part.schema_arrow.get_field_index(name)
-    kind = part.schema_arrow.field(at).type if at >= 0 else None
+    index = part.schema_arrow.get_field_index(name)
+    kind = part.schema_arrow.field(index).type if index >= 0 else None
     if kind is None or not pa.types.is_fixed_size_list(kind):
         return False
     return bool(4 * kind.list_size * part.metadata.num_rows > _LARGE)
 
 
 def _read_large_column(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
-    """Read a column of features into memory once."""
+    """Read a column of features without a second copy in memory."""
     dimension = part.schema_arrow.field(name).type.list_size
     values = np.empty((part.metadata.num_rows, dimension), np.float32)
     start = 0
@@ -360,5 +366,5 @@ def _read_large_column(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray
 
 
 def list_feature_columns(schema: pa.Schema) -> list[str]:
-    """Name the columns of a part that hold features."""
+    """Return the names of the columns that hold features."""
     return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]

@@ -273,7 +273,7 @@ def test_a_password_in_a_uri_is_shown_nowhere(
         (["--model", "{0}/none.keras"], "--model {0}/none.keras: no such file"),
         (["--weights", "{0}/none"], "--weights {0}/none: no such file"),
         (["--out", "s3://no-such-bucket/run"], "--out s3://no-such-bucket/run: "),
-        (["--out", "{0}/data"], "{0}/data: it holds something that is no run folder"),
+        (["--out", "{0}/data"], "{0}/data: it is not a run folder"),
         (["--out", "s4://x/y"], "--out s4://x/y: not a location that can be opened"),
     ],
 )
@@ -337,7 +337,7 @@ def test_what_an_actor_finds_wrong_names_the_uri(
 
 
 @pytest.mark.slow
-def test_a_second_writer_is_refused_and_a_dead_one_is_not(
+def test_second_writer_is_refused_unless_the_first_is_dead(
     ray_embed: Command,
     tmp_path: Path,
     store: Faults,
@@ -365,7 +365,7 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not(
         assert "left" not in [info.base_name for info in Folder.open(run).list_infos(".tmp/leases")]
 
 
-def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
+def test_lease_of_a_gone_writer_of_another_machine_expires(
     tmp_path: Path, store: Faults, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray_embed.storage import lock
@@ -379,7 +379,7 @@ def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
     assert not folder.list_infos(".tmp/leases")
 
 
-def test_scratch_without_room_is_told_before_anything_is_fetched(
+def test_full_disk_is_reported_before_anything_is_copied(
     ray_embed: Command, tmp_path: Path, store: Faults, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray_embed.errors import RunError
