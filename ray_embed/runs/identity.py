@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes two runs the same run: everything that decides the bytes of the parts."""
+"""The identity of a run: everything that decides the bytes of its parts."""
 
 import hashlib
 import json
@@ -14,34 +14,34 @@ from ray_embed.planning import Plan, SplitPlan
 
 Identity = dict[str, Any]
 
-# Those that change numbers or bytes.
+# Packages whose version can change numbers or bytes.
 PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
 
 
 def read_versions() -> dict[str, str]:
-    """Give the versions of the packages that change numbers or bytes, where installed."""
-    found = {}
+    """Return the versions of the installed packages that can change numbers or bytes."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
 def make_identity(
     config: RunConfig, plan: Plan, encoder: Encoder, threads: int, pixels: Identity
 ) -> Identity:
-    """Give what the run is, by name, as plain data.
+    """Return the identity of a run as plain data, by name.
 
-    URIs, roots, modification times and hosts are left out: data may be moved.
+    It has no URIs, modification times or hosts, because data may be moved.
 
     Args:
         config: the options.
-        plan: the records.
+        plan: the planned records.
         encoder: the encoder.
-        threads: the threads of an actor.
-        pixels: how pixels are prepared, by name, where options and encoder decide it together.
+        threads: the number of threads of an actor.
+        pixels: how pixels are prepared, as options and encoder decide together.
     """
     return {
         "splits": [split.split for split in plan.splits],
@@ -88,7 +88,7 @@ def _describe_source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
 
 
 def name_object(value: Any) -> str | None:
-    """Name a callable or object as the run folder records it; text is its own name."""
+    """Return the name of a callable or object for the run folder; text is its own name."""
     if value is None or isinstance(value, str):
         return value and redact_uri(value)
     name = getattr(value, "__qualname__", None)
@@ -96,29 +96,31 @@ def name_object(value: Any) -> str | None:
 
 
 def to_plain_data(content: Identity) -> Identity:
-    """Give an identity as it is kept and compared: as JSON, without passwords in URIs."""
+    """Return an identity as it is stored and compared: as JSON data, without passwords in URIs."""
     text = remove_credentials(json.dumps(content, default=str))
     return json.loads(text)  # type: ignore[no-any-return]
 
 
 def compute_fingerprint(content: Identity) -> str:
-    """Give the fingerprint of an identity."""
+    """Return the fingerprint of an identity: the SHA-256 digest of its JSON."""
     text = json.dumps(to_plain_data(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def list_differences(before: Identity, now: Identity) -> list[str]:
-    """Say what differs between two identities, a line each, as was and is."""
+    """List the differences between two identities, one line each."""
     now = to_plain_data(now)
     lines = []
     for name in dict.fromkeys([*before, *now]):
-        was, found = before.get(name), now.get(name)
-        if was != found and isinstance(was, dict) and isinstance(found, dict):
-            lines += [f"{name}, {line}" for line in list_differences(was, found)]
-        elif was != found and isinstance(was or found, dict):
-            lines.append(f"{name}: was not there" if was is None else f"{name}: is gone")
-        elif was != found:
-            lines.append(f"{name}: was {_shorten(was)}, is {_shorten(found)}")
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += [f"{name}, {line}" for line in list_differences(old, new)]
+        elif isinstance(old or new, dict):
+            lines.append(f"{name}: was added" if old is None else f"{name}: was removed")
+        else:
+            lines.append(f"{name}: was {_shorten(old)}, is {_shorten(new)}")
     return lines
 
 

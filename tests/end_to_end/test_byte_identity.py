@@ -195,7 +195,7 @@ def test_another_configuration_or_another_source_is_refused_and_overwrite_starts
 
     result = ray_embed("extract", *given, "--source", "more=valid", *options(model))
     assert result.code == 2
-    assert "source more: was not there" in result.err
+    assert "source more: was added" in result.err
     assert "{" not in result.err
 
     # A file more, and another model.

@@ -146,7 +146,7 @@ def test_a_damaged_part_never_reaches_the_projector(whole, tmp_path, ray_embed):
     }
     verified = ray_embed("status", run, "--verify")
     assert verified.code == 1
-    assert "NOT sound" in verified.out
+    assert "problems found" in verified.out
 
 
 @pytest.mark.parametrize("harm", ["deleted", "damaged"])
@@ -180,7 +180,7 @@ def test_an_edited_description_of_the_encoder_is_written_again(whole, tmp_path, 
     (run / part_name("features", 9)).unlink()
     verified = ray_embed("status", run, "--verify")
     assert verified.code == 1
-    assert f"{run}/encoder: it is gone, or damaged" in verified.out
+    assert f"{run}/encoder: it is missing or damaged" in verified.out
     again(whole, run)
     assert path.read_bytes() == before
     assert files(run) == files(whole.run)
