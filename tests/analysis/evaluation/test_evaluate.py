@@ -300,7 +300,7 @@ def test_random_weights_stand_beside(
     noise = np.random.default_rng(5).normal(size=features.shape).astype(np.float32)
     other = make_run(tmp_path / "random", noise, labels, splits)
     pretended = types.ModuleType("ray_embed.baseline")
-    pretended.random_run = lambda run: package.load(str(other))  # type: ignore[attr-defined]
+    pretended.extract_baseline = lambda run: package.load(str(other))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, pretended.__name__, pretended)
     done = ray_embed("evaluate", run, "--random-weights")
     assert "random weights" in done.out
