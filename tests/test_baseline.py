@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from support.encoders import PROJECT, my_encoders, spec
 from support.pictures import make_folder
-from support.sample_runs import config, contents, part_files, table_of
+from support.sample_runs import config, contents, part_files, read_parts
 
 import ray_embed as package
 from ray_embed.baseline import extract_baseline
@@ -182,7 +182,7 @@ def test_baseline_of_a_model_file_and_folders(project):
     baseline = extract_baseline(run.path, said.append)
     assert said == ["baseline with random weights: run/random-weights"]
     assert baseline.layers == ("first", "second")
-    run_table, baseline_table = (table_of(Path(result.path)) for result in (run, baseline))
+    run_table, baseline_table = (read_parts(Path(result.path)) for result in (run, baseline))
     assert baseline_table.drop(["feature_first", "feature_second"]) == run_table.drop(
         ["feature_first", "feature_second"]
     )

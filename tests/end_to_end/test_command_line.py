@@ -24,8 +24,8 @@ from support.sample_runs import (
     contents,
     copy,
     part_files,
+    read_parts,
     save_encoder,
-    table_of,
     write_listing,
 )
 
@@ -404,7 +404,7 @@ def test_status_of_an_unfinished_run(story, ray_embed):
     assert report["shards_done"] == done
     assert report["shards_planned"] == SHARDS
     assert report["records_planned"] == 40
-    assert report["rows"] == table_of(story.halfway).num_rows
+    assert report["rows"] == read_parts(story.halfway).num_rows
     assert report["projector"] is False
     assert report["fingerprint"] == json.loads((story.calm / "run.json").read_text())["fingerprint"]
     result = ray_embed("status", story.halfway, "--verify")

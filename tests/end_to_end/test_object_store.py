@@ -19,7 +19,7 @@ from support import object_store
 from support.command import Command, Result
 from support.object_store import Faults
 from support.pictures import make_folder
-from support.sample_runs import copy, results_of, save_encoder
+from support.sample_runs import copy, read_results, save_encoder
 
 import ray_embed
 
@@ -106,7 +106,7 @@ def test_a_run_under_faults_gives_the_bytes_of_a_local_one(
     assert "data: passed over 1 other endings" in shared.extracted.err
     assert shared.done["500"] and shared.done["reset"] and shared.done["cut off"], shared.done
     found = local_copy(f"{shared.root}/run", tmp_path / "away")
-    assert results_of(found) == results_of(shared.local)
+    assert read_results(found) == read_results(shared.local)
     # A lease is given back.
     assert not [path for path in found.glob(".tmp/**/*") if path.is_file()]
 

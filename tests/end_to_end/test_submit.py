@@ -109,7 +109,7 @@ class Laptop:
 @pytest.fixture(scope="module")
 def laptop() -> Iterator[Laptop]:
     """Two machines on which `ray up` has started what cluster/local.yaml says."""
-    if why := machines.missing():
+    if why := machines.find_obstacle():
         pytest.skip(why)
     with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as name:
         there = machines.start(Path(name))

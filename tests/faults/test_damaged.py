@@ -10,7 +10,7 @@ import keras
 import pyarrow.parquet as pq
 import pytest
 from support.pictures import make_folder
-from support.sample_runs import RESULTS, config, contents, copy, results_of, save_encoder
+from support.sample_runs import RESULTS, config, contents, copy, read_results, save_encoder
 
 import ray_embed as package
 from ray_embed import planning
@@ -49,7 +49,7 @@ def again(whole, run, **changes):
 
 
 def files(run):
-    return results_of(run, KINDS)
+    return read_results(run, KINDS)
 
 
 def flip(path, at):
@@ -216,7 +216,7 @@ def test_a_source_that_has_changed_is_refused_and_one_that_was_moved_is_not(whol
         return package.run(given.model_copy(update={"model": model}))
 
     called()
-    finished = results_of(run)
+    finished = read_results(run)
     (run / part_name("features", 9)).unlink()
     before = contents(run)
     path, added = source / "a" / "0003.png", source / "a" / "0002a.png"
@@ -243,7 +243,7 @@ def test_a_source_that_has_changed_is_refused_and_one_that_was_moved_is_not(whol
     for path in source.rglob("*.png"):
         os.utime(path, ns=(0, 1_000_000_000))
     called()
-    assert results_of(run) == finished
+    assert read_results(run) == finished
 
 
 def test_a_pipe_is_no_file(whole, tmp_path):

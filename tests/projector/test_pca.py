@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.decomposition import PCA
 from support.merge_actors import start_merge_actor
-from support.sample_runs import contents, copy, part_files, table_of
+from support.sample_runs import contents, copy, part_files, read_parts
 from support.synthetic_runs import make_run
 
 import ray_embed as package
@@ -195,7 +195,7 @@ def run(tmp_path_factory):
 
 
 def test_parts_are_read_by_others_and_joined_by_index(run):
-    features, coordinates = table_of(run), table_of(run, "pca")
+    features, coordinates = read_parts(run), read_parts(run, "pca")
     assert coordinates["index"].equals(features["index"])
     assert coordinates.schema.field("pca").type == pa.list_(pa.float32(), 50)
     assert coordinates.schema.field("index").type == pa.int64()
@@ -231,7 +231,7 @@ def test_components_are_in_a_file_of_their_own(run):
     rows = table.to_pylist()
     assert rows[0]["variance"] is None
     assert [row["vector"] is None for row in rows] == [False] * 51 + [True] * 10
-    values = np.stack(table_of(run)["feature"].to_numpy())
+    values = np.stack(read_parts(run)["feature"].to_numpy())
     np.testing.assert_allclose(rows[0]["vector"], values.mean(axis=0, dtype=float), rtol=1e-12)
     # Anybody can project with it.
     vectors = np.array([row["vector"] for row in rows[1:51]])
@@ -407,7 +407,7 @@ def test_of_a_sample_the_page_gets_their_coordinates(run, tmp_path):
     assert {one.metadata_path for one in settings.embeddings} == {"sample.tsv"}
     lines = (path / "projector" / "sample.tsv").read_text().splitlines()[1:]
     drawn = [int(line.split("\t")[3]) for line in lines]
-    index = table_of(path)["index"].to_pylist()
+    index = read_parts(path)["index"].to_pylist()
     rows = [index.index(at) for at in drawn]
     expected = sphered(package.load(str(path)).to_pca()[rows])
     assert np.allclose(named["sample_pca"], expected, atol=1e-6)
@@ -497,7 +497,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     index, read = sampling.draw_components(folder, "feature", 100)
     lines = (path / "projector" / "sample.tsv").read_text().splitlines()[1:]
     assert index.tolist() == [int(line.split("\t")[3]) for line in lines]
-    where = np.searchsorted(table_of(path)["index"].to_numpy(), index)
+    where = np.searchsorted(read_parts(path)["index"].to_numpy(), index)
     assert np.array_equal(read, coordinates[where])
     drawn = components.spectrum(folder, "feature", values[index].astype(np.float32))
     assert drawn.first_of == (None if most == 4096 else 400)

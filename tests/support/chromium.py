@@ -74,7 +74,7 @@ return [...arguments[0].shadowRoot.querySelectorAll('.item')].map(
 
 
 @contextlib.contextmanager
-def viewing(*arguments: Any) -> Iterator[str]:
+def start_view(*arguments: Any) -> Iterator[str]:
     """Run ``ray-embed view ARGUMENTS``; gives the URL."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ray_embed", "view", *map(str, arguments)],
@@ -99,7 +99,7 @@ def viewing(*arguments: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[webdriver.Chrome]:
+def start_chromium() -> Iterator[webdriver.Chrome]:
     """Start a browser with a profile of its own."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""

@@ -21,14 +21,14 @@ import my_layers  # noqa: E402
 __all__ = [
     "BATCH",
     "PROJECT",
+    "call_model",
+    "compute_features",
     "encode",
-    "features_of",
     "gap",
     "my_encoders",
     "my_layers",
     "noise",
     "pixels",
-    "plain",
     "spec",
 ]
 
@@ -55,7 +55,7 @@ def encode(encoder: Encoder, images: np.ndarray) -> list[np.ndarray]:
     return open_engine(encoder, 1)(images)
 
 
-def features_of(model: Any, images: np.ndarray, **options: Any) -> np.ndarray:
+def compute_features(model: Any, images: np.ndarray, **options: Any) -> np.ndarray:
     """Build an encoder of one output here, and run it."""
     (features,) = encode(build(spec(model, **options)), images)
     return features
@@ -76,7 +76,7 @@ def pixels(folder: Path, size: tuple[int, int] = (16, 16), color_mode: str = "rg
     return next(iter(images))[0].numpy()
 
 
-def plain(model: Any, images: np.ndarray) -> np.ndarray:
+def call_model(model: Any, images: np.ndarray) -> np.ndarray:
     """Call the model as the notebook does."""
     return np.asarray(model(images, training=False))
 

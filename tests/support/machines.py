@@ -48,7 +48,7 @@ class Machine:
         return ["nsenter", f"--target={self.first.pid}", *(f"--{name}" for name in namespaces)]
 
 
-def missing() -> str:
+def find_obstacle() -> str:
     """Say what this machine lacks to make others; empty where it lacks nothing."""
     if os.geteuid() != 0:
         return "only root makes namespaces of networks"
@@ -69,9 +69,9 @@ def start(folder: Path) -> list[Machine]:
     for name in ("key", "host_key"):
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name)
     (folder / "home").mkdir()
-    (folder / "passwd").write_text(_users(folder / "home"))
+    (folder / "passwd").write_text(_list_users(folder / "home"))
     Path("/run/sshd").mkdir(exist_ok=True)
-    one, two = (_machine(f"10.77.0.{number}", folder, number) for number in (1, 2))
+    one, two = (_start_machine(f"10.77.0.{number}", folder, number) for number in (1, 2))
     link = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0"]
     _run(*one.inside("net"), *link, "netns", two.first.pid)
     for machine, other in ((one, two), (two, one)):
@@ -98,7 +98,7 @@ def stop(machine: Machine) -> None:
     made_by.wait()
 
 
-def _machine(address: str, folder: Path, number: int) -> Machine:
+def _start_machine(address: str, folder: Path, number: int) -> Machine:
     own = folder / str(number)
     own.mkdir()
     script = _MOUNT_AND_WAIT.format(folder=folder, number=number)
@@ -112,7 +112,7 @@ def _machine(address: str, folder: Path, number: int) -> Machine:
     return Machine(address, own, children[0])
 
 
-def _users(home: Path) -> str:
+def _list_users(home: Path) -> str:
     """Give the users of this machine, with another home for the user of this process."""
     user = pwd.getpwuid(os.getuid())
     me = f"{user.pw_name}:x:{user.pw_uid}:{user.pw_gid}::{home}:/bin/bash"

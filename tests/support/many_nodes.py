@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.pictures import make_folder
-from support.sample_runs import results_of, table_of
+from support.sample_runs import read_parts, read_results
 
 HERE = Path(__file__).parent
 RECORDS, SHARD, BATCH = 240, 4, 4
@@ -28,7 +28,7 @@ QUICK = {
 
 
 @contextmanager
-def cluster_of(*nodes, **head):
+def start_cluster(*nodes, **head):
     """Start a head and nodes, each given as (CPUs, GPUs); gives Ray's Cluster."""
     from ray.cluster_utils import Cluster
 
@@ -131,7 +131,7 @@ class Running:
 
 
 @contextmanager
-def running(folder, address, *words, records=RECORDS):
+def start_run(folder, address, *words, records=RECORDS):
     """Start a run; whatever becomes of it, it is ended in the end."""
     prepare(folder, records)
     with open(folder / "said", "w") as said:
@@ -167,7 +167,7 @@ def prepare(folder, records=RECORDS):
     shutil.copy(HERE / "paced.py", folder)
 
 
-def undisturbed(folder, *words, records=RECORDS):
+def run_undisturbed(folder, *words, records=RECORDS):
     """Do the same run on a Ray of its own; gives its results by file."""
     prepare(folder, records)
     calm = {name: value for name, value in os.environ.items() if not name.startswith("PACE")}
@@ -180,15 +180,15 @@ def undisturbed(folder, *words, records=RECORDS):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return results_of(folder / "run")
+    return read_results(folder / "run")
 
 
-def assert_whole(run, expected, records=RECORDS):
+def assert_complete(run, expected, records=RECORDS):
     """Check that a run went to its end, and its files are, byte for byte, those expected."""
     assert run.finished() == 0, run.said()
     assert "Traceback" not in run.said()
-    index = table_of(run.folder / "run")["index"].to_pylist()
+    index = read_parts(run.folder / "run")["index"].to_pylist()
     assert index == list(range(records))
-    found = results_of(run.folder / "run")
+    found = read_results(run.folder / "run")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []

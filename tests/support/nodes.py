@@ -15,7 +15,7 @@ from typing import Self
 import psutil
 import pytest
 
-from support.ports import free_port
+from support.ports import find_free_port
 
 # What `ray start` says when its node is there.
 _STARTED = "This command will now block"
@@ -58,7 +58,7 @@ class Node:
                 one.kill()
 
 
-def _comes_up(node: Node) -> bool:
+def _wait_until_started(node: Node) -> bool:
     """Wait until a node is there; gives whether its process has lived to see it."""
     end = time.monotonic() + 120
     while _STARTED not in node.log.read_text():
@@ -86,7 +86,7 @@ class Nodes:
             prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True
         )
         self._folder = Path(self._temporary.name)
-        self._port = free_port()
+        self._port = find_free_port()
         # Without what another Ray, of this very process perhaps, has set, and without its token.
         own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         self.environment = {**own, "HOME": str(self._folder), **self.environment}
@@ -118,7 +118,7 @@ class Nodes:
             environment: more variables of this node.
         """
         head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder}/ray"]
-        head += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+        head += ["--include-dashboard=false", f"--ray-client-server-port={find_free_port()}"]
         where = [f"--address={self.address}"] if self.nodes else head
         # The usual ports may be another cluster's.
         where += ["--min-worker-port=0", "--max-worker-port=0", "--block"]
@@ -132,7 +132,7 @@ class Nodes:
         # A head that is busy may let a node wait in vain.
         for left in reversed(range(_TRIES if self.nodes else 1)):
             node = self._started(started, environment or {})
-            if _comes_up(node):
+            if _wait_until_started(node):
                 break
             assert left, node.log.read_text()
         return node

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from support.ports import free_port
+from support.ports import find_free_port
 
 KEY, SECRET = "AKIAEXAMPLE", "a-secret-that-is-shown-nowhere"
 _ERROR = (
@@ -29,7 +29,7 @@ _ERROR = (
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """Run an S3 server in a process of its own; gives its address."""
-    port = free_port()
+    port = find_free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,

@@ -4,7 +4,7 @@
 import socket
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     """Give a port of the loopback address that nobody listens on."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))

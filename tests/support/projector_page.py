@@ -14,17 +14,17 @@ _SPACE = (
 )
 
 
-def _decoded(chunk: bytes) -> str:
+def _decode(chunk: bytes) -> str:
     # FileReader.readAsText: a byte order mark at the start is not part of the text.
     return chunk.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace")
 
 
-def lines_of(content: bytes) -> list[str]:
+def split_lines(content: bytes) -> list[str]:
     """Take the file apart as the page's `streamParse` does."""
     lines: list[str] = []
     offset, last, rest = 0, len(content) - 1, ""
     while True:
-        parts = _decoded(content[offset : offset + CHUNK]).split("\n")
+        parts = _decode(content[offset : offset + CHUNK]).split("\n")
         offset += CHUNK
         first = rest + parts[0]
         if len(parts) == 1:
@@ -46,7 +46,7 @@ def parse_metadata(content: bytes) -> tuple[list[str], list[list[str | None]]]:
     names = ["label"]
     points: list[list[str | None]] = []
     count = 0
-    for line in lines_of(content):
+    for line in split_lines(content):
         if not line.strip(_SPACE):
             continue
         if count == 0 and "\t" in line:
@@ -61,7 +61,7 @@ def parse_metadata(content: bytes) -> tuple[list[str], list[list[str | None]]]:
     return names, points
 
 
-def unescaped(cell: str) -> str:
+def unescape(cell: str) -> str:
     r"""Undo ``\\ \t \n \r``; any other backslash is a mistake."""
     text, at = [], 0
     while at < len(cell):
@@ -88,7 +88,7 @@ def assert_shows(cell: str | None, value: object) -> None:
     else:
         assert cell is not None
         assert len(cell) <= 1000
-        shown = unescaped(cell)
+        shown = unescape(cell)
         assert value.startswith(shown)
         # As much of it as there is room for: an escape takes two characters.
         assert shown == value or len(cell) >= 999

@@ -105,7 +105,7 @@ def part_files(run: Path, kind: str = "features") -> list[Path]:
     return sorted((run / kind).glob("part-*.parquet"))
 
 
-def table_of(run: Path, kind: str = "features") -> pa.Table:
+def read_parts(run: Path, kind: str = "features") -> pa.Table:
     """Read the parts of a kind, one after the other, with pyarrow alone."""
     return pa.concat_tables(
         [pq.read_table(part).replace_schema_metadata() for part in part_files(run, kind)]
@@ -121,7 +121,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def results_of(run: Path, kinds: tuple[str, ...] = RESULTS) -> dict[str, bytes]:
+def read_results(run: Path, kinds: tuple[str, ...] = RESULTS) -> dict[str, bytes]:
     """Read all files that are the same, byte for byte, however a run went."""
     return {
         name: content
