@@ -87,7 +87,7 @@ class Laptop:
         """Call one of the environment's commands, as `ray`, in the network of the machines."""
         alone = {"HOME": self.folder, "TMPDIR": self.folder, "RAY_TMPDIR": self.folder}
         return called(
-            [*self.machines[0].inside("net"), BIN / words[0], *words[1:]],
+            [*self.machines[0].make_prefix("net"), BIN / words[0], *words[1:]],
             cwd=cwd or self.folder,
             env={
                 **os.environ,
@@ -133,7 +133,7 @@ def give_python(machine, home):
 
     So the cluster file's own commands install the wheel and need no network.
     """
-    done = called([*machine.inside("mount"), sys.executable, "-m", "venv", home / "venv"])
+    done = called([*machine.make_prefix("mount"), sys.executable, "-m", "venv", home / "venv"])
     assert done.returncode == 0, done.stderr
     (packages,) = machine.home.glob("venv/lib/python*/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"])

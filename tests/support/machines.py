@@ -43,7 +43,7 @@ class Machine:
     home: Path
     first: psutil.Process
 
-    def inside(self, *namespaces: str) -> list[str]:
+    def make_prefix(self, *namespaces: str) -> list[str]:
         """Give the words before a command that is to run in it, or in its network alone."""
         return ["nsenter", f"--target={self.first.pid}", *(f"--{name}" for name in namespaces)]
 
@@ -73,7 +73,7 @@ def start(folder: Path) -> list[Machine]:
     Path("/run/sshd").mkdir(exist_ok=True)
     one, two = (_start_machine(f"10.77.0.{number}", folder, number) for number in (1, 2))
     link = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0"]
-    _run(*one.inside("net"), *link, "netns", two.first.pid)
+    _run(*one.make_prefix("net"), *link, "netns", two.first.pid)
     for machine, other in ((one, two), (two, one)):
         for words in (
             "link set lo up",
@@ -82,12 +82,12 @@ def start(folder: Path) -> list[Machine]:
             # Ray's address is the one that leads into the world.
             f"route add default via {other.address}",
         ):
-            _run(*machine.inside("net"), "ip", *words.split())
+            _run(*machine.make_prefix("net"), "ip", *words.split())
         config = machine.home / "sshd_config"
         config.write_text(
             _SSHD_CONFIG.format(address=machine.address, folder=folder, home=folder / "home")
         )
-        _run(*machine.inside("net", "pid", "mount"), _SSHD, "-f", config)
+        _run(*machine.make_prefix("net", "pid", "mount"), _SSHD, "-f", config)
     return [one, two]
 
 

@@ -90,44 +90,43 @@ class Running:
     folder: Path
     process: subprocess.Popen
 
-    def batches(self):
+    def read_batches(self):
         """What was encoded so far."""
         log = self.folder / "log"
         lines = log.read_text().splitlines() if log.exists() else []
         fields = [line.split() for line in lines if line.count(" ") == 4]
         return [Batch(float(f[0]), f[1], f[2], int(f[3]), f[4]) for f in fields]
 
-    def until(self, true, what):
+    def wait_until(self, true, what):
         """Wait until `true` of the batches."""
         end = time.monotonic() + 240
-        while not true(self.batches()):
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, f"never: {what}\n{self.said()}"
+        while not true(self.read_batches()):
+            assert self.process.poll() is None, self.read_output()
+            assert time.monotonic() < end, f"never: {what}\n{self.read_output()}"
             time.sleep(0.2)
 
-    def until_works(self, node, count=1):
+    def wait_for_batches(self, node, count=1):
         """Wait until a node has encoded so many batches."""
-        self.until(
+        self.wait_until(
             lambda batches: sum(batch.node == node.node_id for batch in batches) >= count,
             f"{count} batches on {node.node_id}",
         )
 
-    def finished(self):
+    def finish(self):
         """Let it go on as fast as it can, and wait for the end; gives the exit code."""
         (self.folder / "fast").touch()
         return self.process.wait(400)
 
-    def said(self):
+    def read_output(self):
         return (self.folder / "said").read_text()
 
     @property
     def done(self):
         return len(list((self.folder / "run" / "features").glob("part-*.parquet")))
 
-    @property
-    def encoded_again(self):
+    def count_repeated_batches(self):
         """How many batches were encoded more often than once."""
-        return sum(count > 1 for count in Counter(b.what for b in self.batches()).values())
+        return sum(count > 1 for count in Counter(b.what for b in self.read_batches()).values())
 
 
 @contextmanager
@@ -185,8 +184,8 @@ def run_undisturbed(folder, *words, records=RECORDS):
 
 def assert_complete(run, expected, records=RECORDS):
     """Check that a run went to its end, and its files are, byte for byte, those expected."""
-    assert run.finished() == 0, run.said()
-    assert "Traceback" not in run.said()
+    assert run.finish() == 0, run.read_output()
+    assert "Traceback" not in run.read_output()
     index = read_parts(run.folder / "run")["index"].to_pylist()
     assert index == list(range(records))
     found = read_results(run.folder / "run")

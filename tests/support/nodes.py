@@ -131,13 +131,13 @@ class Nodes:
         started = [*(["unshare", "--mount"] if mounts else []), "sh", "-c", command]
         # A head that is busy may let a node wait in vain.
         for left in reversed(range(_TRIES if self.nodes else 1)):
-            node = self._started(started, environment or {})
+            node = self._start_process(started, environment or {})
             if _wait_until_started(node):
                 break
             assert left, node.log.read_text()
         return node
 
-    def _started(self, words: list[str], environment: Mapping[str, str]) -> Node:
+    def _start_process(self, words: list[str], environment: Mapping[str, str]) -> Node:
         log = self._folder / f"node-{len(self.nodes)}.log"
         with open(log, "wb") as said:
             process = subprocess.Popen(
