@@ -21,7 +21,7 @@ _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _IMAGE_SIZE = re.compile(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?")
 _LISTINGS = (".csv", ".tsv", ".npz")
 
-# Ray's own word for a Ray that is started on this machine.
+# Ray's own name for a Ray that is started on this machine.
 LOCAL = "local"
 
 
@@ -290,7 +290,7 @@ def make_config(options: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of options that are named as its fields.
 
     Raises:
-        InputError: what is wrong, one option a line.
+        InputError: an option is missing, unknown or wrong; the message has one line for each.
     """
     try:
         return RunConfig(**options)

@@ -49,7 +49,7 @@ class StorageError(RunError):
 
 
 class DamagedError(RunError):
-    """A part is not what was written; extracting its shard again repairs it.
+    """A part is damaged; extracting its shard again repairs it.
 
     Args:
         message: which part is damaged, and how.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of a run: its name, type, default and help, told once and without heavy imports.
+"""Every option of a run: its name, type, default and help, in one place without heavy imports.
 
 `RunConfig` inherits these fields and validates them. The command line, the YAML file and
 `docs/cli.md` are made from them.
@@ -554,7 +554,7 @@ def takes_json(name: str) -> bool:
 
 
 def describe_default(name: str) -> str | None:
-    """Return the default of an option as the help shows it; None where there is none to show."""
+    """Return the default of an option as the help shows it; None if there is none to show."""
     value = get_default(name)
     shown = value not in (None, False) and not isinstance(value, (tuple, dict))
     return OPTIONS[name].default or (str(value) if shown else None)

@@ -23,7 +23,7 @@ def say(text: str) -> None:
 
 
 class Reminder:
-    """Decides when to say that something is waited for: first after a while, then every minute.
+    """Decides when to print that the run waits for something: after a while, then every minute.
 
     Args:
         patience: seconds to wait before the first message.
@@ -51,7 +51,7 @@ class Reminder:
 
 
 class Progress:
-    """Shows the progress: a bar on a terminal, elsewhere one plain line a minute.
+    """Shows the progress: a bar on a terminal, and otherwise one plain line per minute.
 
     Args:
         total: the number of records; None while it is unknown.

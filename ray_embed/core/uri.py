@@ -64,7 +64,7 @@ def get_base_name(uri: str) -> str:
 def add_to_query(uri: str, **options: str) -> str:
     """Return a URI with options added to its query; options that it has already are kept."""
     parts = urlsplit(uri)
-    given = [item for item in parts.query.split("&") if item]
-    names = {item.partition("=")[0] for item in given}
+    items = [item for item in parts.query.split("&") if item]
+    names = {item.partition("=")[0] for item in items}
     added = [f"{name}={value}" for name, value in options.items() if name not in names]
-    return urlunsplit(parts._replace(query="&".join([*given, *added])))
+    return urlunsplit(parts._replace(query="&".join([*items, *added])))
