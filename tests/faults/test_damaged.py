@@ -205,7 +205,7 @@ def test_an_edited_or_missing_description_is_refused(whole, tmp_path, change):
     assert contents(run) == before
 
 
-def test_a_source_that_has_changed_is_refused_and_one_that_was_moved_is_not(whole, tmp_path):
+def test_changed_source_is_refused_but_a_moved_one_is_not(whole, tmp_path):
     source, run = tmp_path / "valid", tmp_path / "run"
     shutil.copytree(whole.source, source)
     # One at hand is built here, so that being refused takes no time.
