@@ -26,7 +26,7 @@ _RECORD = ("index", "key", "label", "split")
 _BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subset:
     """Records of a run, in order.
 
@@ -267,15 +267,14 @@ def _read_rows(folder: Folder, column: str, rows: dict[int, Array], total: int) 
         tables.append(part.drop_columns([column]))
     assert features is not None  # noqa: S101 - there is at least one part
     records = pa.concat_tables(tables)
-    texts = {name: _to_objects(records[name]) for name in ("key", "label", "split")}
     return Subset(
-        features,
-        records["index"].to_numpy(),
-        texts["key"],
-        texts["label"],
-        texts["split"],
-        records.schema.field("label").type,
-        total,
+        features=features,
+        index=records["index"].to_numpy(),
+        keys=_to_objects(records["key"]),
+        labels=_to_objects(records["label"]),
+        splits=_to_objects(records["split"]),
+        label_type=records.schema.field("label").type,
+        total=total,
     )
 
 

@@ -20,7 +20,7 @@ from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
     """The state of a run. Counts are None while the length of a dataset is unknown."""
 
@@ -98,17 +98,17 @@ def read_status(run: str, *, verify: bool = False) -> Status:
     if verify:
         problems = list(_find_problems(folder, content["fingerprint"], numbers, plan))
     return Status(
-        redact_uri(run),
-        content["fingerprint"],
-        len(numbers),
-        plan.shards,
-        plan.records,
-        rows,
-        sum(reasons.values()),
-        reasons,
-        folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"),
-        tuple(problems),
-        verify,
+        run=redact_uri(run),
+        fingerprint=content["fingerprint"],
+        shards_done=len(numbers),
+        shards_planned=plan.shards,
+        records_planned=plan.records,
+        rows=rows,
+        rejects=sum(reasons.values()),
+        rejects_by_reason=reasons,
+        projector=folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"),
+        problems=tuple(problems),
+        verified=verify,
     )
 
 

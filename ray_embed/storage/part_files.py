@@ -191,7 +191,7 @@ def _explain_errors(path: str, number: int) -> Iterator[None]:
         raise DamagedError(f"{path}: damaged: {get_first_line(error)}", number) from error
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Footer:
     """The footer of a part. A number that the footer lacks is -1."""
 
@@ -222,18 +222,18 @@ def parse_footer(part: pq.ParquetFile) -> Footer:
         if key.startswith(b"ray_embed.")
     }
 
-    def number(name: str) -> int:
+    def read_number(name: str) -> int:
         text = entries.get(name, "")
         return int(text) if text.isascii() and text.isdigit() else -1
 
     columns = tuple((field.name, field.type) for field in part.schema_arrow)
     return Footer(
-        metadata.num_rows,
-        entries.get("fingerprint"),
-        number("shard"),
-        number("planned"),
-        number("rejected"),
-        columns,
+        rows=metadata.num_rows,
+        fingerprint=entries.get("fingerprint"),
+        shard=read_number("shard"),
+        planned=read_number("planned"),
+        rejected=read_number("rejected"),
+        columns=columns,
     )
 
 

@@ -92,9 +92,7 @@ def finished(ray_embed: Command, sources: Path, model: Path, *more: Any, **how: 
     return result
 
 
-def test_exactly_once_with_any_number_of_actors_and_stops(
-    ray_embed, sources, model, tmp_path
-):
+def test_exactly_once_with_any_number_of_actors_and_stops(ray_embed, sources, model, tmp_path):
     result = finished(ray_embed, sources, model, "--out", "one")
     assert "25 records" in result.out
     assert "16 embedded" in result.out
@@ -178,9 +176,7 @@ def test_any_shard_size_and_number_of_actors_gives_the_same_features(
         assert np.abs(features - values[0]).max() <= 1e-6 * np.abs(values[0]).max()
 
 
-def test_other_configuration_or_source_needs_overwrite(
-    ray_embed, model, tmp_path
-):
+def test_other_configuration_or_source_needs_overwrite(ray_embed, model, tmp_path):
     make_folder(tmp_path / "valid", {"a": 3, "b": 3})
     given = ("--source", "valid", "--out", "r")
     result = ray_embed("extract", *given, *options(model))

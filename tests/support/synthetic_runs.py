@@ -146,13 +146,13 @@ def make_subset(
 
     count = len(features)
     return Subset(
-        np.asarray(features, np.float32),
-        np.arange(count),
-        to_objects([f"{number:04d}.png" for number in range(count)]),
-        to_objects(values),
-        to_objects(splits or ["all"] * count),
-        label_type or pa.array(list(values)).type,
-        count,
+        features=np.asarray(features, np.float32),
+        index=np.arange(count),
+        keys=to_objects([f"{number:04d}.png" for number in range(count)]),
+        labels=to_objects(values),
+        splits=to_objects(splits or ["all"] * count),
+        label_type=label_type or pa.array(list(values)).type,
+        total=count,
     )
 
 
