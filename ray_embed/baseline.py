@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A floor for a run: what its encoder gives with random weights, of the same records."""
+"""Extract a baseline for a run: the same records, with random weights of the encoder."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ray_embed.config import RunConfig, is_callable_reference, lists_to_tuples, make_config
-from ray_embed.core.console import say as to_stderr
-from ray_embed.core.uri import child, is_uri, shown
+from ray_embed.core.console import say as print_to_stderr
+from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.options import RANDOM
 from ray_embed.results import Run
@@ -15,72 +15,78 @@ from ray_embed.runs import identity
 from ray_embed.runs.reader import RunReader, open_run
 from ray_embed.storage import layout
 
-# These are of the machines that the run was made on, which need not be those at hand.
+# Options about the machines of the run, which need not be those of the baseline.
 _MACHINES = ("address", "actors", "gpus_per_actor", "cpus_per_actor")
 
 
-def random_run(run: str, say: Callable[[str], None] = to_stderr) -> Run:
+def extract_baseline(run: str, say: Callable[[str], None] = print_to_stderr) -> Run:
     """Extract the same records with random weights, into ``RUN/random-weights``.
 
-    All other options are the run's. It is a run like any other, with ``weights="random"``: called
-    again it does what is missing. It works on the machines at hand: in a Ray of its own, or that of
-    ``RAY_ADDRESS``.
+    All other options are those of the run. The baseline is a run like any other, so calling this
+    again resumes it. It runs in the Ray cluster of ``RAY_ADDRESS``, or else starts a Ray here.
 
     Args:
-        run: the run folder; all its shards are finished.
-        say: takes lines for the user.
+        run: the run folder. All its shards must be finished.
+        say: prints a line for the user.
+
+    Returns:
+        The baseline.
 
     Raises:
-        InputError: model, preprocessing or a source was a Python object, is gone, or has changed;
-            or the model cannot be given random weights.
-        RunError: it failed while running; finished shards are kept.
+        InputError: the model, the preprocessing or a source was a Python object, is missing, or
+            has changed; or the model cannot be given random weights.
+        RunError: the run failed while it was working; finished shards are kept.
     """
     trained = open_run(run)
-    config = _configured(run, trained.config)
-    say(f"the floor of random weights: {shown(str(config.out))}")
+    config = _make_config(run, trained.config)
+    say(f"baseline with random weights: {redact_uri(str(config.out))}")
     from ray_embed.pipeline import extract
 
     try:
-        found = extract(config)
+        baseline = extract(config)
     except InputError as error:
         raise InputError(
-            f"{error}\nthat was the floor of random weights; if {shown(str(config.out))} holds an "
-            "older one, delete that folder"
+            f"{error}\nthis is about the baseline with random weights; if "
+            f"{redact_uri(str(config.out))} holds an older baseline, delete that folder"
         ) from error
-    _check_same_records(trained, open_run(found.path))
-    return found
+    _check_same_records(trained, open_run(baseline.path))
+    return baseline
 
 
-def _configured(run: str, kept: dict[str, Any]) -> RunConfig:
-    """Give the configuration of the floor from that of the run, as ``run.json`` has it.
+def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
+    """Return the configuration of the baseline.
+
+    Args:
+        run: the run folder.
+        options: those of the run, as ``run.json`` has them.
 
     Raises:
-        InputError: what it names is not there.
+        InputError: the model, the preprocessing or a source is not available.
     """
-    where = shown(child(run, layout.RUN))
-    named = {"--model": kept["model"], "--preprocess": kept["preprocess"]}
-    named |= {f"--source {split}": source for split, source in kept["sources"].items()}
+    manifest_name = redact_uri(join_uri(run, layout.RUN))
+    named = {"--model": options["model"], "--preprocess": options["preprocess"]}
+    named |= {f"--source {split}": source for split, source in options["sources"].items()}
     for option, name in named.items():
-        if name is not None and not _is_there(name):
+        if name is not None and not _is_available(name):
             raise InputError(
-                f"{where}: {option} was {name!r}, which is not here: a path that is gone or starts "
-                "at another folder, or an object that Python had in hand. Start in the folder that "
-                "the run was made in; of an object, make the run from a file or module:callable"
+                f"{manifest_name}: {option} was {name!r}, which is not available: a path that is "
+                "missing or relative to another folder, or a Python object. Start in the folder "
+                "that the run was started in; instead of an object, use a file or module:callable"
             )
     machines = dict.fromkeys(_MACHINES)
-    out = child(run, layout.RANDOM_WEIGHTS)
-    # A run of before there was the choice has kept empty labels.
-    asked = {"empty_label": "keep"} | kept | machines | {"weights": RANDOM, "out": out}
-    arguments = {name: lists_to_tuples(kept[name]) for name in ("model_kwargs", "source_kwargs")}
-    return make_config(asked | arguments)
+    out = join_uri(run, layout.RANDOM_WEIGHTS)
+    # Runs from before this option existed kept empty labels.
+    changed = {"empty_label": "keep"} | options | machines | {"weights": RANDOM, "out": out}
+    arguments = {name: lists_to_tuples(options[name]) for name in ("model_kwargs", "source_kwargs")}
+    return make_config(changed | arguments)
 
 
-def _is_there(name: str) -> bool:
+def _is_available(name: str) -> bool:
     return is_uri(name) or is_callable_reference(name) or Path(name).exists()
 
 
 def _check_same_records(trained: RunReader, baseline: RunReader) -> None:
-    mine, others = (
+    trained_sources, baseline_sources = (
         {
             name: value
             for name, value in run.manifest["identity"].items()
@@ -88,9 +94,9 @@ def _check_same_records(trained: RunReader, baseline: RunReader) -> None:
         }
         for run in (trained, baseline)
     )
-    if differences := identity.differences(mine, others):
+    if differences := identity.list_differences(trained_sources, baseline_sources):
         raise InputError(
-            f"{trained.folder.shown()}: its sources have changed since it was made, so that "
-            f"{baseline.folder.shown()} is of other records: {'; '.join(differences)}; delete that "
-            "folder, and restore the sources or make the run anew"
+            f"{trained.folder.display_path()}: its sources have changed since it was made, so "
+            f"{baseline.folder.display_path()} holds other records: {'; '.join(differences)}; "
+            "delete that folder, and restore the sources or extract the run again"
         )

@@ -14,14 +14,14 @@ import yaml
 
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError
-from ray_embed.options import OPTIONS, RunOptions, flag, takes_json
+from ray_embed.options import OPTIONS, RunOptions, format_flag, takes_json
 
 _SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _IMAGE_SIZE = re.compile(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?")
 _LISTINGS = (".csv", ".tsv", ".npz")
 
-# Ray's own word for a Ray that is started on this machine.
+# Ray's own name for a Ray that is started on this machine.
 LOCAL = "local"
 
 
@@ -290,7 +290,7 @@ def make_config(options: Mapping[str, Any]) -> RunConfig:
     """Return the configuration of options that are named as its fields.
 
     Raises:
-        InputError: what is wrong, one option a line.
+        InputError: an option is missing, unknown or wrong; the message has one line for each.
     """
     try:
         return RunConfig(**options)
@@ -301,7 +301,7 @@ def make_config(options: Mapping[str, Any]) -> RunConfig:
 def _explain(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing" and name in OPTIONS:
-        return f"{flag(name)} {OPTIONS[name].metavar} is needed"
+        return f"{format_flag(name)} {OPTIONS[name].metavar} is needed"
     if error["type"] == "extra_forbidden":
         return f"{name}: no such option; the options are {', '.join(RunConfig.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")

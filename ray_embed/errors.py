@@ -18,7 +18,7 @@ class RayEmbedError(Exception):
 
     def __init__(self, *arguments: object) -> None:
         super().__init__(
-            *(without_ansi(item) if isinstance(item, str) else item for item in arguments)
+            *(strip_ansi(item) if isinstance(item, str) else item for item in arguments)
         )
 
 
@@ -49,7 +49,7 @@ class StorageError(RunError):
 
 
 class DamagedError(RunError):
-    """A part is not what was written; extracting its shard again repairs it.
+    """A part is damaged; extracting its shard again repairs it.
 
     Args:
         message: which part is damaged, and how.
@@ -68,11 +68,11 @@ class DamagedError(RunError):
         return f"{self.args[0]}; `ray-embed run` with the same options extracts it again"
 
 
-def first_line(error: Exception) -> str:
+def get_first_line(error: Exception) -> str:
     """Return the first line of another library's error, to quote it in a message."""
-    return without_ansi(str(error)).strip().partition("\n")[0][:200]
+    return strip_ansi(str(error)).strip().partition("\n")[0][:200]
 
 
-def without_ansi(text: str) -> str:
+def strip_ansi(text: str) -> str:
     """Return the text without ANSI color codes."""
     return _ANSI_CODE.sub("", text)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of a run: its name, type, default and help, told once and without heavy imports.
+"""Every option of a run: its name, type, default and help, in one place without heavy imports.
 
 `RunConfig` inherits these fields and validates them. The command line, the YAML file and
 `docs/cli.md` are made from them.
@@ -523,7 +523,7 @@ def _read_options() -> dict[str, Option]:
 OPTIONS: dict[str, Option] = _read_options()
 
 
-def value_type(name: str) -> Any:
+def get_value_type(name: str) -> Any:
     """Return the type of an option's value, without None and constraints."""
     return _strip(RunOptions.__annotations__[name])
 
@@ -537,12 +537,12 @@ def _strip(annotation: Any) -> Any:
     return annotation
 
 
-def default_value(name: str) -> Any:
+def get_default(name: str) -> Any:
     """Return the default of an option; None for one that is needed."""
     return getattr(RunOptions, name, None)
 
 
-def flag(name: str) -> str:
+def format_flag(name: str) -> str:
     """Return the option of the command line for a field, such as ``--batch-size``."""
     singular = name.removesuffix("s") if OPTIONS[name].repeatable else name
     return f"--{singular.replace('_', '-')}"
@@ -550,16 +550,16 @@ def flag(name: str) -> str:
 
 def takes_json(name: str) -> bool:
     """Return whether the command line takes an option as a JSON object."""
-    return get_origin(value_type(name)) is dict and not OPTIONS[name].repeatable
+    return get_origin(get_value_type(name)) is dict and not OPTIONS[name].repeatable
 
 
 def describe_default(name: str) -> str | None:
-    """Return the default of an option as the help shows it; None where there is none to show."""
-    value = default_value(name)
+    """Return the default of an option as the help shows it; None if there is none to show."""
+    value = get_default(name)
     shown = value not in (None, False) and not isinstance(value, (tuple, dict))
     return OPTIONS[name].default or (str(value) if shown else None)
 
 
-def options_compared_by(*ways: OnResume) -> list[str]:
+def find_options(*ways: OnResume) -> list[str]:
     """Return the names of the options that are compared in one of these ways on resuming."""
     return [name for name, option in OPTIONS.items() if option.on_resume in ways]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole flow in one place: prepare → extract → reduce."""
+"""The whole flow of a run in one place: prepare, extract, reduce."""
 
 import contextlib
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
-from ray_embed.core.uri import shown, without_credentials
+from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.encoders.build_process import Build, start_build_process
 from ray_embed.errors import DamagedError, RunError
 from ray_embed.extraction import preflight
@@ -30,7 +30,7 @@ from ray_embed.extraction.worker import Extractor
 from ray_embed.projector.reduce import merge, unseen
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
-from ray_embed.runs.workspace import opened_target
+from ray_embed.runs.workspace import open_target
 from ray_embed.runtime import resources
 from ray_embed.runtime.remote_map import map_in_actors
 from ray_embed.runtime.session import Session, session, starts_own_ray
@@ -41,14 +41,20 @@ from ray_embed.storage.filesystem import Folder
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run: images a second while extracting, and seconds in all."""
+    """The result of a command.
+
+    Attributes:
+        run: the finished run.
+        speed: images per second during extraction; 0 if nothing was extracted.
+        seconds: the duration of the whole command.
+    """
 
     run: Run
     speed: float
     seconds: float
 
     def summary(self) -> str:
-        """Say in a few lines what was done and where it is."""
+        """Return a few lines that say what was done, where it is, and what to do next."""
         rejects = self.run.rejects
         reasons = list(self.run.rejects_by_reason.items())[:3]
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons)
@@ -57,63 +63,63 @@ class Outcome:
             + (f" ({listed})" if rejects else ""),
             f"{self.seconds:.0f} s in all"
             + (f", {self.speed:.0f} img/s while extracting" if self.speed else ""),
-            f"features  {shown(self.run.features_path)}",
+            f"features  {redact_uri(self.run.features_path)}",
         ]
-        path = without_credentials(self.run.path, "***@")
-        if Folder.at(self.run.projector_path).exists(layout.PROJECTOR_CONFIG):
-            lines.append(f"look      ray-embed view {path}")
-            lines.append(f"judge     ray-embed evaluate {path}")
+        path = remove_credentials(self.run.path, "***@")
+        if Folder.open(self.run.projector_path).exists(layout.PROJECTOR_CONFIG):
+            lines.append(f"view      ray-embed view {path}")
+            lines.append(f"evaluate  ray-embed evaluate {path}")
         else:
             lines.append(f"next      ray-embed reduce {path}")
         return "\n".join(lines)
 
 
 def run(config: RunConfig) -> Run:
-    """Extract the features of every record, then merge them for TensorBoard's projector.
+    """Extract the features of every record, then build TensorBoard's projector.
 
-    Called again with the same configuration it does only what is missing.
+    Call it again with the same configuration to resume: it does only what is missing.
 
     Args:
-        config: what to embed, with which encoder, and where to.
+        config: what to embed, with which encoder, and where to write the result.
 
     Returns:
         The run, to read features and labels from.
 
     Raises:
-        InputError: something given does not fit; nothing has been written.
-        RunError: it failed while running; finished shards are kept.
+        InputError: the configuration or its input is wrong; nothing has been written.
+        RunError: the run failed while it was working; finished shards are kept.
     """
     return execute(config, and_reduce=True).run
 
 
 def extract(config: RunConfig) -> Run:
-    """Write the Parquet parts only; see :func:`run`."""
+    """Extract the features of every record, without the projector; see :func:`run`."""
     return execute(config, and_reduce=False).run
 
 
 def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
-    """Do what :func:`run` and :func:`extract` say, and measure it."""
+    """Extract, reduce if asked, and measure the time; see :func:`run` and :func:`extract`."""
     began = time.monotonic()
     sources = open_sources(config)
     check_model(config)
     with (
-        opened_target(config) as target,
+        open_target(config) as target,
         _open_builder(config, target.threads) as build,
         session(config, Extractor, target.threads) as running,
         open_dataset_readers(config, sources, running) as readers,
         tempfile.TemporaryDirectory() as folder,
     ):
         preflight.check(config, target)
-        scratch = Folder.at(folder)
+        scratch = Folder.open(folder)
         prepared = prepare(config, sources, readers, target, scratch, running, build)
         write_run_folder(config, prepared, scratch)
-        finished, speed = _finish(config, prepared, running, and_reduce)
+        finished, speed = _extract_and_reduce(config, prepared, running, and_reduce)
     return Outcome(finished, speed, time.monotonic() - began)
 
 
 @contextlib.contextmanager
 def _open_builder(config: RunConfig, threads: int | None) -> Iterator[Build | None]:
-    """Start the process that builds the encoder while a Ray starts here; None with other Rays."""
+    """Start building the encoder in a process while a local Ray starts; else yield None."""
     if not starts_own_ray(config) or not isinstance(config.model, str):
         yield None
         return
@@ -123,23 +129,23 @@ def _open_builder(config: RunConfig, threads: int | None) -> Iterator[Build | No
 
 
 def _merge_parts(out: str, limit: int, running: Session) -> int:
-    """Merge the parts in an actor, with the help of those on other nodes; return the points."""
+    """Merge the parts in an actor, helped by those of other nodes; return the number of points."""
     others = running.list_other_actors()
-    elsewhere = partial(map_in_actors, others) if others else None
-    return running.call(merge, out, limit, running.resources.cpus, elsewhere)()
+    remote_map = partial(map_in_actors, others) if others else None
+    return running.call(merge, out, limit, running.resources.cpus, remote_map)()
 
 
-def _finish(
+def _extract_and_reduce(
     config: RunConfig, prepared: Prepared, running: Session, and_reduce: bool
 ) -> tuple[Run, float]:
-    """Extract what is missing, and merge it; what turns out damaged is extracted again."""
+    """Extract what is missing, and reduce; extract shards again that turn out to be damaged."""
     target = prepared.target
-    for last in (False, False, True):
+    for is_last in (False, False, True):
         try:
             speed = extract_missing(config, prepared, running)
             if not and_reduce:
-                # Merging does so too.
-                integrity.check_footers(target.folder, _expected(prepared))
+                # Merging checks them too.
+                integrity.check_footers(target.folder, _read_expected(prepared))
             finished = load(target.given)
             if finished.rows == 0:
                 raise RunError(
@@ -154,32 +160,32 @@ def _finish(
                     say(line)
             break
         except DamagedError as error:
-            if last:
+            if is_last:
                 raise
-            integrity.delete_damaged_shards(target.folder, _expected(prepared), error)
+            integrity.delete_damaged_shards(target.folder, _read_expected(prepared), error)
     return finished, speed
 
 
-def _expected(prepared: Prepared) -> integrity.Expected:
+def _read_expected(prepared: Prepared) -> integrity.Expected:
     run = manifest.read_run(prepared.folder) or {}
-    return integrity.Expected.of(run, planning.load(prepared.folder))
+    return integrity.Expected.from_run(run, planning.load(prepared.folder))
 
 
-def layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
-    """Give the layers that `layers=` accepts with their output shapes, the batch as None.
+def list_layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
+    """Return the layers that `layers=` accepts, with output shapes; the batch size is None.
 
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    return models_and_layers(config)[1]
+    return list_models_and_layers(config)[1]
 
 
-def models_and_layers(
+def list_models_and_layers(
     config: RunConfig,
 ) -> tuple[dict[str, tuple[int | None, ...]], dict[str, tuple[int | None, ...]]]:
-    """Give what :func:`layers` gives, and before it the models inside that `submodel=` accepts.
+    """Return the models that `submodel=` accepts, and the layers that `layers=` accepts.
 
-    A model that the whole does not call has an empty shape.
+    The shapes are those of outputs. A model that the whole model does not call has an empty one.
 
     Raises:
         InputError: the model cannot be loaded or called.

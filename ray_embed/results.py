@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads a run folder: features and labels for whoever asks, without TensorFlow or Ray."""
+"""Read the features and labels of a run, without TensorFlow or Ray."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +12,7 @@ import pyarrow.dataset
 
 from ray_embed.analysis import neighbors
 from ray_embed.core.arrays import as_matrix
-from ray_embed.core.uri import child, is_uri, shown
+from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.projector import pca
 from ray_embed.runs.reader import RunReader, open_run
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder: where its results are, and ways to take them into memory.
+    """A run: the paths of its results, and methods that read them.
 
-    Made by :func:`ray_embed.load` and :func:`ray_embed.run`.
+    :func:`ray_embed.load` and :func:`ray_embed.run` return it.
     """
 
     path: str
@@ -35,61 +35,63 @@ class Run:
     @property
     def features_path(self) -> str:
         """The folder of the Parquet parts with keys, labels and features."""
-        return child(self.path, layout.FEATURES)
+        return join_uri(self.path, layout.FEATURES)
 
     @property
     def projector_path(self) -> str:
-        """The folder for ``tensorboard --logdir``; there after `run` or `reduce`."""
-        return child(self.path, layout.PROJECTOR)
+        """The folder for ``tensorboard --logdir``; `run` and `reduce` write it."""
+        return join_uri(self.path, layout.PROJECTOR)
 
     @property
     def pca_path(self) -> str:
-        """The folder of the Parquet parts with PCA coordinates; there as `projector_path` is."""
-        return child(self.path, layout.PCA)
+        """The folder of the Parquet parts with PCA coordinates; `run` and `reduce` write it."""
+        return join_uri(self.path, layout.PCA)
 
     @cached_property
     def rows(self) -> int:
         """The number of embedded records.
 
         Raises:
-            DamagedError: a part is not what was written.
+            DamagedError: a part is damaged.
             StorageError: a part cannot be read.
         """
         try:
             return int(self._dataset.count_rows())
         except (OSError, pa.ArrowException):
-            # One after the other, for a word on which of them it is.
+            # Reads one part after the other, so that the error names the part.
             folder = self._reader.folder
-            return sum(part_files.about(folder, n).rows for n in part_files.part_numbers(folder))
+            return sum(
+                part_files.read_footer(folder, n).rows for n in part_files.list_part_numbers(folder)
+            )
 
     @cached_property
     def rejects(self) -> int:
-        """The number of records that were set aside; the reasons are in ``rejects/``."""
+        """The number of rejected records; ``rejects/`` has the reasons."""
         return sum(self.rejects_by_reason.values())
 
     @cached_property
     def rejects_by_reason(self) -> dict[str, int]:
-        """The number of rejects for each reason, the commonest first."""
-        return part_files.rejects_by_reason(self._reader.folder)
+        """The number of rejected records by reason, the most common reason first."""
+        return part_files.count_rejects(self._reader.folder)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers whose features are there, as `to_numpy` takes them."""
+        """The layers whose features the run holds, as `to_numpy` takes them."""
         return self._reader.layers
 
     def to_numpy(
         self, layer: str | None = None
     ) -> tuple[np.ndarray[Any, np.dtype[np.float32]], np.ndarray[Any, np.dtype[Any]]]:
-        """Give the features and labels of all embedded records, in order.
+        """Return the features and labels of all embedded records, in order.
 
         Args:
-            layer: which layer's features, where there are several.
+            layer: the layer; None for the only one.
 
         Returns:
-            features (N, D) float32, and labels (N,) object, None where there is no label.
+            Features (N, D) float32, and labels (N,) object; a missing label is None.
 
         Raises:
-            InputError: no such layer, or several and none named.
+            InputError: there is no such layer, or several and none is named.
         """
         column = self._reader.column_of(layer)
         table = self._dataset.to_table(columns=["label", column])
@@ -98,38 +100,37 @@ class Run:
         return as_matrix(table[column]), labels
 
     def to_pca(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Give the first coordinates (N, k) float32 of all embedded records, in order.
+        """Return the first PCA coordinates of all embedded records, (N, k) float32, in order.
 
-        They are those of a PCA of all of them; k is 50, or fewer where there are no more. It is
-        exact up to 8,192 dimensions or 4,096 records, else approximate: the residuals of its
-        components are in the metadata of ``pca.parquet``.
+        k is 50, or less if there are fewer. The PCA is of all records. It is exact up to 8,192
+        dimensions or 4,096 records. Above, it is approximate: the metadata of ``pca.parquet`` have
+        the residuals of its components.
 
         Args:
-            layer: which layer's, where there are several.
+            layer: the layer; None for the only one.
 
         Raises:
-            InputError: no such layer, or several and none named; or there is no PCA.
+            InputError: there is no such layer, or several and none is named, or there is no PCA.
         """
         column, folder = self._reader.column_of(layer), self._reader.folder
         pca.load(folder, column)
-        parts = list(part_files.part_numbers(folder))
-        if list(part_files.part_numbers(folder, layout.PCA)) != parts:
-            name = shown(self.path)
-            raise InputError(f"{name}: not all is reduced; `ray-embed reduce {name}` does it")
+        parts = list(part_files.list_part_numbers(folder))
+        if list(part_files.list_part_numbers(folder, layout.PCA)) != parts:
+            name = redact_uri(self.path)
+            raise InputError(f"{name}: some shards have no PCA; run `ray-embed reduce {name}`")
         name = layout.pca_column(column)
         return as_matrix(self._read(layout.PCA).to_table(columns=[name])[name])
 
     def explained_variance(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Give the share (c,) of each principal component in the variance, the largest first.
+        """Return each principal component's share of the variance, (c,), the largest first.
 
-        Up to 8,192 dimensions of all D of them; above, of the N - 1 that N records span, or where
-        there are more than 4,096 records of the first 50.
+        Up to 8,192 dimensions, c is D. Above, c is N - 1 for up to 4,096 records, and 50 for more.
 
         Args:
-            layer: which layer's, where there are several.
+            layer: the layer; None for the only one.
 
         Raises:
-            InputError: as `to_pca` raises.
+            InputError: see `to_pca`.
         """
         return pca.load(self._reader.folder, self._reader.column_of(layer)).ratios
 
@@ -139,22 +140,24 @@ class Run:
         sample: int = 10_000,
         labels: "LabelKind | None" = None,
     ) -> "dict[str, Evaluation]":
-        """Judge the features, beside raw pixels, as `ray-embed evaluate` does; writes nothing.
+        """Evaluate the features, with raw pixels as a baseline, as `ray-embed evaluate` does.
+
+        It writes nothing.
 
         Args:
-            layer: which layer; None for all.
-            sample: how many records at most are judged, drawn by split and label with a fixed
-                seed.
-            labels: whether labels that are numbers are "classes" or "values"; None for classes
-                where they are whole numbers, or floats that are all whole and of at most 50 values.
+            layer: the layer; None for all.
+            sample: the most records to evaluate, drawn by split and label with a fixed seed.
+            labels: whether to treat labels that are numbers as "classes" or as "values". None
+                means classes for whole numbers, also as floats if there are at most 50 of them,
+                and values for other floats.
 
         Returns:
-            what was found of each layer.
+            One evaluation for each layer.
 
         Raises:
             InputError: shards are missing, there is no such layer or no record, features are not
-                finite, or labels that are no numbers are to be values.
-            DamagedError: a part is not what was written.
+                finite, or labels that are not numbers are to be treated as values.
+            DamagedError: a part is damaged.
             StorageError: a part cannot be read.
         """
         from ray_embed.analysis.evaluation.evaluate import evaluate
@@ -162,11 +165,11 @@ class Run:
         return evaluate(self._reader, layer, sample, labels=labels)
 
     def to_table(self) -> pa.Table:
-        """Give all parts as one Arrow table, in order."""
+        """Return all parts as one Arrow table, in order."""
         return self._dataset.to_table()
 
     def to_pandas(self) -> Any:
-        """Give all parts as a pandas DataFrame; `feature` holds one array a row.
+        """Return all parts as a pandas DataFrame; `feature` holds one array per row.
 
         Raises:
             InputError: pandas is not installed.
@@ -177,13 +180,13 @@ class Run:
             raise InputError("to_pandas needs pandas: pip install 'ray_embed[pandas]'") from error
 
     def to_tf(self, layer: str | None = None, batch_size: int = 1024) -> Any:
-        """Give a ``tf.data.Dataset`` of (features (n, D) float32, labels (n,)), read as it goes.
+        """Return a ``tf.data.Dataset`` of batches: features (n, D) float32, and labels (n,).
 
-        Labels that are null come as -1, NaN, False or "".
+        It reads the parts while it is iterated. Missing labels are -1, NaN, False or "".
 
         Args:
-            layer: which layer's features, where there are several.
-            batch_size: the most rows of an element.
+            layer: the layer; None for the only one.
+            batch_size: the most rows of a batch.
         """
         import tensorflow as tf
 
@@ -221,27 +224,27 @@ class Run:
         layer: str | None = None,
         split: str | None = None,
     ) -> pa.Table:
-        """Find the nearest records of a record, or of features, reading a part at a time.
+        """Find the nearest records of a record, or of feature vectors. Reads one part at a time.
 
-        Cosine distance is 1 - cos, in [0, 2], and 1 where a vector is zero; ``l2`` is the Euclidean
-        distance. Of equal distances, in float32, the lower index comes first.
+        The cosine distance is 1 - cos, in [0, 2]; it is 1 if a vector is zero. ``l2`` is the
+        Euclidean distance. Of records at the same distance in float32, the lower index comes first.
 
         Args:
-            query: the key of a record, which is then no neighbour of its own (``split/key`` where
-                several splits have the key); or features (D,) or (n, D), of any records or none.
-            k: how many neighbours of each query; fewer where there are no more records.
+            query: the key of a record, which is not its own neighbor (write ``split/key`` if
+                several splits have the key); or any feature vectors, (D,) or (n, D).
+            k: the number of neighbors of each query; fewer if the run has fewer records.
             metric: ``cosine`` or ``l2``.
-            layer: which layer's features, where there are several.
-            split: of which the neighbours are; None for all.
+            layer: the layer; None for the only one.
+            split: the split of the neighbors; None for all.
 
         Returns:
-            a row a neighbour, by query and rank: `query` int64 from 0, `rank` int64 from 1,
+            One row per neighbor, by query and rank: `query` int64 from 0, `rank` int64 from 1,
             `index` int64, `key`, `label`, `split`, `distance` float32.
 
         Raises:
-            InputError: no such key, layer, split or metric, a key of several records, features of
-                another dimension or not finite, or `k` is less than 1.
-            DamagedError: a part is not what was written.
+            InputError: there is no such key, layer, split or metric; several records have the key;
+                features have another dimension or are not finite; or `k` is less than 1.
+            DamagedError: a part is damaged.
             StorageError: a part cannot be read.
         """
         run = self._reader
@@ -249,7 +252,7 @@ class Run:
         return neighbors.neighbors(run.folder, parts, column, query, k, metric, split)
 
     def to_ray(self) -> Any:
-        """Give a ``ray.data.Dataset`` of the parts.
+        """Return a ``ray.data.Dataset`` of the parts.
 
         Raises:
             InputError: Ray Data is not installed.
@@ -258,9 +261,9 @@ class Run:
             import ray.data
         except ImportError as error:
             raise InputError("to_ray needs Ray Data: pip install 'ray_embed[ray]'") from error
-        local = str(Path(self.features_path).absolute())
-        # Ray's workers run in other folders.
-        return ray.data.read_parquet(self.features_path if is_uri(self.path) else local)
+        # Ray's workers run in other folders, so a local path must be absolute.
+        absolute_path = str(Path(self.features_path).absolute())
+        return ray.data.read_parquet(self.features_path if is_uri(self.path) else absolute_path)
 
     @cached_property
     def _reader(self) -> RunReader:
@@ -277,13 +280,13 @@ class Run:
 
 
 def load(run: str) -> Run:
-    """Open a run folder for reading; needs neither TensorFlow nor Ray.
+    """Open a run folder for reading. Needs neither TensorFlow nor Ray.
 
     Args:
         run: the run folder, a path or any URI that pyarrow.fs opens.
 
     Raises:
-        InputError: it is no run folder.
+        InputError: it is not a run folder.
     """
     open_run(str(run))
     return Run(str(run))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all tests share: one local Ray, the command line called in this process, and pictures."""
+"""Fixtures of all tests: one local Ray, the command line, and an object store."""
 
 import os
 import subprocess
@@ -9,19 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before TensorFlow or Ray are imported. Ray keeps its token and its record of clusters at home.
+# Set before TensorFlow and Ray are imported. Ray keeps its token and a record of clusters at home.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 # TensorFlow leaves oneDNN off on some processors, and cannot compute channels-first layers there.
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ.pop("RAY_ADDRESS", None)
-# Else Ray's workers yield to all else, and those of tests that run side by side to each other.
+# By default, Ray's workers yield to all other processes, and so to other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import pytest
 
-# Where it is imported, commands that are called here stay in this process.
+# While Ray is imported, commands that are called here stay in this process.
 import ray
 from support import object_store
 from support.command import Command, Result
@@ -29,7 +29,7 @@ from support.command import Command, Result
 
 @pytest.fixture(scope="session")
 def ray_session() -> Iterator[None]:
-    """A local Ray that all runs in this process share; starting one takes seconds."""
+    """Start a local Ray that all runs in this process share, because starting one takes seconds."""
     ray.init(
         "local",
         num_cpus=8,
@@ -48,7 +48,7 @@ def ray_session() -> Iterator[None]:
 def command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Command:
-    """Call ``ray-embed ARGS``, of a command that needs no Ray, here and in `tmp_path`."""
+    """Call ``ray-embed ARGS`` for a command without Ray, in this process and in `tmp_path`."""
     from ray_embed.cli.commands import main
 
     monkeypatch.chdir(tmp_path)
@@ -72,7 +72,7 @@ def ray_embed(ray_session: None, command: Command) -> Command:
 
 @pytest.fixture
 def ray_embed_process(tmp_path: Path) -> Command:
-    """Call ``ray-embed ARGS`` as a process of its own, with a Ray of its own."""
+    """Call ``ray-embed ARGS`` in its own process, with its own Ray."""
 
     def call(*arguments: Any, timeout: float = 300) -> Result:
         done = subprocess.run(
@@ -89,14 +89,14 @@ def ray_embed_process(tmp_path: Path) -> Command:
 
 @pytest.fixture(scope="session")
 def store_address() -> Iterator[str]:
-    """Run an object store."""
+    """Run an object store, and yield its address."""
     with object_store.server() as address:
         yield address
 
 
 @pytest.fixture
 def store(store_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[object_store.Faults]:
-    """Set the environment for an object store whose faults can be set."""
+    """Set the environment for an object store, and yield its faults, which can be changed."""
     faults = object_store.Faults()
     with object_store.proxy(store_address, faults) as proxied:
         for name, value in object_store.environment(proxied).items():
@@ -106,7 +106,7 @@ def store(store_address: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[objec
 
 @pytest.fixture
 def bucket(store: object_store.Faults, request: pytest.FixtureRequest) -> str:
-    """Give the URI of a bucket of the test's own."""
+    """Return the URI of a bucket for one test."""
     name = "".join(c if c.isalnum() else "-" for c in request.node.name.lower())[:60].strip("-")
     object_store.make_bucket(name)
     return f"s3://{name}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Initial weights for a trained model, and the floor that they give to a run."""
+"""Initial weights for a trained model, and the baseline of a run with such weights."""
 
 import json
 import os
@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from support.encoders import PROJECT, my_encoders, spec
 from support.pictures import make_folder
-from support.sample_runs import config, contents, part_files, table_of
+from support.sample_runs import config, contents, part_files, read_parts
 
 import ray_embed as package
-from ray_embed.baseline import random_run
+from ray_embed.baseline import extract_baseline
 from ray_embed.encoders.build import build
-from ray_embed.runs.identity import name_of
+from ray_embed.runs.identity import name_object
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
 
@@ -30,8 +30,8 @@ import my_random
 
 def weights(model, **options):
     encoder = build(spec(model, engine="tensorflow", weights="random", **options))
-    again = build(spec(model, engine="tensorflow", weights="random", **options))
-    assert encoder.weights_digest == again.weights_digest
+    second = build(spec(model, engine="tensorflow", weights="random", **options))
+    assert encoder.weights_digest == second.weights_digest
     return encoder.weights
 
 
@@ -58,7 +58,7 @@ def assert_initial(found, trained):
     [("keras", "encoder.keras"), ("tf_keras", "encoder.h5"), ("tf_keras", "encoder")],
 )
 @pytest.mark.parametrize("kind", ["functional", "sequential"])
-def test_a_file(tmp_path, library, name, kind):
+def test_model_file_gets_initial_weights(tmp_path, library, name, kind):
     model = getattr(my_encoders, kind)(library)
     model.save(tmp_path / name)
     assert_initial(weights(tmp_path / name), model.get_weights())
@@ -66,14 +66,14 @@ def test_a_file(tmp_path, library, name, kind):
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
 @pytest.mark.parametrize("kind", ["functional", "sequential"])
-def test_a_callable_whose_weights_are_as_trained_in_code(library, kind):
+def test_callable_gets_initial_weights(library, kind):
     trained = getattr(my_encoders, kind)(library).get_weights()
     found = weights(f"my_encoders:{kind}", model_kwargs={"library": library})
     assert_initial(found, trained)
 
 
 @pytest.mark.parametrize("library", ["keras", "tf_keras"])
-def test_a_model_within_an_object(library):
+def test_model_inside_an_object_gets_initial_weights(library):
     kwargs = {"input_img_shape": (16, 16, 3), "library": library}
     found = weights("my_encoders:AutoEncoder", model_kwargs=kwargs, submodel="forward_model")
     trained = my_encoders.AutoEncoder(**kwargs).forward_model.get_weights()
@@ -81,14 +81,14 @@ def test_a_model_within_an_object(library):
 
 
 @pytest.mark.parametrize("name", ["SubclassedKeras3", "SubclassedTfKeras"])
-def test_a_subclassed_model_is_what_its_code_makes(name):
+def test_subclassed_model_is_made_by_its_code(name):
     model = getattr(my_encoders, name)()
     model(np.zeros((1, 16, 16, 3), np.float32))
     found = weights(f"my_encoders:{name}", image_size=(16, 16))
     assert_initial(found[:2], [value + 1 for value in model.get_weights()[:2]])
 
 
-def test_models_inside_are_made_anew_too_and_normalization_stays():
+def test_inner_models_get_initial_weights_but_normalization_stays():
     trained = my_random.nested().get_weights()
     found = weights("my_random:nested")
     # Its mean, variance and count come first.
@@ -98,12 +98,12 @@ def test_models_inside_are_made_anew_too_and_normalization_stays():
     assert_initial(found[3:], trained[3:])
 
 
-def test_a_layer_that_cannot_be_cloned_is_made_by_the_callable():
+def test_layer_that_cannot_be_cloned_is_made_by_the_callable():
     found = weights("my_random:unsaid")
     assert_initial(found, [value + 1 for value in found])
 
 
-def test_the_other_seeds_of_a_process_do_not_matter():
+def test_other_seeds_of_the_process_do_not_matter():
     first = weights("my_encoders:random_encoder")
     keras.utils.set_random_seed(77)
     np.testing.assert_equal(weights("my_encoders:random_encoder"), first)
@@ -119,21 +119,21 @@ def assert_refused(model, said, **options):
     ("model", "kwargs"),
     [("my_encoders:subclassed", {}), ("my_random:unsaid", {"trained": True})],
 )
-def test_code_that_gives_trained_weights_to_what_cannot_be_cloned(model, kwargs):
+def test_callable_with_trained_weights_that_cannot_be_cloned(model, kwargs):
     assert_refused(model, "the same weights each time: trained ones", model_kwargs=kwargs)
 
 
-def test_a_saved_model_without_layers(tmp_path):
+def test_saved_model_without_layers_is_refused(tmp_path):
     my_encoders.functional(augment=False).export(tmp_path / "exported", verbose=False)
     assert_refused(tmp_path / "exported", "a SavedModel without Keras layers")
 
 
-def test_a_saved_model_of_a_subclassed_model(tmp_path):
+def test_saved_model_of_a_subclassed_model_is_refused(tmp_path):
     my_encoders.subclassed("tf_keras").save(tmp_path / "saved")
     assert_refused(tmp_path / "saved", "cannot be given initial weights")
 
 
-def test_a_file_of_that_name_is_meant_by_its_path(tmp_path, monkeypatch):
+def test_file_named_random_is_given_by_its_path(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     trained = my_encoders.sequential()
     trained.save_weights("random.weights.h5")
@@ -144,12 +144,12 @@ def test_a_file_of_that_name_is_meant_by_its_path(tmp_path, monkeypatch):
         build(spec("my_encoders:random_encoder", weights="./random"))
 
 
-# --- the floor -----------------------------------------------------------------------------------
+# --- the baseline of a run -----------------------------------------------------------------------
 
 
 @pytest.fixture
 def project(ray_session, tmp_path, monkeypatch):
-    """The folder that commands are started in, with the user's modules."""
+    """Return the folder that commands are started in, with the user's modules."""
     for module in PROJECT.glob("*.py"):
         shutil.copy(module, tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -160,17 +160,17 @@ def features_of(run):
     return run.to_numpy()[0]
 
 
-def assert_floor(run, floor, said):
-    assert floor.path == f"{run.path}/random-weights"
-    assert said == [f"the floor of random weights: {floor.path}"]
+def assert_baseline(run, baseline, said):
+    assert baseline.path == f"{run.path}/random-weights"
+    assert said == [f"baseline with random weights: {baseline.path}"]
     columns = ["index", "key", "label", "split"]
-    assert floor.to_table().select(columns) == run.to_table().select(columns)
-    assert features_of(floor).shape == features_of(run).shape
-    assert not np.isclose(features_of(floor), features_of(run)).all(axis=1).any()
-    assert json.loads(Path(floor.path, "run.json").read_text())["config"]["weights"] == "random"
+    assert baseline.to_table().select(columns) == run.to_table().select(columns)
+    assert features_of(baseline).shape == features_of(run).shape
+    assert not np.isclose(features_of(baseline), features_of(run)).all(axis=1).any()
+    assert json.loads(Path(baseline.path, "run.json").read_text())["config"]["weights"] == "random"
 
 
-def test_the_floor_of_a_model_file_and_folders(project):
+def test_baseline_of_a_model_file_and_folders(project):
     make_folder(project / "valid", {"a": 5, "b": 3})
     make_folder(project / "test", {"a": 2, "b": 2}, seed=9)
     (project / "valid" / "a" / "broken.png").write_bytes(b"no picture")
@@ -179,18 +179,18 @@ def test_the_floor_of_a_model_file_and_folders(project):
     sources = {"valid": Path("valid"), "test": Path("test")}
     run = package.run(config(sources, Path("encoder.keras"), Path("run"), **options))
     said = []
-    floor = random_run(run.path, said.append)
-    assert said == ["the floor of random weights: run/random-weights"]
-    assert floor.layers == ("first", "second")
-    ours, theirs = (table_of(Path(one.path)) for one in (run, floor))
-    assert theirs.drop(["feature_first", "feature_second"]) == ours.drop(
+    baseline = extract_baseline(run.path, said.append)
+    assert said == ["baseline with random weights: run/random-weights"]
+    assert baseline.layers == ("first", "second")
+    run_table, baseline_table = (read_parts(Path(result.path)) for result in (run, baseline))
+    assert baseline_table.drop(["feature_first", "feature_second"]) == run_table.drop(
         ["feature_first", "feature_second"]
     )
     for column in ("feature_first", "feature_second"):
-        assert theirs[column].type == ours[column].type
-        assert theirs[column] != ours[column]
-    assert floor.rejects == run.rejects == 1
-    # As the clone that Keras makes gives them, pooled by hand.
+        assert baseline_table[column].type == run_table[column].type
+        assert baseline_table[column] != run_table[column]
+    assert baseline.rejects == run.rejects == 1
+    # Compare with a clone made by Keras, pooled by hand.
     model = my_encoders.functional()
     keras.utils.set_random_seed(0)
     clone = keras.models.clone_model(model)
@@ -199,12 +199,12 @@ def test_the_floor_of_a_model_file_and_folders(project):
     )
     pixels = next(iter(image))[0].numpy() / 127.5 - 1
     second = np.asarray(clone(pixels, training=False)).max(axis=(1, 2))
-    found, _ = floor.to_numpy("second")
+    found, _ = baseline.to_numpy("second")
     np.testing.assert_allclose(found[-4:], second, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_the_floor_of_callables_and_weights(project):
+def test_baseline_of_callables_and_weights(project):
     trained = my_encoders.AutoEncoder((16, 16, 3), seed=5)
     trained.forward_model.save_weights("run7.weights.h5")
     run = package.extract(
@@ -219,25 +219,25 @@ def test_the_floor_of_callables_and_weights(project):
         )
     )
     said = []
-    floor = random_run(run.path, said.append)
-    assert_floor(run, floor, said)
-    assert floor.to_table()["key"].to_pylist()[:2] == ["1/0.png", "1/1.png"]
+    baseline = extract_baseline(run.path, said.append)
+    assert_baseline(run, baseline, said)
+    assert baseline.to_table()["key"].to_pylist()[:2] == ["1/0.png", "1/1.png"]
 
 
-# --- what cannot be had --------------------------------------------------------------------------
+# --- refused baselines ---------------------------------------------------------------------------
 
 
-def assert_no_floor(run, said):
+def assert_refused_baseline(run, said):
     before = contents(Path(run.path))
     with pytest.raises(package.InputError) as caught:
-        random_run(run.path, [].append)
+        extract_baseline(run.path, [].append)
     assert re.search(said, str(caught.value))
     assert contents(Path(run.path)) == before
     return str(caught.value)
 
 
 @pytest.mark.slow
-def test_what_is_gone_or_has_changed_and_going_on(project):
+def test_missing_and_changed_inputs_and_resuming(project):
     data = make_folder(project / "valid", {"a": 8, "b": 4})
     my_encoders.sequential().save("encoder.keras")
     run = package.extract(config({"valid": data}, Path("encoder.keras"), Path("run")))
@@ -247,53 +247,53 @@ def test_what_is_gone_or_has_changed_and_going_on(project):
         (data, f"--source valid was '{data}'"),
     ):
         gone.rename(elsewhere)
-        said = assert_no_floor(run, "Start in the folder that the run was made in")
-        assert said.startswith(f"run/run.json: {was}, which is not here")
+        said = assert_refused_baseline(run, "Start in the folder that the run was started in")
+        assert said.startswith(f"run/run.json: {was}, which is not available")
         elsewhere.rename(gone)
-    # Called again it does what is missing.
-    floor = random_run(run.path, [].append)
-    before = contents(Path(floor.path))
-    parts = part_files(Path(floor.path))
+    # A second call does only what is missing.
+    baseline = extract_baseline(run.path, [].append)
+    before = contents(Path(baseline.path))
+    parts = part_files(Path(baseline.path))
     assert len(parts) == 3
     times = [part.stat().st_mtime_ns for part in parts]
-    random_run("run", [].append)
-    assert contents(Path(floor.path)) == before
+    extract_baseline("run", [].append)
+    assert contents(Path(baseline.path)) == before
     assert [part.stat().st_mtime_ns for part in parts] == times
     parts[1].unlink()
-    random_run(run.path, [].append)
-    assert contents(Path(floor.path)) == before
+    extract_baseline(run.path, [].append)
+    assert contents(Path(baseline.path)) == before
     assert [part.stat().st_mtime_ns for part in parts][::2] == times[::2]
-    # And the run itself is as it was.
+    # The run itself has not changed.
     assert package.extract(config({"valid": data}, Path("encoder.keras"), Path("run"))).rows == 12
-    shutil.rmtree(floor.path)
+    shutil.rmtree(baseline.path)
     make_folder(data, {"c": 1})
     with pytest.raises(package.InputError, match=r"sources have changed .*source valid"):
-        random_run(run.path, [].append)
+        extract_baseline(run.path, [].append)
 
 
 @pytest.mark.slow
-def test_python_objects_and_what_cannot_be_given_initial_weights(project):
-    """Runs that a floor cannot be made of: refused before anything is written."""
+def test_python_objects_and_models_without_initial_weights(project):
+    """Check that such runs have no baseline, and that nothing is written."""
     folder = make_folder(project / "valid", {"a": 3, "b": 2})
     given = config({"valid": folder}, "my_encoders:subclassed", Path("run"), image_size=(16, 16))
     options = given.model_dump() | {"sources": {"valid": my_random.dataset(5, 1)}}
     run = package.extract(package.RunConfig(**options))
-    assert_no_floor(run, "--source valid was '.*or module:callable")
-    folder_of_run = Folder.at(run.path)
-    about = manifest.read_run(folder_of_run)
-    # How it is marked is written anew.
-    del about["ray_embed"]
+    assert_refused_baseline(run, "--source valid was '.*or module:callable")
+    folder_of_run = Folder.open(run.path)
+    content = manifest.read_run(folder_of_run)
+    # `write_run` adds the mark.
+    del content["ray_embed"]
     for change, said in (
-        # As a model in hand is described.
-        ({"model": name_of(my_encoders.sequential())}, "--model was '.*or module:callable"),
+        # A model object is recorded by its class.
+        ({"model": name_object(my_encoders.sequential())}, "--model was '.*or module:callable"),
         ({"sources": {"valid": str(folder)}}, "the same weights each time"),
     ):
-        changed = about | {"config": about["config"] | change}
+        changed = content | {"config": content["config"] | change}
         manifest.write_run(folder_of_run, changed, package.__version__)
-        assert_no_floor(run, said)
+        assert_refused_baseline(run, said)
 
 
-def test_the_command_line_takes_it_too(ray_embed, tmp_path):
+def test_random_weights_on_the_command_line(ray_embed, tmp_path):
     make_folder(tmp_path / "valid", {"a": 3, "b": 2})
     my_encoders.sequential().save(tmp_path / "encoder.keras")
     options = ("--source", "valid", "--model", "encoder.keras", "--weights", "random")

@@ -18,12 +18,12 @@ from ray_embed.options import (
     SHARD_RECORDS,
     Group,
     OnResume,
-    default_value,
     describe_default,
-    flag,
-    options_compared_by,
+    find_options,
+    format_flag,
+    get_default,
+    get_value_type,
     takes_json,
-    value_type,
 )
 
 NEEDED = {"sources", "model"}
@@ -47,33 +47,35 @@ def test_config_has_every_option_as_a_field_with_its_default():
     assert list(RunConfig.model_fields) == list(OPTIONS)
     for name, field in RunConfig.model_fields.items():
         assert field.is_required() is (name in NEEDED)
-        assert name in NEEDED or field.default == default_value(name)
+        assert name in NEEDED or field.default == get_default(name)
 
 
 def test_config_without_options_has_the_defaults():
     config = make_config({"sources": "x", "model": "m"})
     for name in OPTIONS.keys() - NEEDED:
-        assert getattr(config, name) == default_value(name)
+        assert getattr(config, name) == get_default(name)
 
 
 @pytest.mark.parametrize("command", ["run", "extract", "preview"])
 @pytest.mark.parametrize("name", OPTIONS)
 def test_command_has_every_option(command, name):
-    option = command_options(command)[flag(name)]
+    option = command_options(command)[format_flag(name)]
     assert option.name == name
     assert option.multiple is OPTIONS[name].repeatable
     # The YAML file's value counts where the command line has none.
     assert option.default is None or not isinstance(option.default, (str, int, float))
-    assert re.search(rf"^  {flag(name)}\b", help_of(command), re.MULTILINE)
+    assert re.search(rf"^  {format_flag(name)}\b", help_of(command), re.MULTILINE)
 
 
 def test_layers_has_the_options_of_the_encoder():
-    encoder = {flag(name) for name, option in OPTIONS.items() if option.group is Group.ENCODER}
+    encoder = {
+        format_flag(name) for name, option in OPTIONS.items() if option.group is Group.ENCODER
+    }
     assert command_options("layers").keys() == encoder
 
 
 def test_repeatable_options_are_singular_on_the_command_line():
-    names = {name: flag(name) for name, option in OPTIONS.items() if option.repeatable}
+    names = {name: format_flag(name) for name, option in OPTIONS.items() if option.repeatable}
     assert names == {"sources": "--source", "imports": "--import", "layers": "--layer"}
 
 
@@ -86,7 +88,7 @@ def test_help_is_a_sentence_and_names_every_default(name):
     option = OPTIONS[name]
     assert re.match(r"[A-Z`].*\.$", option.help), option.help
     assert "default" not in option.help
-    default = default_value(name)
+    default = get_default(name)
     if isinstance(default, (int, str)) and not isinstance(default, bool):
         assert describe_default(name) == str(default)
         assert f"[default: {default}]" in " ".join(help_of("run").split())
@@ -94,15 +96,15 @@ def test_help_is_a_sentence_and_names_every_default(name):
 
 def test_no_default_is_typed_into_a_help_text():
     numbers = {CPU_BATCH_SIZE, GPU_BATCH_SIZE, MAX_CPU_THREADS, SHARD_RECORDS}
-    numbers |= {value for name in OPTIONS if type(value := default_value(name)) is int}
+    numbers |= {value for name in OPTIONS if type(value := get_default(name)) is int}
     for option in OPTIONS.values():
         assert numbers.isdisjoint(map(int, re.findall(r"\b\d+\b", option.help))), option.help
 
 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_help_explains_short_values(name):
-    if get_origin(value_type(name)) is Literal and name in ("pool", "scale", "resize"):
-        for value in get_args(value_type(name)):
+    if get_origin(get_value_type(name)) is Literal and name in ("pool", "scale", "resize"):
+        for value in get_args(get_value_type(name)):
             assert f"`{value}`" in OPTIONS[name].help
 
 
@@ -116,18 +118,18 @@ def test_help_shows_the_common_options_first(command):
 
 
 def test_options_that_may_change_when_a_run_is_resumed():
-    assert options_compared_by(OnResume.MAY_CHANGE) == [
+    assert find_options(OnResume.MAY_CHANGE) == [
         *("actors", "gpus_per_actor", "address"),
         *("shard_timeout", "max_attempts", "max_rejects", "projector_limit"),
     ]
     text = " ".join(help_of("run").split()).replace("- ", "-")
-    for name in options_compared_by(OnResume.MAY_CHANGE):
-        assert flag(name) in text.partition("these options may change")[2]
+    for name in find_options(OnResume.MAY_CHANGE):
+        assert format_flag(name) in text.partition("these options may change")[2]
 
 
 def test_options_whose_value_is_part_of_the_identity():
-    assert options_compared_by(OnResume.SAME_VALUE) == ["limit", "precision", "max_pixels"]
-    assert set(options_compared_by(OnResume.SAME_VALUE_IF_SET)) == {
+    assert find_options(OnResume.SAME_VALUE) == ["limit", "precision", "max_pixels"]
+    assert set(find_options(OnResume.SAME_VALUE_IF_SET)) == {
         *("tags", "signature", "resize", "crop_fraction", "interpolation", "antialias"),
         *("exif_orientation", "channels", "channel_order", "mean", "std"),
     }

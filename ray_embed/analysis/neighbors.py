@@ -83,7 +83,7 @@ def neighbors(
         if points.shape[1] != rows.shape[1]:
             raise InputError(
                 f"the query has {points.shape[1]} dimensions, and the features of "
-                f"{folder.shown()} have {rows.shape[1]}"
+                f"{folder.display_path()} have {rows.shape[1]}"
             )
         searched = np.ones(len(rows), bool)
         if split is not None:
@@ -95,7 +95,7 @@ def neighbors(
         starts.append(starts[-1] + len(rows))
     if split is not None and split not in splits:
         raise InputError(
-            f"{folder.shown()}: no record has the split {split!r}; the splits are "
+            f"{folder.display_path()}: no record has the split {split!r}; the splits are "
             f"{', '.join(splits)}"
         )
     count, nearest = search.positions.shape
@@ -195,14 +195,14 @@ def _locate_key(folder: Folder, numbers: list[int], key: str) -> tuple[int, int]
         number, row, _ = matches[0]
         return number, row
     if not matches:
-        raise InputError(f"{folder.shown()}: no embedded record has the key {key!r}")
+        raise InputError(f"{folder.display_path()}: no embedded record has the key {key!r}")
     names = list(dict.fromkeys(name for _, _, name in matches))
     if len(names) < len(matches):
         where, advice = f"that of {len(matches)} records", "give the features of one of them"
     else:
         where = f"in {len(names)} splits"
         advice = f"give {' or '.join(repr(f'{name}/{key}') for name in names)}"
-    raise InputError(f"{folder.shown()}: the key {key!r} is {where}; {advice}")
+    raise InputError(f"{folder.display_path()}: the key {key!r} is {where}; {advice}")
 
 
 def _read_records(
@@ -219,7 +219,7 @@ def _read_records(
     read = partial(part_files.read_part, folder, layout.FEATURES, columns=_RECORD)
     # At least one part, for the types of the columns.
     taken = rows or {numbers[0]: np.zeros(0, np.int64)}
-    parts = part_files.each(folder, lambda number: read(number).take(taken[number]), taken)
+    parts = part_files.map_parts(folder, lambda number: read(number).take(taken[number]), taken)
     return pa.concat_tables(list(parts)).combine_chunks().take(order)
 
 
@@ -227,4 +227,4 @@ def _read_parts(
     folder: Folder, numbers: list[int], columns: list[str]
 ) -> Iterator[tuple[int, pa.Table]]:
     read = partial(part_files.read_part, folder, layout.FEATURES, columns=columns)
-    yield from zip(numbers, part_files.each(folder, read, numbers), strict=True)
+    yield from zip(numbers, part_files.map_parts(folder, read, numbers), strict=True)

@@ -18,9 +18,9 @@ import click
 from ray_embed._version import __version__
 from ray_embed.cli.options import (
     GroupedCommand,
+    format_resume_note,
     model_options,
     option,
-    resume_note,
     run_options,
 )
 from ray_embed.errors import RayEmbedError, RunError
@@ -76,7 +76,7 @@ def cli() -> None:
     """
 
 
-@cli.command(epilog=resume_note())
+@cli.command(epilog=format_resume_note())
 @run_options
 def run(**options: Any) -> None:
     """Extract features and build the projector.
@@ -86,7 +86,7 @@ def run(**options: Any) -> None:
     _execute(options, and_reduce=True)
 
 
-@cli.command(epilog=resume_note())
+@cli.command(epilog=format_resume_note())
 @run_options
 def extract(**options: Any) -> None:
     """Extract features to Parquet, without building the projector.
@@ -105,7 +105,7 @@ def reduce(run: str) -> None:
     from ray_embed.storage.filesystem import Folder
 
     points = merge(run)
-    for line in unseen(Folder.at(run), points):
+    for line in unseen(Folder.open(run), points):
         click.echo(line, err=True)
     click.echo(f"{points} points in {run.rstrip('/')}/projector\nlook      ray-embed view {run}")
 
@@ -151,7 +151,7 @@ def status(run: str, verify: bool, as_json: bool) -> None:
 
     Exit code 1 means that shards are missing or files are damaged.
     """
-    from ray_embed.runs.status import status as read_status
+    from ray_embed.runs.status import read_status
 
     report = read_status(run, verify=verify)
     click.echo(json.dumps(report.to_json()) if as_json else "\n".join(report.lines()))
@@ -196,10 +196,10 @@ def evaluate(
         reader = open_run(run)
         baseline = None
         if random_weights:
-            from ray_embed.baseline import random_run
+            from ray_embed.baseline import extract_baseline
 
             require_layers(reader, layer)
-            baseline = open_run(random_run(run).path)
+            baseline = open_run(extract_baseline(run).path)
         evaluations = measure(reader, layer, sample, baseline, labels)
     entries = {name: evaluation_to_json(evaluation) for name, evaluation in evaluations.items()}
     if as_json:
@@ -234,12 +234,12 @@ def layers(**options: Any) -> None:
     """
     from ray_embed.config import make_config
     from ray_embed.encoders.tensorflow_setup import quiet_keras
-    from ray_embed.pipeline import models_and_layers
+    from ray_embed.pipeline import list_models_and_layers
 
     config = make_config({"sources": {"none": ""}, **_drop_unset(options)})
     # The user's code may print, too.
     with quiet_keras(), contextlib.redirect_stdout(sys.stderr):
-        models, layers = models_and_layers(config)
+        models, layers = list_models_and_layers(config)
     for name, shape in models.items():
         click.echo(f"{name}\t{_format_shape(shape) or '-'}\t--submodel {shlex.quote(name)}")
     for name, shape in layers.items():

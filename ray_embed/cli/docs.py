@@ -49,7 +49,7 @@ def _format_command(context: click.Context) -> list[str]:
     command, path = context.command, context.command_path
     usage = " ".join([path, *command.collect_usage_pieces(context)])
     blocks = [f"## {path}", f"```\n{usage}\n```", *_read_help(command)]
-    shared = _shared_options(command)
+    shared = _find_shared_options(command)
     if shared:
         blocks.append(
             f"Takes all options of [`{_PROGRAM} {_REFERENCE}`](#{_PROGRAM}-{_REFERENCE})."
@@ -68,7 +68,7 @@ def _format_command(context: click.Context) -> list[str]:
     return blocks
 
 
-def _shared_options(command: click.Command) -> set[str]:
+def _find_shared_options(command: click.Command) -> set[str]:
     """Return the options of the reference command, if this is another command that takes all."""
     reference = cli.commands[_REFERENCE]
     names = {parameter.name for parameter in reference.params}

@@ -12,10 +12,10 @@ from ray_embed.options import (
     Group,
     OnResume,
     describe_default,
-    flag,
-    options_compared_by,
+    find_options,
+    format_flag,
+    get_value_type,
     takes_json,
-    value_type,
 )
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -107,9 +107,9 @@ def model_options(function: _Function) -> _Function:
     return _add_options(function, [_make_option(name, Group.ENCODER.value) for name in names])
 
 
-def resume_note() -> str:
+def format_resume_note() -> str:
     """Return a sentence that names the options that may change when a run is resumed."""
-    *flags, last = (flag(name) for name in options_compared_by(OnResume.MAY_CHANGE))
+    *flags, last = (format_flag(name) for name in find_options(OnResume.MAY_CHANGE))
     return f"When a run is resumed, these options may change: {', '.join(flags)} and {last}."
 
 
@@ -119,7 +119,7 @@ def _add_options(function: _Function, options: list[Callable[[_Function], _Funct
 
 
 def _make_option(name: str, heading: str) -> Callable[[_Function], _Function]:
-    declared, kind = OPTIONS[name], value_type(name)
+    declared, kind = OPTIONS[name], get_value_type(name)
     settings: dict[str, Any] = {"metavar": declared.metavar}
     # Without a default of its own, an option that is not given leaves the YAML file's value.
     if kind is bool:
@@ -133,7 +133,7 @@ def _make_option(name: str, heading: str) -> Callable[[_Function], _Function]:
     elif kind in (int, float):
         settings |= {"type": kind}
     return option(
-        flag(name),
+        format_flag(name),
         name,
         heading=heading,
         help=declared.help,

@@ -59,41 +59,41 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
     context = group.commands[name].make_context(name, list(arguments[1:]), resilient_parsing=True)
     options: dict[str, Any] = context.params
     if name == "evaluate":
-        from ray_embed.core.uri import child
+        from ray_embed.core.uri import join_uri
 
         if not options["random_weights"]:
             return None
-        return child(options["run"], layout.RANDOM_WEIGHTS), False
+        return join_uri(options["run"], layout.RANDOM_WEIGHTS), False
     from ray_embed.config import load_yaml
-    from ray_embed.runs.workspace import default_name
+    from ray_embed.runs.workspace import make_default_name
 
     file = load_yaml(options["config"]) if options.get("config") else {}
     out, model, weights = (options.get(key) or file.get(key) for key in ("out", "model", "weights"))
     overwrites = bool(options.get("overwrite") or file.get("overwrite"))
-    return str(out or default_name(str(model), weights)), overwrites
+    return str(out or make_default_name(str(model), weights)), overwrites
 
 
 def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
     from ray_embed.storage.filesystem import Folder
 
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     if not folder.exists(layout.RUN):
         return _Kept(begun=False, finished=False)
-    written = folder.info(layout.RUN).mtime
+    written = folder.get_info(layout.RUN).mtime
     # Some file systems keep times in whole seconds.
     if overwrites and written is not None and written.timestamp() < int(started):
         # The folder still holds the older run.
         return _Kept(begun=False, finished=False)
-    parts = (name for name in folder.names(layout.FEATURES) if name.startswith("part-"))
+    parts = (name for name in folder.list_names(layout.FEATURES) if name.startswith("part-"))
     return _Kept(begun=True, finished=next(parts, None) is not None)
 
 
 def _format_command(arguments: Sequence[str], *, resumes: bool) -> str:
     """Return the command to type, without passwords; one that resumes overwrites nothing."""
-    from ray_embed.core.uri import without_credentials
+    from ray_embed.core.uri import remove_credentials
 
     words = [
-        without_credentials(argument, "***@")
+        remove_credentials(argument, "***@")
         for argument in arguments
         if not (resumes and argument == "--overwrite")
     ]

@@ -9,7 +9,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-from ray_embed.errors import without_ansi
+from ray_embed.errors import strip_ansi
 
 _LINE_SECONDS, _POLL_SECONDS = 60.0, 0.5
 # A rate measured over less time is not reliable.
@@ -19,11 +19,11 @@ _MIN_RATE_SECONDS = 3.0
 def say(text: str) -> None:
     """Print a line for the user, without breaking a progress bar."""
     # Warnings may quote Keras, which uses color codes.
-    tqdm.write(without_ansi(text), file=sys.stderr)
+    tqdm.write(strip_ansi(text), file=sys.stderr)
 
 
 class Reminder:
-    """Decides when to say that something is waited for: first after a while, then every minute.
+    """Decides when to print that the run waits for something: after a while, then every minute.
 
     Args:
         patience: seconds to wait before the first message.
@@ -51,7 +51,7 @@ class Reminder:
 
 
 class Progress:
-    """Shows the progress: a bar on a terminal, elsewhere one plain line a minute.
+    """Shows the progress: a bar on a terminal, and otherwise one plain line per minute.
 
     Args:
         total: the number of records; None while it is unknown.

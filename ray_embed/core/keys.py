@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys: how a record is called, as valid Unicode text."""
+"""Keys name records, and are valid Unicode text."""
 
 
-def key_of(path: str | bytes) -> str:
-    r"""Give a path as a key; bytes that are not UTF-8 become ``\xNN``.
+def make_key(path: str | bytes) -> str:
+    r"""Return a path as a key. Bytes that are not UTF-8 become ``\xNN``.
 
     Names from the operating system hold such bytes as lone surrogates (PEP 383).
     """

@@ -30,7 +30,7 @@ _TF_KERAS = re.compile(r"(tensorflow\.keras|tensorflow\.python\.keras|keras\._tf
 _KERAS = re.compile(r"keras(\.api|\.src)?\b")
 
 
-def environment() -> dict[str, str]:
+def read_environment() -> dict[str, str]:
     """Return the variable if it is set, for processes that do not inherit the environment."""
     return {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
 

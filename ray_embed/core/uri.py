@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The text of URIs: what is one, its parts, and how it may be shown."""
+"""Recognize URIs, split and join them, and remove credentials from them."""
 
 import re
 from urllib.parse import urlsplit, urlunsplit
 
 _URI = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]*://")
 _USER = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/\s\"]*)@")
-# In these a name without a password is the container's.
+# In these schemes, a name without a password is the name of a container.
 _CONTAINERS = ("abfs", "abfss")
 _SECRET = re.compile(
     r"(?i)(?<=[?&])([^=&\s]*(?:token|secret|key|password|signature)[^=&\s]*)=[^&\s]*"
@@ -14,52 +14,57 @@ _SECRET = re.compile(
 
 
 def is_uri(text: str) -> bool:
-    """Whether `text` names a scheme (``s3://…``), not a path."""
+    """Return whether `text` begins with a scheme (``s3://…``), so that it is not a path."""
     return bool(_URI.match(text))
 
 
-def shown(uri: str) -> str:
-    """Give the URI as it may be printed and stored: without user, password and query."""
+def redact_uri(uri: str) -> str:
+    """Return the URI without user, password and query, so that it can be printed and stored."""
     if not is_uri(uri):
         return uri
-    return without_credentials(urlunsplit(urlsplit(uri)._replace(query="")))
+    return remove_credentials(urlunsplit(urlsplit(uri)._replace(query="")))
 
 
-def without_credentials(text: str, instead: str = "") -> str:
-    """Give a text, another library's error say, without passwords and the like of URIs in it."""
+def remove_credentials(text: str, replacement: str = "") -> str:
+    """Remove the credentials of all URIs in a text, such as the error of another library.
 
-    def masked(found: re.Match[str]) -> str:
-        scheme, user = found.groups()
+    Args:
+        text: any text.
+        replacement: what to write in the place of the credentials.
+    """
+
+    def replace_user(match: re.Match[str]) -> str:
+        scheme, user = match.groups()
         if scheme in _CONTAINERS and ":" not in user:
-            return found[0]
-        return f"{scheme}://{instead}"
+            return match[0]
+        return f"{scheme}://{replacement}"
 
-    return _SECRET.sub(rf"\1={instead}", _USER.sub(masked, text))
+    return _SECRET.sub(rf"\1={replacement}", _USER.sub(replace_user, text))
 
 
-def child(uri: str, name: str) -> str:
-    """Give the URI (or path) of `name` in the folder `uri`; what opens the one opens the other."""
+def join_uri(uri: str, name: str) -> str:
+    """Return the URI or path of `name` in a folder; it keeps the query of the folder's URI."""
     if not is_uri(uri):
         return f"{uri.rstrip('/')}/{name}"
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(path=f"{parts.path.rstrip('/')}/{name}"))
 
 
-def parent(uri: str) -> str:
-    """Give the URI of the folder that a URI's file is in."""
+def get_parent_uri(uri: str) -> str:
+    """Return the URI of the folder that holds a file."""
     parts = urlsplit(uri)
     return urlunsplit(parts._replace(path=parts.path.rstrip("/").rpartition("/")[0]))
 
 
-def base_name(uri: str) -> str:
-    """Give the last name of a URI's path; empty where it has none."""
+def get_base_name(uri: str) -> str:
+    """Return the last name in the path of a URI; empty if the path is empty."""
     return urlsplit(uri).path.rstrip("/").rpartition("/")[2]
 
 
-def with_query(uri: str, **options: str) -> str:
-    """Give a URI with options in its query, unless they are there."""
+def add_to_query(uri: str, **options: str) -> str:
+    """Return a URI with options added to its query; options that it has already are kept."""
     parts = urlsplit(uri)
-    given = [item for item in parts.query.split("&") if item]
-    names = {item.partition("=")[0] for item in given}
+    items = [item for item in parts.query.split("&") if item]
+    names = {item.partition("=")[0] for item in items}
     added = [f"{name}={value}" for name, value in options.items() if name not in names]
-    return urlunsplit(parts._replace(query="&".join([*given, *added])))
+    return urlunsplit(parts._replace(query="&".join([*items, *added])))

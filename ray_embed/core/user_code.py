@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``module:callable`` references and modules of the user's, found and called with clear errors."""
+"""Import the user's modules, and find and call ``module:callable``, with clear errors."""
 
 import contextlib
 import importlib
@@ -14,19 +14,20 @@ from typing import Any
 from ray_embed.core import legacy_keras, user_modules
 from ray_embed.errors import InputError
 
-_BRING = (
-    "start the command in the folder that holds it, or set PYTHONPATH; to the nodes of a cluster "
-    "it comes by the cluster file's file_mounts, or by `ray rsync-up`"
+_FIX = (
+    "start the command in the folder that holds it, or set PYTHONPATH; to copy it to the nodes of "
+    "a cluster, use file_mounts in the cluster file, or `ray rsync-up`"
 )
 
-# The folders that were put on the import path, the last one first.
+# The folders that were added to the import path, the latest first.
 _added: list[str] = []
 
 
 def add_to_path(folder: str) -> None:
     """Put `folder` on the import path, as `python -m` does for the folder it is started in.
 
-    On a node of a cluster where it is another one, what was sent from it comes first.
+    If a node of a cluster has other code in a folder of that name, the code that was sent to the
+    node comes first.
     """
     _added.insert(0, folder)
     if not user_modules.is_as_sent(folder):
@@ -55,8 +56,8 @@ def change_folder(folder: str) -> bool:
 
 
 @contextlib.contextmanager
-def without(*names: str) -> Iterator[None]:
-    """Let modules that were not imported before appear as not installed."""
+def hide_modules(*names: str) -> Iterator[None]:
+    """Make modules appear as not installed, unless they are imported already."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -67,26 +68,26 @@ def without(*names: str) -> Iterator[None]:
 
 
 def import_module(name: str, given: str) -> Any:
-    """Import a module of the user's.
+    """Import a module of the user.
 
     Args:
         name: the module.
-        given: the option and value that named it, for errors.
+        given: the option that names it, with its value, for errors.
 
     Raises:
-        InputError: it is not found (says where it was looked for) or fails while being imported.
+        InputError: the module is not found, or its import fails.
     """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
-            mend = legacy_keras.suggest_legacy_keras(error) or f"; install it, or {_BRING}"
+            fix = legacy_keras.suggest_legacy_keras(error) or f"; install it, or {_FIX}"
             raise InputError(
-                f"{given}: its import of {error.name!r} fails: no such module{mend}"
+                f"{given}: its import of {error.name!r} fails: no such module{fix}"
             ) from error
         raise InputError(
             f"{given}: no module named {error.name!r} in {(*_added, Path.cwd())[0]} nor on the "
-            f"Python path; {_BRING}"
+            f"Python path; {_FIX}"
         ) from error
     except Exception as error:
         raise InputError(
@@ -95,11 +96,11 @@ def import_module(name: str, given: str) -> Any:
         ) from error
 
 
-def resolve(reference: Any, option: str) -> Callable[..., Any]:
-    """Give the callable that ``module:callable`` names; a callable is given back as it is.
+def resolve_callable(reference: Any, option: str) -> Callable[..., Any]:
+    """Return the callable that ``module:callable`` names; a callable is returned as it is.
 
     Raises:
-        InputError: it cannot be imported, or is no callable.
+        InputError: it cannot be imported, or is not callable.
     """
     if callable(reference):
         return reference  # type: ignore[no-any-return]
@@ -108,30 +109,30 @@ def resolve(reference: Any, option: str) -> Callable[..., Any]:
         raise InputError(f"{option} {reference}: write it as module:callable")
     module = import_module(module_name, f"{option} {reference}")
     try:
-        found = reduce(getattr, attribute.split("."), module)
+        value = reduce(getattr, attribute.split("."), module)
     except AttributeError as error:
         names = ", ".join(n for n in vars(module) if not n.startswith("_")) or "nothing public"
         raise InputError(
             f"{option} {reference}: {getattr(module, '__file__', module_name)} has no "
             f"{attribute!r}; it has {names}"
         ) from error
-    if not callable(found):
-        raise InputError(f"{option} {reference}: it is {type(found).__name__}, not a callable")
-    return found  # type: ignore[no-any-return]
+    if not callable(value):
+        raise InputError(f"{option} {reference}: it is {type(value).__name__}, not a callable")
+    return value  # type: ignore[no-any-return]
 
 
-def makes(value: Any) -> bool:
-    """Whether a value in hand is a function or class to be called, not an object to be used."""
+def is_factory(value: Any) -> bool:
+    """Return whether a value is a function or class to call, not an object to use."""
     return inspect.isroutine(value) or inspect.isclass(value) or isinstance(value, partial)
 
 
-def call(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
-    """Call the user's callable.
+def call_reference(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
+    """Call a callable of the user, or the one that ``module:callable`` names.
 
     Raises:
-        InputError: it cannot be found, or fails.
+        InputError: it cannot be found, or it fails.
     """
-    function = resolve(reference, option)
+    function = resolve_callable(reference, option)
     try:
         return function(**kwargs)
     except InputError:

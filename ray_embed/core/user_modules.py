@@ -24,14 +24,16 @@ def is_as_sent(folder: str) -> bool:
     if not checksum:
         return True
     try:
-        return _checksum(find_files(names.split(","), Path(folder)), Path(folder)) == checksum
+        return (
+            _compute_checksum(find_files(names.split(","), Path(folder)), Path(folder)) == checksum
+        )
     except OSError:
         return False
 
 
 def describe_sent(names: Iterable[str], files: Iterable[Path], folder: Path) -> str:
     """Return the value of the variable `SENT` for files of modules that are sent."""
-    return f"{','.join(names)} {_checksum(files, folder)}"
+    return f"{','.join(names)} {_compute_checksum(files, folder)}"
 
 
 def find_files(names: Iterable[str], folder: Path) -> list[Path]:
@@ -44,7 +46,7 @@ def find_files(names: Iterable[str], folder: Path) -> list[Path]:
     Returns:
         Paths relative to the folder, sorted.
     """
-    found: set[Path] = set()
+    files: set[Path] = set()
     seen: set[str] = set()
     waiting = list(names)
     while waiting:
@@ -56,17 +58,17 @@ def find_files(names: Iterable[str], folder: Path) -> list[Path]:
         if parent:
             # A package is imported before what is in it.
             waiting.append(parent)
-        file = _file_of(name, folder)
+        file = _find_file(name, folder)
         if file is not None:
-            found.add(file)
+            files.add(file)
             package = name if file.stem == "__init__" else parent
-            waiting += _imported(folder / file, package)
-    return sorted(found)
+            waiting += _list_imports(folder / file, package)
+    return sorted(files)
 
 
-def _file_of(name: str, folder: Path) -> Path | None:
+def _find_file(name: str, folder: Path) -> Path | None:
     parts = name.split(".")
-    # Started where our own sources are: the nodes have the package installed.
+    # Nodes have this package installed.
     if parts[0] == "ray_embed" or not all(part.isidentifier() for part in parts):
         return None
     path = Path(*parts)
@@ -76,13 +78,13 @@ def _file_of(name: str, folder: Path) -> Path | None:
     return None
 
 
-def _imported(file: Path, package: str) -> Iterator[str]:
-    """Yield the names that may be modules: for ``from a import b``, `a` and ``a.b``."""
+def _list_imports(file: Path, package: str) -> Iterator[str]:
+    """Yield names that may be modules: `a` and ``a.b`` for ``from a import b``."""
     try:
         with warnings.catch_warnings(action="ignore"):
             tree = ast.parse(file.read_bytes())
     except (OSError, SyntaxError, ValueError, RecursionError):
-        # Importing it will say so.
+        # The import will report the error.
         return
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -95,7 +97,7 @@ def _imported(file: Path, package: str) -> Iterator[str]:
                 yield from (f"{base}.{alias.name}" for alias in node.names)
 
 
-def _checksum(files: Iterable[Path], folder: Path) -> str:
+def _compute_checksum(files: Iterable[Path], folder: Path) -> str:
     digest = hashlib.sha256()
     for file in files:
         content = (folder / file).read_bytes()

@@ -42,7 +42,7 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
     files = {name: _digest(content) for name, content in contents.items()}
     description = describe_encoder(encoder) | {"files": files}
     description = json.loads(json.dumps(description, default=str))
-    description["checksum"] = manifest.checksum(description)
+    description["checksum"] = manifest.compute_checksum(description)
     folder.write(_DESCRIPTION, json.dumps(description, indent=1).encode())
 
 
@@ -66,7 +66,7 @@ def _read_description(folder: Folder) -> dict[str, Any]:
         content: dict[str, Any] = (
             json.loads(folder.read(_DESCRIPTION)) if folder.exists(_DESCRIPTION) else {}
         )
-        if content.pop("checksum", None) == manifest.checksum(content):
+        if content.pop("checksum", None) == manifest.compute_checksum(content):
             return content
     except (ValueError, TypeError, AttributeError) as error:
         raise _damaged(folder, _DESCRIPTION) from error
@@ -88,8 +88,8 @@ def _read_file(folder: Folder, name: str) -> bytes:
 
 def _damaged(folder: Folder, name: str) -> InputError:
     return InputError(
-        f"{folder.shown(name)}: it is missing or damaged, and the run cannot be resumed without "
-        "it; restore it, or start again with --overwrite"
+        f"{folder.display_path(name)}: it is missing or damaged, and the run cannot be resumed "
+        "without it; restore it, or start again with --overwrite"
     )
 
 

@@ -16,7 +16,7 @@ from ray_embed.encoders.keras_compat import keras_family, weights_of
 from ray_embed.encoders.layers import record_inputs
 from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.submodels import layers_of, nested_models
-from ray_embed.errors import without_ansi
+from ray_embed.errors import strip_ansi
 
 # A model that contains an encoder may take pairs or triplets of images.
 _MOST_INPUTS = 3
@@ -137,4 +137,4 @@ def _build(model: Any, image: Any) -> str:
 def _describe(error: Exception) -> str:
     if isinstance(error, NotImplementedError):
         return "it has no method `call`"
-    return without_ansi(quote_error(error)).rstrip(".")[:200]
+    return strip_ansi(quote_error(error)).rstrip(".")[:200]

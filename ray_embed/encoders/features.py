@@ -27,7 +27,7 @@ def load_preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
 
     if spec.preprocess is None:
         return lambda images: images
-    function = user_code.resolve(spec.preprocess, "--preprocess")
+    function = user_code.resolve_callable(spec.preprocess, "--preprocess")
 
     def prepare(images: Any) -> Any:
         # The function may work in place, so each call gets a copy.

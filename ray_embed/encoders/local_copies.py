@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ray_embed.core.uri import is_uri, parent, shown
+from ray_embed.core.uri import get_parent_uri, is_uri, redact_uri
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
-from ray_embed.storage.download import fetched
+from ray_embed.storage.download import download
 
 
 @contextlib.contextmanager
@@ -27,8 +27,8 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
 
         def copy(uri: str, option: str) -> str:
             into = Path(scratch) / option.strip("-")
-            copied[str(into)] = shown(parent(uri))
-            return str(fetched(uri, into, option))
+            copied[str(into)] = redact_uri(get_parent_uri(uri))
+            return str(download(uri, into, option))
 
         if isinstance(spec.model, str) and is_uri(spec.model):
             spec = replace(spec, model=copy(spec.model, "--model"))

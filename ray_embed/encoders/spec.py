@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ray_embed.core.arrays import Array
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.encoders.rescaling import Rescaling
 
 
@@ -47,7 +47,7 @@ class EncoderSpec:
     def model_name(self) -> str:
         """Return the model's name as the run folder records it."""
         if isinstance(self.model, str):
-            return shown(self.model)
+            return redact_uri(self.model)
         return getattr(self.model, "__qualname__", None) or str(
             getattr(self.model, "name", type(self.model).__name__)
         )

@@ -28,7 +28,7 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
         # The user's code may use relative paths, and Ray may have been started elsewhere.
         os.chdir(folder)
     user_code.add_to_path(folder)
-    with user_code.without("pandas", "sklearn"), quiet_start():
+    with user_code.hide_modules("pandas", "sklearn"), quiet_start():
         # Keras imports both if it can, for training on tables: a third of the import time.
         import tensorflow as tf
 

@@ -98,7 +98,7 @@ class ShardReader:
             InputError: the dataset does not repeat what it yielded before.
             RunError: the dataset failed.
         """
-        folder = Folder.at(out)
+        folder = Folder.open(out)
         start = local * split.shard_size
         if local == 0 and self._has_begun:
             # Read once more, for a shard that turned out damaged.

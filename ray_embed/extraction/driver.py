@@ -39,9 +39,9 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
         InputError: a dataset is not repeatable, or a planned file is missing.
         RunError: an error that remains when tried again, or too many rejects.
     """
-    done = part_files.Done(prepared.folder)
+    done = part_files.FinishedShards(prepared.folder)
     shards = prepared.plan.shards
-    rejected = sum(part_files.rejects_by_reason(prepared.folder, done).values())
+    rejected = sum(part_files.count_rejects(prepared.folder, done).values())
     left = None if shards is None else shards - done.count
     job = _pickle_job(config, prepared)
     watch = _Watch(config, prepared)

@@ -8,7 +8,7 @@ from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 from ray_embed.images.decode import PixelSpec
-from ray_embed.options import OPTIONS, Group, default_value, flag
+from ray_embed.options import OPTIONS, Group, format_flag, get_default
 from ray_embed.planning import SplitPlan
 
 # Where pixels from 0 to 255 differ by less than this in what the first layer gets, they were
@@ -139,9 +139,9 @@ def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder
     for name, option in OPTIONS.items():
         value = getattr(config, name)
         refused = option.group is Group.PIXELS and name != "preprocess"
-        if refused and value != default_value(name):
+        if refused and value != get_default(name):
             raise InputError(
-                f"{flag(name)} {value}: {what}, and decodes, resizes and "
+                f"{format_flag(name)} {value}: {what}, and decodes, resizes and "
                 "scales them itself; leave the option away"
             )
 

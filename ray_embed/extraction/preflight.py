@@ -18,7 +18,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri
-from ray_embed.errors import InputError, first_line
+from ray_embed.errors import InputError, get_first_line
 from ray_embed.options import RANDOM
 from ray_embed.runs import identity
 from ray_embed.runs.workspace import Target
@@ -134,7 +134,9 @@ def _probe_nodes(nodes: dict[str, str], paths: list[str]) -> Iterator[tuple[str,
             try:
                 yield node, _Seen(*ray.get(reference))
             except RayError as error:
-                say(f"{nodes[node]}: cannot be checked, continuing without: {first_line(error)}")
+                say(
+                    f"{nodes[node]}: cannot be checked, continuing without: {get_first_line(error)}"
+                )
     for node in asked.values():
         say(f"{nodes[node]}: does not answer, continuing without checking it")
 

@@ -12,7 +12,7 @@ from ray_embed._version import __version__
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core import user_code
 from ray_embed.core.console import say
-from ray_embed.core.uri import is_uri, shown
+from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
 from ray_embed.encoders.build_process import Build
@@ -22,14 +22,14 @@ from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import DatasetReader
-from ray_embed.options import RANDOM, OnResume, options_compared_by
+from ray_embed.options import RANDOM, OnResume, find_options
 from ray_embed.planning import Plan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime.session import Session
 from ray_embed.sources.base import ImageReader, Source, SourceInfo
 from ray_embed.storage import manifest
-from ray_embed.storage.download import look_for
+from ray_embed.storage.download import find_files
 from ray_embed.storage.filesystem import Folder
 
 
@@ -56,7 +56,7 @@ class Prepared:
     @property
     def fingerprint(self) -> str:
         """The text that distinguishes this run's parts from another's."""
-        return identity_module.digest(self.identity)
+        return identity_module.compute_fingerprint(self.identity)
 
 
 def check_model(config: RunConfig) -> None:
@@ -67,7 +67,7 @@ def check_model(config: RunConfig) -> None:
     """
     for option, path in (("--model", config.model), ("--weights", config.weights)):
         if isinstance(path, str) and is_uri(path):
-            look_for(path, option)
+            find_files(path, option)
     model = config.model
     if not isinstance(model, str) or is_uri(model) or is_callable_reference(model):
         return
@@ -125,7 +125,7 @@ def prepare(
         say(line)
     for text in warnings:
         say(f"warning: {text}")
-    identity = identity_module.identity(
+    identity = identity_module.make_identity(
         config,
         planned,
         encoder,
@@ -136,11 +136,11 @@ def prepare(
         target=target,
         plan=planned,
         encoder=encoder,
-        identity=identity_module.plain(identity),
+        identity=identity_module.to_plain_data(identity),
         dataset_readers=dataset_readers,
         readers=tuple(source.reader() for source in sources),
     )
-    if target.goes_on:
+    if target.is_resumed:
         _refuse_another(prepared, scratch)
     return prepared
 
@@ -213,9 +213,10 @@ def _start_building(
     """
     model = spec.model
     makes_a_model = (
-        is_callable_reference(model) if isinstance(model, str) else user_code.makes(model)
+        is_callable_reference(model) if isinstance(model, str) else user_code.is_factory(model)
     )
-    is_same = target.goes_on and (target.before or {})["model"] == identity_module.name_of(model)
+    name = identity_module.name_object(model)
+    is_same = target.is_resumed and (target.before or {})["model"] == name
     weights = None
     if is_same and makes_a_model and spec.weights is None:
         weights = artifacts.read_weights(target.folder)
@@ -228,7 +229,7 @@ def _start_building(
 
 def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
     before = (prepared.target.before or {})["identity"]
-    differences = identity_module.differences(before, prepared.identity)
+    differences = identity_module.list_differences(before, prepared.identity)
     if not differences:
         return
     if kept_plan := read_kept_plan(prepared.folder):
@@ -252,11 +253,11 @@ def write_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) -> 
         InputError: the folder cannot be written to.
     """
     folder = prepared.folder
-    if prepared.target.goes_on:
+    if prepared.target.is_resumed:
         _renew_run_folder(config, prepared, scratch)
         return
     # It is to be overwritten, or an earlier start got no further than this.
-    manifest.clear(folder)
+    manifest.delete_run(folder)
     # A mark comes first, so that the folder is known as ours whenever this stops.
     manifest.write_run(folder, {}, __version__)
     artifacts.save_encoder(folder, prepared.encoder)
@@ -285,7 +286,7 @@ def _renew_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) ->
     recorded = _record_options(config, prepared)
     changed = {
         name: recorded[name]
-        for name in options_compared_by(OnResume.MAY_CHANGE)
+        for name in find_options(OnResume.MAY_CHANGE)
         if before["config"].get(name) != recorded[name]
     }
     if changed:
@@ -301,7 +302,7 @@ def _renew_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) ->
     if fresh != kept:
         planning.save(folder, fresh)
     if not artifacts.is_intact(folder):
-        say(f"{folder.shown('encoder')}: damaged; written again")
+        say(f"{folder.display_path('encoder')}: damaged; written again")
         artifacts.save_encoder(folder, prepared.encoder)
 
 
@@ -309,22 +310,22 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     """Return the options as ``run.json`` records them: chosen, and without passwords."""
     options = config.model_dump(mode="python", exclude={"sources", "overwrite"})
     options |= {
-        "model": identity_module.name_of(config.model),
-        "preprocess": identity_module.name_of(config.preprocess),
+        "model": identity_module.name_object(config.model),
+        "preprocess": identity_module.name_object(config.preprocess),
         "batch_size": prepared.encoder.spec.batch_size,
-        "out": shown(prepared.target.out),
-        "address": None if config.address is None else shown(config.address),
-        "sources": {split.split: shown(split.root) for split in prepared.plan.splits},
+        "out": redact_uri(prepared.target.out),
+        "address": None if config.address is None else redact_uri(config.address),
+        "sources": {split.split: redact_uri(split.root) for split in prepared.plan.splits},
     }
-    return identity_module.plain(options)
+    return identity_module.to_plain_data(options)
 
 
 def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
     return {
         "fingerprint": prepared.fingerprint,
-        "model": identity_module.name_of(config.model),
+        "model": identity_module.name_object(config.model),
         "config": _record_options(config, prepared),
         "encoder": artifacts.describe_encoder(prepared.encoder),
-        "versions": identity_module.versions(),
+        "versions": identity_module.read_versions(),
         "identity": prepared.identity,
     }

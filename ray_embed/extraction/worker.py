@@ -212,8 +212,8 @@ class Extractor:
         opened.job.readers[shard.split.ordinal].verify(records.rows)
         columns = planning.make_record_columns(opened.job.plan, shard, records.rows)
         part = _make_part(shard.number, opened.encoder, columns, results)
-        folder = Folder.at(opened.job.out)
-        part_files.commit(folder, part, opened.job.fingerprint, len(records))
+        folder = Folder.open(opened.job.out)
+        part_files.write_part(folder, part, opened.job.fingerprint, len(records))
         reasons = Counter(part.rejects["reason"].to_pylist())
         self._meter.report_shard(part.features.num_rows, part.rejects.num_rows)
         return ShardResult(
@@ -236,7 +236,7 @@ class Extractor:
         with self._opening:
             if self._opened is None or self._opened.pickled != pickled:
                 job: Job = pickle.loads(pickled)  # noqa: S301 - from the driver
-                encoder = artifacts.restore_contents(Folder.at(job.out), job.encoder)
+                encoder = artifacts.restore_contents(Folder.open(job.out), job.encoder)
                 engine = open_engine(encoder, self._threads)
                 threads = ThreadPoolExecutor(engine.concurrency)
                 self._opened = _OpenJob(pickled, job, encoder, engine, threads, self._meter)
@@ -271,7 +271,7 @@ class Extractor:
 
 def _read_records(job: Job, shard: Shard, images: Any) -> PlannedRecords:
     """Read the planned records of a shard; a sequential source has delivered `images`."""
-    rows = planning.read_shard(Folder.at(job.out), shard.split, shard.local)
+    rows = planning.read_shard(Folder.open(job.out), shard.split, shard.local)
     positions = np.arange(shard.position, shard.position + rows.num_rows)
     return PlannedRecords(rows=rows, positions=positions, images=images)
 

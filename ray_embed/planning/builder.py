@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.options import SHARD_RECORDS
 from ray_embed.planning.digest import Digest
 from ray_embed.planning.plan import Plan, SplitPlan
@@ -82,7 +82,7 @@ def plan_split(ordinal: int, source: Source, info: SourceInfo, shard_size: int) 
         ordinal,
         source.split,
         source.kind,
-        shown(source.location),
+        redact_uri(source.location),
         str(info.label_type),
         info.extras,
         shard_size,

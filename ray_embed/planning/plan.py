@@ -117,7 +117,7 @@ def load(folder: Folder) -> Plan:
     """
     advice = "`ray-embed run` with the same options writes it again"
     if not folder.exists(layout.PLAN):
-        raise InputError(f"{folder.shown(layout.PLAN)}: it is missing; {advice}")
+        raise InputError(f"{folder.display_path(layout.PLAN)}: it is missing; {advice}")
     try:
         data = json.loads(folder.read(layout.PLAN))
         splits = [
@@ -133,4 +133,4 @@ def load(folder: Folder) -> Plan:
         notes = tuple(data.get("notes", ()))
         return Plan(tuple(splits), data["label_type"], tuple(data["extras"]), notes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{folder.shown(layout.PLAN)}: damaged; {advice}") from error
+        raise InputError(f"{folder.display_path(layout.PLAN)}: damaged; {advice}") from error

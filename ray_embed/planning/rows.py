@@ -9,11 +9,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.errors import InputError, StorageError, first_line
+from ray_embed.errors import InputError, StorageError, get_first_line
 from ray_embed.planning.plan import Plan, Shard, SplitPlan
 from ray_embed.sources import label_schema
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.retry import of_storage
+from ray_embed.storage.retry import is_storage_error
 
 
 def write_shard(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) -> int | None:
@@ -63,7 +63,9 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
     try:
         return folder.read_with(name, read)
     except (OSError, ValueError, IndexError, pa.ArrowException) as error:
-        raise StorageError(f"{folder.shown(name)}: cannot be read: {first_line(error)}") from error
+        raise StorageError(
+            f"{folder.display_path(name)}: cannot be read: {get_first_line(error)}"
+        ) from error
 
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
@@ -116,8 +118,8 @@ def _read_undamaged(folder: Folder, name: str) -> pa.Table | None:
             name, lambda stream: pq.read_table(stream, page_checksum_verification=True)
         )
     except (OSError, ValueError, pa.ArrowException) as error:
-        if of_storage(error) and not folder.is_local:
-            raise StorageError(f"{folder.shown(name)}: cannot be read: {error}") from error
+        if is_storage_error(error) and not folder.is_local:
+            raise StorageError(f"{folder.display_path(name)}: cannot be read: {error}") from error
         return None
 
 

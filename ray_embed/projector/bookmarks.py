@@ -131,8 +131,8 @@ def _read_components(folder: Folder, column: str, index: Array) -> dict[str, Mat
         part = part_files.read_part(folder, layout.PCA, number, ["index", column])
         return part["index"].to_numpy(), as_matrix(part[column])[:, :COMPONENTS]
 
-    for part_index, values in part_files.each(
-        folder, read, part_files.part_numbers(folder, layout.PCA)
+    for part_index, values in part_files.map_parts(
+        folder, read, part_files.list_part_numbers(folder, layout.PCA)
     ):
         if not len(part_index):
             continue

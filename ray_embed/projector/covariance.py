@@ -65,7 +65,7 @@ def compute_components(
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     by_column = {}
     for column, size in dimensions.items():
         shift = _get_shift(folder, fingerprint, groups, column)
@@ -88,10 +88,10 @@ def compute_block_moments(out: str, fingerprint: str, block: Block) -> pca.Momen
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     read = partial(_read_features, folder, fingerprint, block.column)
     with limit_blas_to_one_thread():
-        moments = pca.compute_moments(part_files.each(folder, read, block.parts), block.shift)
+        moments = pca.compute_moments(part_files.map_parts(folder, read, block.parts), block.shift)
     if not np.isfinite(moments.sums).all():
         for number in block.parts:
             _check_finite(folder, number, read(number))
@@ -101,7 +101,7 @@ def compute_block_moments(out: str, fingerprint: str, block: Block) -> pca.Momen
 def _check_finite(folder: Folder, number: int, values: Matrix) -> None:
     # Extraction rejects such records, so another program has written these.
     if not np.isfinite(values).all():
-        name = folder.shown(part_files.part_name(layout.FEATURES, number))
+        name = folder.display_path(part_files.part_name(layout.FEATURES, number))
         raise DamagedError(f"{name}: it holds numbers that are not finite", number)
 
 

@@ -104,7 +104,7 @@ class Merge:
     @property
     def folder(self) -> Folder:
         """The run folder."""
-        return Folder.at(self.out)
+        return Folder.open(self.out)
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
         parts = [_coordinates_part(table, coordinates, at) for at, table in enumerate(tables)]
         contents = dict(zip(piece.group.parts, parts, strict=True))
         write = partial(_write_coordinates, folder, contents)
-        for _ in part_files.each(folder, write, contents):
+        for _ in part_files.map_parts(folder, write, contents):
             pass
     slices = list(_slices(merge, piece, tables, coordinates))
     index = _write(merge, piece, slices) if slices else None
@@ -156,7 +156,7 @@ def _coordinates_part(table: pa.Table, coordinates: dict[str, list[Matrix]], at:
 
 
 def _write_coordinates(folder: Folder, parts: dict[int, pa.Table], number: int) -> None:
-    folder.write(part_files.part_name(layout.PCA, number), part_files.encoded(parts[number]))
+    folder.write(part_files.part_name(layout.PCA, number), part_files.encode_part(parts[number]))
 
 
 def _write(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) -> bytes:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Array, Matrix
-from ray_embed.errors import InputError, RunError, first_line
+from ray_embed.errors import InputError, RunError, get_first_line
 from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -215,7 +215,7 @@ def save(folder: Folder, by_layer: dict[str, Components], fingerprint: str) -> N
             footer[_METHOD + layer] = json.dumps(asdict(components.method))
     folder.write(
         layout.COMPONENTS,
-        part_files.encoded(pa.concat_tables(tables).replace_schema_metadata(footer)),
+        part_files.encode_part(pa.concat_tables(tables).replace_schema_metadata(footer)),
     )
 
 
@@ -263,22 +263,23 @@ def load_method(folder: Folder, column: str) -> tuple[Method, float]:
 
 
 def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Result]) -> Result:
-    again = f"`ray-embed reduce {folder.shown()}` writes it"
+    again = f"`ray-embed reduce {folder.display_path()}` writes it"
     run = manifest.read_run(folder) or {}
-    layer = manifest.output_of(run, column)["layer"]
+    layer = manifest.find_output(run, column)["layer"]
     if not folder.exists(layout.COMPONENTS):
-        raise InputError(f"{folder.shown(layout.COMPONENTS)}: no such file; {again}")
+        raise InputError(f"{folder.display_path(layout.COMPONENTS)}: no such file; {again}")
     content = pa.BufferReader(folder.read(layout.COMPONENTS))
     try:
         return read(pq.ParquetFile(content, page_checksum_verification=True), layer)
     except _NoLayerError:
         # Earlier versions wrote no components of layers with many dimensions.
         raise InputError(
-            f"{folder.shown(layout.COMPONENTS)}: no PCA of the layer {layer}; {again}"
+            f"{folder.display_path(layout.COMPONENTS)}: no PCA of the layer {layer}; {again}"
         ) from None
     except (OSError, ValueError, KeyError, IndexError, TypeError, pa.ArrowException) as error:
         raise RunError(
-            f"{folder.shown(layout.COMPONENTS)}: damaged: {first_line(error)}; {again} again",
+            f"{folder.display_path(layout.COMPONENTS)}: damaged: {get_first_line(error)}; {again} "
+            "again",
             can_resume=False,
         ) from error
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from ray_embed import planning
 from ray_embed.core.threads import OrderedMap, open_ordered_map
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, RunError
 from ray_embed.projector import (
     bookmarks,
@@ -30,7 +30,7 @@ from ray_embed.projector.merge_task import Group, Merge, Piece, merge_piece
 from ray_embed.runs import integrity, stratified
 from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import TEMPORARY, Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 _STRATUM = ("split", "label")
 # Boundaries of files follow from the plan, so that the bytes do: whole parts, about this much. Each
@@ -52,10 +52,10 @@ def reduce(out: str, limit: int | None = None, threads: int | None = None) -> in
 
     Args, Returns and Raises: as :func:`merge`.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     if not folder.exists(layout.RUN):
         raise _no_run(out)
-    with alone(folder):
+    with lock_folder(folder):
         return merge(out, limit, threads)
 
 
@@ -85,19 +85,19 @@ def merge(
         DamagedError: a part is not what was written.
         RunError: shards are missing, no record was embedded, or the storage fails.
     """
-    folder = Folder.at(out)
+    folder = Folder.open(out)
     run = manifest.read_run(folder)
     if run is None or "fingerprint" not in run:
         raise _no_run(out)
     limit = limit or int(run["config"]["projector_limit"])
     outline = planning.load(folder)
-    expected = integrity.Expected.of(run, outline)
-    numbers = integrity.all_parts(folder, expected)
+    expected = integrity.Expected.from_run(run, outline)
+    numbers = integrity.require_all_parts(folder, expected)
     outputs = run["encoder"]["outputs"]
     width = sum(output["dimension"] for output in outputs)
     survey = _survey(folder, numbers, width, expected, outline.records, limit)
     if survey.points == 0:
-        name = shown(out)
+        name = redact_uri(out)
         raise RunError(
             f"{name}: every record was rejected, so there is nothing to show; see {name}/rejects",
             can_resume=False,
@@ -148,7 +148,7 @@ def _components(
     elsewhere: OrderedMap | None,
 ) -> dict[str, pca.Components]:
     """Compute the PCA, and write it to the run folder."""
-    folder, fingerprint = Folder.at(out), run["fingerprint"]
+    folder, fingerprint = Folder.open(out), run["fingerprint"]
     with open_ordered_map(threads, covariance.count_parallel_blocks(dimensions.values())) as mapped:
         found = covariance.compute_components(
             out, fingerprint, survey.groups, dimensions, elsewhere or mapped
@@ -182,12 +182,12 @@ def _is_evaluation_of(folder: Folder, fingerprint: str) -> bool:
 
 def _delete_stale(folder: Folder, numbers: list[int]) -> None:
     """Delete coordinates of other parts than these."""
-    for number in set(part_files.part_numbers(folder, layout.PCA)) - set(numbers):
+    for number in set(part_files.list_part_numbers(folder, layout.PCA)) - set(numbers):
         folder.delete(part_files.part_name(layout.PCA, number))
 
 
 def _no_run(out: str) -> InputError:
-    return InputError(f"{shown(out)}: not a run folder; `ray-embed extract` writes one")
+    return InputError(f"{redact_uri(out)}: not a run folder; `ray-embed extract` writes one")
 
 
 def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:
@@ -244,12 +244,12 @@ def _survey(
     waiting: list[int] = []
     start = rows = weight = files = 0
 
-    def look(number: int) -> tuple[part_files.About, pa.Table | None]:
-        found = part_files.survey(folder, number, columns)
-        integrity.check_about(folder, number, found[0], expected)
+    def look(number: int) -> tuple[part_files.Footer, pa.Table | None]:
+        found = part_files.read_footer_and_columns(folder, number, columns)
+        integrity.check_footer(folder, number, found[0], expected)
         return found
 
-    looked_at = zip(numbers, part_files.each(folder, look, numbers), strict=True)
+    looked_at = zip(numbers, part_files.map_parts(folder, look, numbers), strict=True)
     for number, (about, table) in looked_at:
         if strata and table is not None:
             strata.add(table)
@@ -307,10 +307,10 @@ def _pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iter
     draw = stratified.Draw(survey.strata, merge.shown)
     numbers = [number for group in survey.groups for number in group.parts]
     read = partial(_strata_of, merge)
-    tables = part_files.each(merge.folder, read, numbers)
+    tables = part_files.map_parts(merge.folder, read, numbers)
     first = 0
     for group in survey.groups:
-        rows = tuple(draw.of(next(tables)) for _ in group.parts)
+        rows = tuple(draw.take(next(tables)) for _ in group.parts)
         drawn += rows
         yield Piece(group, rows, first)
         first += sum(map(len, rows))

@@ -16,12 +16,12 @@ from typing import NoReturn
 
 from pyarrow.fs import FileType
 
-from ray_embed.core.uri import child, shown
+from ray_embed.core.uri import join_uri, redact_uri
 from ray_embed.encoders.tensorflow_setup import quiet_start
 from ray_embed.errors import InputError, RunError
 from ray_embed.runs.reader import open_run
 from ray_embed.storage import layout, manifest
-from ray_embed.storage.download import fetched
+from ray_embed.storage.download import download
 from ray_embed.storage.filesystem import Folder, locate
 
 # How far below a folder runs are looked for: `runs/run7`, and `runs/training3/epoch-10`.
@@ -50,7 +50,7 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
     found = [run for one in given for run in runs_of(one)]
     runs = list({_path(run): run for run in found}.values())
     ready = [run for run in runs if _is_reduced(run)]
-    waiting = [shown(run) for run in runs if run not in ready]
+    waiting = [redact_uri(run) for run in runs if run not in ready]
     if not ready:
         names = ", ".join(waiting)
         raise InputError(f"{names}: nothing to view yet; `ray-embed reduce {waiting[0]}` makes it")
@@ -70,7 +70,7 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
 
 
 def _is_reduced(run: str) -> bool:
-    return Folder.at(child(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
+    return Folder.open(join_uri(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
 
 
 def runs_of(given: str) -> list[str]:
@@ -79,13 +79,13 @@ def runs_of(given: str) -> list[str]:
     Raises:
         InputError: it is no run folder and holds none.
     """
-    folder = Folder.at(given)
+    folder = Folder.open(given)
     if folder.exists(layout.RUN):
         open_run(given)
         return [given]
-    below = [child(given, name) for name in _below(folder, _LEVELS)]
+    below = [join_uri(given, name) for name in _below(folder, _LEVELS)]
     if not below:
-        name = shown(given)
+        name = redact_uri(given)
         raise InputError(
             f"{name}: not a run folder, and it holds none; `ray-embed run --out {name}` writes one"
         )
@@ -94,7 +94,7 @@ def runs_of(given: str) -> list[str]:
 
 def _below(folder: Folder, levels: int, name: str = "") -> Iterator[str]:
     """Give the run folders in the folder `name` of a folder, by their names in the latter."""
-    infos = (info for info in folder.infos(name) if info.type == FileType.Directory)
+    infos = (info for info in folder.list_infos(name) if info.type == FileType.Directory)
     for info in sorted(infos, key=lambda info: info.base_name):
         inside = f"{name}/{info.base_name}".lstrip("/")
         if manifest.is_run(Folder(folder.filesystem, folder.join(inside))):
@@ -121,9 +121,9 @@ def _path(run: str) -> str:
 
 
 def _local(run: str, copy: Path) -> Path:
-    uri = child(run, layout.PROJECTOR)
-    folder = Folder.at(uri)
-    return Path(folder.path) if folder.is_local else fetched(uri, copy, "view")
+    uri = join_uri(run, layout.PROJECTOR)
+    folder = Folder.open(uri)
+    return Path(folder.path) if folder.is_local else download(uri, copy, "view")
 
 
 def view(runs: Sequence[str], host: str, port: int | None, say: Callable[[str], None]) -> NoReturn:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray_embed.encoders.tensorflow_setup import quiet_start
-from ray_embed.errors import StorageError, first_line
+from ray_embed.errors import StorageError, get_first_line
 from ray_embed.projector import checkpoint
 from ray_embed.projector.merge_task import Merge
 from ray_embed.storage import layout
@@ -53,7 +53,7 @@ def publish(merge: Merge, target: Path) -> None:
     folder = merge.folder
     files = {path.name: path for path in target.iterdir()}
     data = {checkpoint.data_file(number, merge.files) for number in range(merge.files)}
-    for info in folder.infos(layout.PROJECTOR):
+    for info in folder.list_infos(layout.PROJECTOR):
         if info.base_name not in files and info.base_name not in data:
             folder.delete(f"{layout.PROJECTOR}/{info.base_name}")
     config = files.pop(layout.PROJECTOR_CONFIG)
@@ -75,4 +75,4 @@ def writing(target: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, tf.errors.OpError) as error:
-        raise StorageError(f"{target}: cannot be written: {first_line(error)}") from error
+        raise StorageError(f"{target}: cannot be written: {get_first_line(error)}") from error

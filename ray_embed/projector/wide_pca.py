@@ -333,7 +333,7 @@ def combine_block(out: str, fingerprint: str, weights: Array, block: Block) -> S
 
 def _sum_up(out: str, fingerprint: str, block: Block, width: int, get_factors: Any) -> Sums:
     """Sum up the points of a block, their squares, and the points times their factors (n, k)."""
-    folder, size = Folder.at(out), len(block.shift)
+    folder, size = Folder.open(out), len(block.shift)
     count, squares = 0, 0.0
     sums, products = np.zeros(size), np.zeros((size, width), order="F")
     with limit_blas_to_one_thread():
@@ -356,7 +356,7 @@ def multiply_strip(out: str, fingerprint: str, strip: Strip) -> Array:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    folder, size = Folder.at(out), len(strip.shift)
+    folder, size = Folder.open(out), len(strip.shift)
     strip_rows = np.empty((strip.rows, size), np.float32)
     filled = 0
     for rows in _read_from_strip(folder, fingerprint, strip):
@@ -403,7 +403,7 @@ def _read_chunks(
     chunk = np.empty((chunk_rows, size), np.float32)
     filled = 0
     for number in parts:
-        for values in part_files.feature_batches(folder, number, column, fingerprint):
+        for values in part_files.read_feature_batches(folder, number, column, fingerprint):
             start = 0
             while start < len(values):
                 taken = values[start : start + chunk_rows - filled]
@@ -423,5 +423,5 @@ def _check_finite(
     for number in parts:
         for rows in _read_chunks(folder, fingerprint, column, [number], size):
             if not np.isfinite(rows).all():
-                name = folder.shown(part_files.part_name(layout.FEATURES, number))
+                name = folder.display_path(part_files.part_name(layout.FEATURES, number))
                 raise DamagedError(f"{name}: it holds numbers that are not finite", number)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What makes two runs the same run: everything that decides the bytes of the parts."""
+"""The identity of a run: everything that decides the bytes of its parts."""
 
 import hashlib
 import json
@@ -7,67 +7,67 @@ from importlib import metadata
 from typing import Any
 
 from ray_embed.config import RunConfig
-from ray_embed.core.uri import shown, without_credentials
+from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.encoders.spec import Encoder
-from ray_embed.options import OnResume, default_value, options_compared_by
+from ray_embed.options import OnResume, find_options, get_default
 from ray_embed.planning import Plan, SplitPlan
 
 Identity = dict[str, Any]
 
-# Those that change numbers or bytes.
+# Packages whose version can change numbers or bytes.
 PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
 
 
-def versions() -> dict[str, str]:
-    """Give the versions of the packages that change numbers or bytes, where installed."""
-    found = {}
+def read_versions() -> dict[str, str]:
+    """Return the versions of the installed packages that can change numbers or bytes."""
+    versions = {}
     for name in PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions
 
 
-def identity(
+def make_identity(
     config: RunConfig, plan: Plan, encoder: Encoder, threads: int, pixels: Identity
 ) -> Identity:
-    """Give what the run is, by name, as plain data.
+    """Return the identity of a run as plain data, by name.
 
-    URIs, roots, modification times and hosts are left out: data may be moved.
+    It has no URIs, modification times or hosts, because data may be moved.
 
     Args:
         config: the options.
-        plan: the records.
+        plan: the planned records.
         encoder: the encoder.
-        threads: the threads of an actor.
-        pixels: how pixels are prepared, by name, where options and encoder decide it together.
+        threads: the number of threads of an actor.
+        pixels: how pixels are prepared, as options and encoder decide together.
     """
     return {
         "splits": [split.split for split in plan.splits],
-        **{f"source {split.split}": _source(config, split) for split in plan.splits},
+        **{f"source {split.split}": _describe_source(config, split) for split in plan.splits},
         "model architecture": encoder.architecture,
         "model weights": encoder.weights_digest,
         "layers": [[o.layer, o.pool, o.dimension] for o in encoder.outputs],
         "image size": list(encoder.image_shape),
         "resized": config.image_size is not None,
         **pixels,
-        "preprocess": name_of(config.preprocess),
+        "preprocess": name_object(config.preprocess),
         "engine": encoder.engine,
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
         **_option_values(config),
-        "versions": versions(),
+        "versions": read_versions(),
     }
 
 
 def _option_values(config: RunConfig) -> dict[str, Any]:
     """Return the options whose own value is part of the identity, by name."""
-    names = options_compared_by(OnResume.SAME_VALUE)
+    names = find_options(OnResume.SAME_VALUE)
     names += [
         name
-        for name in options_compared_by(OnResume.SAME_VALUE_IF_SET)
-        if getattr(config, name) != default_value(name)
+        for name in find_options(OnResume.SAME_VALUE_IF_SET)
+        if getattr(config, name) != get_default(name)
     ]
     values = {name.replace("_", " "): getattr(config, name) for name in names}
     return {
@@ -75,7 +75,7 @@ def _option_values(config: RunConfig) -> dict[str, Any]:
     }
 
 
-def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
+def _describe_source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
     common = {"label type": split.label_type, "shard size": split.shard_size}
     # Records that are planned while a sequential source is read have no digest.
     if split.digest is not None:
@@ -88,41 +88,43 @@ def _source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
     }
 
 
-def name_of(value: Any) -> str | None:
-    """Name a callable or object as the run folder records it; text is its own name."""
+def name_object(value: Any) -> str | None:
+    """Return the name of a callable or object for the run folder; text is its own name."""
     if value is None or isinstance(value, str):
-        return value and shown(value)
+        return value and redact_uri(value)
     name = getattr(value, "__qualname__", None)
     return f"{value.__module__}:{name}" if name else type(value).__name__
 
 
-def plain(content: Identity) -> Identity:
-    """Give an identity as it is kept and compared: as JSON, without passwords in URIs."""
-    text = without_credentials(json.dumps(content, default=str))
+def to_plain_data(content: Identity) -> Identity:
+    """Return an identity as it is stored and compared: as JSON data, without passwords in URIs."""
+    text = remove_credentials(json.dumps(content, default=str))
     return json.loads(text)  # type: ignore[no-any-return]
 
 
-def digest(content: Identity) -> str:
-    """Give the fingerprint of an identity."""
-    text = json.dumps(plain(content), sort_keys=True, separators=(",", ":"))
+def compute_fingerprint(content: Identity) -> str:
+    """Return the fingerprint of an identity: the SHA-256 digest of its JSON."""
+    text = json.dumps(to_plain_data(content), sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def differences(before: Identity, now: Identity) -> list[str]:
-    """Say what differs between two identities, a line each, as was and is."""
-    now = plain(now)
+def list_differences(before: Identity, now: Identity) -> list[str]:
+    """List the differences between two identities, one line each."""
+    now = to_plain_data(now)
     lines = []
     for name in dict.fromkeys([*before, *now]):
-        was, found = before.get(name), now.get(name)
-        if was != found and isinstance(was, dict) and isinstance(found, dict):
-            lines += [f"{name}, {line}" for line in differences(was, found)]
-        elif was != found and isinstance(was or found, dict):
-            lines.append(f"{name}: was not there" if was is None else f"{name}: is gone")
-        elif was != found:
-            lines.append(f"{name}: was {_short(was)}, is {_short(found)}")
+        old, new = before.get(name), now.get(name)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            lines += [f"{name}, {line}" for line in list_differences(old, new)]
+        elif isinstance(old or new, dict):
+            lines.append(f"{name}: was added" if old is None else f"{name}: was removed")
+        else:
+            lines.append(f"{name}: was {_shorten(old)}, is {_shorten(new)}")
     return lines
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = str(value)
     return f"{text[:12]}…" if len(text) == 64 and " " not in text else text

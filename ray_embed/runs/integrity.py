@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether the parts of a run are what was written, and of that run."""
+"""Check that the parts of a run are undamaged and belong to it, and delete damaged shards."""
 
 import re
 from dataclasses import dataclass
@@ -20,9 +20,12 @@ _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 
 @dataclass(frozen=True)
 class Expected:
-    """What all features parts of a run have in common: the fingerprint, and names and types.
+    """What all features parts of a run must have in common.
 
-    `shards` is how many there may be, None where that is not known yet.
+    Attributes:
+        fingerprint: that of the run.
+        columns: their names and types.
+        shards: the number of planned shards; None while it is unknown.
     """
 
     fingerprint: str
@@ -30,8 +33,8 @@ class Expected:
     shards: int | None
 
     @classmethod
-    def of(cls, run: dict[str, Any], plan: Plan) -> "Expected":
-        """Make it of a run's description and its plan."""
+    def from_run(cls, run: dict[str, Any], plan: Plan) -> "Expected":
+        """Return what the parts must have in common, from ``run.json`` and the plan."""
         features = [
             (output["column"], pa.list_(pa.float32(), output["dimension"]))
             for output in run["encoder"]["outputs"]
@@ -40,92 +43,96 @@ class Expected:
         return cls(run["fingerprint"], columns, plan.shards)
 
 
-def check(folder: Folder, number: int, expected: Expected) -> None:
-    """Read all parts of a shard.
+def check_shard(folder: Folder, number: int, expected: Expected) -> None:
+    """Read and check all parts of a shard.
 
     Raises:
-        DamagedError: one of them is not what was written, or of another shard or run.
+        DamagedError: a part is damaged, or belongs to another shard or run.
     """
-    about, found = part_files.with_part(
-        folder, layout.FEATURES, number, lambda part: (part_files.about_of(part), part.read())
+    footer, features = part_files.read_part_with(
+        folder, layout.FEATURES, number, lambda part: (part_files.parse_footer(part), part.read())
     )
-    check_about(folder, number, about, expected)
-    pictured = part_files.read_part(
+    check_footer(folder, number, footer, expected)
+    thumbnails = part_files.read_part(
         folder, layout.THUMBNAILS, number, ["index"], expected.fingerprint
     )
-    if pictured["index"].to_pylist() != found["index"].to_pylist():
-        name = folder.shown(part_files.part_name(layout.THUMBNAILS, number))
-        raise DamagedError(f"{name}: it is of other records", number)
-    if about.rejected:
+    if thumbnails["index"].to_pylist() != features["index"].to_pylist():
+        name = folder.display_path(part_files.part_name(layout.THUMBNAILS, number))
+        raise DamagedError(f"{name}: it holds thumbnails of other records", number)
+    if footer.rejected:
         part_files.read_part(folder, layout.REJECTS, number)
 
 
-def check_about(folder: Folder, number: int, about: part_files.About, expected: Expected) -> None:
-    """Compare what a features part says of itself with what it must be.
+def check_footer(
+    folder: Folder, number: int, footer: part_files.Footer, expected: Expected
+) -> None:
+    """Check the footer of a features part, and that all rejects exist.
 
-    No checksum covers that, so a flipped bit could rename a column.
+    No checksum covers the footer, so a flipped bit could rename a column.
 
     Raises:
-        DamagedError: the part is of another shard or run, or of none, or its rejects are not all
-            there.
+        DamagedError: the part is damaged, belongs to another shard or run, or lacks rejects.
     """
-    name = folder.shown(part_files.part_name(layout.FEATURES, number))
+    name = folder.display_path(part_files.part_name(layout.FEATURES, number))
     if expected.shards is not None and number >= expected.shards:
-        raise DamagedError(f"{name}: no such shard was planned", number)
-    part_files.check_owner(name, about, number, expected.fingerprint)
-    if about.planned != about.rows + about.rejected or about.columns != expected.columns:
-        raise DamagedError(f"{name}: damaged: its rows or columns are not those planned", number)
-    if about.rejected:
-        name = folder.shown(part_files.part_name(layout.REJECTS, number))
-        rejects = part_files.with_part(folder, layout.REJECTS, number, part_files.about_of)
+        raise DamagedError(f"{name}: the plan has no such shard", number)
+    part_files.check_owner(name, footer, number, expected.fingerprint)
+    if footer.planned != footer.rows + footer.rejected or footer.columns != expected.columns:
+        raise DamagedError(f"{name}: damaged: its rows or columns differ from the plan", number)
+    if footer.rejected:
+        name = folder.display_path(part_files.part_name(layout.REJECTS, number))
+        rejects = part_files.read_part_with(folder, layout.REJECTS, number, part_files.parse_footer)
         part_files.check_owner(name, rejects, number, expected.fingerprint)
-        if rejects.rows != about.rejected:
-            raise DamagedError(f"{name}: its rows are not those rejected", number)
+        if rejects.rows != footer.rejected:
+            raise DamagedError(
+                f"{name}: it has {rejects.rows} of {footer.rejected} rejected records", number
+            )
 
 
 def check_footers(folder: Folder, expected: Expected) -> None:
-    """Compare what all features parts say of themselves with what they must be.
+    """Check the footers of all features parts.
 
     Raises:
-        DamagedError: as :func:`check_about` raises.
+        DamagedError: see :func:`check_footer`.
     """
 
-    def check_footer(number: int) -> None:
-        check_about(folder, number, part_files.about(folder, number), expected)
+    def read_and_check(number: int) -> None:
+        check_footer(folder, number, part_files.read_footer(folder, number), expected)
 
-    for _ in part_files.each(folder, check_footer, part_files.part_numbers(folder)):
+    for _ in part_files.map_parts(folder, read_and_check, part_files.list_part_numbers(folder)):
         pass
 
 
-def all_parts(folder: Folder, expected: Expected) -> list[int]:
-    """Give the numbers of the parts of a run of which no shard is missing.
+def require_all_parts(folder: Folder, expected: Expected) -> list[int]:
+    """Return the numbers of all parts of a run, and refuse one with missing shards.
 
     Raises:
-        DamagedError: a part is of no shard that was planned.
+        DamagedError: a part belongs to no planned shard.
         RunError: shards are missing.
     """
-    numbers = list(part_files.part_numbers(folder))
+    numbers = list(part_files.list_part_numbers(folder))
     shards = expected.shards
     if shards is not None and numbers and numbers[-1] >= shards:
         check_footers(folder, expected)
     if shards is None or numbers != list(range(shards)):
         done = len(numbers) if shards is None else len(set(numbers) & set(range(shards)))
         raise RunError(
-            f"{folder.shown()}: only {done} of {'?' if shards is None else shards} shards are "
-            "done; run `ray-embed extract` (or `run`) again with the same options to do the rest"
+            f"{folder.display_path()}: only {done} of {'?' if shards is None else shards} shards "
+            "are done; run `ray-embed extract` (or `run`) again with the same options to do the "
+            "rest"
         )
     return numbers
 
 
 def check_finished(folder: Folder, run: dict[str, Any]) -> None:
-    """Refuse a run of which shards are missing, given its description.
+    """Refuse a run with missing shards, given the content of its ``run.json``.
 
     Raises:
-        InputError: they are.
-        DamagedError: a part is of no shard that was planned.
+        InputError: shards are missing.
+        DamagedError: a part belongs to no planned shard.
     """
     try:
-        all_parts(folder, Expected.of(run, load(folder)))
+        require_all_parts(folder, Expected.from_run(run, load(folder)))
     except DamagedError:
         raise
     except RunError as error:
@@ -133,46 +140,46 @@ def check_finished(folder: Folder, run: dict[str, Any]) -> None:
 
 
 def is_as_written(folder: Folder, kind: str, number: int) -> bool:
-    """Whether a part is, byte for byte, what writing its content again gives.
+    """Return whether writing the content of a part again gives the same bytes.
 
-    Only the version of pyarrow that wrote it can say that; of others' parts it is taken as given.
+    Only the version of pyarrow that wrote the part can tell. Parts of other versions pass.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
-    content, writer = part_files.with_part(
+    content, writer = part_files.read_part_with(
         folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
     )
-    for column in part_files.feature_columns(content.schema):
-        # Parquet has its own name for the items of a list, which reading keeps.
+    for column in part_files.list_feature_columns(content.schema):
+        # Reading keeps Parquet's name for the items of a list, so the column is built again.
         values = as_column(as_matrix(content[column]))
         content = content.set_column(content.column_names.index(column), column, values)
-    again = part_files.encoded(content)
-    ours = pq.read_metadata(pa.BufferReader(again)).created_by
-    if writer != ours and _WRITER.fullmatch(writer):
+    encoded = part_files.encode_part(content)
+    own_writer = pq.read_metadata(pa.BufferReader(encoded)).created_by
+    if writer != own_writer and _WRITER.fullmatch(writer):
         return True
-    return again == folder.read(part_files.part_name(kind, number))
+    return encoded == folder.read(part_files.part_name(kind, number))
 
 
 def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedError) -> None:
-    """Check all parts after one turned out damaged, and delete the shards that are.
+    """Check all parts after one was found to be damaged, and delete all damaged shards.
 
     Args:
         folder: the run folder.
-        expected: what the features parts of its run have in common.
-        damage: the damage that was detected first.
+        expected: what the features parts of the run must have in common.
+        damage: the damage that was found first.
     """
 
     def find_damage(number: int) -> DamagedError | None:
         try:
-            check(folder, number, expected)
+            check_shard(folder, number, expected)
         except DamagedError as error:
             return error
         return None
 
     damaged = {damage.number: damage}
-    for error in part_files.each(folder, find_damage, part_files.part_numbers(folder)):
+    for error in part_files.map_parts(folder, find_damage, part_files.list_part_numbers(folder)):
         if error:
             damaged.setdefault(error.number, error)
     for number, error in damaged.items():

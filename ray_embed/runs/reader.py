@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a run folder: what ``run.json`` says of the run, and which parts it has."""
+"""Read a run folder: its ``run.json``, and which parts it has."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.runs import integrity
 from ray_embed.storage import layout, manifest, part_files
@@ -65,8 +65,10 @@ class RunReader:
         if layer is None and len(by_layer) == 1:
             return self.outputs[0]
         if layer not in by_layer:
-            given = "several layers, so name one" if layer is None else f"no layer {layer!r}"
-            raise InputError(f"{self.folder.shown()}: {given}; it holds {', '.join(by_layer)}")
+            problem = "several layers, so name one" if layer is None else f"no layer {layer!r}"
+            raise InputError(
+                f"{self.folder.display_path()}: {problem}; it holds {', '.join(by_layer)}"
+            )
         return by_layer[layer]
 
     def column_of(self, layer: str | None) -> str:
@@ -74,15 +76,16 @@ class RunReader:
         return self.output_of(layer).column
 
     def list_parts(self, kind: str = layout.FEATURES) -> list[int]:
-        """Return the numbers of the parts that are there.
+        """Return the numbers of the parts that exist.
 
         Raises:
-            InputError: there is none.
+            InputError: no part exists.
         """
-        numbers = list(part_files.part_numbers(self.folder, kind))
+        numbers = list(part_files.list_part_numbers(self.folder, kind))
         if not numbers:
             raise InputError(
-                f"{self.folder.shown()}: no shard is finished yet; `ray-embed run` resumes the run"
+                f"{self.folder.display_path()}: no shard is finished yet; `ray-embed run` resumes "
+                "the run"
             )
         return numbers
 
@@ -91,20 +94,23 @@ class RunReader:
 
         Raises:
             InputError: shards are missing.
-            DamagedError: a part is of no shard that was planned.
+            DamagedError: a part belongs to no planned shard.
         """
         integrity.check_finished(self.folder, self.manifest)
 
 
 def open_run(run: str) -> RunReader:
-    """Open a run folder, a path or a URI.
+    """Open a run folder.
+
+    Args:
+        run: its path or URI.
 
     Raises:
-        InputError: it is no run folder.
+        InputError: it is not a run folder.
     """
-    folder = Folder.at(run)
+    folder = Folder.open(run)
     content = manifest.read_run(folder)
     if content is None or "fingerprint" not in content:
-        name = shown(run)
+        name = redact_uri(run)
         raise InputError(f"{name}: not a run folder; `ray-embed run --out {name}` writes one")
     return RunReader(folder, content)

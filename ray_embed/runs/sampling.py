@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Some records of a run, or all where there are few, in memory: what its features are judged by.
+"""Take a sample of a run's records into memory, for evaluation and plots.
 
-The same records each time: drawn by split and label, as those that the projector shows.
+A sample is drawn by split and label with a fixed seed, as the sample that the projector shows. A
+small run is taken as a whole.
 """
 
 from dataclasses import dataclass, replace
@@ -17,21 +18,26 @@ from ray_embed.runs import stratified
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# Squares of features in between fit into float32, added up over a million dimensions too.
+# Between these, a sum of squares over a million dimensions fits into float32.
 _SMALLEST, _LARGEST = 1e-16, 1e16
 
 _RECORD = ("index", "key", "label", "split")
-# Features in memory.
+# Most bytes of features in memory.
 _BYTES = 1 << 30
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Subset:
     """Records of a run, in order.
 
-    `features` is (n, D) float32. `index` (n,) int64, `keys` (n,), `labels` (n,) and `splits` (n,)
-    are of object, the labels None where there are none. `label_type` is that of the column, and
-    `total` the number of records that they were drawn from.
+    Attributes:
+        features: (n, D) float32.
+        index: (n,) int64.
+        keys: (n,) object.
+        labels: (n,) object; None for a record without a label.
+        splits: (n,) object.
+        label_type: the type of the column of labels.
+        total: the number of records that these were drawn from.
     """
 
     features: Matrix
@@ -46,150 +52,152 @@ class Subset:
         return len(self.index)
 
 
-def affordable(limit: int, dimensions: int) -> int:
-    """Give how many records, at most `limit`, have features that fit into a gigabyte.
+def limit_by_memory(limit: int, dimensions: int) -> int:
+    """Return how many records, `limit` at most, have features that fit into one gigabyte.
 
     Args:
-        limit: how many at most.
-        dimensions: of all the features of a record that are in memory together.
+        limit: the most records.
+        dimensions: the number of dimensions per record that are in memory at once.
     """
     return max(2, min(limit, _BYTES // (4 * dimensions)))
 
 
-def draw(folder: Folder, column: str, limit: int, among: Array | None = None) -> Subset:
-    """Take at most `limit` records of a run into memory.
+def draw_sample(folder: Folder, column: str, limit: int, among: Array | None = None) -> Subset:
+    """Draw a sample of a run's records, and read it.
 
     Args:
         folder: the run folder, with all its parts.
-        column: the features.
-        limit: how many records at most.
-        among: (m,) int64, sorted, the `index` of those to draw from; None for all.
+        column: the column of features.
+        limit: the most records.
+        among: (m,) int64, sorted, the `index` of the records to draw from; None for all.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
         StorageError: a part cannot be read.
     """
-    drawn, total = _drawn(folder, limit, among)
-    return _taken(folder, column, drawn, total)
+    rows, total = _draw_rows(folder, limit, among)
+    return _read_rows(folder, column, rows, total)
 
 
 def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Matrix]:
-    """Draw the records that `draw` draws; read their principal components instead of features.
+    """Draw the sample of :func:`draw_sample`, and read its PCA coordinates instead of features.
 
     Args:
         folder: the run folder, with all its parts, reduced.
-        column: the features.
-        limit: how many records at most.
+        column: the column of features.
+        limit: the most records.
 
     Returns:
-        their `index` (n,) int64, and coordinates (n, k) float32.
+        `index` (n,) int64, and coordinates (n, k) float32.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
         StorageError: a part cannot be read.
     """
-    drawn, _ = _drawn(folder, limit, None)
+    rows, _ = _draw_rows(folder, limit, None)
     name = layout.pca_column(column)
 
     def take(number: int) -> pa.Table:
         part = part_files.read_part(folder, layout.PCA, number, ["index", name])
-        return part.take(pa.array(drawn[number]))
+        return part.take(pa.array(rows[number]))
 
-    taken = pa.concat_tables(list(part_files.each(folder, take, drawn)))
-    return taken["index"].to_numpy(), as_matrix(taken[name])
+    table = pa.concat_tables(list(part_files.map_parts(folder, take, rows)))
+    return table["index"].to_numpy(), as_matrix(table[name])
 
 
-def _drawn(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, Array], int]:
-    """Draw rows of the parts; returns them by part, and of how many records they are."""
-    numbers = list(part_files.part_numbers(folder))
+def _draw_rows(folder: Folder, limit: int, among: Array | None) -> tuple[dict[int, Array], int]:
+    """Draw rows of the parts; return them by part, and the number of records to draw from."""
+    numbers = list(part_files.list_part_numbers(folder))
 
-    def strata_of(number: int) -> tuple[pa.Table, Array]:
-        part = _read(folder, ["index", "split", "label"], number)
-        own = part["index"].to_numpy()
-        rows = np.arange(len(own)) if among is None else np.flatnonzero(_is_in(own, among))
+    def read_candidates(number: int) -> tuple[pa.Table, Array]:
+        part = _read_columns(folder, ["index", "split", "label"], number)
+        index = part["index"].to_numpy()
+        rows = (
+            np.arange(len(index)) if among is None else np.flatnonzero(_find_members(index, among))
+        )
         return part.take(pa.array(rows)), rows
 
     strata = stratified.Strata(limit)
-    for table, _ in part_files.each(folder, strata_of, numbers):
+    for table, _ in part_files.map_parts(folder, read_candidates, numbers):
         strata.add(table)
     total = sum(strata.counts.values())
-    chosen = stratified.Draw(strata.counts, min(limit, total))
+    draw = stratified.Draw(strata.counts, min(limit, total))
     drawn = {}
-    tables = part_files.each(folder, strata_of, numbers)
+    tables = part_files.map_parts(folder, read_candidates, numbers)
     for number, (table, rows) in zip(numbers, tables, strict=True):
-        drawn[number] = rows[chosen.of(table)]
+        drawn[number] = rows[draw.take(table)]
     return drawn, total
 
 
-def at(folder: Folder, column: str, index: Array, total: int) -> Subset:
-    """Take the records of `index` (n,) int64, which are there, into memory, in its order.
+def read_records(folder: Folder, column: str, index: Array, total: int) -> Subset:
+    """Read records of a run, in the order of `index`.
 
     Args:
         folder: the run folder.
-        column: the features.
-        index: which records; none of them twice.
+        column: the column of features.
+        index: (n,) int64, the records, which must exist; none of them twice.
         total: the number of records that they were drawn from.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
         StorageError: a part cannot be read.
     """
-    numbers = list(part_files.part_numbers(folder))
+    numbers = list(part_files.list_part_numbers(folder))
     wanted = np.sort(index)
 
-    def rows_of(number: int) -> Array:
-        own = _read(folder, ["index"], number)["index"].to_numpy()
-        return np.flatnonzero(_is_in(own, wanted))
+    def find_rows(number: int) -> Array:
+        part_index = _read_columns(folder, ["index"], number)["index"].to_numpy()
+        return np.flatnonzero(_find_members(part_index, wanted))
 
-    rows = dict(zip(numbers, part_files.each(folder, rows_of, numbers), strict=True))
-    found = _taken(folder, column, rows, total)
-    by_index = np.argsort(found.index)
-    return some(found, by_index[np.searchsorted(found.index, index, sorter=by_index)])
+    rows = dict(zip(numbers, part_files.map_parts(folder, find_rows, numbers), strict=True))
+    records = _read_rows(folder, column, rows, total)
+    by_index = np.argsort(records.index)
+    return select_rows(records, by_index[np.searchsorted(records.index, index, sorter=by_index)])
 
 
-def some(subset: Subset, rows: Array) -> Subset:
-    """Give the records at some positions of a subset, in the order of `rows`."""
+def select_rows(subset: Subset, rows: Array) -> Subset:
+    """Return the records at some positions of a subset, in the order of `rows`."""
     names = ("features", "index", "keys", "labels", "splits")
     return replace(subset, **{name: getattr(subset, name)[rows] for name in names})
 
 
-def held(folder: Folder, index: Array) -> Array:
-    """Say which records (n,) bool a run holds.
+def find_held_records(folder: Folder, index: Array) -> Array:
+    """Return which of some records a run holds, as (n,) bool.
 
     Args:
         folder: the run folder, with all its parts.
-        index: (n,) int64, of records.
+        index: (n,) int64, the records.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
         StorageError: a part cannot be read.
     """
     wanted = np.sort(index)
 
-    def of_part(number: int) -> Array:
-        own: Array = _read(folder, ["index"], number)["index"].to_numpy()
-        return own[_is_in(own, wanted)]
+    def find_in_part(number: int) -> Array:
+        part_index: Array = _read_columns(folder, ["index"], number)["index"].to_numpy()
+        return part_index[_find_members(part_index, wanted)]
 
-    parts = part_files.each(folder, of_part, part_files.part_numbers(folder))
+    parts = part_files.map_parts(folder, find_in_part, part_files.list_part_numbers(folder))
     return np.isin(index, np.concatenate([wanted[:0], *parts]))
 
 
 def check_finite(subset: Subset, name: str) -> None:
-    """Refuse features that are not finite, or whose squares are not: all numbers would be wrong.
+    """Refuse features that are not finite, or whose squares are not finite in float32.
 
     Args:
         subset: the records.
-        name: what they are of, for the message.
+        name: the run and layer, for the message.
 
     Raises:
-        InputError: some are not.
+        InputError: some features are not finite, or all are too large or too small.
     """
-    (unsound,) = np.nonzero(~np.isfinite(subset.features).all(axis=1))
-    if len(unsound):
-        first = unsound[0]
+    (bad_rows,) = np.nonzero(~np.isfinite(subset.features).all(axis=1))
+    if len(bad_rows):
+        first = bad_rows[0]
         raise InputError(
-            f"{name}: the features of {len(unsound)} of {len(subset)} records are not finite, "
-            f"{subset.splits[first]} {subset.keys[first]!r} for one; mend the encoder, or take "
+            f"{name}: the features of {len(bad_rows)} of {len(subset)} records are not finite, "
+            f"{subset.splits[first]} {subset.keys[first]!r} for one; repair the encoder, or use "
             "another --layer"
         )
     largest = float(np.abs(subset.features).max(initial=0))
@@ -197,93 +205,96 @@ def check_finite(subset: Subset, name: str) -> None:
         size = "large" if largest >= _LARGEST else "small"
         raise InputError(
             f"{name}: the features are too {size} to compute distances in float32 (the largest is "
-            f"{largest:.1e}); check the encoder's weights and --scale, or take another --layer"
+            f"{largest:.1e}); check the encoder's weights and --scale, or use another --layer"
         )
 
 
-def pictures(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
-    """Give the thumbnails (h, w, 1 or 3) uint8 of records, in the order of `index`.
-
-    None where some are missing.
+def read_thumbnails(folder: Folder, index: Array) -> list[thumbnails.Pixels] | None:
+    """Read the thumbnails (h, w, 1 or 3) uint8 of records, in the order of `index`.
 
     Args:
         folder: the run folder.
-        index: (n,) int64, of records that are there.
+        index: (n,) int64, the records, which must exist.
+
+    Returns:
+        The thumbnails; None if some are missing.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
         StorageError: a part cannot be read.
     """
     wanted = np.unique(index)
-    found: dict[int, thumbnails.Pixels] = {}
-    numbers = list(part_files.part_numbers(folder, layout.THUMBNAILS))
+    by_index: dict[int, thumbnails.Pixels] = {}
+    numbers = list(part_files.list_part_numbers(folder, layout.THUMBNAILS))
 
     def read(part: pq.ParquetFile) -> pa.Table:
         index = part.read(["index"], use_threads=False)
-        mask = _is_in(index["index"].to_numpy(), wanted)
-        # Most parts have none of a few, and pictures are most of the bytes.
+        mask = _find_members(index["index"].to_numpy(), wanted)
+        # Thumbnails are most of the bytes, and most parts have none of a few records.
         if not mask.any():
             return part_files.THUMBNAIL_SCHEMA.empty_table()
         return part.read(["index", "png"], use_threads=False).filter(pa.array(mask))
 
     def read_part(number: int) -> pa.Table:
-        return part_files.with_part(folder, layout.THUMBNAILS, number, read)
+        return part_files.read_part_with(folder, layout.THUMBNAILS, number, read)
 
-    for part in part_files.each(folder, read_part, numbers):
+    for part in part_files.map_parts(folder, read_part, numbers):
         pngs = zip(part["index"].to_pylist(), part["png"].to_pylist(), strict=True)
-        found.update((at, thumbnails.decode_png(png)) for at, png in pngs)
-    if len(found) < len(wanted):
+        by_index.update((record, thumbnails.decode_png(png)) for record, png in pngs)
+    if len(by_index) < len(wanted):
         return None
-    return [found[int(at)] for at in index]
+    return [by_index[int(record)] for record in index]
 
 
-def _taken(folder: Folder, column: str, rows: dict[int, Array], total: int) -> Subset:
-    """Read rows of parts."""
+def _read_rows(folder: Folder, column: str, rows: dict[int, Array], total: int) -> Subset:
+    """Read some rows of each part."""
 
     def take(number: int) -> pa.Table:
-        return _read(folder, [*_RECORD, column], number).take(pa.array(rows[number]))
+        return _read_columns(folder, [*_RECORD, column], number).take(pa.array(rows[number]))
 
-    # Where nothing is taken, the types are still there.
+    # If there are no rows at all, one part is read for the types.
     numbers = [number for number in rows if len(rows[number])] or list(rows)[:1]
     features: Matrix | None = None
-    taken: list[pa.Table] = []
+    tables: list[pa.Table] = []
     start = 0
-    for part in part_files.each(folder, take, numbers):
-        own = as_matrix(part[column])
+    for part in part_files.map_parts(folder, take, numbers):
+        values = as_matrix(part[column])
         if features is None:
-            # One after the other: all parts and all rows would be twice as much.
-            features = np.empty((sum(map(len, rows.values())), own.shape[1]), np.float32)
-        features[start : start + len(own)] = own
-        start += len(own)
-        taken.append(part.drop_columns([column]))
-    assert features is not None  # noqa: S101 - there is a part at least
-    records = pa.concat_tables(taken)
-    texts = {name: _objects(records[name]) for name in ("key", "label", "split")}
+            # Filled part by part: joining all parts at the end would take twice the memory.
+            features = np.empty((sum(map(len, rows.values())), values.shape[1]), np.float32)
+        features[start : start + len(values)] = values
+        start += len(values)
+        tables.append(part.drop_columns([column]))
+    assert features is not None  # noqa: S101 - there is at least one part
+    records = pa.concat_tables(tables)
     return Subset(
-        features,
-        records["index"].to_numpy(),
-        texts["key"],
-        texts["label"],
-        texts["split"],
-        records.schema.field("label").type,
-        total,
+        features=features,
+        index=records["index"].to_numpy(),
+        keys=_to_objects(records["key"]),
+        labels=_to_objects(records["label"]),
+        splits=_to_objects(records["split"]),
+        label_type=records.schema.field("label").type,
+        total=total,
     )
 
 
-def _is_in(values: Array, among: Array) -> Array:
-    """Say which values are among sorted ones; sorting those again for each part would take long."""
+def _find_members(values: Array, among: Array) -> Array:
+    """Return which values are in `among`, as (n,) bool.
+
+    `np.isin` would sort `among`, which is sorted already, once for every part.
+    """
     if not len(among):
         return np.zeros(len(values), bool)
-    place = np.minimum(np.searchsorted(among, values), len(among) - 1)
-    found: Array = among[place] == values
-    return found
+    positions = np.minimum(np.searchsorted(among, values), len(among) - 1)
+    members: Array = among[positions] == values
+    return members
 
 
-def _read(folder: Folder, columns: list[str], number: int) -> pa.Table:
+def _read_columns(folder: Folder, columns: list[str], number: int) -> pa.Table:
     return part_files.read_part(folder, layout.FEATURES, number, columns)
 
 
-def _objects(column: pa.ChunkedArray) -> Array:
+def _to_objects(column: pa.ChunkedArray) -> Array:
     values = np.empty(len(column), object)
     values[:] = column.to_pylist()
     return values

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run folder holds, and whether it is sound; imports neither TensorFlow nor Ray."""
+"""Read the state of a run, and verify its files. Imports neither TensorFlow nor Ray."""
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ray_embed import planning
 from ray_embed.core.arrays import as_matrix
 from ray_embed.core.text_table import align
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.errors import InputError, RunError
 from ray_embed.runs import integrity
@@ -21,9 +21,9 @@ from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Status:
-    """The state of a run; counts are None where a stream's length is not known yet."""
+    """The state of a run. Counts are None while the length of a dataset is unknown."""
 
     run: str
     fingerprint: str
@@ -38,11 +38,11 @@ class Status:
     verified: bool = False
 
     def to_json(self) -> dict[str, Any]:
-        """Give the state as plain data."""
+        """Return the state as JSON-like data."""
         return asdict(self)
 
     def lines(self) -> list[str]:
-        """Give the state as lines for a reader."""
+        """Return the state as lines of text."""
         planned = "?" if self.shards_planned is None else self.shards_planned
         records = "?" if self.records_planned is None else self.records_planned
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.rejects_by_reason.items())
@@ -55,96 +55,102 @@ class Status:
             ("fingerprint", self.fingerprint),
         ]
         if self.verified:
-            rows.append(("verified", "sound" if not self.problems else "NOT sound"))
+            rows.append(("verified", "problems found" if self.problems else "no problems"))
         return [*align(rows), *(f"  {problem}" for problem in self.problems)]
 
 
-def status(run: str, *, verify: bool = False) -> Status:
-    """Look at a run folder; with `verify` read all of it and list what is wrong.
+def read_status(run: str, *, verify: bool = False) -> Status:
+    """Read the state of a run.
+
+    Args:
+        run: the run folder, a path or URI.
+        verify: whether to read all files and list all problems.
 
     Raises:
-        InputError: no run folder.
+        InputError: it is not a run folder.
     """
-    folder = Folder.at(run)
-    about = manifest.read_run(folder)
-    if about is None:
-        raise InputError(f"{shown(run)}: no such run folder, or its run is still being planned")
-    if "fingerprint" not in about:
+    folder = Folder.open(run)
+    content = manifest.read_run(folder)
+    if content is None:
         raise InputError(
-            f"{shown(run)}: its run is still being planned, or was stopped before; then run the "
-            "command again"
+            f"{redact_uri(run)}: no such run folder, or its run is still being planned"
         )
-    outline = planning.load(folder)
-    # Of one moment, as more may be done meanwhile.
-    done = part_files.Done(folder)
+    if "fingerprint" not in content:
+        raise InputError(
+            f"{redact_uri(run)}: its run is still being planned, or was stopped during that; if it "
+            "was stopped, run the command again"
+        )
+    plan = planning.load(folder)
+    # Listed once, because more shards may finish meanwhile.
+    done = part_files.FinishedShards(folder)
     numbers = list(done)
     problems: list[str] = []
     reasons: dict[str, int] = {}
     rows = 0
     try:
-        reasons = part_files.rejects_by_reason(folder, done)
+        reasons = part_files.count_rejects(folder, done)
     except RunError as error:
         problems.append(str(error))
-    for found in part_files.each(folder, partial(_rows_of, folder), numbers):
-        if isinstance(found, int):
-            rows += found
+    for result in part_files.map_parts(folder, partial(_count_rows, folder), numbers):
+        if isinstance(result, int):
+            rows += result
         else:
-            problems.append(found)
+            problems.append(result)
     if verify:
-        problems = list(_problems(folder, about["fingerprint"], numbers, outline))
+        problems = list(_find_problems(folder, content["fingerprint"], numbers, plan))
     return Status(
-        shown(run),
-        about["fingerprint"],
-        len(numbers),
-        outline.shards,
-        outline.records,
-        rows,
-        sum(reasons.values()),
-        reasons,
-        folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"),
-        tuple(problems),
-        verify,
+        run=redact_uri(run),
+        fingerprint=content["fingerprint"],
+        shards_done=len(numbers),
+        shards_planned=plan.shards,
+        records_planned=plan.records,
+        rows=rows,
+        rejects=sum(reasons.values()),
+        rejects_by_reason=reasons,
+        projector=folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"),
+        problems=tuple(problems),
+        verified=verify,
     )
 
 
-def _rows_of(folder: Folder, number: int) -> int | str:
-    """Give the rows of a part, or say what is wrong with it."""
+def _count_rows(folder: Folder, number: int) -> int | str:
+    """Return the number of rows of a part, or what is wrong with it."""
     try:
-        return part_files.about(folder, number).rows
+        return part_files.read_footer(folder, number).rows
     except RunError as error:
         return str(error)
 
 
-def _problems(
-    folder: Folder, fingerprint: str, numbers: list[int], outline: planning.Plan
+def _find_problems(
+    folder: Folder, fingerprint: str, numbers: list[int], plan: planning.Plan
 ) -> Iterator[str]:
-    """Read every part; yield what is wrong, in a sentence that names the part."""
+    """Read all parts, and yield problems as sentences that name the part."""
 
-    def of_one(number: int) -> list[str]:
+    def check_part(number: int) -> list[str]:
         name = part_files.part_name(layout.FEATURES, number)
         try:
-            return list(_problems_of(folder, fingerprint, number, outline))
+            return list(_find_part_problems(folder, fingerprint, number, plan))
         except RunError as error:
             return [str(error)]
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
             return [f"{name}: cannot be compared with the plan: {error}"]
 
-    for problems in part_files.each(folder, of_one, numbers):
+    for problems in part_files.map_parts(folder, check_part, numbers):
         yield from problems
     if not artifacts.is_intact(folder):
-        name = folder.shown(layout.ENCODER)
-        yield f"{name}: it is gone or damaged; run again to write it"
-    if outline.shards is not None and numbers != list(range(outline.shards)):
-        missing = sorted(set(range(outline.shards)) - set(numbers))
+        name = folder.display_path(layout.ENCODER)
+        yield f"{name}: it is missing or damaged; run again to write it"
+    if plan.shards is not None and numbers != list(range(plan.shards)):
+        missing = sorted(set(range(plan.shards)) - set(numbers))
         if missing:
             yield f"{len(missing)} shards are not done, the first is {missing[0]}"
 
 
-def _problems_of(
-    folder: Folder, fingerprint: str, number: int, outline: planning.Plan
+def _find_part_problems(
+    folder: Folder, fingerprint: str, number: int, plan: planning.Plan
 ) -> Iterator[str]:
     name = part_files.part_name(layout.FEATURES, number)
-    about = part_files.about(folder, number)
+    footer = part_files.read_footer(folder, number)
     table = part_files.read_part(folder, layout.FEATURES, number)
     kinds = [layout.FEATURES, layout.THUMBNAILS]
     rejected = pa.table({"index": pa.array([], pa.int64())})
@@ -153,59 +159,59 @@ def _problems_of(
         rejected = part_files.read_part(folder, layout.REJECTS, number)
     if folder.exists(part_files.part_name(layout.PCA, number)):
         kinds.append(layout.PCA)
-    if (about.fingerprint, about.shard) != (fingerprint, number):
-        yield f"{name}: belongs to another run or shard"
-    if about.rejected != rejected.num_rows:
-        yield f"{name}: its rejects are not the {about.rejected} there were"
-    shard = _shard_of(folder, outline, number)
-    if shard is None and outline.shards is not None:
-        yield f"{name}: no such shard was planned"
+    if (footer.fingerprint, footer.shard) != (fingerprint, number):
+        yield f"{name}: it belongs to another run or shard"
+    if footer.rejected != rejected.num_rows:
+        yield f"{name}: {rejected.num_rows} of its {footer.rejected} rejected records are listed"
+    shard = _find_shard(folder, plan, number)
+    if shard is None and plan.shards is not None:
+        yield f"{name}: the plan has no such shard"
     if shard is not None:
         records = planning.make_record_columns(
-            outline, shard, planning.read_shard(folder, shard.split, shard.local)
+            plan, shard, planning.read_shard(folder, shard.split, shard.local)
         )
-        yield from _differences(name, records, table, rejected)
-    pictured = part_files.read_part(folder, layout.THUMBNAILS, number)["index"]
-    if pictured.to_pylist() != table["index"].to_pylist():
-        yield f"{name}: its thumbnails are of other records"
-    for column in part_files.feature_columns(table.schema):
+        yield from _compare_records(name, records, table, rejected)
+    thumbnails = part_files.read_part(folder, layout.THUMBNAILS, number)["index"]
+    if thumbnails.to_pylist() != table["index"].to_pylist():
+        yield f"{name}: its thumbnails are those of other records"
+    for column in part_files.list_feature_columns(table.schema):
         if not np.isfinite(as_matrix(table[column])).all():
             yield f"{name}: {column} holds numbers that are not finite"
     for kind in kinds:
         part_files.read_part(folder, kind, number, [], fingerprint)
         if not integrity.is_as_written(folder, kind, number):
-            yield f"{part_files.part_name(kind, number)}: its bytes are not those that were written"
+            yield f"{part_files.part_name(kind, number)}: its bytes differ from what was written"
 
 
-def _differences(
+def _compare_records(
     name: str, records: pa.Table, table: pa.Table, rejected: pa.Table
 ) -> Iterator[str]:
-    """Compare the records of a part, and its rejects, with the planned ones."""
-    planned, found = records["index"].to_pylist(), table["index"].to_pylist()
-    if sorted(found + rejected["index"].to_pylist()) != planned:
+    """Compare the records and rejects of a part with the plan, and yield problems."""
+    planned, embedded = records["index"].to_pylist(), table["index"].to_pylist()
+    if sorted(embedded + rejected["index"].to_pylist()) != planned:
         yield f"{name}: its records and rejects are not the {len(planned)} planned ones"
-    elif found != sorted(found):
+    elif embedded != sorted(embedded):
         yield f"{name}: its records are out of order"
     else:
         kept = records.filter(pc.is_in(records["index"], table["index"].combine_chunks()))
-        # As text, in which NaN is the same as NaN.
+        # Compared as text, in which NaN equals NaN.
         if repr(kept.to_pylist()) != repr(table.select(kept.column_names).to_pylist()):
             yield f"{name}: its keys, labels or metadata are not the planned ones"
 
 
-def _shard_of(folder: Folder, outline: planning.Plan, number: int) -> planning.Shard | None:
-    """Give the shard of a number; None where none was planned, or a stream before it goes on."""
+def _find_shard(folder: Folder, plan: planning.Plan, number: int) -> planning.Shard | None:
+    """Return a shard by number; None if it is not planned, or not yet."""
     first = index = 0
-    for split in outline.splits:
+    for split in plan.splits:
         local = number - first
-        there = (
+        exists = (
             folder.exists(split.file_of(local)) if split.shards is None else local < split.shards
         )
-        if there:
+        if exists:
             position = local * split.shard_size
-            # Of a stream that has not ended, the last shard may have fewer.
-            left = split.shard_size if split.records is None else split.records - position
-            records = min(split.shard_size, left)
+            # Until the end of a dataset is reached, its last shard may have fewer records.
+            remaining = split.shard_size if split.records is None else split.records - position
+            records = min(split.shard_size, remaining)
             return planning.Shard(number, split, local, index + position, position, records)
         if split.shards is None or split.records is None:
             return None

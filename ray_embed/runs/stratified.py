@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A sample of the points for TensorBoard's page, which shows a limited number of them.
+"""Draw a sample of rows, stratified by split and label, with a fixed seed.
 
-Stratified by split and label: every label is there, in about its share, and the same points each
-time. Needs one pass to count and one to draw, and memory for the strata, not for the points.
+Every label gets about its share of the sample. This takes one pass to count the rows and one to
+draw them, and memory for the strata, not for the rows.
 """
 
 from collections import Counter
@@ -19,10 +19,10 @@ _SEED = 0
 
 
 class Strata:
-    """Counts the rows of each split and label, or of each split where there are too many labels.
+    """Counts the rows of each split and label, or of each split if there are too many labels.
 
     Args:
-        limit: the number of points that will be drawn.
+        limit: the number of rows that will be drawn.
     """
 
     def __init__(self, limit: int) -> None:
@@ -32,7 +32,7 @@ class Strata:
 
     def add(self, table: pa.Table) -> None:
         """Count the rows of a table with the columns `split` and `label`."""
-        strata, rows = _strata(table, self._by_label)
+        strata, rows = _find_strata(table, self._by_label)
         for stratum, count in zip(strata, np.bincount(rows, minlength=len(strata)), strict=True):
             self.counts[stratum] += int(count)
         if self._by_label and len(self.counts) > self._limit:
@@ -43,82 +43,85 @@ class Strata:
             self.counts = splits
 
 
-def quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
-    """Share `limit` points out over the strata: one each, the rest in proportion to their rows.
+def allocate_quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
+    """Return how many of `limit` rows to draw from each stratum.
 
-    Where there are more strata than points, the largest have one.
+    Every stratum gets one; the others are shared out in proportion to the rows. If there are more
+    strata than `limit`, the largest ones get one each.
     """
     if len(counts) > limit:
         chosen = set(sorted(counts, key=lambda stratum: -counts[stratum])[:limit])
         return {stratum: int(stratum in chosen) for stratum in counts}
-    left = limit - len(counts)
-    beyond = sum(counts.values()) - len(counts)
-    shares = {stratum: (count - 1) * left / max(beyond, 1) for stratum, count in counts.items()}
-    given = {stratum: 1 + int(share) for stratum, share in shares.items()}
-    # The largest remainders get what rounding down has left; equal ones in order of appearance.
+    remaining = limit - len(counts)
+    other_rows = sum(counts.values()) - len(counts)
+    shares = {
+        stratum: (count - 1) * remaining / max(other_rows, 1) for stratum, count in counts.items()
+    }
+    result = {stratum: 1 + int(share) for stratum, share in shares.items()}
+    # Rounding down leaves some rows for the largest remainders; equal ones in order of appearance.
     by_remainder = sorted(shares, key=lambda stratum: int(shares[stratum]) - shares[stratum])
-    for stratum in by_remainder[: limit - sum(given.values())]:
-        given[stratum] += 1
-    return given
+    for stratum in by_remainder[: limit - sum(result.values())]:
+        result[stratum] += 1
+    return result
 
 
 class Draw:
-    """Draws `limit` of the counted rows, table by table in the order they were counted in.
+    """Draws `limit` of the counted rows, table by table, in the order in which they were counted.
 
-    Of each stratum every choice of its rows is as likely as any other one.
+    Within a stratum, every choice of rows is equally likely.
 
     Args:
-        counts: of the strata, by `Strata`.
-        limit: the number of points to draw.
+        counts: the rows of each stratum, as `Strata` counts them.
+        limit: the number of rows to draw.
     """
 
     def __init__(self, counts: Counter[Stratum], limit: int) -> None:
         random = Random(_SEED)  # noqa: S311
         self._by_label = any(len(stratum) > 1 for stratum in counts)
-        # Of each stratum: which of its rows are drawn, counted within it, and how many have passed.
+        # For each stratum: the positions to draw within it, and how many of its rows have passed.
         self._drawn = {
             stratum: np.sort(np.array(random.sample(range(counts[stratum]), quota), np.int64))
-            for stratum, quota in quotas(counts, limit).items()
+            for stratum, quota in allocate_quotas(counts, limit).items()
         }
         self._passed = dict.fromkeys(counts, 0)
 
-    def of(self, table: pa.Table) -> Rows:
-        """Give the positions drawn in the next table, in order."""
+    def take(self, table: pa.Table) -> Rows:
+        """Return the positions drawn in the next table, in order."""
         if not table.num_rows:
             return np.zeros(0, np.int64)
-        strata, rows = _strata(table, self._by_label)
+        strata, rows = _find_strata(table, self._by_label)
         by_stratum = np.argsort(rows, kind="stable")
         ends = np.cumsum(np.bincount(rows, minlength=len(strata)))
-        found = []
-        for stratum, own in zip(strata, np.split(by_stratum, ends[:-1]), strict=True):
+        positions = []
+        for stratum, members in zip(strata, np.split(by_stratum, ends[:-1]), strict=True):
             drawn, passed = self._drawn[stratum], self._passed[stratum]
-            first, last = np.searchsorted(drawn, (passed, passed + len(own)))
-            found.append(own[drawn[first:last] - passed])
-            self._passed[stratum] += len(own)
-        return np.sort(np.concatenate(found))
+            first, last = np.searchsorted(drawn, (passed, passed + len(members)))
+            positions.append(members[drawn[first:last] - passed])
+            self._passed[stratum] += len(members)
+        return np.sort(np.concatenate(positions))
 
 
-def _strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
-    """Give the strata of a table's rows in order of appearance, and which one each row is in."""
+def _find_strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
+    """Return the strata of a table in order of appearance, and the number of each row's stratum."""
     columns = ["split", "label"] if by_label else ["split"]
     coded = [table[name].combine_chunks().dictionary_encode("encode") for name in columns]
     values = [column.dictionary.to_pylist() for column in coded]
-    joined = np.zeros(table.num_rows, np.int64)
+    codes = np.zeros(table.num_rows, np.int64)
     for column, known in zip(coded, values, strict=True):
-        joined = joined * len(known) + column.indices.to_numpy()
-    _, first, rows = np.unique(joined, return_index=True, return_inverse=True)
+        codes = codes * len(known) + column.indices.to_numpy()
+    _, first, rows = np.unique(codes, return_index=True, return_inverse=True)
     numbers: dict[Stratum, int] = {}
-    found = np.zeros(len(first), np.int64)
-    for at in np.argsort(first):
-        row = int(first[at])
+    number_of_code = np.zeros(len(first), np.int64)
+    for position in np.argsort(first):
+        row = int(first[position])
         stratum = tuple(
-            _same(known[column.indices[row].as_py()])
+            _replace_nan(known[column.indices[row].as_py()])
             for column, known in zip(coded, values, strict=True)
         )
-        found[at] = numbers.setdefault(stratum, len(numbers))
-    return list(numbers), found[rows]
+        number_of_code[position] = numbers.setdefault(stratum, len(numbers))
+    return list(numbers), number_of_code[rows]
 
 
-def _same(value: Any) -> Any:
-    # NaN is not equal to itself, so it would be a new stratum each time.
+def _replace_nan(value: Any) -> Any:
+    # NaN is not equal to itself, so every NaN would be a new stratum.
     return None if value != value else value

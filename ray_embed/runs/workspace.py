@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The run folder of a command: found, looked at, and held, so that nobody else writes to it."""
+"""Choose, check and lock the run folder of a command, so that no other process writes to it."""
 
 import contextlib
 import os
@@ -11,17 +11,17 @@ from typing import Any
 
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
-from ray_embed.core.uri import base_name, is_uri, shown
+from ray_embed.core.uri import get_base_name, is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.runs import identity
 from ray_embed.storage import manifest
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 
 @dataclass(frozen=True)
 class Target:
-    """The run folder, and what ``run.json`` said before; None for a new run."""
+    """The run folder, and the earlier content of its ``run.json``; None for a new run."""
 
     given: str
     folder: Folder
@@ -29,88 +29,89 @@ class Target:
 
     @property
     def out(self) -> str:
-        """The run folder as it may be shown."""
-        return shown(self.given)
+        """The run folder for messages, without credentials."""
+        return redact_uri(self.given)
 
     @property
     def uri(self) -> str:
-        """Where the run folder is, for other processes."""
+        """The URI or absolute path of the run folder, for other processes."""
         return self.given if is_uri(self.given) else self.folder.path
 
     @property
-    def goes_on(self) -> bool:
-        """Whether a run was begun here that is to be finished."""
+    def is_resumed(self) -> bool:
+        """Whether a run was begun here, so that it is resumed."""
         return self.before is not None and "identity" in self.before
 
     @property
     def threads(self) -> int | None:
-        """The threads of an actor that the run was begun with, so that it goes on with them."""
-        begun: int | None = (self.before or {}).get("identity", {}).get("threads per actor")
-        return begun
+        """The threads per actor that the run was begun with, and keeps; None for a new run."""
+        threads: int | None = (self.before or {}).get("identity", {}).get("threads per actor")
+        return threads
 
 
 @contextlib.contextmanager
-def opened_target(config: RunConfig) -> Iterator[Target]:
-    """Open the run folder, for this process alone.
+def open_target(config: RunConfig) -> Iterator[Target]:
+    """Open the run folder, and lock it for this process.
 
-    Without `out` it is named after the model and its weights.
+    Without `out`, the folder is named after the model and its weights.
 
     Raises:
-        InputError: it cannot be written to, holds something else, or another process writes to it.
+        InputError: the folder cannot be written to, holds something else, or another process
+            writes to it.
     """
-    out = config.out or default_out(config)
+    out = config.out or choose_default_out(config)
     if config.out is None:
         say(f"run folder: {out}")
     try:
-        folder = Folder.at(out)
+        folder = Folder.open(out)
     except InputError as error:
         raise InputError(f"--out {error}") from error
     if folder.is_local:
         _check_path(out, Path(folder.path))
     with contextlib.ExitStack() as stack:
         try:
-            anew = config.overwrite and manifest.is_run(folder)
-            if not anew:
-                # Before anything is written to what may be something else.
+            overwrites = config.overwrite and manifest.is_run(folder)
+            if not overwrites:
+                # Refuse a folder that holds something else before the lock is written to it.
                 manifest.read_run(folder)
-            stack.enter_context(alone(folder))
-            before = None if anew else manifest.read_run(folder)
+            stack.enter_context(lock_folder(folder))
+            before = None if overwrites else manifest.read_run(folder)
         except StorageError as error:
-            raise InputError(f"--out {shown(out)}: {error}; give another folder") from error
+            raise InputError(f"--out {redact_uri(out)}: {error}; give another folder") from error
         yield Target(out, folder, before)
 
 
 def _check_path(out: str, path: Path) -> None:
-    """Look whether a local run folder can be one.
+    """Check that a local run folder exists or can be created.
 
     Raises:
-        InputError: it cannot.
+        InputError: the path is invalid, is a file, or may not be written to.
     """
     try:
-        above = next(p for p in (path, *path.parents) if p.exists())
+        existing = next(p for p in (path, *path.parents) if p.exists())
     except OSError as error:
         raise InputError(f"--out {out}: {error.strerror}; give another folder") from error
-    if not above.is_dir():
-        raise InputError(f"--out {out}: {above} is a file; give a folder")
-    if not os.access(above, os.W_OK | os.X_OK):
-        raise InputError(f"--out {out}: {above} may not be written to; give another folder")
+    if not existing.is_dir():
+        raise InputError(f"--out {out}: {existing} is a file; give a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"--out {out}: {existing} may not be written to; give another folder")
 
 
-def default_out(config: RunConfig) -> str:
-    """Name the run folder after the model and its weights: ``runs/<model>-<weights>``."""
-    model = config.model if isinstance(config.model, str) else identity.name_of(config.model)
-    return default_name(str(model), config.weights)
+def choose_default_out(config: RunConfig) -> str:
+    """Return the default run folder: ``runs/<model>-<weights>``."""
+    model = config.model if isinstance(config.model, str) else identity.name_object(config.model)
+    return make_default_name(str(model), config.weights)
 
 
-def default_name(model: str, weights: str | None) -> str:
-    """Name the run folder of a model and its weights, as they were given."""
-    names = [Path(_last_name(model)).stem]
+def make_default_name(model: str, weights: str | None) -> str:
+    """Return the default run folder for a model and its weights."""
+    names = [Path(_get_last_name(model)).stem]
     if weights:
-        names.append(_last_name(weights).partition(".")[0])
+        names.append(_get_last_name(weights).partition(".")[0])
     return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in names)
 
 
-def _last_name(given: str) -> str:
-    if is_uri(given):
-        return base_name(given)
-    return given.rpartition(":")[2] if ":" in given else Path(given).name
+def _get_last_name(reference: str) -> str:
+    if is_uri(reference):
+        return get_base_name(reference)
+    return reference.rpartition(":")[2] if ":" in reference else Path(reference).name

@@ -11,8 +11,8 @@ import ray
 from ray.exceptions import RayError, RuntimeEnvSetupError
 
 from ray_embed.config import RunConfig
-from ray_embed.core.uri import shown, without_credentials
-from ray_embed.errors import InputError, first_line
+from ray_embed.core.uri import redact_uri, remove_credentials
+from ray_embed.errors import InputError, get_first_line
 from ray_embed.runtime import code_shipping
 
 _CONNECT_SECONDS = 10.0
@@ -34,18 +34,18 @@ def join_cluster(address: str, config: RunConfig, options: dict[str, Any]) -> No
     Raises:
         InputError: nothing answers there, the cluster requires a token, or its versions differ.
     """
-    given = f"--address {shown(address)}"
+    given = f"--address {redact_uri(address)}"
     _check_listens(address, given)
     try:
         with code_shipping.ship_modules(config, Path.cwd()) as environment:
             ray.init(address, **options, **environment)
     except RuntimeEnvSetupError as error:
         raise InputError(
-            f"{given}: the modules of {Path.cwd()} cannot be sent there: {first_line(error)}"
+            f"{given}: the modules of {Path.cwd()} cannot be sent there: {get_first_line(error)}"
         ) from error
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
         # Its message about versions has several lines.
-        message = without_credentials(" ".join(str(error).split()))
+        message = remove_credentials(" ".join(str(error).split()))
         fix = _VERSIONS if "Version mismatch" in message else _CHECK
         raise InputError(
             f"{given}: no Ray cluster can be joined there ({message}); {fix}"

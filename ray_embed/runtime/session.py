@@ -15,8 +15,8 @@ import ray
 
 from ray_embed.config import LOCAL, RunConfig, choose_ray_address
 from ray_embed.core import legacy_keras
-from ray_embed.core.uri import shown
-from ray_embed.errors import RunError, first_line
+from ray_embed.core.uri import redact_uri
+from ray_embed.errors import RunError, get_first_line
 from ray_embed.runtime import capacity, kept_actors, ray_private, resources
 from ray_embed.runtime.actor_pool import ActorPool
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
@@ -57,13 +57,13 @@ class Session:
     ) -> None:
         self.resources = each
         self._actor_class = actor_class
-        self._environment = {} if inherits else legacy_keras.environment()
+        self._environment = {} if inherits else legacy_keras.read_environment()
         self.folder = str(Path.cwd())
         self._attempts = config.max_attempts
         self._started: list[Any] = []
         self._kept = list(kept)
         # It is unique, as other runs may use the same Ray.
-        run = Path(shown(config.out or "run")).absolute().name or "run"
+        run = Path(redact_uri(config.out or "run")).absolute().name or "run"
         self._name = f"{run}-{uuid.uuid4().hex[:6]}"
         self._numbers = itertools.count()
         self.pool = ActorPool(self._start_actor, each, actors)
@@ -180,7 +180,12 @@ def session(
     if ray.is_initialized():
         each = capacity.wait_for_resources(config, threads)
         needs_own = kept_actors.runs_user_code(config)
-        key = (actor_class, each, str(legacy_keras.environment()), ray.get_runtime_context().job_id)
+        key = (
+            actor_class,
+            each,
+            str(legacy_keras.read_environment()),
+            ray.get_runtime_context().job_id,
+        )
         kept = kept_actors.take(None if needs_own else key)
         running = Session(config, actor_class, each, config.actors, kept=kept)
         try:
@@ -237,4 +242,4 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
             )
     except Exception as error:
         # Ray has no class of errors for this.
-        raise RunError(f"Ray does not start on this machine: {first_line(error)}") from error
+        raise RunError(f"Ray does not start on this machine: {get_first_line(error)}") from error

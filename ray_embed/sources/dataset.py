@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.core import user_code
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError, RayEmbedError, RunError
 from ray_embed.images.decode import PixelSpec
 from ray_embed.sources.array_images import ArrayImages, open_arrays
@@ -100,7 +100,7 @@ class RecordReader:
         self._where = source.where
         opened = source.source
         if isinstance(opened, str) or _is_function(opened):
-            opened = user_code.call(opened, source.kwargs, self._where)
+            opened = user_code.call_reference(opened, source.kwargs, self._where)
         # "path" or "weight": the meaning of the first record's third element holds for all.
         self._third: str | None = None
         self._notes: list[str] = []
@@ -316,7 +316,7 @@ class RecordReader:
                 shape = f"the shape {array.shape} for {count} records"
             raise InputError(f"{self._where}: {what} has {shape}; {advice}")
         flat = array.reshape(-1).tolist()
-        return [key_of(value) if isinstance(value, (bytes, str)) else value for value in flat]
+        return [make_key(value) if isinstance(value, (bytes, str)) else value for value in flat]
 
     def _add_batch_axis(self, value: Any, what: str) -> Any:
         """Return a batch of one for the value of a single record."""

@@ -14,11 +14,11 @@ from typing import IO, Any
 
 from pyarrow import fs as pafs
 
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
-from ray_embed.storage.filesystem import locate, shown_path
-from ray_embed.storage.retry import explained, persistent
+from ray_embed.storage.filesystem import format_path, locate
+from ray_embed.storage.retry import call_with_retries, explain_error
 
 # Bytes, and modification time in ns; both None where there is no file.
 SizeAndTime = tuple[int | None, int | None]
@@ -40,8 +40,8 @@ class File:
         return self.filesystem is not None
 
     def __str__(self) -> str:
-        name = key_of(self.path)
-        return name if self.filesystem is None else shown_path(self.filesystem, name)
+        name = make_key(self.path)
+        return name if self.filesystem is None else format_path(self.filesystem, name)
 
 
 def locate_file(name: str) -> File:
@@ -95,9 +95,9 @@ def _stat_file(file: File) -> SizeAndTime:
         return stat_local_file(file.path)
     filesystem, path = file.filesystem, file.path.decode()
     try:
-        info = persistent(lambda: filesystem.get_file_info(path))
+        info = call_with_retries(lambda: filesystem.get_file_info(path))
     except OSError as error:
-        raise StorageError(f"{file}: cannot be accessed: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be accessed: {explain_error(error)}") from error
     return (info.size, info.mtime_ns) if info.is_file else (None, None)
 
 
@@ -110,7 +110,7 @@ def open_file(file: File) -> IO[bytes]:
     if file.filesystem is None:
         return open(file.path, "rb")
     filesystem, path = file.filesystem, file.path.decode()
-    opened: IO[bytes] = persistent(lambda: filesystem.open_input_file(path))
+    opened: IO[bytes] = call_with_retries(lambda: filesystem.open_input_file(path))
     return opened
 
 
@@ -129,13 +129,13 @@ def read_file(file: File, planned: SizeAndTime) -> bytes | str:
         if file.filesystem is None:
             with open(file.path, "rb") as local:
                 return local.read()
-        content, time = persistent(partial(_read_object, file))
+        content, time = call_with_retries(partial(_read_object, file))
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
         raise InputError(f"{file}: it is gone since the run was planned") from error
     except OSError as error:
         if file.filesystem is None and isinstance(error, (PermissionError, IsADirectoryError)):
             return "unreadable"
-        raise StorageError(f"{file}: cannot be read: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be read: {explain_error(error)}") from error
     size, before = planned
     if size is None:
         return content

@@ -11,7 +11,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.external_sort import sort_names
@@ -66,9 +66,9 @@ def make_records(paths: list[str], stats: list[SizeAndTime]) -> pa.RecordBatch:
     sizes, times = zip(*stats, strict=True)
     return pa.record_batch(
         {
-            "key": pa.array([key_of(path) for path in paths], pa.string()),
+            "key": pa.array([make_key(path) for path in paths], pa.string()),
             "label": pa.array(
-                [key_of(first) if slash else None for first, slash, _ in folders], pa.string()
+                [make_key(first) if slash else None for first, slash, _ in folders], pa.string()
             ),
             "path": pa.array([os.fsencode(path) for path in paths], pa.binary()),
             "size": pa.array(sizes, pa.int64()),

@@ -13,8 +13,8 @@ import pyarrow.compute as pc
 import pyarrow.csv
 
 from ray_embed.config import RunConfig
-from ray_embed.core.keys import key_of
-from ray_embed.core.uri import is_uri, parent, shown
+from ray_embed.core.keys import make_key
+from ray_embed.core.uri import get_parent_uri, is_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.file_images import FileReader
@@ -31,7 +31,7 @@ from ray_embed.sources.listing_format import (
 )
 from ray_embed.sources.missing_files import check_files
 from ray_embed.storage.filesystem import locate
-from ray_embed.storage.retry import explained
+from ray_embed.storage.retry import explain_error
 
 _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
@@ -79,7 +79,7 @@ class Listing:
                     stats = stat_files([resolve_path(folder, path) for path in paths])
                     yield pa.record_batch(
                         {
-                            "key": pa.array([key_of(path) for path in paths], pa.string()),
+                            "key": pa.array([make_key(path) for path in paths], pa.string()),
                             **self._decode_cells(batch, row),
                             "path": batch[self.path_column],
                             "size": pa.array([size for size, _ in stats], pa.int64()),
@@ -94,7 +94,7 @@ class Listing:
 
     @property
     def _name(self) -> str:
-        return shown(self.uri)
+        return redact_uri(self.uri)
 
     def _decode_cells(self, batch: pa.RecordBatch, row: int) -> dict[str, pa.Array]:
         """Return the labels and the extra columns of rows of which the first is number `row`."""
@@ -138,7 +138,7 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
             written as the files lie.
     """
     sample = _read_sample(uri)
-    name = shown(uri)
+    name = redact_uri(uri)
     check_encoding(sample, name)
     expected = "\t" if name.lower().endswith(".tsv") else ","
     delimiter = find_delimiter(sample, expected, config.path_column)
@@ -200,7 +200,7 @@ def _read_sample(uri: str) -> bytes:
             return sample
     except OSError as error:
         raise InputError(
-            f"{shown(uri)}: cannot be read as a listing: {explained(error)}"
+            f"{redact_uri(uri)}: cannot be read as a listing: {explain_error(error)}"
         ) from error
 
 
@@ -218,7 +218,7 @@ def reject_own_names(extras: list[str], where: str) -> None:
 
 
 def _find_folder(uri: str) -> str:
-    return parent(uri) if is_uri(uri) else str(Path(uri).parent)
+    return get_parent_uri(uri) if is_uri(uri) else str(Path(uri).parent)
 
 
 def _read_header(uri: str, delimiter: str) -> list[str]:
@@ -226,7 +226,7 @@ def _read_header(uri: str, delimiter: str) -> list[str]:
         names: list[str] = reader.schema.names
     doubles = [name for name, count in Counter(names).items() if count > 1]
     if doubles:
-        raise InputError(f"{shown(uri)}: two columns are named {doubles[0]!r}; rename one")
+        raise InputError(f"{redact_uri(uri)}: two columns are named {doubles[0]!r}; rename one")
     return names
 
 
@@ -250,8 +250,8 @@ def _open_csv(
         ):
             yield reader
     except (pa.ArrowInvalid, OSError) as error:
-        reason = explained(error) if isinstance(error, OSError) else error
-        raise InputError(f"{shown(uri)}: cannot be read as a listing: {reason}") from error
+        reason = explain_error(error) if isinstance(error, OSError) else error
+        raise InputError(f"{redact_uri(uri)}: cannot be read as a listing: {reason}") from error
 
 
 def _decode_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Array:

@@ -180,7 +180,7 @@ def _drop_folders(count: int, path: str) -> str:
 def _list_folders(root: str) -> list[str]:
     """Return some folders one and two levels below a folder, by their relative paths."""
     if is_uri(root):
-        infos = Folder.at(root).infos()
+        infos = Folder.open(root).list_infos()
         return sorted(info.base_name for info in infos if not info.is_file)[:_FOLDERS]
     folders: list[str] = []
     for parent in ("", *_list_subfolders(root, "")):

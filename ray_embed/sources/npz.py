@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.core.arrays import Array
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.images.decode import PixelSpec
 from ray_embed.sources.array_images import ArrayImages, open_arrays
@@ -39,7 +39,7 @@ from ray_embed.sources.files import (
 )
 from ray_embed.sources.label_schema import find_label_type
 from ray_embed.storage.download import check_space
-from ray_embed.storage.retry import explained, persistent
+from ray_embed.storage.retry import call_with_retries, explain_error
 
 _BATCH = 65_536
 _OBJECTS_ADVICE = {
@@ -75,7 +75,7 @@ class Npz:
 
     def reader(self) -> "NpzReader":
         """Return what opens the images."""
-        return NpzReader(self.location, f"--source {self.split}={shown(self.location)}")
+        return NpzReader(self.location, f"--source {self.split}={redact_uri(self.location)}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def open_npz(split: str, root: str | Path) -> Npz:
         InputError: not an ``.npz``, the images are missing, an array is of another type or rank,
             or their lengths differ.
     """
-    file, path = locate_file(str(root)), shown(str(root))
+    file, path = locate_file(str(root)), redact_uri(str(root))
     shape, dtype = read_array_header(file, "images")
     if dtype != np.uint8 and dtype.kind != "f":
         raise InputError(f"{path}: images are {dtype}; uint8 or float is needed")
@@ -273,9 +273,9 @@ def read_images(root: str | Path, start: int, count: int) -> Array:
             content = os.pread(data.copy.fileno(), count * size, start * size)
         else:
             offset = data.offset + start * size
-            content = persistent(partial(_read_range, file, offset, count * size))
+            content = call_with_retries(partial(_read_range, file, offset, count * size))
     except OSError as error:
-        raise StorageError(f"{file}: cannot be read: {explained(error)}") from error
+        raise StorageError(f"{file}: cannot be read: {explain_error(error)}") from error
     images = np.frombuffer(content, data.dtype).reshape(count, *data.shape[1:])
     if images.ndim == 3:
         images = images[..., None]

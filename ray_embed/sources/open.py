@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pyarrow import fs as pafs
 
 from ray_embed.config import RunConfig, is_callable_reference
-from ray_embed.core.uri import is_uri, shown
+from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.base import Source
 from ray_embed.sources.dataset import Dataset
@@ -65,8 +65,8 @@ def _open(split: str, named: Any, config: RunConfig) -> Source:
     form, location = _find_form(named)
     if form != "callable" and config.source_kwargs.get(split):
         raise InputError(
-            f"--source-kwargs for {split!r}: its source {shown(location)} is no callable; omit "
-            "them, or give module:callable"
+            f"--source-kwargs for {split!r}: its source {redact_uri(location)} is no "
+            "callable; omit them, or give module:callable"
         )
     return FORMS[form](split, location, config)
 
@@ -86,12 +86,12 @@ def _find_form(named: Any) -> tuple[str, Any]:
         "module:callable"
     )
     if type_ is pafs.FileType.NotFound:
-        raise InputError(f"--source {shown(uri)}: no such file or folder; {advice}")
+        raise InputError(f"--source {redact_uri(uri)}: no such file or folder; {advice}")
     if type_ is pafs.FileType.Directory:
         return "remote folder" if is_uri(uri) else "folder", uri
     ending = PurePosixPath(urlsplit(uri).path if is_uri(uri) else uri).suffix.lower()
     if ending not in endings:
-        raise InputError(f"--source {shown(uri)}: not a source; {advice}")
+        raise InputError(f"--source {redact_uri(uri)}: not a source; {advice}")
     return ending, uri
 
 
@@ -107,7 +107,7 @@ def _inspect(uri: str) -> tuple[pafs.FileType, str]:
             return pafs.FileType.NotFound, uri
         return pafs.FileType.Directory if path.is_dir() else pafs.FileType.File, str(path)
     try:
-        folder = Folder.at(uri)
-        return folder.info().type, folder.path if folder.is_local else uri
+        folder = Folder.open(uri)
+        return folder.get_info().type, folder.path if folder.is_local else uri
     except (StorageError, InputError) as error:
         raise InputError(f"--source {error}") from error

@@ -14,7 +14,7 @@ from typing import ClassVar
 import pyarrow as pa
 
 from ray_embed.core.threads import OrderedMap, open_ordered_map
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.file_images import FileReader
@@ -44,13 +44,13 @@ class RemoteImageFolder:
         """
         with open_ordered_map(_MAX_REQUESTS) as map_ordered:
             try:
-                root = Folder.at(self.location)
+                root = Folder.open(self.location)
                 files = _walk(root, _list_folder(root, ""), skipped, map_ordered)
                 while entries := list(islice(files, BATCH)):
                     paths, stats = zip(*entries, strict=True)
                     yield make_records(list(paths), list(stats))
             except StorageError as error:
-                raise InputError(f"--source {shown(self.location)}: {error}") from error
+                raise InputError(f"--source {redact_uri(self.location)}: {error}") from error
 
     def reader(self) -> FileReader:
         """Return what opens the files."""
@@ -65,7 +65,7 @@ def open_remote_folder(split: str, uri: str) -> RemoteImageFolder:
     """
     source = RemoteImageFolder(split, uri)
     if next(source.records(Counter()), None) is None:
-        raise explain_no_image(shown(uri))
+        raise explain_no_image(redact_uri(uri))
     return source
 
 
@@ -98,5 +98,5 @@ def _list_folder(root: Folder, folder: str) -> list[_Entry]:
         (info.base_name, (info.size, info.mtime_ns))
         if info.is_file
         else (f"{info.base_name}/", (None, None))
-        for info in root.infos(folder)
+        for info in root.list_infos(folder)
     )

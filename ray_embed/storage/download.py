@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Local copies of what lies on an object store, for those that read only local files."""
+"""Copy files from an object store to a local folder, for libraries that read only local files."""
 
 import shutil
 from functools import partial
@@ -7,80 +7,89 @@ from pathlib import Path
 
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import base_name, parent, shown
+from ray_embed.core.uri import get_base_name, get_parent_uri, redact_uri
 from ray_embed.errors import InputError, RunError, StorageError
-from ray_embed.storage.filesystem import Folder, shown_path
-from ray_embed.storage.retry import named, persistent
+from ray_embed.storage.filesystem import Folder, format_path
+from ray_embed.storage.retry import call_with_retries, wrap_os_errors
 
 
 def check_space(folder: Path, needed: int, what: str) -> None:
-    """Look whether a local folder has room.
+    """Check that the disk of a local folder has enough free space.
+
+    Args:
+        folder: the local folder.
+        needed: the number of bytes.
+        what: what is written there, for the message.
 
     Raises:
-        RunError: it has not.
+        RunError: there is not enough space.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise RunError(
-            f"{folder}: {free / 1e9:.1f} GB are free, and {needed / 1e9:.1f} are needed for "
-            f"{what}; make room, or set TMPDIR to a folder that has it"
+            f"{folder}: {what} needs {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; make "
+            "room, or set TMPDIR to a folder that has it"
         )
 
 
-def fetched(uri: str, into: Path, option: str) -> Path:
-    """Copy the files that a URI means into a local folder; gives the same as a local path.
+def download(uri: str, into: Path, option: str) -> Path:
+    """Copy the files of a URI into a local folder.
 
     Args:
-        uri: a file, a folder with all below it, or the prefix of a checkpoint.
+        uri: a file, a folder with everything below it, or the prefix of a checkpoint.
         into: the local folder.
-        option: what it was given by, for errors.
+        option: the option that names the URI, for errors.
+
+    Returns:
+        The local path that corresponds to the URI.
 
     Raises:
-        InputError: there is none.
-        RunError: there is no room for it.
-        StorageError: it cannot be read.
+        InputError: no file is found.
+        RunError: there is not enough free space.
+        StorageError: a file cannot be read.
     """
-    above, infos = Folder.at(parent(uri)), look_for(uri, option)
+    parent, infos = Folder.open(get_parent_uri(uri)), find_files(uri, option)
     into.mkdir(parents=True, exist_ok=True)
-    check_space(into, sum(info.size for info in infos), shown(uri))
+    check_space(into, sum(info.size for info in infos), redact_uri(uri))
     for info in infos:
-        target = into / info.path.removeprefix(f"{above.path}/")
+        target = into / info.path.removeprefix(f"{parent.path}/")
         target.parent.mkdir(parents=True, exist_ok=True)
         copy = partial(
             pafs.copy_files,
             info.path,
             str(target),
-            source_filesystem=above.filesystem,
+            source_filesystem=parent.filesystem,
             destination_filesystem=pafs.LocalFileSystem(),
         )
-        with named(shown_path(above.filesystem, info.path), "read"):
-            persistent(copy)
-    return into / base_name(uri)
+        with wrap_os_errors(format_path(parent.filesystem, info.path), "read"):
+            call_with_retries(copy)
+    return into / get_base_name(uri)
 
 
-def look_for(uri: str, option: str) -> list[pafs.FileInfo]:
-    """Find the files that a URI means, see :func:`fetched`, and how large they are.
+def find_files(uri: str, option: str) -> list[pafs.FileInfo]:
+    """Find the files of a URI, with their sizes; see :func:`download`.
 
     Raises:
-        InputError: there is none.
+        InputError: no file is found.
     """
-    prefix = f"{base_name(uri)}."
+    prefix = f"{get_base_name(uri)}."
     try:
-        place = Folder.at(uri)
-        info = place.info()
+        folder = Folder.open(uri)
+        info = folder.get_info()
         if info.type == pafs.FileType.Directory:
-            found = place.infos(recursive=True)
+            infos = folder.list_infos(recursive=True)
         elif info.is_file:
-            found = [info]
+            infos = [info]
         else:
-            beside = Folder.at(parent(uri)).infos()
-            found = [one for one in beside if one.base_name.startswith(prefix)]
-            if not any(one.base_name == f"{prefix}index" for one in found):
-                found = []
+            siblings = Folder.open(get_parent_uri(uri)).list_infos()
+            infos = [sibling for sibling in siblings if sibling.base_name.startswith(prefix)]
+            if not any(info.base_name == f"{prefix}index" for info in infos):
+                infos = []
     except (StorageError, InputError) as error:
         raise InputError(f"{option} {error}") from error
-    if not found:
+    if not infos:
         raise InputError(
-            f"{option} {shown(uri)}: no such file or folder, nor the prefix of a checkpoint"
+            f"{option} {redact_uri(uri)}: no such file, folder or prefix of a checkpoint; check "
+            "the URI"
         )
-    return [one for one in found if one.is_file]
+    return [info for info in infos if info.is_file]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files wherever they are: the few storage operations the package needs, over pyarrow.fs.
+"""Read and write files on local disks and object stores, through pyarrow.fs.
 
-Every write of a run folder goes through :class:`Folder`: a file appears whole or not at all.
+Every write to a run folder goes through :class:`Folder`: a file appears whole or not at all.
 """
 
 import contextlib
@@ -19,62 +19,65 @@ from urllib.parse import quote, unquote, urlsplit, urlunsplit
 import pyarrow as pa
 from pyarrow import fs as pafs
 
-from ray_embed.core.uri import is_uri, shown, with_query, without_credentials
+from ray_embed.core.uri import add_to_query, is_uri, redact_uri, remove_credentials
 from ray_embed.errors import InputError
-from ray_embed.storage.retry import explained, named, persistent
+from ray_embed.storage.retry import call_with_retries, explain_error, wrap_os_errors
 
 Result = TypeVar("Result")
 
 TEMPORARY = ".tmp"
-# Of these an object is seen once it is complete, and not before.
+# File systems that show an object only when it is complete.
 _OBJECT_STORES = ("s3", "gcs", "abfs")
 _SCHEMES = {"s3": "s3://", "gcs": "gs://", "abfs": "abfs://", "hdfs": "hdfs://"}
 
 
 def locate(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Give the file system and the path in it that `uri` (or a local path) names.
+    """Return the file system of a URI or a local path, and the path in that file system.
 
     Raises:
-        InputError: pyarrow knows no such file system, it does not answer, or the path is no text.
+        InputError: pyarrow does not know the file system, the file system does not answer, or the
+            path is not UTF-8.
     """
     if not is_uri(uri):
         path = str(Path(uri).absolute())
-        check_text(path)
+        check_utf8(path)
         return pafs.LocalFileSystem(), path
     try:
         parts = urlsplit(quote(uri, safe="%/:?=&@+~!$'()*,;[]"))
-        filesystem, base = _opened(urlunsplit(parts._replace(path="")))
+        filesystem, base = _open_filesystem(urlunsplit(parts._replace(path="")))
     except OSError as error:
-        raise InputError(f"{shown(uri)}: cannot be opened: {explained(error)}") from error
+        raise InputError(f"{redact_uri(uri)}: cannot be opened: {explain_error(error)}") from error
     except (ValueError, ImportError) as error:
-        said = without_credentials(str(error))
-        raise InputError(f"{shown(uri)}: not a location that can be opened: {said}") from None
+        reason = remove_credentials(str(error))
+        raise InputError(
+            f"{redact_uri(uri)}: not a location that can be opened: {reason}"
+        ) from None
     return filesystem, posixpath.join(base, unquote(parts.path).lstrip("/")).rstrip("/")
 
 
 @functools.lru_cache(maxsize=64)
-def _opened(uri: str) -> tuple[pafs.FileSystem, str]:
-    """Open what holds a URI's paths: for S3 that asks where the bucket is."""
+def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
+    """Open the file system of a URI. For S3, this asks for the region of the bucket."""
     if uri.startswith("file:"):
         return pafs.LocalFileSystem(), "/"
     if uri.startswith("s3:"):
-        # A small object is written by one request, and not by three.
-        uri = with_query(uri, allow_delayed_open="true")
-    opened: tuple[pafs.FileSystem, str] = persistent(lambda: pafs.FileSystem.from_uri(uri))
-    return opened
+        # Writes a small object with one request instead of three.
+        uri = add_to_query(uri, allow_delayed_open="true")
+    located: tuple[pafs.FileSystem, str] = call_with_retries(lambda: pafs.FileSystem.from_uri(uri))
+    return located
 
 
-def shown_path(filesystem: pafs.FileSystem, path: str) -> str:
-    """Give a path on a file system as messages name it: as a URI where it is not local."""
+def format_path(filesystem: pafs.FileSystem, path: str) -> str:
+    """Return a path on a file system as messages name it: as a URI if it is not local."""
     scheme = _SCHEMES.get(filesystem.type_name, "")
     return f"{scheme}{path}"
 
 
-def check_text(path: str) -> None:
-    """Refuse a path that is not UTF-8, as Arrow's files are named by text.
+def check_utf8(path: str) -> None:
+    """Refuse a path that is not UTF-8: Arrow takes paths as text.
 
     Raises:
-        InputError: it is not.
+        InputError: the path is not UTF-8.
     """
     try:
         path.encode()
@@ -85,128 +88,131 @@ def check_text(path: str) -> None:
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder on any file system; names are relative to it, with ``/`` between the parts."""
+    """A folder on any file system. Names are relative to it, and use ``/`` as the separator."""
 
     filesystem: pafs.FileSystem
     path: str
 
     @classmethod
-    def at(cls, uri: str) -> "Folder":
-        """Open the folder `uri` names; it need not exist yet."""
+    def open(cls, uri: str) -> "Folder":
+        """Return the folder of a URI or a local path. It need not exist yet."""
         return cls(*locate(uri))
 
     @property
     def is_local(self) -> bool:
-        """Whether the operating system's own calls reach the folder."""
+        """Whether the folder is on a local disk, so that the functions of `os` work on it."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def join(self, name: str = "") -> str:
-        """Give the path of `name`, or of the folder, for this folder's file system."""
+        """Return the path of `name`, or of the folder, on the folder's file system."""
         return posixpath.join(self.path, name) if name else self.path
 
-    def shown(self, name: str = "") -> str:
-        """Give the path or URI of `name` (or of the folder) as messages name it."""
-        return shown_path(self.filesystem, self.join(name))
+    def display_path(self, name: str = "") -> str:
+        """Return the path or URI of `name`, or of the folder, as messages name it."""
+        return format_path(self.filesystem, self.join(name))
 
-    def info(self, name: str = "") -> pafs.FileInfo:
-        """Look at the file or folder `name`, which need not be there."""
-        with named(self.shown(name), "looked at"):
-            return self._persistently(lambda: self.filesystem.get_file_info(self.join(name)))
+    def get_info(self, name: str = "") -> pafs.FileInfo:
+        """Return what is known about the file or folder `name`, which need not exist."""
+        with wrap_os_errors(self.display_path(name), "accessed"):
+            return self._retry(lambda: self.filesystem.get_file_info(self.join(name)))
 
     def exists(self, name: str = "") -> bool:
-        """Whether there is a file or folder `name`."""
-        return bool(self.info(name).type != pafs.FileType.NotFound)
+        """Return whether there is a file or folder `name`."""
+        return bool(self.get_info(name).type != pafs.FileType.NotFound)
 
-    def names(self, name: str = "") -> Iterator[str]:
-        """Give what is directly in the folder `name`, in any order; nothing where there is none."""
+    def list_names(self, name: str = "") -> Iterator[str]:
+        """Yield the names in the folder `name`, in any order; none if there is no such folder."""
         if not self.is_local:
-            yield from (info.base_name for info in self.infos(name))
+            yield from (info.base_name for info in self.list_infos(name))
             return
         with (
-            named(self.shown(name), "listed"),
+            wrap_os_errors(self.display_path(name), "listed"),
             contextlib.suppress(FileNotFoundError),
-            # A name at a time, where pyarrow lists all at once and looks at each file.
+            # Yields one name at a time. pyarrow lists all at once, and examines every file.
             os.scandir(self.join(name)) as entries,
         ):
             yield from (entry.name for entry in entries)
 
-    def infos(self, name: str = "", *, recursive: bool = False) -> list[pafs.FileInfo]:
-        """Look at what is (directly) in the folder `name`; nothing where there is none."""
+    def list_infos(self, name: str = "", *, recursive: bool = False) -> list[pafs.FileInfo]:
+        """Return what is known about the entries of the folder `name`.
+
+        The list is empty if there is no such folder. With `recursive` it has everything below it.
+        """
         selector = pafs.FileSelector(
             self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
         )
-        with named(self.shown(name), "listed"):
-            return self._persistently(lambda: self.filesystem.get_file_info(selector))
+        with wrap_os_errors(self.display_path(name), "listed"):
+            return self._retry(lambda: self.filesystem.get_file_info(selector))
 
     def read(self, name: str) -> bytes:
         """Read the whole file `name`."""
-        with named(self.shown(name), "read"):
+        with wrap_os_errors(self.display_path(name), "read"):
             content: bytes = self.read_with(name, lambda stream: stream.read())
             return content
 
     def read_with(self, name: str, read: Callable[[pa.NativeFile], Result]) -> Result:
-        """Open the file `name`, and give what `read` makes of it; it may be called again.
+        """Open the file `name`, and return the result of `read`, which may be called again.
 
         Raises:
-            OSError: it cannot be opened or read.
+            OSError: the file cannot be opened or read.
         """
 
         def attempt() -> Result:
             with self.filesystem.open_input_file(self.join(name)) as stream:
                 return read(stream)
 
-        return self._persistently(attempt)
+        return self._retry(attempt)
 
     def write(self, name: str, content: bytes | pa.Buffer, *, durable: bool = False) -> None:
-        """Write the file `name` so that it is seen whole or not at all, replacing what was there.
+        """Write the file `name`, which appears whole or not at all, and replace an older one.
 
-        Object stores show an object only once it is complete; elsewhere the bytes go to a
-        temporary file first, which is then renamed. A `durable` file outlasts a loss of power.
+        Object stores show an object only when it is complete. On other file systems, the bytes go
+        to a temporary file, which is then renamed. A `durable` file survives a loss of power.
         """
         if not self.is_local:
-            self._write_away(name, content)
+            self._write_remote(name, content)
             return
-        with self.staged(name) as temporary, open(temporary, "wb") as file:
+        with self.stage(name) as temporary, open(temporary, "wb") as file:
             file.write(content)
             if durable:
                 file.flush()
                 os.fsync(file.fileno())
 
     def put(self, source: Path, name: str) -> None:
-        """Write a copy of a local file, of any size, as `name`, as :meth:`write` does."""
+        """Copy a local file of any size to `name`, as :meth:`write` writes it."""
         if self.is_local:
-            with self.staged(name) as temporary:
+            with self.stage(name) as temporary:
                 shutil.copyfile(source, temporary)
             return
-        with named(str(source), "read"):
+        with wrap_os_errors(str(source), "read"):
             empty = source.stat().st_size == 0
             mapped = None if empty else pa.memory_map(str(source))
-        self._write_away(name, b"" if mapped is None else mapped.read_buffer())
+        self._write_remote(name, b"" if mapped is None else mapped.read_buffer())
 
-    def _write_away(self, name: str, content: bytes | pa.Buffer) -> None:
+    def _write_remote(self, name: str, content: bytes | pa.Buffer) -> None:
         path = self.join(name)
-        whole = self.filesystem.type_name in _OBJECT_STORES
-        first = path if whole else self.join(f"{TEMPORARY}/{uuid.uuid4().hex}")
+        is_atomic = self.filesystem.type_name in _OBJECT_STORES
+        temporary = path if is_atomic else self.join(f"{TEMPORARY}/{uuid.uuid4().hex}")
 
         def attempt() -> None:
-            if not whole:
-                for file in (first, path):
+            if not is_atomic:
+                for file in (temporary, path):
                     self.filesystem.create_dir(posixpath.dirname(file), recursive=True)
-            # Leaving the block by an exception would publish half the object: one write, no more.
-            with self.filesystem.open_output_stream(first) as stream:
+            # An exception in the block would publish half the object, so it makes one write only.
+            with self.filesystem.open_output_stream(temporary) as stream:
                 stream.write(content)
-            if not whole:
-                self.filesystem.move(first, path)
+            if not is_atomic:
+                self.filesystem.move(temporary, path)
 
-        with named(self.shown(name), "written"):
-            self._persistently(attempt)
+        with wrap_os_errors(self.display_path(name), "written"):
+            self._retry(attempt)
 
     @contextlib.contextmanager
-    def staged(self, name: str) -> Iterator[str]:
-        """Give a temporary path in a local folder; left without an error it becomes `name`."""
+    def stage(self, name: str) -> Iterator[str]:
+        """Yield a temporary path in a local folder, which becomes `name` if no error is raised."""
         temporary = Path(self.join(TEMPORARY)) / f"{posixpath.basename(name)}.{uuid.uuid4().hex}"
         final = Path(self.join(name))
-        with named(str(final), "written"):
+        with wrap_os_errors(str(final), "written"):
             temporary.parent.mkdir(parents=True, exist_ok=True)
             try:
                 yield str(temporary)
@@ -218,7 +224,7 @@ class Folder:
                 raise
 
     def delete(self, name: str) -> None:
-        """Delete the file or folder `name` where there is one."""
+        """Delete the file or folder `name`, if there is one."""
 
         def attempt() -> None:
             info = self.filesystem.get_file_info(self.join(name))
@@ -227,19 +233,19 @@ class Folder:
             elif info.type != pafs.FileType.NotFound:
                 self.filesystem.delete_file(self.join(name))
 
-        with named(self.shown(name), "deleted"):
-            self._persistently(attempt)
+        with wrap_os_errors(self.display_path(name), "deleted"):
+            self._retry(attempt)
 
     def move(self, source: str, target: str) -> None:
-        """Rename `source` in a local folder, replacing the file or folder `target`."""
-        # Deleting a folder takes a while, in which it would be seen half: it is renamed first.
-        aside = f"{TEMPORARY}/{posixpath.basename(target)}.{uuid.uuid4().hex}"
-        with named(self.join(target), "written"):
+        """Rename `source` in a local folder, and replace the file or folder `target`."""
+        # Deleting a folder takes a while. It is renamed first, so that nobody sees half of it.
+        old = f"{TEMPORARY}/{posixpath.basename(target)}.{uuid.uuid4().hex}"
+        with wrap_os_errors(self.join(target), "written"):
             if self.exists(target):
-                self.filesystem.move(self.join(target), self.join(aside))
+                self.filesystem.move(self.join(target), self.join(old))
             self.filesystem.move(self.join(source), self.join(target))
-        self.delete(aside)
+        self.delete(old)
 
-    def _persistently(self, operation: Callable[[], Result]) -> Result:
-        # What a local disk refuses it refuses again.
-        return operation() if self.is_local else persistent(operation)
+    def _retry(self, operation: Callable[[], Result]) -> Result:
+        # Local disks fail the same way again.
+        return operation() if self.is_local else call_with_retries(operation)

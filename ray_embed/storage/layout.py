@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names in a run folder, each spelled once; ``docs/results.md`` says what is in them."""
+"""The names in a run folder. ``docs/results.md`` says what they hold."""
 
 RUN = "run.json"
 PLAN = "plan/plan.json"
 ENCODER = "encoder"
 
-# Folders with a Parquet part for each shard.
+# Folders with one Parquet part per shard.
 FEATURES, REJECTS, THUMBNAILS, PCA = "features", "rejects", "thumbnails", "pca"
-# The components and variances of the PCA, whose coordinates are in the parts.
+# The components and variances of the PCA. Its coordinates are in the parts.
 COMPONENTS = "pca.parquet"
 
-# The folder for TensorBoard, and files in it.
+# The folder for TensorBoard, and its files.
 PROJECTOR = "projector"
 PROJECTOR_CONFIG = "projector_config.pbtxt"
 METADATA, SAMPLE = "metadata.tsv", "sample.tsv"
 EVALUATION_EVENTS = "events.out.tfevents.1.ray_embed"
 
-# The measures, and the same numbers as an event file of TensorBoard.
+# The measures, and the same measures as an event file for TensorBoard.
 EVALUATION = "evaluation.json"
 EVALUATION_RECORD = "evaluation.tfevents"
 MAPS = "maps"
 PLOTS = "plots"
-# The same run with random weights: a run folder of its own.
+# The baseline: the same run with random weights, in a run folder of its own.
 RANDOM_WEIGHTS = "random-weights"
 
 

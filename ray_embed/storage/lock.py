@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One writer to a run folder at a time: by a lock of the operating system, or by leases.
+"""Allow one writer per run folder, by a lock of the operating system or by leases.
 
-An object store has no locks. There each writer puts an object of its own, and then looks for
-others': whoever sees another's steps back, so that of two at most one goes on. It writes its object
-again and again, so that it can be told from that of a writer that was killed.
+Object stores have no locks. There, each writer writes an object of its own, the lease, and then
+looks for the leases of others. A writer that sees another lease steps back, so that at most one of
+two writers continues. A writer renews its lease every few seconds, so that others can tell it from
+the lease of a writer that was killed.
 """
 
 import contextlib
@@ -21,134 +22,136 @@ from pathlib import Path
 from ray_embed.core.console import say
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage.filesystem import TEMPORARY, Folder
-from ray_embed.storage.retry import named
+from ray_embed.storage.retry import wrap_os_errors
 
 LOCK = f"{TEMPORARY}/lock"
 LEASES = f"{TEMPORARY}/leases"
-# What was killed a moment ago takes so long to be gone.
+# How long a process may take to disappear after it was killed.
 _LOCK_SECONDS = 5.0
 _RENEW_SECONDS, _STALE_SECONDS = 5.0, 30.0
 
 
 @contextlib.contextmanager
-def alone(folder: Folder) -> Iterator[None]:
-    """Be the only one that writes to the folder; what others left unfinished is cleared away.
+def lock_folder(folder: Folder) -> Iterator[None]:
+    """Lock a run folder for this process, and delete what killed processes left unfinished.
 
-    A local folder is free with the end of the process, however it ends; one on an object store
-    half a minute later. Leaves nothing where nothing else was written.
+    If the process is killed, a local folder is free at once, and one on an object store half a
+    minute later. If nothing else was written to the folder, nothing is left behind.
 
     Raises:
-        InputError: another process writes to it.
-        StorageError: nothing can be written to it.
+        InputError: another process writes to the folder.
+        StorageError: the folder cannot be written to.
     """
-    with _locked(folder) if folder.is_local else _leased(folder):
+    with _hold_lock(folder) if folder.is_local else _hold_lease(folder):
         yield
 
 
 @contextlib.contextmanager
-def _locked(folder: Folder) -> Iterator[None]:
+def _hold_lock(folder: Folder) -> Iterator[None]:
     lock = Path(folder.join(LOCK))
-    with named(folder.shown(), "written"):
-        held, made = _hold(lock)
+    with wrap_os_errors(folder.display_path(), "written"):
+        descriptor, created = _acquire_lock(lock)
     try:
-        with named(str(lock.parent), "listed"):
-            _clear_beside(lock)
+        with wrap_os_errors(str(lock.parent), "listed"):
+            _delete_leftovers(lock)
         yield
     finally:
         with contextlib.suppress(OSError):
-            _clear_beside(lock)
+            _delete_leftovers(lock)
             lock.unlink()
             lock.parent.rmdir()
-            # Only where nothing came of it.
-            for path in made:
+            # Fails, as it should, if something was written to them.
+            for path in created:
                 path.rmdir()
-        os.close(held)
+        os.close(descriptor)
 
 
-def _hold(lock: Path) -> tuple[int, list[Path]]:
-    """Lock a file for this process; gives its descriptor, and the folders made for it.
+def _acquire_lock(lock: Path) -> tuple[int, list[Path]]:
+    """Lock a file for this process; return its descriptor, and the folders that were created.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     end = time.monotonic() + _LOCK_SECONDS
     while True:
-        made = [path for path in lock.parents[1:] if not path.exists()]
+        created = [path for path in lock.parents[1:] if not path.exists()]
         lock.parent.mkdir(parents=True, exist_ok=True)
-        held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # Who held it before may have deleted it.
-            if lock.exists() and os.path.samestat(os.fstat(held), lock.stat()):
-                os.ftruncate(held, 0)
-                os.write(held, f"{_ourselves()}\n".encode())
-                return held, made
-            os.close(held)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # The previous holder may have deleted the file.
+            if lock.exists() and os.path.samestat(os.fstat(descriptor), lock.stat()):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"{_describe_process()}\n".encode())
+                return descriptor, created
+            os.close(descriptor)
         except BlockingIOError as error:
-            holder = os.read(held, 200).decode("utf-8", "replace").strip()
-            os.close(held)
+            holder = os.read(descriptor, 200).decode("utf-8", "replace").strip()
+            os.close(descriptor)
             if time.monotonic() > end:
-                raise _taken(str(lock.parents[1]), holder) from error
+                raise _make_error(str(lock.parents[1]), holder) from error
             time.sleep(0.1)
         except BaseException:
-            os.close(held)
+            os.close(descriptor)
             raise
 
 
-def _ourselves() -> str:
+def _describe_process() -> str:
     return f"process {os.getpid()} on {socket.gethostname()}"
 
 
-def _taken(folder: str, holder: str) -> InputError:
+def _make_error(folder: str, holder: str) -> InputError:
     return InputError(
-        f"{folder}: another ray-embed is writing to it ({holder}); wait for it or stop it; a new "
-        "run may have another --out"
+        f"{folder}: another ray-embed is writing to it ({holder}); wait for it, stop it, or give a "
+        "new run another --out"
     )
 
 
-def _clear_beside(lock: Path) -> None:
-    """Delete what processes that were killed have left unfinished."""
-    for left in lock.parent.iterdir():
-        if left == lock:
+def _delete_leftovers(lock: Path) -> None:
+    """Delete the unfinished files of processes that were killed."""
+    for path in lock.parent.iterdir():
+        if path == lock:
             continue
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
         else:
             with contextlib.suppress(OSError):
-                left.unlink()
+                path.unlink()
 
 
 @contextlib.contextmanager
-def _leased(folder: Folder) -> Iterator[None]:
-    ours = f"{LEASES}/{uuid.uuid4().hex}"
-    _take(folder, ours)
-    over = threading.Event()
-    renewing = threading.Thread(target=_renew, args=(folder, ours, over), daemon=True)
-    renewing.start()
+def _hold_lease(folder: Folder) -> Iterator[None]:
+    own_lease = f"{LEASES}/{uuid.uuid4().hex}"
+    _acquire_lease(folder, own_lease)
+    ended = threading.Event()
+    renewal = threading.Thread(target=_renew_lease, args=(folder, own_lease, ended), daemon=True)
+    renewal.start()
     try:
         yield
     finally:
-        over.set()
-        renewing.join()
+        ended.set()
+        renewal.join()
         with contextlib.suppress(StorageError):
-            folder.delete(ours)
+            folder.delete(own_lease)
 
 
-def _take(folder: Folder, ours: str) -> None:
-    """Put our lease once there is no other.
+def _acquire_lease(folder: Folder, own_lease: str) -> None:
+    """Write the lease of this process, when there is no other.
 
     Raises:
-        InputError: another one is being renewed.
+        InputError: another lease is being renewed.
     """
     seen: dict[str, int] = {}
     while True:
-        folder.write(ours, _ourselves().encode())
-        leases = {info.base_name: info.mtime_ns for info in folder.infos(LEASES) if info.is_file}
-        # By the clock of the store, which has them all.
-        now = leases.pop(ours.rpartition("/")[2], max(leases.values(), default=0))
+        folder.write(own_lease, _describe_process().encode())
+        leases = {
+            info.base_name: info.mtime_ns for info in folder.list_infos(LEASES) if info.is_file
+        }
+        # All times are by the clock of the store.
+        now = leases.pop(own_lease.rpartition("/")[2], max(leases.values(), default=0))
         others = {}
         for name, renewed in leases.items():
-            holder = _holder(folder, name)
+            holder = _read_holder(folder, name)
             if holder is None:
                 continue
             if now - renewed > _STALE_SECONDS * 1e9 or _is_gone(holder):
@@ -156,20 +159,20 @@ def _take(folder: Folder, ours: str) -> None:
             else:
                 others[name] = renewed
                 if seen.get(name, renewed) != renewed:
-                    folder.delete(ours)
-                    raise _taken(folder.shown(), holder)
+                    folder.delete(own_lease)
+                    raise _make_error(folder.display_path(), holder)
         if not others:
             return
-        folder.delete(ours)
+        folder.delete(own_lease)
         if not seen:
-            say(f"{folder.shown()}: another ray-embed wrote to it just now; waiting to see")
+            say(f"{folder.display_path()}: another ray-embed may be writing to it; waiting")
         seen = others
-        # Two that start at once both step back: not to the same moment.
+        # Two writers that start at once both step back, so they must not retry at once.
         time.sleep(random.uniform(1, 3))  # noqa: S311 - no secret
 
 
-def _holder(folder: Folder, name: str) -> str | None:
-    """Read whose lease it is; None where it has just been given back."""
+def _read_holder(folder: Folder, name: str) -> str | None:
+    """Return the process that holds a lease; None if the lease has just been deleted."""
     try:
         return folder.read(f"{LEASES}/{name}").decode("utf-8", "replace")
     except StorageError:
@@ -177,7 +180,7 @@ def _holder(folder: Folder, name: str) -> str | None:
 
 
 def _is_gone(holder: str) -> bool:
-    """Whether the holder of a lease was a process of this machine that is no more."""
+    """Return whether the holder of a lease was a process of this machine, and has ended."""
     _, number, _, host = (*holder.split(" ", 3), "", "", "")[:4]
     if host != socket.gethostname() or not number.isdigit():
         return False
@@ -190,8 +193,8 @@ def _is_gone(holder: str) -> bool:
     return False
 
 
-def _renew(folder: Folder, ours: str, over: threading.Event) -> None:
-    while not over.wait(_RENEW_SECONDS):
-        # What fails is tried again in a moment.
+def _renew_lease(folder: Folder, own_lease: str, ended: threading.Event) -> None:
+    while not ended.wait(_RENEW_SECONDS):
+        # The next renewal follows in a moment.
         with contextlib.suppress(StorageError):
-            folder.write(ours, _ourselves().encode())
+            folder.write(own_lease, _describe_process().encode())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``run.json``: what a run is, and the mark by which a folder is known as one of ours."""
+"""Read and write ``run.json``, which describes a run and marks its folder as a run folder."""
 
 import hashlib
 import json
@@ -9,65 +9,66 @@ from ray_embed.errors import InputError
 from ray_embed.storage.filesystem import TEMPORARY, Folder
 from ray_embed.storage.layout import RUN
 
-# Written first of all, so that a folder is known as ours whenever the writing stops.
+# The version of the format of ``run.json``.
 _FORMAT = 1
 
 
 def read_run(folder: Folder) -> dict[str, Any] | None:
-    """Read ``run.json``; None where the folder is not there or empty.
+    """Read ``run.json``; return None if the folder does not exist or is empty.
 
     Raises:
-        InputError: the folder holds something else.
+        InputError: the folder holds something else, or ``run.json`` is damaged or of another
+            version.
     """
     if not folder.exists(RUN):
-        if all(name == TEMPORARY for name in folder.names()):
+        if all(name == TEMPORARY for name in folder.list_names()):
             return None
         # A run that is being started may have written it meanwhile.
         if not folder.exists(RUN):
             raise InputError(
-                f"{folder.shown()}: it holds something that is no run folder (no {RUN}); name a "
-                "run folder, or for a new one an --out that is not there yet"
+                f"{folder.display_path()}: it is not a run folder (it has files, but no {RUN}); "
+                "name a run folder, or for a new run an --out that does not exist yet"
             )
-    run = _marked(folder)
+    run = _read_marked(folder)
     if run is None:
         raise InputError(
-            f"{folder.shown(RUN)}: it is no description of a run: of another program, or edited; "
-            "name a run folder, or for a new one an --out that is not there yet"
+            f"{folder.display_path(RUN)}: it does not describe a run: another program wrote it, or "
+            "it was edited; name a run folder, or for a new run an --out that does not exist yet"
         )
     if run["ray_embed"].get("format") != _FORMAT:
         raise InputError(
-            f"{folder.shown(RUN)}: written by another version of ray_embed; run it again, with "
-            "another --out or --overwrite"
+            f"{folder.display_path(RUN)}: another version of ray_embed wrote it; run again with "
+            "another --out, or with --overwrite"
         )
     content = {name: value for name, value in run.items() if name != "ray_embed"}
-    if run["ray_embed"].get("checksum") != checksum(content):
+    if run["ray_embed"].get("checksum") != compute_checksum(content):
         raise InputError(
-            f"{folder.shown(RUN)}: it is not what was written: damaged, or edited; restore it, or "
-            "--overwrite to start anew"
+            f"{folder.display_path(RUN)}: it was damaged or edited after it was written; restore "
+            "it, or start again with --overwrite"
         )
     return run
 
 
-def output_of(run: dict[str, Any], column: str) -> dict[str, Any]:
-    """Give what ``run.json`` says of a feature column: its layer, pooling and dimension."""
+def find_output(run: dict[str, Any], column: str) -> dict[str, Any]:
+    """Return what ``run.json`` says about a feature column: layer, pooling and dimension."""
     outputs: list[dict[str, Any]] = run["encoder"]["outputs"]
     return next(output for output in outputs if output["column"] == column)
 
 
-def clear(folder: Folder) -> None:
-    """Delete what a run folder holds, what marks it as one last of all."""
-    names = [name for name in folder.names() if name != TEMPORARY]
+def delete_run(folder: Folder) -> None:
+    """Delete the content of a run folder, and its mark, ``run.json``, last."""
+    names = [name for name in folder.list_names() if name != TEMPORARY]
     for name in sorted(names, key=RUN.__eq__):
         folder.delete(name)
 
 
 def is_run(folder: Folder) -> bool:
-    """Whether the folder is one of ours, of whatever version: only then it is ever deleted."""
-    return folder.exists(RUN) and _marked(folder) is not None
+    """Return whether a folder is a run folder of any version. No other folder may be deleted."""
+    return folder.exists(RUN) and _read_marked(folder) is not None
 
 
-def _marked(folder: Folder) -> dict[str, Any] | None:
-    """Read ``run.json`` if it has our mark."""
+def _read_marked(folder: Folder) -> dict[str, Any] | None:
+    """Read ``run.json``; return None if ray_embed did not write it."""
     try:
         run = json.loads(folder.read(RUN))
     except ValueError:
@@ -76,18 +77,18 @@ def _marked(folder: Folder) -> dict[str, Any] | None:
 
 
 def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
-    """Write ``run.json``, marked as ours.
+    """Write ``run.json``, with the mark of ray_embed.
 
     Raises:
-        StorageError: nothing can be written there.
+        StorageError: it cannot be written.
     """
-    about = {"version": version, "format": _FORMAT, "checksum": checksum(content)}
-    marked = {"ray_embed": about, **content}
-    # All else can be made again from it.
-    folder.write(RUN, json.dumps(marked, indent=1).encode(), durable=True)
+    mark = {"version": version, "format": _FORMAT, "checksum": compute_checksum(content)}
+    run = {"ray_embed": mark, **content}
+    # Everything else can be repaired as long as this file is intact.
+    folder.write(RUN, json.dumps(run, indent=1).encode(), durable=True)
 
 
-def checksum(content: dict[str, Any]) -> str:
-    """Give the checksum of plain data, as it is in a JSON file that is edited by nobody."""
+def compute_checksum(content: dict[str, Any]) -> str:
+    """Return the checksum of JSON-like data, which shows whether a file was edited or damaged."""
     text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

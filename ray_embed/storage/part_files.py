@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The parts of a run folder, which appear whole or not at all.
+"""Read and write the parts of a run folder. A part appears whole or not at all.
 
-A shard is done if and only if its features part is there; nothing else records progress.
+A shard is finished if its features part exists. Nothing else records progress.
 """
 
 import contextlib
@@ -18,19 +18,18 @@ import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Matrix, as_column, as_matrix
 from ray_embed.core.threads import open_ordered_map
-from ray_embed.errors import DamagedError, StorageError, first_line
+from ray_embed.errors import DamagedError, StorageError, get_first_line
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.retry import explained, of_storage
+from ray_embed.storage.retry import explain_error, is_storage_error
 
 Result = TypeVar("Result")
 
-# Made of the features, and anew whenever they are merged.
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
-# Footers and the like, which are small, of parts on an object store.
-_AT_ONCE = 32
-# Reading a whole part takes three times its bytes, which of a large one are many: it is read
-# through a buffer, some rows at a time.
+# How many parts on an object store are read at once: what is read of each is small.
+_PARALLEL_READS = 32
+# Reading a whole part takes three times its size in memory. A large part is read some rows at a
+# time, through a buffer.
 _LARGE, _BUFFER, _BATCH_BYTES = 64 << 20, 1 << 20, 8 << 20
 
 REJECT_SCHEMA = pa.schema(
@@ -41,7 +40,7 @@ THUMBNAIL_SCHEMA = pa.schema([("index", pa.int64()), ("png", pa.binary())])
 
 @dataclass(frozen=True)
 class Part:
-    """What a shard gave: the rows of its features, of its rejects, and of its thumbnails."""
+    """The results of a shard: its features, rejects and thumbnails."""
 
     number: int
     features: pa.Table
@@ -50,21 +49,21 @@ class Part:
 
 
 def part_name(kind: str, number: int) -> str:
-    """Name the part of a shard, relative to the run folder."""
+    """Return the name of a shard's part, relative to the run folder."""
     return f"{kind}/part-{number:08d}.parquet"
 
 
-def part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
-    """Give the numbers of the parts that are there, in order."""
-    matches = (_PART.fullmatch(name) for name in folder.names(kind))
-    # Eight bytes a part, not a list of objects.
+def list_part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
+    """Yield the numbers of the parts that exist, in order."""
+    matches = (_PART.fullmatch(name) for name in folder.list_names(kind))
+    # An array takes 8 bytes per part.
     numbers = np.fromiter((int(match[1]) for match in matches if match), np.int64)
     numbers.sort()
     yield from map(int, numbers)
 
 
-class Done:
-    """Which shards have their part, read once; a bit a shard.
+class FinishedShards:
+    """The shards that have their features part at one moment, as one bit per shard.
 
     Args:
         folder: the run folder.
@@ -73,7 +72,7 @@ class Done:
     def __init__(self, folder: Folder) -> None:
         self._bits = bytearray()
         self.count = 0
-        for number in part_numbers(folder):
+        for number in list_part_numbers(folder):
             self._bits.extend(bytes(max(0, number // 8 + 1 - len(self._bits))))
             self._bits[number // 8] |= 1 << number % 8
             self.count += 1
@@ -85,37 +84,39 @@ class Done:
         return number // 8 < len(self._bits) and bool(self._bits[number // 8] >> number % 8 & 1)
 
 
-def each(folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]) -> Iterator[Result]:
-    """Give what `read` makes of each part, in order: many at a time where requests take long."""
+def map_parts(
+    folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]
+) -> Iterator[Result]:
+    """Yield the result of `read` for each part, in order; on object stores, read many at once."""
     if folder.is_local:
         yield from map(read, numbers)
         return
-    with open_ordered_map(_AT_ONCE, _AT_ONCE) as mapped:
-        yield from mapped(read, numbers)
+    with open_ordered_map(_PARALLEL_READS, _PARALLEL_READS) as map_ordered:
+        yield from map_ordered(read, numbers)
 
 
-def rejects_by_reason(folder: Folder, done: Done | None = None) -> dict[str, int]:
-    """Count the rejects of the shards that are done, the commonest reason first.
+def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[str, int]:
+    """Count the rejects of the finished shards by reason, the most common reason first.
 
     Args:
         folder: the run folder.
-        done: its shards that are done, where they are known already.
+        done: its finished shards, if they are known already.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
     """
-    done = done or Done(folder)
+    done = done or FinishedShards(folder)
     reasons: Counter[str] = Counter()
-    # A killed try may have left rejects without features: its shard is done again.
-    numbers = (number for number in part_numbers(folder, layout.REJECTS) if number in done)
+    # A killed attempt may have left rejects without features. Its shard will be extracted again.
+    numbers = (number for number in list_part_numbers(folder, layout.REJECTS) if number in done)
     read = partial(read_part, folder, layout.REJECTS, columns=["reason"])
-    for rejects in each(folder, read, numbers):
+    for rejects in map_parts(folder, read, numbers):
         reasons.update(rejects["reason"].to_pylist())
     return dict(reasons.most_common())
 
 
-def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
-    """Write the parts of one shard, its features last; what a killed try left is replaced."""
+def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
+    """Write the parts of one shard, its features last, and replace those of a killed attempt."""
     footer = {
         "ray_embed.fingerprint": fingerprint,
         "ray_embed.shard": str(part.number),
@@ -131,15 +132,15 @@ def commit(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
         if kind == layout.REJECTS and not table.num_rows:
             folder.delete(name)
         else:
-            folder.write(name, encoded(table.replace_schema_metadata(footer)))
+            folder.write(name, encode_part(table.replace_schema_metadata(footer)))
 
 
-def encoded(table: pa.Table) -> bytes:
-    """Give a part's bytes; the same table gives the same ones."""
+def encode_part(table: pa.Table) -> bytes:
+    """Return the bytes of a part. The same table gives the same bytes."""
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
-    # Floats of features hardly compress, thumbnails do; statistics of both serve nobody; text
-    # repeats.
+    # Features hardly compress, but the thumbnails of a part do. Statistics of both are useless.
+    # Text repeats, so it gets a dictionary.
     pq.write_table(
         table,
         sink,
@@ -152,47 +153,47 @@ def encoded(table: pa.Table) -> bytes:
     return content
 
 
-def with_part(
+def read_part_with(
     folder: Folder, kind: str, number: int, read: Callable[[pq.ParquetFile], Result]
 ) -> Result:
-    """Open a part, and give what is read of it; that fails where pages lack their checksums.
+    """Open a part, check its pages against their checksums, and return the result of `read`.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
     name = part_name(kind, number)
-    path = folder.shown(name)
-    # Where each request takes long, what is read together is asked for together.
+    path = folder.display_path(name)
+    # With slow requests, pyarrow should ask for all columns at once.
     options = {"page_checksum_verification": True, "pre_buffer": not folder.is_local}
 
-    def opened(stream: pa.NativeFile) -> Result:
+    def read_stream(stream: pa.NativeFile) -> Result:
         buffered = folder.is_local and stream.size() > _LARGE
         return read(pq.ParquetFile(stream, **options, buffer_size=_BUFFER if buffered else 0))
 
-    with _explaining(path, number):
-        return folder.read_with(name, opened)
+    with _explain_errors(path, number):
+        return folder.read_with(name, read_stream)
 
 
 @contextlib.contextmanager
-def _explaining(path: str, number: int) -> Iterator[None]:
-    """Let errors of reading a part name it.
+def _explain_errors(path: str, number: int) -> Iterator[None]:
+    """Raise errors of the block as errors that name the part.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
     try:
         yield
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        if isinstance(error, OSError) and of_storage(error):
-            raise StorageError(f"{path}: cannot be read: {explained(error)}") from error
-        raise DamagedError(f"{path}: damaged: {first_line(error)}", number) from error
+        if isinstance(error, OSError) and is_storage_error(error):
+            raise StorageError(f"{path}: cannot be read: {explain_error(error)}") from error
+        raise DamagedError(f"{path}: damaged: {get_first_line(error)}", number) from error
 
 
-@dataclass(frozen=True)
-class About:
-    """What a features part says of itself; its numbers are -1 where it says none."""
+@dataclass(frozen=True, kw_only=True)
+class Footer:
+    """The footer of a part. A number that the footer lacks is -1."""
 
     rows: int
     fingerprint: str | None
@@ -202,63 +203,65 @@ class About:
     columns: tuple[tuple[str, pa.DataType], ...]
 
 
-def about(folder: Folder, number: int) -> About:
-    """Read what a features part says of itself.
+def read_footer(folder: Folder, number: int) -> Footer:
+    """Read the footer of a features part.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
-    return with_part(folder, layout.FEATURES, number, about_of)
+    return read_part_with(folder, layout.FEATURES, number, parse_footer)
 
 
-def about_of(part: pq.ParquetFile) -> About:
-    """Read what an open part says of itself."""
+def parse_footer(part: pq.ParquetFile) -> Footer:
+    """Return the footer of an open part."""
     metadata = part.metadata
-    ours = {
+    entries = {
         key.decode("utf-8", "replace").removeprefix("ray_embed."): value.decode("utf-8", "replace")
         for key, value in (metadata.metadata or {}).items()
         if key.startswith(b"ray_embed.")
     }
 
-    def number(name: str) -> int:
-        text = ours.get(name, "")
+    def read_number(name: str) -> int:
+        text = entries.get(name, "")
         return int(text) if text.isascii() and text.isdigit() else -1
 
     columns = tuple((field.name, field.type) for field in part.schema_arrow)
-    return About(
-        metadata.num_rows,
-        ours.get("fingerprint"),
-        number("shard"),
-        number("planned"),
-        number("rejected"),
-        columns,
+    return Footer(
+        rows=metadata.num_rows,
+        fingerprint=entries.get("fingerprint"),
+        shard=read_number("shard"),
+        planned=read_number("planned"),
+        rejected=read_number("rejected"),
+        columns=columns,
     )
 
 
-def survey(folder: Folder, number: int, columns: list[str]) -> tuple[About, pa.Table | None]:
-    """Read what `about` does, and some columns if any are named, opening the part once.
+def read_footer_and_columns(
+    folder: Folder, number: int, columns: list[str]
+) -> tuple[Footer, pa.Table | None]:
+    """Read the footer of a features part, and the columns if any are named, in one go.
 
     Raises:
-        DamagedError: it is not what was written.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged.
+        StorageError: the part cannot be read.
     """
-    return with_part(
+    return read_part_with(
         folder,
         layout.FEATURES,
         number,
-        lambda part: (about_of(part), _columns(part, columns) if columns else None),
+        lambda part: (parse_footer(part), _read_columns(part, columns) if columns else None),
     )
 
 
-def check_owner(name: str, about: About, number: int, fingerprint: str) -> None:
-    """Compare whose a part says it is with whose it must be.
+def check_owner(name: str, footer: Footer, number: int, fingerprint: str) -> None:
+    """Check that a part belongs to the shard and the run.
 
     Raises:
-        DamagedError: it is of another run or shard.
+        DamagedError: the part belongs to another run or shard.
     """
-    if (about.fingerprint, about.shard) != (fingerprint, number):
-        raise DamagedError(f"{name}: it is of another run or shard", number)
+    if (footer.fingerprint, footer.shard) != (fingerprint, number):
+        raise DamagedError(f"{name}: it belongs to another run or shard", number)
 
 
 def read_part(
@@ -268,37 +271,46 @@ def read_part(
     columns: list[str] | None = None,
     fingerprint: str | None = None,
 ) -> pa.Table:
-    """Read one part, or some columns of it; where a fingerprint is given, only one of its run.
+    """Read one part.
+
+    Args:
+        folder: the run folder.
+        kind: the folder of the part, such as `features`.
+        number: the number of the shard.
+        columns: the columns to read; None for all.
+        fingerprint: that of the run, to check that the part belongs to it; None for no check.
 
     Raises:
-        DamagedError: it is not what was written, or of another run or shard.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged, or belongs to another run or shard.
+        StorageError: the part cannot be read.
     """
 
     def read(part: pq.ParquetFile) -> pa.Table:
         if fingerprint is not None:
-            name = folder.shown(part_name(kind, number))
-            check_owner(name, about_of(part), number, fingerprint)
-        return _columns(part, columns)
+            name = folder.display_path(part_name(kind, number))
+            check_owner(name, parse_footer(part), number, fingerprint)
+        return _read_columns(part, columns)
 
-    return with_part(folder, kind, number, read)
+    return read_part_with(folder, kind, number, read)
 
 
-def feature_batches(folder: Folder, number: int, column: str, fingerprint: str) -> Iterator[Matrix]:
-    """Read the features (n, D) of a part of the run, some rows at a time.
+def read_feature_batches(
+    folder: Folder, number: int, column: str, fingerprint: str
+) -> Iterator[Matrix]:
+    """Yield the features of a part as (n, D) float32 arrays of some rows each.
 
-    A local part is never in memory as a whole, others are, as a failed request is repeated.
+    A part on an object store is read as a whole, so that a failed request can be repeated.
 
     Raises:
-        DamagedError: it is not what was written, or of another run or shard.
-        StorageError: it cannot be read.
+        DamagedError: the part is damaged, or belongs to another run or shard.
+        StorageError: the part cannot be read.
     """
     if not folder.is_local:
         yield as_matrix(read_part(folder, layout.FEATURES, number, [column], fingerprint)[column])
         return
-    path = folder.shown(part_name(layout.FEATURES, number))
+    path = folder.display_path(part_name(layout.FEATURES, number))
     with (
-        _explaining(path, number),
+        _explain_errors(path, number),
         folder.filesystem.open_input_file(
             folder.join(part_name(layout.FEATURES, number))
         ) as stream,
@@ -306,51 +318,53 @@ def feature_batches(folder: Folder, number: int, column: str, fingerprint: str) 
             stream, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
         ) as part,
     ):
-        check_owner(path, about_of(part), number, fingerprint)
-        # Reading leaves out a column that is not there.
+        check_owner(path, parse_footer(part), number, fingerprint)
+        # `iter_batches` ignores a missing column; `field` raises an error.
         dimension = part.schema_arrow.field(column).type.list_size
-        yield from _batches(part, column, dimension)
+        yield from _read_batches(part, column, dimension)
 
 
-def _batches(part: pq.ParquetFile, column: str, dimension: int) -> Iterator[Matrix]:
+def _read_batches(part: pq.ParquetFile, column: str, dimension: int) -> Iterator[Matrix]:
     rows = max(1, _BATCH_BYTES // (4 * dimension))
     for batch in part.iter_batches(rows, columns=[column], use_threads=False):
         yield as_matrix(pa.chunked_array([batch.column(0)]))
 
 
-def _columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
+def _read_columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
     wanted = part.schema_arrow.names if columns is None else columns
     large = [name for name in wanted if _is_large(part, name)]
     if large:
         table = part.read([name for name in wanted if name not in large], use_threads=False)
         for name in large:
-            table = table.append_column(part.schema_arrow.field(name), _large(part, name))
+            table = table.append_column(
+                part.schema_arrow.field(name), _read_large_column(part, name)
+            )
         return table.select(wanted)
-    # Parts are small: handing columns to threads takes longer than reading them.
+    # Columns are small, so threads would cost more than they save.
     table = part.read(columns, use_threads=False)
-    # Reading leaves out a column that is not there.
+    # `read` ignores a missing column; `select` raises an error.
     return table if columns is None else table.select(columns)
 
 
 def _is_large(part: pq.ParquetFile, name: str) -> bool:
-    at = part.schema_arrow.get_field_index(name)
-    kind = part.schema_arrow.field(at).type if at >= 0 else None
+    index = part.schema_arrow.get_field_index(name)
+    kind = part.schema_arrow.field(index).type if index >= 0 else None
     if kind is None or not pa.types.is_fixed_size_list(kind):
         return False
     return bool(4 * kind.list_size * part.metadata.num_rows > _LARGE)
 
 
-def _large(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
-    """Read a column of features into memory once."""
+def _read_large_column(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
+    """Read a column of features without a second copy in memory."""
     dimension = part.schema_arrow.field(name).type.list_size
     values = np.empty((part.metadata.num_rows, dimension), np.float32)
     start = 0
-    for rows in _batches(part, name, dimension):
+    for rows in _read_batches(part, name, dimension):
         values[start : start + len(rows)] = rows
         start += len(rows)
     return as_column(values)
 
 
-def feature_columns(schema: pa.Schema) -> list[str]:
-    """Name the columns of a part that hold features."""
+def list_feature_columns(schema: pa.Schema) -> list[str]:
+    """Return the names of the columns that hold features."""
     return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Storage that is away may answer in a moment: what is tried again, and how its errors are told."""
+"""Retry operations on object stores, and explain the errors of storage."""
 
 import contextlib
 import errno
@@ -7,15 +7,16 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from ray_embed.core.uri import shown, without_credentials
-from ray_embed.errors import StorageError, first_line
+from ray_embed.core.uri import redact_uri, remove_credentials
+from ray_embed.errors import StorageError, get_first_line
 
 Result = TypeVar("Result")
 
-# What pyarrow's file systems begin their errors with.
+# How errors of pyarrow's file systems begin.
 _STORES = re.compile(r"AWS Error|google::cloud::Status|Azure|HDFS|GcsFileSystem")
-# Nobody there, or no such host: pyarrow itself has tried for some seconds.
-_FOR_GOOD = re.compile(
+# Errors that a retry does not help. 6 and 7 mean that there is no such host, or no answer from it:
+# pyarrow itself has tried for some seconds.
+_PERMANENT = re.compile(
     r"curlCode: [67]\b|"
     r"ACCESS_DENIED|NO_SUCH_|INVALID_|UNRECOGNIZED_CLIENT|EXPIRED|Expired|SIGNATURE"
     r"|HTTP status 40[134]|PERMISSION_DENIED|UNAUTHENTICATED|Authentication|Authorization"
@@ -27,66 +28,72 @@ _CREDENTIALS = re.compile(
 _TRIES, _SECONDS = 6, 20.0
 
 
-def of_storage(error: Exception) -> bool:
-    """Whether an error is of the storage, and not of what was read from it, or missing."""
+def is_storage_error(error: Exception) -> bool:
+    """Return whether the storage failed; a missing or damaged file is not such an error."""
     if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
         return True
-    return _is_of_store(error)
+    return _comes_from_store(error)
 
 
-def persistent(operation: Callable[[], Result]) -> Result:
-    """Do something with an object store; again, and later each time, where it fails in passing.
+def call_with_retries(operation: Callable[[], Result]) -> Result:
+    """Call an operation on an object store, and repeat it after temporary errors.
 
-    The whole of it is done again, so it must be such that may be done twice.
+    The pauses grow. The operation is repeated as a whole, so it must be safe to do it twice.
 
     Raises:
-        OSError: as it does, for good or for some seconds.
+        OSError: the error of the operation, if it is permanent or lasts for some seconds.
     """
     import tenacity
 
-    again = tenacity.Retrying(
-        retry=tenacity.retry_if_exception(_is_passing),
+    retrying = tenacity.Retrying(
+        retry=tenacity.retry_if_exception(_is_temporary),
         wait=tenacity.wait_random_exponential(0.5, max=10),
         stop=tenacity.stop_any(
             tenacity.stop_after_attempt(_TRIES), tenacity.stop_after_delay(_SECONDS)
         ),
         reraise=True,
     )
-    return again(operation)
+    return retrying(operation)
 
 
-def _is_passing(error: BaseException) -> bool:
-    return _is_of_store(error) and not _FOR_GOOD.search(str(error))
+def _is_temporary(error: BaseException) -> bool:
+    return _comes_from_store(error) and not _PERMANENT.search(str(error))
 
 
-def _is_of_store(error: BaseException) -> bool:
-    # pyarrow has one class for all of them, and gives them no number. With one, the words may be
-    # those of a file's name.
+def _comes_from_store(error: BaseException) -> bool:
+    # pyarrow raises such errors as OSError without a number. The text of an error with a number may
+    # contain these words because they are in a file's name.
     return isinstance(error, OSError) and error.errno is None and bool(_STORES.search(str(error)))
 
 
 @contextlib.contextmanager
-def named(path: str, doing: str) -> Iterator[None]:
-    """Let an error of the storage say which file it was about, and what was tried.
+def wrap_os_errors(path: str, doing: str) -> Iterator[None]:
+    """Raise an OSError of the block as a StorageError that names the file.
+
+    Args:
+        path: the file, as messages name it.
+        doing: what is done with it, as a participle such as `read`.
 
     Raises:
-        StorageError: instead of OSError.
+        StorageError: the block raised an OSError.
     """
     try:
         yield
     except OSError as error:
-        raise StorageError(f"{shown(path)}: cannot be {doing}: {explained(error)}") from error
+        raise StorageError(
+            f"{redact_uri(path)}: cannot be {doing}: {explain_error(error)}"
+        ) from error
 
 
-def explained(error: OSError) -> str:
-    """Say what the storage said, without secrets, and what helps where it knows nobody."""
+def explain_error(error: OSError) -> str:
+    """Return the text of a storage error without secrets, and a fix if it is about access."""
     if error.strerror:
         return error.strerror
-    text = without_credentials(first_line(error))
+    text = remove_credentials(get_first_line(error))
     if not _CREDENTIALS.search(text):
         return text
     return (
-        f"{text}; it takes credentials to be missing, expired or not enough: look at those that "
-        "this machine, and each node of a cluster, has for it (for S3 AWS_PROFILE, AWS_* "
-        "variables, ~/.aws, or the machine's role)"
+        f"{text}; credentials are missing, expired, or not allowed to do this: check those of this "
+        "machine, and of each node of a cluster (for S3: AWS_PROFILE, AWS_* variables, ~/.aws, or "
+        "the machine's role)"
     )

@@ -48,7 +48,7 @@ def write(root, columns, sizes=SIZES, keys=None, splits=None, labels=None):
         for name, values in columns.items()
     ]
     about = {"fingerprint": "f", "encoder": {"outputs": outputs}}
-    write_run(Folder.at(str(root)), about, "0")
+    write_run(Folder.open(str(root)), about, "0")
     return package.load(str(root))
 
 

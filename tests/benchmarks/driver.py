@@ -194,9 +194,9 @@ def timed(work: Callable[[], Any]) -> dict[str, float]:
 
 def status(path: str) -> Any:
     """What `ray-embed status` does."""
-    from ray_embed.runs.status import status
+    from ray_embed.runs.status import read_status
 
-    found = status(path)
+    found = read_status(path)
     if found.problems:
         sys.exit(found.problems[0])
     return found
@@ -221,7 +221,7 @@ def linked_parts(work: Path, there: int) -> Folder:
     folder = _begun(work / f"linked-{there}", there)
     features = Path(folder.join(layout.FEATURES))
     if not features.is_dir():
-        part_files.commit(folder, part(), "none", RECORDS)
+        part_files.write_part(folder, part(), "none", RECORDS)
         real = Path(folder.path) / "real.parquet"
         (features / "part-00000000.parquet").rename(real)
         for number in range(there):
@@ -242,7 +242,7 @@ def part() -> part_files.Part:
 
 def _begun(path: Path, shards: int) -> Folder:
     path.mkdir(parents=True, exist_ok=True)
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     manifest.write_run(folder, {"fingerprint": "none"}, "0")
     planning.save(folder, outline(shards))
     return folder
@@ -256,7 +256,7 @@ def case(name: str, work: Path, given: argparse.Namespace) -> dict[str, Any]:
     match name:
         case "done":
             folder = empty_parts(work, shards, there)
-            return timed(lambda: part_files.Done(folder))
+            return timed(lambda: part_files.FinishedShards(folder))
         case "status":
             folder = linked_parts(work, read)
             return timed(lambda: status(folder.path))

@@ -38,11 +38,11 @@ SCRIPT = Path(__file__).name
 
 def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, splits, thumbnails):
-        part_files.commit(folder, part, "f" * 64, part.features.num_rows)
+        part_files.write_part(folder, part, "f" * 64, part.features.num_rows)
     split = planning.SplitPlan(0, "split0", "files", "/", "string", (), SHARD, 64, records=rows)
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
@@ -80,11 +80,11 @@ def neighbours(path: Path, thumbnails: bool) -> Callable[[], None]:
     """Give finding the neighbours of the sample, which is read now."""
     from sklearn.neighbors import NearestNeighbors
 
-    folder = Folder.at(str(path))
-    drawn = sampling.draw(folder, "feature", SAMPLE)
+    folder = Folder.open(str(path))
+    drawn = sampling.draw_sample(folder, "feature", SAMPLE)
     spaces = [drawn.features]
     if thumbnails:
-        small = pixel_baseline.shrink(sampling.pictures(folder, drawn.index))
+        small = pixel_baseline.shrink(sampling.read_thumbnails(folder, drawn.index))
         spaces.append(small.reshape(len(small), -1))
     is_first = drawn.splits == drawn.splits[0]
 

@@ -85,12 +85,12 @@ def plan_here(root: Path, out: Path) -> Planned:
 
     start = _memory("VmRSS")
     with tempfile.TemporaryDirectory(dir=out.parent) as temporary:
-        scratch = Folder.at(temporary)
+        scratch = Folder.open(temporary)
         began = time.perf_counter()
         sources = [open_folder("images", root)]
         made = planning.make_plan(sources, {}, scratch, shard_size=None, batch_size=32, limit=None)
         planned = time.perf_counter()
-        planning.copy_records(made, scratch, Folder.at(str(out)))
+        planning.copy_records(made, scratch, Folder.open(str(out)))
         copied = time.perf_counter()
     assert made.records is not None
     return Planned(made.records, planned - began, copied - planned, start, _memory("VmHWM"))

@@ -48,11 +48,11 @@ BUFFER = 8 << 20
 
 def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
     """Write the run folder, unless it is there; `run.json` comes last."""
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, thumbnails):
-        part_files.commit(folder, part, "f" * 64, part.features.num_rows)
+        part_files.write_part(folder, part, "f" * 64, part.features.num_rows)
     split = planning.SplitPlan(0, "valid", "files", "/", "string", (), SHARD, 64, records=rows)
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}

@@ -80,7 +80,7 @@ def listing(work: Path, records: int) -> Path:
 
 def measured(nodes: int, seconds: float, work: Path) -> Load:
     """Run on so many nodes for so long."""
-    from support.many_nodes import cluster_of
+    from support.many_nodes import start_cluster
 
     folder = work / f"nodes-{nodes}"
     shutil.rmtree(folder, ignore_errors=True)
@@ -92,7 +92,7 @@ def measured(nodes: int, seconds: float, work: Path) -> Load:
     words = ["extract", "--source", f"valid={listing(work, records)}", "--model", "paced:encoder"]
     words += ["--image-size", "16,16", "--engine", "tensorflow", "--batch-size", str(BATCH)]
     words += ["--shard-size", str(SHARD), "--cpus-per-actor", "1", "--out", "run"]
-    with cluster_of(*[(1, 1)] * nodes) as cluster, open(folder / "said", "w") as said:
+    with start_cluster(*[(1, 1)] * nodes) as cluster, open(folder / "said", "w") as said:
         run = subprocess.Popen(
             [sys.executable, "-m", "ray_embed", *words, "--address", cluster.address],
             cwd=folder,

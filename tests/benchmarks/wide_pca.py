@@ -55,7 +55,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
     """Write a run folder of features whose variance falls as 1/j, unless it is there."""
     import pyarrow as pa
 
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     if folder.exists(layout.RUN):
         return
     random = np.random.default_rng(0)
@@ -76,7 +76,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
         )
         thumbnails = part_files.THUMBNAIL_SCHEMA.empty_table()
         part = part_files.Part(number, features, part_files.REJECT_SCHEMA.empty_table(), thumbnails)
-        part_files.commit(folder, part, "f" * 64, len(index))
+        part_files.write_part(folder, part, "f" * 64, len(index))
     split = planning.SplitPlan(0, "valid", "files", "/", "string", (), shard, 64, records=rows)
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
@@ -85,10 +85,10 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
 
 
 def components(path: Path, threads: int) -> Callable[[], pca.Components]:
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     groups, start, dimension = [], 0, 0
-    for number in part_files.part_numbers(folder):
-        about = part_files.about(folder, number)
+    for number in part_files.list_part_numbers(folder):
+        about = part_files.read_footer(folder, number)
         dimension = dict(about.columns)["feature"].list_size
         groups.append(Group(number, (number,), start, about.rows))
         start += about.rows

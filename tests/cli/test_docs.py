@@ -8,7 +8,7 @@ from click.testing import CliRunner
 
 from ray_embed.cli.commands import cli
 from ray_embed.cli.docs import format_page, main
-from ray_embed.options import OPTIONS, describe_default, flag
+from ray_embed.options import OPTIONS, describe_default, format_flag
 
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
@@ -34,7 +34,11 @@ def test_page_has_every_command_with_its_options(command):
 def test_page_shows_help_and_default_of_every_option():
     rows = [line for line in section_of("run").splitlines() if line.startswith("| `--")]
     for name, option in OPTIONS.items():
-        (row,) = (row for row in rows if row.startswith((f"| `{flag(name)} ", f"| `{flag(name)}`")))
+        (row,) = (
+            row
+            for row in rows
+            if row.startswith((f"| `{format_flag(name)} ", f"| `{format_flag(name)}`"))
+        )
         row = row.replace("\\|", "|").replace("&lt;", "<")
         assert row.endswith(f"| {option.help} | {describe_default(name) or ''} |")
 

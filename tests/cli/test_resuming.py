@@ -21,7 +21,7 @@ def here(tmp_path, monkeypatch):
 
 
 def begin(folder, parts=0):
-    manifest.write_run(Folder.at(str(folder)), {}, "0")
+    manifest.write_run(Folder.open(str(folder)), {}, "0")
     (folder / "features").mkdir(exist_ok=True)
     for number in range(parts):
         (folder / "features" / f"part-{number:08}.parquet").write_bytes(b"")

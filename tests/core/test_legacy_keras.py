@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_embed.core import legacy_keras, user_code
-from ray_embed.errors import InputError, RunError, first_line, without_ansi
+from ray_embed.errors import InputError, RunError, get_first_line, strip_ansi
 
 tf = pytest.importorskip("tensorflow")
 
@@ -40,7 +40,7 @@ def error_of(code: str) -> BaseException:
 
 
 @pytest.mark.parametrize("case", HELPED)
-def test_variable_is_advised(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variable_is_suggested(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     error = error_of(HELPED[case])
     assert "set TF_USE_LEGACY_KERAS=1" in legacy_keras.suggest_legacy_keras(error)
     assert "import keras" not in legacy_keras.suggest_legacy_keras(error)
@@ -54,14 +54,14 @@ def test_variable_is_advised(case: str, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.parametrize("case", KERAS_3_ITSELF)
-def test_code_that_imports_keras_is_told_so(case: str) -> None:
+def test_code_that_imports_keras_gets_a_suggestion(case: str) -> None:
     advice = legacy_keras.suggest_legacy_keras(error_of(KERAS_3_ITSELF[case]))
     assert "`import keras`" in advice
     assert "SM_FRAMEWORK=tf.keras" in advice
 
 
 @pytest.mark.parametrize("case", NOT_HELPED)
-def test_nothing_is_advised_that_would_not_help(case: str) -> None:
+def test_no_suggestion_where_it_would_not_help(case: str) -> None:
     error = error_of(NOT_HELPED[case])
     assert legacy_keras.suggest_legacy_keras(error) == ""
     with pytest.raises(InputError, match=r"^as it was$"), legacy_keras.explain_legacy_errors():
@@ -75,7 +75,7 @@ def test_nothing_is_advised_that_would_not_help(case: str) -> None:
         "import tensorflow as tf\nclass Old(tf.keras.layers.experimental.RandomFourier): pass",
     ],
 )
-def test_module_of_the_users_that_fails_is_advised_once(
+def test_suggestion_for_a_failing_user_module_comes_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: str
 ) -> None:
     (tmp_path / "old_package.py").write_text(code)
@@ -90,7 +90,7 @@ def test_module_of_the_users_that_fails_is_advised_once(
 def test_colors_of_keras_are_removed_from_messages() -> None:
     colored = "\x1b[1mException encountered when calling Net.call().\x1b[0m\x1b[31;1m bad\x1b[K"
     plain = "Exception encountered when calling Net.call(). bad"
-    assert without_ansi(colored) == plain
+    assert strip_ansi(colored) == plain
     assert str(InputError(f"--model m: {colored}")) == f"--model m: {plain}"
     assert str(RunError(colored)) == plain
-    assert first_line(ValueError(colored)) == plain
+    assert get_first_line(ValueError(colored)) == plain

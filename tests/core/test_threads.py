@@ -13,7 +13,7 @@ from ray_embed.core.threads import limit_blas_to_one_thread, open_ordered_map
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_results_come_in_order_whichever_takes_longest(threads):
+def test_results_come_in_order_whatever_takes_longest(threads):
     def square(item):
         time.sleep(0.01 * (item % 3 == 0))
         return item * item

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Parts of URIs, and what may be shown of them."""
+"""Parts of URIs, and the removal of credentials from them."""
 
 import pytest
 
@@ -16,8 +16,8 @@ from ray_embed.core import uri
         ("abfss://account:key@container/run", "abfss://container/run"),
     ],
 )
-def test_what_is_shown(given, expected):
-    assert uri.shown(given) == expected
+def test_redacted_uri_has_no_user_and_no_query(given, expected):
+    assert uri.redact_uri(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -30,16 +30,16 @@ def test_what_is_shown(given, expected):
         ("mail me@example.com", "mail me@example.com"),
     ],
 )
-def test_secrets_are_masked(text, expected):
-    assert uri.without_credentials(text, "***@") == expected
+def test_credentials_in_a_text_are_replaced(text, expected):
+    assert uri.remove_credentials(text, "***@") == expected
 
 
-def test_folders_and_files():
+def test_parts_of_a_uri():
     with_query = "s3://k:s@bucket/a/list.csv?region=x"
-    assert uri.parent(with_query) == "s3://k:s@bucket/a?region=x"
-    assert uri.child("s3://k:s@bucket/a/?region=x", "b c") == "s3://k:s@bucket/a/b c?region=x"
-    assert uri.child("runs/a/", "features") == "runs/a/features"
-    assert uri.base_name(with_query) == "list.csv"
-    assert uri.base_name("s3://bucket") == ""
-    assert uri.with_query("s3://b/x", a="1") == "s3://b/x?a=1"
-    assert uri.with_query("s3://b/x?a=2&c=3", a="1") == "s3://b/x?a=2&c=3"
+    assert uri.get_parent_uri(with_query) == "s3://k:s@bucket/a?region=x"
+    assert uri.join_uri("s3://k:s@bucket/a/?region=x", "b c") == "s3://k:s@bucket/a/b c?region=x"
+    assert uri.join_uri("runs/a/", "features") == "runs/a/features"
+    assert uri.get_base_name(with_query) == "list.csv"
+    assert uri.get_base_name("s3://bucket") == ""
+    assert uri.add_to_query("s3://b/x", a="1") == "s3://b/x?a=1"
+    assert uri.add_to_query("s3://b/x?a=2&c=3", a="1") == "s3://b/x?a=2&c=3"

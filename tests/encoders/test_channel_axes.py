@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from support.command import Command
-from support.encoders import PROJECT, encode, my_encoders, noise, pixels, plain, spec
+from support.encoders import PROJECT, call_model, encode, my_encoders, noise, pixels, spec
 from support.features import assert_features_equal
 from support.pictures import make_folder
 
@@ -118,7 +118,7 @@ def test_every_pooling_with_channels_first(how: str, engine: str):
     images = noise(shape=(16, 18, 3))
     encoder = build(spec(model, pool=how, engine=engine))
     assert encoder.engine == ("openvino" if engine == "openvino" else "folded")
-    value = plain(model, images.transpose(0, 3, 1, 2))
+    value = call_model(model, images.transpose(0, 3, 1, 2))
     assert_features_equal(encode(encoder, images)[0], pooled(value, how))
 
 
@@ -126,7 +126,7 @@ def test_flatten_gives_the_order_of_keras_own_layer():
     image = keras.Input((3, 16, 16))
     model = keras.Model(image, keras.layers.Conv2D(8, 3, **FIRST)(image))
     images = noise()
-    value = plain(model, images.transpose(0, 3, 1, 2))
+    value = call_model(model, images.transpose(0, 3, 1, 2))
     (found,) = encode(build(spec(model, pool="flatten")), images)
     assert_features_equal(found, np.asarray(keras.layers.Flatten(**FIRST)(value)))
 
@@ -140,7 +140,7 @@ def test_model_whose_input_has_channels_first(library: str):
     images = noise(shape=(16, 18, 3))
     encoder = build(spec(model))
     assert encoder.image_shape == (16, 18, 3)
-    value = plain(model, images.transpose(0, 3, 1, 2))
+    value = call_model(model, images.transpose(0, 3, 1, 2))
     assert_features_equal(encode(encoder, images)[0], pooled(value))
     assert "(N, 3, 16, 18)" in encoder.notes[0]
     assert "transposed" in encoder.notes[0]
@@ -169,7 +169,7 @@ def test_layout_of_the_input(shape: tuple, layout: dict, expected: tuple):
     encoder = build(spec(model, **size))
     assert encoder.image_shape == expected
     first = shape[0] == expected[2] and shape != expected
-    value = plain(model, images.transpose(0, 3, 1, 2) if first else images)
+    value = call_model(model, images.transpose(0, 3, 1, 2) if first else images)
     assert_features_equal(encode(encoder, images)[0], pooled(value, axis=1 if layout else -1))
 
 
@@ -198,7 +198,7 @@ def test_subclassed_model_with_channels_first(library: str, transposes: bool, bu
     images = noise(shape=(16, 18, 3))
     given = images if transposes else images.transpose(0, 3, 1, 2)
     model = make()
-    value = plain(model, given)
+    value = call_model(model, given)
     assert value.shape[1] == 6
     encoder = build(spec((lambda: model) if built else make, image_size=(16, 18)))
     (found,) = encode(encoder, images)
@@ -221,7 +221,7 @@ def test_nested_model_with_channels_first():
     )
     model = my_encoders.filled(keras.Model(image, x))
     images = noise(shape=(16, 18, 3))
-    assert_features_equal(encode(build(spec(model)), images)[0], pooled(plain(model, images)))
+    assert_features_equal(encode(build(spec(model)), images)[0], pooled(call_model(model, images)))
 
 
 @pytest.mark.parametrize("nchw", [True, False])
@@ -234,7 +234,7 @@ def test_signature_with_channels_first(tmp_path: Path, nchw: bool):
     images = noise(shape=(16, 18, 3))
     encoder = build(spec(tmp_path / "exported"))
     assert encoder.image_shape == (16, 18, 3)
-    value = plain(model, images.transpose(0, 3, 1, 2) if nchw else images)
+    value = call_model(model, images.transpose(0, 3, 1, 2) if nchw else images)
     assert_features_equal(encode(encoder, images)[0], pooled(value))
     assert sum("channels first" in note for note in encoder.notes) == nchw
     assert "its channels are axis 1" in encoder.notes[-1]
@@ -255,7 +255,7 @@ def test_what_cannot_be_known_is_assumed_and_said():
             return self.other(self.conv(tf.transpose(images, (0, 3, 1, 2))))
 
     model, images = Net(), noise(shape=(16, 18, 3))
-    value = plain(model, images)
+    value = call_model(model, images)
     encoder = build(spec(model, image_size=(16, 18)))
     assert_features_equal(encode(encoder, images)[0], pooled(value))
     assert "cannot be known" in encoder.notes[0]
@@ -435,7 +435,7 @@ def test_a_model_of_a_fixed_batch_size_still_works():
     model = my_encoders.filled(keras.Model(image, keras.layers.Conv2D(5, 3, name="conv")(x)))
     images = noise()
     found = encode(build(spec(model)), images)[0]
-    assert_features_equal(found, pooled(plain(model, images), axis=-1))
+    assert_features_equal(found, pooled(call_model(model, images), axis=-1))
     assert "conv" in list_layer_shapes(spec(model))
 
 
@@ -470,7 +470,7 @@ def test_channels_first_run(ray_embed: Command, tmp_path: Path):
     shutil.copy(PROJECT / "my_encoders.py", tmp_path)
     result = ray_embed("run", "--source", "valid", "--model", "first.keras", "--out", "r")
     assert result.code == 0, result.err
-    value = plain(model, pixels(folder).transpose(0, 3, 1, 2) / np.float32(255))
+    value = call_model(model, pixels(folder).transpose(0, 3, 1, 2) / np.float32(255))
     assert_features_equal(package.load("r").to_numpy()[0], pooled(value))
     assert "channels first" in result.err
     assert "Traceback" not in result.err

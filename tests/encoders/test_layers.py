@@ -14,13 +14,13 @@ import tf_keras
 from support.command import Command
 from support.encoders import (
     PROJECT,
+    call_model,
+    compute_features,
     encode,
-    features_of,
     gap,
     my_encoders,
     noise,
     pixels,
-    plain,
     spec,
 )
 from support.features import assert_features_equal
@@ -149,7 +149,7 @@ def test_nested_models_within_a_subclassed_one():
     model, images = Net(), noise()
     first = np.asarray(model.encoder.get_layer("first")(images))
     name = f"{model.encoder.name}/first"
-    found = features_of(model, images, layers=(name,), image_size=(16, 16))
+    found = compute_features(model, images, layers=(name,), image_size=(16, 16))
     assert_features_equal(found, gap(first))
 
 
@@ -157,8 +157,8 @@ def test_fully_convolutional_model_at_another_size():
     image = keras.Input((None, None, 3))
     model = my_encoders.filled(keras.Model(image, keras.layers.Conv2D(4, 3)(image)))
     images = noise(shape=(9, 13, 3))
-    found = features_of(model, images, image_size=(9, 13))
-    assert_features_equal(found, gap(plain(model, images)))
+    found = compute_features(model, images, image_size=(9, 13))
+    assert_features_equal(found, gap(call_model(model, images)))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -170,7 +170,7 @@ def test_one_of_several_outputs(library: str):
     model = my_encoders.filled(k.Model(image, [maps, code]))
     images = noise()
     expected = np.asarray(model(images, training=False)[1])
-    assert_features_equal(features_of(model, images, layers=("code",)), expected)
+    assert_features_equal(compute_features(model, images, layers=("code",)), expected)
 
 
 def test_outputs_with_names_of_their_own():
@@ -179,7 +179,7 @@ def test_outputs_with_names_of_their_own():
     outputs = {"low": maps, "high": keras.layers.Conv2D(5, 3)(maps)}
     model = my_encoders.filled(keras.Model(image, outputs))
     images = noise()
-    found = features_of(model, images, layers=("low",))
+    found = compute_features(model, images, layers=("low",))
     assert_features_equal(found, gap(np.asarray(model(images, training=False)["low"])))
 
 
@@ -189,7 +189,7 @@ def test_output_of_a_layer_called_twice():
     image = keras.Input((16, 16, 3))
     model = my_encoders.filled(keras.Model(image, shared(shared(image))))
     images = noise()
-    assert_features_equal(features_of(model, images), gap(plain(model, images)))
+    assert_features_equal(compute_features(model, images), gap(call_model(model, images)))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -245,7 +245,7 @@ def test_augmenting_and_regularizing_layers_do_nothing(library: str):
     model = my_encoders.filled(k.Model(image, k.layers.GaussianDropout(0.5)(x)))
     images = noise()
     expected = gap(np.asarray(model.get_layer("conv")(images)))
-    assert_features_equal(features_of(model, images), expected)
+    assert_features_equal(compute_features(model, images), expected)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -258,7 +258,7 @@ def test_batch_normalization_uses_what_it_learned(library: str):
     model.set_weights([gamma, beta, mean, variance])
     images = noise()
     expected = (images - mean) / np.sqrt(variance + 1e-3) * gamma + beta
-    assert_features_equal(features_of(model, images), gap(expected))
+    assert_features_equal(compute_features(model, images), gap(expected))
 
 
 def test_callers_training_flag_reaches_a_subclassed_model():
@@ -267,7 +267,7 @@ def test_callers_training_flag_reaches_a_subclassed_model():
             return images * (2.0 if training is False else 5.0)
 
     images = noise()
-    found = features_of(Net(), images, image_size=(16, 16))
+    found = compute_features(Net(), images, image_size=(16, 16))
     assert_features_equal(found, gap(images * 2))
 
 
@@ -300,7 +300,7 @@ def test_pooling(rank: int, pool: str, engine: str):
     x = {4: lambda x: x, 3: keras.layers.Reshape((25, 5)), 2: keras.layers.Flatten()}[rank](x)
     model = my_encoders.filled(keras.Model(image, x))
     images = noise()
-    value = plain(model, images).astype(np.float64)
+    value = call_model(model, images).astype(np.float64)
     assert value.min() < 0 < value.max()
     expected = {4: MAPS, 3: TOKENS, 2: VECTORS}[rank][pool](value).astype(np.float32)
     encoder = build(spec(model, pool=pool, engine=engine))
@@ -311,7 +311,7 @@ def test_pooling(rank: int, pool: str, engine: str):
 def test_flatten_is_in_c_order():
     model = keras.Sequential([keras.Input((3, 4, 2)), keras.layers.Activation("linear")])
     images = np.arange(4 * 24, dtype=np.float32).reshape(4, 3, 4, 2)
-    found = features_of(model, images, pool="flatten")
+    found = compute_features(model, images, pool="flatten")
     assert np.array_equal(found, np.arange(4 * 24).reshape(4, 24))
 
 
@@ -327,7 +327,7 @@ def test_default_pooling_goes_by_rank():
 def test_engines_agree(library: str):
     model = named(LIBRARIES[library])
     images = noise()
-    expected = plain(model, images)
+    expected = call_model(model, images)
     tensorflow = build(spec(model, engine="tensorflow"))
     assert tensorflow.engine == "folded"
     assert_features_equal(encode(tensorflow, images)[0], expected)
@@ -342,7 +342,7 @@ def test_engines_agree(library: str):
 def test_each_way_to_run_an_encoder(engine: str):
     images = noise()
     encoder = build(spec("my_encoders:functional", engine="tensorflow"))
-    expected = gap(plain(my_encoders.functional(), images))
+    expected = gap(call_model(my_encoders.functional(), images))
     assert_features_equal(open_engine(replace(encoder, engine=engine), 1)(images)[0], expected)
 
 
@@ -350,8 +350,8 @@ def test_each_way_to_run_an_encoder(engine: str):
 def test_batch_sizes(batch_size: int):
     images = noise(batch_size)
     model = my_encoders.functional()
-    found = features_of(model, images, batch_size=batch_size)
-    assert_features_equal(found, gap(plain(model, images)))
+    found = compute_features(model, images, batch_size=batch_size)
+    assert_features_equal(found, gap(call_model(model, images)))
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_models_that_cannot_be_folded(name: str, engine: str):
     assert encoder.graph is None
     assert any("folded" in warning for warning in encoder.warnings)
     assert_features_equal(
-        encode(encoder, images)[0], gap(plain(getattr(my_encoders, name)(), images))
+        encode(encoder, images)[0], gap(call_model(getattr(my_encoders, name)(), images))
     )
 
 
@@ -381,9 +381,9 @@ def test_half_precision_output_is_given_as_float32(dtype: str):
     image = keras.Input((16, 16, 3))
     conv = keras.layers.Conv2D(4, 3, dtype=dtype)
     model = keras.Model(image, keras.layers.ReLU(dtype="float16")(conv(image)))
-    found = features_of(model, noise(), engine="tensorflow")
+    found = compute_features(model, noise(), engine="tensorflow")
     assert found.dtype == np.float32
-    expected = gap(plain(model, noise()).astype(np.float32))
+    expected = gap(call_model(model, noise()).astype(np.float32))
     assert np.allclose(found, expected, rtol=2e-3, atol=1e-4)
 
 
@@ -450,4 +450,4 @@ def test_tf_keras_functional_model_with_tensorflow_operations():
     x = tf.nn.relu(tf_keras.layers.Conv2D(4, 3)(image) * 2 - 0.1)
     model = my_encoders.filled(tf_keras.Model(image, tf.concat([x, x], -1)))
     images = noise()
-    assert_features_equal(features_of(model, images), gap(plain(model, images)))
+    assert_features_equal(compute_features(model, images), gap(call_model(model, images)))

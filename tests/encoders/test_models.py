@@ -18,14 +18,14 @@ import tf_keras
 from support.command import Command
 from support.encoders import (
     PROJECT,
+    call_model,
+    compute_features,
     encode,
-    features_of,
     gap,
     my_encoders,
     my_layers,
     noise,
     pixels,
-    plain,
     spec,
 )
 from support.features import assert_features_equal
@@ -76,7 +76,7 @@ def test_model_file(embed: Embed, images: np.ndarray):
     model = my_encoders.functional()
     model.save("encoder.keras")
     found = embed("--model", "encoder.keras")
-    assert_features_equal(found, gap(plain(model, images)))
+    assert_features_equal(found, gap(call_model(model, images)))
 
 
 @pytest.mark.parametrize("ending", [".keras", ".h5"])
@@ -85,8 +85,8 @@ def test_model_file(embed: Embed, images: np.ndarray):
 def test_all_model_files(tmp_path: Path, images: np.ndarray, library: str, kind: str, ending: str):
     model = getattr(my_encoders, kind)(library)
     model.save(tmp_path / f"encoder{ending}")
-    expected = plain(model, images[:4])
-    found = features_of(tmp_path / f"encoder{ending}", images[:4])
+    expected = call_model(model, images[:4])
+    found = compute_features(tmp_path / f"encoder{ending}", images[:4])
     assert_features_equal(found, gap(expected) if expected.ndim > 2 else expected)
 
 
@@ -95,8 +95,8 @@ def test_compiled_and_trained_model_file(tmp_path: Path, images: np.ndarray):
     model.compile("adam", "mse")
     model.fit(noise(8), noise(8, (5, 5, 8)), verbose=0)
     model.save(tmp_path / "encoder.h5")
-    found = features_of(tmp_path / "encoder.h5", images[:4])
-    assert_features_equal(found, gap(plain(model, images[:4])))
+    found = compute_features(tmp_path / "encoder.h5", images[:4])
+    assert_features_equal(found, gap(call_model(model, images[:4])))
 
 
 def test_saved_model_of_keras_2(embed: Embed, images: np.ndarray):
@@ -104,22 +104,24 @@ def test_saved_model_of_keras_2(embed: Embed, images: np.ndarray):
     model.save("encoder", save_format="tf")
     inner = tf_keras.Model(model.input, model.get_layer("norm").output)
     found = embed("--model", "encoder", "--layer", "norm")
-    assert_features_equal(found, gap(plain(inner, images)))
-    assert_features_equal(features_of("encoder", images[:4]), gap(plain(model, images[:4])))
+    assert_features_equal(found, gap(call_model(inner, images)))
+    assert_features_equal(
+        compute_features("encoder", images[:4]), gap(call_model(model, images[:4]))
+    )
 
 
 def test_subclassed_saved_model_of_keras_2(tmp_path: Path, images: np.ndarray):
     model = my_encoders.subclassed("tf_keras")
     model.save(tmp_path / "encoder", save_format="tf")
-    found = features_of(tmp_path / "encoder", images[:4], image_size=(16, 16))
-    assert_features_equal(found, gap(plain(model, images[:4])))
+    found = compute_features(tmp_path / "encoder", images[:4], image_size=(16, 16))
+    assert_features_equal(found, gap(call_model(model, images[:4])))
 
 
 def test_saved_model_exported_by_keras_3(tmp_path: Path, images: np.ndarray):
     model = my_encoders.functional("keras", augment=False)
     model.export(tmp_path / "encoder", verbose=False)
-    found = features_of(tmp_path / "encoder", images[:4])
-    assert_features_equal(found, gap(plain(model, images[:4])))
+    found = compute_features(tmp_path / "encoder", images[:4])
+    assert_features_equal(found, gap(call_model(model, images[:4])))
 
 
 class Extractor(tf.Module):
@@ -151,7 +153,7 @@ def test_registered_layers(embed: Embed, images: np.ndarray):
     model.add(keras.layers.Activation(my_layers.cubed))
     model.save("encoder.keras")
     found = embed("--model", "encoder.keras", "--import", "my_layers")
-    assert_features_equal(found, gap(plain(model, images)))
+    assert_features_equal(found, gap(call_model(model, images)))
 
 
 @pytest.mark.parametrize("form", ["encoder.keras", "encoder.h5", "encoder"])
@@ -160,8 +162,8 @@ def test_registered_layers_of_tf_keras(tmp_path: Path, images: np.ndarray, form:
     model.add(tf_keras.layers.Conv2D(4, 3))
     model.add(my_layers.Doubled2())
     model.save(tmp_path / form)
-    found = features_of(tmp_path / form, images[:4], imports=("my_layers",))
-    assert_features_equal(found, gap(plain(model, images[:4])))
+    found = compute_features(tmp_path / form, images[:4], imports=("my_layers",))
+    assert_features_equal(found, gap(call_model(model, images[:4])))
 
 
 # tf_keras itself cannot load a registered function from .h5.
@@ -170,8 +172,8 @@ def test_registered_function_of_tf_keras(tmp_path: Path, images: np.ndarray, for
     model = tf_keras.Sequential([tf_keras.layers.InputLayer((16, 16, 3))])
     model.add(tf_keras.layers.Conv2D(4, 3, activation=my_layers.squared))
     model.save(tmp_path / form)
-    found = features_of(tmp_path / form, images[:4], imports=("my_layers",))
-    assert_features_equal(found, gap(plain(model, images[:4])))
+    found = compute_features(tmp_path / form, images[:4], imports=("my_layers",))
+    assert_features_equal(found, gap(call_model(model, images[:4])))
 
 
 # --- module:callable -----------------------------------------------------------------------------
@@ -184,15 +186,15 @@ def test_functional_model_with_arguments_and_weights(embed: Embed, images: np.nd
         *("--model", "my_encoders:functional", "--weights", "w.weights.h5"),
         *("--model-kwargs", '{"input_shape": [16, 16, 3], "seed": 5}'),
     )
-    assert_features_equal(found, gap(plain(theirs, images)))
+    assert_features_equal(found, gap(call_model(theirs, images)))
 
 
 @pytest.mark.parametrize("form", ["functional", "sequential"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_other_callables(images: np.ndarray, form: str, library: str):
     model = getattr(my_encoders, form)(library)
-    expected = plain(model, images[:4])
-    found = features_of(f"my_encoders:{form}", images[:4], model_kwargs={"library": library})
+    expected = call_model(model, images[:4])
+    found = compute_features(f"my_encoders:{form}", images[:4], model_kwargs={"library": library})
     assert_features_equal(found, gap(expected) if expected.ndim > 2 else expected)
 
 
@@ -207,7 +209,7 @@ def test_submodel_of_an_object(embed: Embed, images: np.ndarray, library: str):
         *("--model-kwargs", json.dumps({"input_img_shape": [16, 16, 3], "library": library})),
         *("--weights", "weights"),
     )
-    assert_features_equal(found, gap(plain(theirs.forward_model, images)))
+    assert_features_equal(found, gap(call_model(theirs.forward_model, images)))
 
 
 @pytest.mark.parametrize("ending", ["/", ".weights.h5", "-prefix"])
@@ -219,14 +221,14 @@ def test_weights_of_the_outer_or_of_the_submodel(
     theirs = my_encoders.AutoEncoder((16, 16, 3), "tf_keras", seed=9)
     weights = f"{tmp_path}/w{ending}"
     getattr(theirs, saved_from).save_weights(weights)
-    found = features_of(
+    found = compute_features(
         "my_encoders:AutoEncoder",
         images[:4],
         model_kwargs={"input_img_shape": (16, 16, 3), "library": library},
         submodel="forward_model",
         weights=weights,
     )
-    assert_features_equal(found, gap(plain(theirs.forward_model, images[:4])))
+    assert_features_equal(found, gap(call_model(theirs.forward_model, images[:4])))
 
 
 def test_outer_model_that_is_a_keras_model_itself(images: np.ndarray):
@@ -238,8 +240,10 @@ def test_outer_model_that_is_a_keras_model_itself(images: np.ndarray):
         def call(self, x):
             return keras.layers.Dense(2)(self.encoder(x))
 
-    found = features_of(Outer, images[:4], submodel="encoder")
-    assert_features_equal(found, gap(plain(my_encoders.functional("keras", seed=4), images[:4])))
+    found = compute_features(Outer, images[:4], submodel="encoder")
+    assert_features_equal(
+        found, gap(call_model(my_encoders.functional("keras", seed=4), images[:4]))
+    )
 
 
 def test_subclassed_model_without_a_training_argument(images: np.ndarray):
@@ -255,8 +259,8 @@ def test_subclassed_model_without_a_training_argument(images: np.ndarray):
                 return self.dropout(self.norm(x))
 
         model = Net()
-        expected = gap(plain(model, images[:4]))
-        found = features_of(model, images[:4], image_size=(16, 16))
+        expected = gap(call_model(model, images[:4]))
+        found = compute_features(model, images[:4], image_size=(16, 16))
         assert_features_equal(found, expected)
 
 
@@ -306,14 +310,14 @@ def _saved(form: str, folder: Path) -> tuple[Any, str]:
 def test_all_forms_of_weights(tmp_path: Path, images: np.ndarray, form: str, library: str):
     model, weights = _saved(form, tmp_path)
     kind = "subclassed" if "subclassed" in form else "functional"
-    found = features_of(
+    found = compute_features(
         f"my_encoders:{kind}",
         images[:4],
         model_kwargs={"library": library},
         weights=weights,
         image_size=(16, 16),
     )
-    assert_features_equal(found, gap(plain(model, images[:4])))
+    assert_features_equal(found, gap(call_model(model, images[:4])))
 
 
 # --- one encoder for all -------------------------------------------------------------------------
@@ -354,12 +358,12 @@ def test_model_object_in_hand(embed: Embed, pictures: Path, images: np.ndarray):
     config = package.RunConfig(sources=sources, model=model, image_size=(16, 16), out="r")
     features, labels = package.run(config).to_numpy()
     assert list(labels) == ["a", "a", "a", "b", "b"]
-    assert_features_equal(features, gap(plain(model, images)))
+    assert_features_equal(features, gap(call_model(model, images)))
 
 
 def test_functional_model_object_in_hand(images: np.ndarray):
     model = my_encoders.functional(seed=8)
-    assert_features_equal(features_of(model, images[:4]), gap(plain(model, images[:4])))
+    assert_features_equal(compute_features(model, images[:4]), gap(call_model(model, images[:4])))
 
 
 def test_function_in_hand(images: np.ndarray):
@@ -367,8 +371,8 @@ def test_function_in_hand(images: np.ndarray):
         keras.utils.set_random_seed(3)
         return keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(width, 3)])
 
-    found = features_of(make, images[:4], model_kwargs={"width": 6})
-    assert_features_equal(found, gap(plain(make(6), images[:4])))
+    found = compute_features(make, images[:4], model_kwargs={"width": 6})
+    assert_features_equal(found, gap(call_model(make(6), images[:4])))
 
 
 # --- pixels --------------------------------------------------------------------------------------
@@ -380,7 +384,7 @@ def test_gray_model_with_symmetric_scale(embed: Embed, pictures: Path):
     model.save("encoder.keras")
     gray = pixels(pictures, (12, 20), "grayscale")
     found = embed("--model", "encoder.keras", "--scale", "symmetric")
-    assert_features_equal(found, gap(plain(model, gray / np.float32(127.5) - 1)))
+    assert_features_equal(found, gap(call_model(model, gray / np.float32(127.5) - 1)))
 
 
 @pytest.mark.slow
@@ -390,7 +394,7 @@ def test_pixels_as_they_are(embed: Embed, pictures: Path):
     model = my_encoders.filled(keras.Model(image, keras.layers.Conv2D(4, 3)(x)))
     model.save("encoder.keras")
     found = embed("--model", "encoder.keras", "--scale", "none", "--image-size", "10,14")
-    assert_features_equal(found, gap(plain(model, pixels(pictures, (10, 14)))))
+    assert_features_equal(found, gap(call_model(model, pixels(pictures, (10, 14)))))
 
 
 def test_preprocessing_of_the_users():
@@ -398,14 +402,16 @@ def test_preprocessing_of_the_users():
     encoder = build(spec("my_encoders:functional", preprocess="my_encoders:reversed_channels"))
     assert encoder.engine in ("openvino", "folded")
     batch = my_encoders.reversed_channels(images)
-    assert_features_equal(encode(encoder, images)[0], gap(plain(my_encoders.functional(), batch)))
+    assert_features_equal(
+        encode(encoder, images)[0], gap(call_model(my_encoders.functional(), batch))
+    )
 
 
 @pytest.mark.slow
 def test_preprocessing_that_cannot_be_traced(embed: Embed, pictures: Path):
     found = embed("--model", "my_encoders:functional", "--preprocess", "my_encoders:by_numpy")
     batch = my_encoders.by_numpy(pixels(pictures)).astype(np.float32)
-    assert_features_equal(found, gap(plain(my_encoders.functional(), batch)))
+    assert_features_equal(found, gap(call_model(my_encoders.functional(), batch)))
     assert engine_of_run() == "plain"
 
 
@@ -416,5 +422,5 @@ def test_preprocessing_that_cannot_be_traced(embed: Embed, pictures: Path):
 def test_fallback_is_recorded(embed: Embed, images: np.ndarray):
     """Python within the graph is there only in the process that made it."""
     found = embed("--model", "my_encoders:with_py_function", "--image-size", "16,16")
-    assert_features_equal(found, gap(plain(my_encoders.with_py_function(), images)))
+    assert_features_equal(found, gap(call_model(my_encoders.with_py_function(), images)))
     assert engine_of_run() == "function"

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 
 import psutil
 import pytest
-from support.many_nodes import assert_whole, running, undisturbed
+from support.many_nodes import assert_complete, run_undisturbed, start_run
 
 pytestmark = pytest.mark.longest
 # As the fake provider names the machine it is started on.
@@ -106,7 +106,7 @@ def kill_all(head):
 
 @pytest.fixture(scope="module")
 def expected(tmp_path_factory):
-    return undisturbed(tmp_path_factory.mktemp("undisturbed"))
+    return run_undisturbed(tmp_path_factory.mktemp("undisturbed"))
 
 
 @pytest.fixture(params=[1, 2], ids=["v1", "v2"])
@@ -126,35 +126,39 @@ def nodes_of(batches):
 
 
 def test_a_cluster_without_machines_is_waited_for(cloud, tmp_path, expected):
-    with running(tmp_path, ADDRESS, "--gpus-per-actor", 1) as run:
-        run.until(lambda batches: len({batch.process for batch in batches}) == 2, "two actors")
-        assert_whole(run, expected)
+    with start_run(tmp_path, ADDRESS, "--gpus-per-actor", 1) as run:
+        run.wait_until(lambda batches: len({batch.process for batch in batches}) == 2, "two actors")
+        assert_complete(run, expected)
     # What was asked for, and no more.
-    assert len(nodes_of(run.batches())) == 1
-    said = run.said()
+    assert len(nodes_of(run.read_batches())) == 1
+    said = run.read_output()
     assert said.count("waiting for a machine: an actor asks for 1 CPU and 1 GPU") == 1
     assert "the cluster has 1 node (1 with 0 CPU 0 GPU)" in said
     assert "--actors N starts machines for N" in said
 
 
 def test_as_many_machines_are_started_as_actors_ask_for(cloud, tmp_path, expected):
-    with running(tmp_path, ADDRESS, "--gpus-per-actor", 1, "--actors", 4) as run:
-        run.until(lambda batches: len({batch.process for batch in batches}) == 4, "four actors")
-        assert_whole(run, expected)
-    assert len(nodes_of(run.batches())) == 2
-    assert "starts machines for N" not in run.said()
+    with start_run(tmp_path, ADDRESS, "--gpus-per-actor", 1, "--actors", 4) as run:
+        run.wait_until(
+            lambda batches: len({batch.process for batch in batches}) == 4, "four actors"
+        )
+        assert_complete(run, expected)
+    assert len(nodes_of(run.read_batches())) == 2
+    assert "starts machines for N" not in run.read_output()
 
 
 def test_more_actors_than_there_are_ever_machines_for(cloud, tmp_path, expected):
-    with running(tmp_path, ADDRESS, "--gpus-per-actor", 1, "--actors", 9) as run:
-        run.until(lambda batches: len({batch.process for batch in batches}) == 4, "four actors")
-        assert_whole(run, expected)
-    assert len(nodes_of(run.batches())) == 2
+    with start_run(tmp_path, ADDRESS, "--gpus-per-actor", 1, "--actors", 9) as run:
+        run.wait_until(
+            lambda batches: len({batch.process for batch in batches}) == 4, "four actors"
+        )
+        assert_complete(run, expected)
+    assert len(nodes_of(run.read_batches())) == 2
 
 
 def test_what_no_machine_ever_has_is_an_error(cloud, tmp_path):
-    with running(tmp_path, ADDRESS, "--gpus-per-actor", 4) as run:
-        assert run.finished() == 2
-    said = run.said()
+    with start_run(tmp_path, ADDRESS, "--gpus-per-actor", 4) as run:
+        assert run.finish() == 2
+    said = run.read_output()
     assert "an actor asks for 1 CPU and 4 GPU, which no node has: the cluster has 1 node" in said
     assert "nor can its autoscaler start one that has" in said

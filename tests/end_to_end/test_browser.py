@@ -112,15 +112,15 @@ def driver() -> Iterator[Any]:
 @pytest.fixture(scope="module")
 def opened(runs: Path, driver: Any) -> Iterator[Any]:
     with chromium.viewing(runs) as url:
-        yield Page.at(driver, url)
+        yield Page.open(driver, url)
 
 
 @pytest.fixture
 def page(opened: Any) -> Iterator[Any]:
     """The page with all runs; no test may leave an error behind."""
     yield opened
-    assert opened.log() == []
-    assert opened.said() == []
+    assert opened.read_log() == []
+    assert opened.read_errors() == []
 
 
 def share(canvas: Any, low: tuple[int, int, int], high: tuple[int, int, int]) -> float:
@@ -130,52 +130,52 @@ def share(canvas: Any, low: tuple[int, int, int], high: tuple[int, int, int]) ->
 
 def test_all_runs_of_a_folder_are_in_the_list(page: Any, runs: Path) -> None:
     names = ["many", "pictures", "sampled", "shapes", "zeros"]
-    assert sorted(page.items("runs? found")) == names
+    assert sorted(page.list_items("runs? found")) == names
 
 
 def test_points_dimensions_and_columns(page: Any) -> None:
     page.open_run("pictures")
-    assert page.counts() == "Points: 60 Dimension: 48"
+    assert page.read_counts() == "Points: 60 Dimension: 48"
     tensors = [f"{name}/.ATTRIBUTES/VARIABLE_VALUE" for name in ("embedding", "pca")]
-    assert page.items("tensors? found") == tensors
-    assert page.chosen("tensors? found") == tensors[0]
-    assert page.items("Label by") == ["label", "split", "key", "index"]
+    assert page.list_items("tensors? found") == tensors
+    assert page.read_choice("tensors? found") == tensors[0]
+    assert page.list_items("Label by") == ["label", "split", "key", "index"]
     # What was chosen in one run stays so in the next.
     page.choose("Label by", "label")
-    assert page.chosen("Label by") == "label"
-    assert {"label", "split"} <= set(page.items("Color by"))
+    assert page.read_choice("Label by") == "label"
+    assert {"label", "split"} <= set(page.list_items("Color by"))
     page.choose("Color by", "label")
-    assert page.legend() == {"alpha": 20, "beta": 20, "gamma": 20}
+    assert page.read_legend() == {"alpha": 20, "beta": 20, "gamma": 20}
     page.choose("Color by", "No color map")
 
 
 def test_sprites_are_drawn(page: Any) -> None:
     page.open_run("pictures")
     magenta = ((170, 0, 170), (255, 90, 255))
-    assert share(page.canvas(), *magenta) > 0.0005
+    assert share(page.take_picture(), *magenta) > 0.0005
     # The page draws labels instead of the pictures.
     click(page, "#labels3DMode")
-    page.wait()
-    assert share(page.canvas(), *magenta) == 0
+    page.wait_until_idle()
+    assert share(page.take_picture(), *magenta) == 0
     click(page, "#labels3DMode")
 
 
 def test_search_finds_the_points_of_a_label(page: Any) -> None:
     page.open_run("pictures")
     assert page.search("beta", "label") == "20 matches."
-    assert page.found() == list(range(20, 40))
+    assert page.list_selected() == list(range(20, 40))
     assert page.search("^(alpha|gamma)$", "label", regex=True) == "40 matches."
     assert page.search("delta", "label") == "0 matches."
-    assert page.found() == []
+    assert page.list_selected() == []
     page.search("", "label")
 
 
 def test_of_too_many_points_a_sample_with_all_labels_comes_first(page: Any) -> None:
     page.open_run("sampled")
-    assert page.items("tensors? found")[0] == "sample/.ATTRIBUTES/VARIABLE_VALUE"
-    assert page.chosen("tensors? found") == "sample/.ATTRIBUTES/VARIABLE_VALUE"
-    assert page.counts() == "Points: 300 Dimension: 10"
-    shown = Counter(page.column("label"))
+    assert page.list_items("tensors? found")[0] == "sample/.ATTRIBUTES/VARIABLE_VALUE"
+    assert page.read_choice("tensors? found") == "sample/.ATTRIBUTES/VARIABLE_VALUE"
+    assert page.read_counts() == "Points: 300 Dimension: 10"
+    shown = Counter(page.read_column("label"))
     assert set(shown) == {"ant", "bee", "cat", "dog"}
     for label, share_of_all in (("ant", 0.7), ("bee", 0.25)):
         assert abs(shown[label] - 300 * share_of_all) <= 3
@@ -183,18 +183,18 @@ def test_of_too_many_points_a_sample_with_all_labels_comes_first(page: Any) -> N
     # Each point has its own label: those of a class are nearer to its middle than to others'.
     page.search("", "label")
     page.choose("tensors? found", "embedding/.ATTRIBUTES/VARIABLE_VALUE")
-    assert page.counts() == "Points: 1000 Dimension: 10"
+    assert page.read_counts() == "Points: 1000 Dimension: 10"
 
 
 def test_more_labels_than_the_page_can_colour(page: Any) -> None:
     page.open_run("many")
     # From the 51st text on it offers no colours, all else works.
-    assert "label" not in page.items("Color by")
-    assert "split" in page.items("Color by")
+    assert "label" not in page.list_items("Color by")
+    assert "split" in page.list_items("Color by")
     page.choose("Label by", "label")
-    assert page.chosen("Label by") == "label"
+    assert page.read_choice("Label by") == "label"
     assert page.search("class 07", "label") == "3 matches."
-    assert page.found() == [7, 67, 127]
+    assert page.list_selected() == [7, 67, 127]
     page.search("", "label")
 
 
@@ -203,7 +203,7 @@ def test_texts_of_digits_are_numbers_to_the_page(page: Any, runs: Path) -> None:
     # The file has them as they are; the page cannot be told not to.
     written = (runs / "zeros" / "projector" / "metadata.tsv").read_text().splitlines()[1:5]
     assert [line.split("\t")[0] for line in written] == list(ZEROS)
-    assert page.column("label")[:4] == [7, 8, 10, 7]
+    assert page.read_column("label")[:4] == [7, 8, 10, 7]
     assert page.search("007", "label") == "0 matches."
     assert page.search("7", "label") == "40 matches."
     page.search("", "label")
@@ -214,22 +214,22 @@ def test_texts_of_digits_are_numbers_to_the_page(page: Any, runs: Path) -> None:
 def test_awkward_features_have_a_place(page: Any, layer: str) -> None:
     page.open_run("shapes")
     page.choose("tensors? found", f"embedding_{layer}/.ATTRIBUTES/VARIABLE_VALUE")
-    assert page.counts() == f"Points: 58 Dimension: {AWKWARD[layer].shape[1]}"
-    places = page.places()
+    assert page.read_counts() == f"Points: 58 Dimension: {AWKWARD[layer].shape[1]}"
+    places = page.read_positions()
     assert places.shape == (58, 3)
     assert np.isfinite(places).all()
     # The same rows are in the same place, others are not.
     assert np.allclose(places[::2], places[1::2], atol=1e-4 * np.abs(places).max() + 1e-6)
     assert len(np.unique(places[::2].round(3), axis=0)) == len(np.unique(AWKWARD[layer], axis=0))
     # The thumbnails are grey and black, the axes are not.
-    assert share(page.canvas(), (0, 0, 0), (150, 150, 150)) > 0.0002
+    assert share(page.take_picture(), (0, 0, 0), (150, 150, 150)) > 0.0002
 
 
 def test_two_dimensions_have_a_place_with_a_third(page: Any) -> None:
     page.open_run("shapes")
     page.choose("tensors? found", "pca_two/.ATTRIBUTES/VARIABLE_VALUE")
-    assert page.counts() == "Points: 58 Dimension: 3"
-    places = page.places()
+    assert page.read_counts() == "Points: 58 Dimension: 3"
+    places = page.read_positions()
     assert np.isfinite(places).all()
     assert np.ptp(places, axis=0)[:2].min() > 0
 
@@ -240,7 +240,7 @@ def test_the_page_finds_neighbours_of_the_exact_components(page: Any, layer: str
     page.choose("tensors? found", f"pca_{layer}/.ATTRIBUTES/VARIABLE_VALUE")
     click(page, '.ink-tab[data-tab="tsne"]')
     click(page, ".run-tsne")
-    steps = page.one(".run-tsne-iter")
+    steps = page.find(".run-tsne-iter")
     end = time.monotonic() + 60
     while int(steps.text or 0) < 5 and time.monotonic() < end:
         time.sleep(0.5)
@@ -257,21 +257,21 @@ def test_picture(driver: Any, tmp_path: Path) -> None:
     subprocess.run(command, check=True, timeout=900)
     driver.set_window_size(1700, 1140)
     with chromium.viewing(run) as url:
-        page = Page.at(driver, url)
+        page = Page.open(driver, url)
         page.choose("Color by", "label")
         page.choose("Label by", "label")
         draw(page, Path(str(PICTURE)))
-        assert page.log() == []
+        assert page.read_log() == []
 
 
 def draw(page: Any, path: Path) -> None:
     """Let the page compute its t-SNE, and save what it shows."""
     # Its neighbours are by cosine, of rows that it takes for normalized.
     click(page, "#normalize-data-checkbox")
-    page.wait()
+    page.wait_until_idle()
     click(page, '.ink-tab[data-tab="tsne"]')
     click(page, ".run-tsne")
-    steps = page.one(".run-tsne-iter")
+    steps = page.find(".run-tsne-iter")
     end = time.monotonic() + 200
     while int(steps.text or 0) < STEPS and time.monotonic() < end:
         time.sleep(1)
@@ -285,4 +285,4 @@ def draw(page: Any, path: Path) -> None:
 
 
 def click(page: Any, selector: str) -> None:
-    page.script("arguments[0].click()", page.one(selector))
+    page.run_script("arguments[0].click()", page.find(selector))

@@ -40,11 +40,11 @@ def test_a_click_shows_the_map_that_was_computed_here(tmp_path, monkeypatch):
     plot(str(tmp_path / "run"), None, print)
     views = json.loads((tmp_path / "run" / "projector" / "bookmarks.json").read_text())
     with chromium.viewing(tmp_path / "run") as url, chromium.chromium() as driver:
-        page = chromium.Page.at(driver, url)
-        projector = page.one("vz-projector")
-        page.until(lambda: len(page.all(".state-row")) == len(views) == 3)
+        page = chromium.Page.open(driver, url)
+        projector = page.find("vz-projector")
+        page.wait_until(lambda: len(page.find_all(".state-row")) == len(views) == 3)
         for number, view in enumerate(views):
-            row = page.all(".state-row")[number]
+            row = page.find_all(".state-row")[number]
             (button,) = row.find_elements("css selector", ".state-radio paper-icon-button")
             driver.execute_script("arguments[0].scrollIntoView()", button)
             button.click()
@@ -60,6 +60,8 @@ def test_a_click_shows_the_map_that_was_computed_here(tmp_path, monkeypatch):
             # The page's own t-SNE goes on from there by now.
             time.sleep(5)
             assert scaled(drawn()) == pytest.approx(scaled(ours), abs=1e-5)
-            active = [tab for tab in page.all(".ink-tab") if "active" in tab.get_attribute("class")]
+            active = [
+                tab for tab in page.find_all(".ink-tab") if "active" in tab.get_attribute("class")
+            ]
             assert [tab.get_attribute("data-tab") for tab in active] == [name]
-            assert page.one(f".ink-panel-content[data-panel='{name}']").is_displayed()
+            assert page.find(f".ink-panel-content[data-panel='{name}']").is_displayed()

@@ -24,8 +24,8 @@ from support.sample_runs import (
     contents,
     copy,
     part_files,
+    read_parts,
     save_encoder,
-    table_of,
     write_listing,
 )
 
@@ -404,7 +404,7 @@ def test_status_of_an_unfinished_run(story, ray_embed):
     assert report["shards_done"] == done
     assert report["shards_planned"] == SHARDS
     assert report["records_planned"] == 40
-    assert report["rows"] == table_of(story.halfway).num_rows
+    assert report["rows"] == read_parts(story.halfway).num_rows
     assert report["projector"] is False
     assert report["fingerprint"] == json.loads((story.calm / "run.json").read_text())["fingerprint"]
     result = ray_embed("status", story.halfway, "--verify")
@@ -455,19 +455,19 @@ def test_status_is_consistent_while_shards_finish(sample, tmp_path, monkeypatch)
     late = [path for number in (0, 1) for path in run.glob(f"[ft]*/part-{number:08d}.parquet")]
     for path in late:
         path.rename(f"{path}-later")
-    listed = part_files_module.part_numbers
+    list_part_numbers = part_files_module.list_part_numbers
 
-    def listed_before(*given):
-        numbers = list(listed(*given))
+    def list_then_finish(*arguments):
+        numbers = list(list_part_numbers(*arguments))
         for path in late:
             if path.with_name(f"{path.name}-later").exists():
                 path.with_name(f"{path.name}-later").rename(path)
         return iter(numbers)
 
-    monkeypatch.setattr(part_files_module, "part_numbers", listed_before)
-    report = status.status(str(run))
+    monkeypatch.setattr(part_files_module, "list_part_numbers", list_then_finish)
+    report = status.read_status(str(run))
     assert (report.shards_done, report.rows, report.rejects) == (1, 2, 0)
-    report = status.status(str(run))
+    report = status.read_status(str(run))
     assert (report.shards_done, report.rows, report.rejects) == (3, 8, 2)
 
 
@@ -476,7 +476,7 @@ def verify(ray_embed, run):
     result = ray_embed("status", run, "--verify")
     assert result.code == 1
     assert result.err == ""
-    assert "NOT sound" in result.out
+    assert "problems found" in result.out
     report = json.loads(ray_embed("status", run, "--verify", "--json").out)
     assert report["problems"]
     return "\n".join(report["problems"])
@@ -495,7 +495,7 @@ def test_verify_finds_a_cut_part(sample, tmp_path, ray_embed, kind, keep):
 
 @pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails", "pca"])
 def test_verify_finds_a_flipped_bit_anywhere(sample, tmp_path, kind):
-    from ray_embed.runs.status import status
+    from ray_embed.runs.status import read_status
 
     run = copy(sample.run, tmp_path / "r")
     part = part_files(run, kind)[0]
@@ -509,11 +509,11 @@ def test_verify_finds_a_flipped_bit_anywhere(sample, tmp_path, kind):
         harmed = bytearray(content)
         harmed[position] ^= 1 << position % 8
         part.write_bytes(harmed)
-        problems = status(str(run), verify=True).problems
+        problems = read_status(str(run), verify=True).problems
         assert problems, position
         assert any(part.name in problem for problem in problems), position
     part.write_bytes(content)
-    assert status(str(run), verify=True).problems == ()
+    assert read_status(str(run), verify=True).problems == ()
 
 
 @pytest.mark.parametrize("kind", ["features", "rejects", "thumbnails"])

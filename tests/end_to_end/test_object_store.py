@@ -19,7 +19,7 @@ from support import object_store
 from support.command import Command, Result
 from support.object_store import Faults
 from support.pictures import make_folder
-from support.sample_runs import copy, results_of, save_encoder
+from support.sample_runs import copy, read_results, save_encoder
 
 import ray_embed
 
@@ -106,7 +106,7 @@ def test_a_run_under_faults_gives_the_bytes_of_a_local_one(
     assert "data: skipped 1 other endings" in shared.extracted.err
     assert shared.done["500"] and shared.done["reset"] and shared.done["cut off"], shared.done
     found = local_copy(f"{shared.root}/run", tmp_path / "away")
-    assert results_of(found) == results_of(shared.local)
+    assert read_results(found) == read_results(shared.local)
     # A lease is given back.
     assert not [path for path in found.glob(".tmp/**/*") if path.is_file()]
 
@@ -273,7 +273,7 @@ def test_a_password_in_a_uri_is_shown_nowhere(
         (["--model", "{0}/none.keras"], "--model {0}/none.keras: no such file"),
         (["--weights", "{0}/none"], "--weights {0}/none: no such file"),
         (["--out", "s3://no-such-bucket/run"], "--out s3://no-such-bucket/run: "),
-        (["--out", "{0}/data"], "{0}/data: it holds something that is no run folder"),
+        (["--out", "{0}/data"], "{0}/data: it is not a run folder"),
         (["--out", "s4://x/y"], "--out s4://x/y: not a location that can be opened"),
     ],
 )
@@ -337,7 +337,7 @@ def test_what_an_actor_finds_wrong_names_the_uri(
 
 
 @pytest.mark.slow
-def test_a_second_writer_is_refused_and_a_dead_one_is_not(
+def test_second_writer_is_refused_unless_the_first_is_dead(
     ray_embed: Command,
     tmp_path: Path,
     store: Faults,
@@ -352,34 +352,34 @@ def test_a_second_writer_is_refused_and_a_dead_one_is_not(
     save_encoder(tmp_path / "encoder.keras")
     run = f"{bucket}/run"
     arguments = ["run", "--source", "data", "--model", "encoder.keras", "--out", run]
-    with lock.alone(Folder.at(run)):
+    with lock.lock_folder(Folder.open(run)):
         found = ray_embed(*arguments)
     assert found.code == 2, found.err
     assert f"another ray-embed is writing to it (process {os.getpid()} on" in found.err
     dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], stdout=-1)
     here = os.uname().nodename
-    Folder.at(run).write(
+    Folder.open(run).write(
         ".tmp/leases/left", f"process {dead.stdout.decode().strip()} on {here}".encode()
     )
-    with lock.alone(Folder.at(run)):
-        assert "left" not in [info.base_name for info in Folder.at(run).infos(".tmp/leases")]
+    with lock.lock_folder(Folder.open(run)):
+        assert "left" not in [info.base_name for info in Folder.open(run).list_infos(".tmp/leases")]
 
 
-def test_the_writer_of_another_machine_that_is_gone_is_waited_for(
+def test_lease_of_a_gone_writer_of_another_machine_expires(
     tmp_path: Path, store: Faults, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray_embed.storage import lock
     from ray_embed.storage.filesystem import Folder
 
     monkeypatch.setattr(lock, "_STALE_SECONDS", 3.0)
-    folder = Folder.at(f"{bucket}/run")
+    folder = Folder.open(f"{bucket}/run")
     folder.write(".tmp/leases/left", b"process 1 on elsewhere")
-    with lock.alone(folder):
-        assert "left" not in [info.base_name for info in folder.infos(".tmp/leases")]
-    assert not folder.infos(".tmp/leases")
+    with lock.lock_folder(folder):
+        assert "left" not in [info.base_name for info in folder.list_infos(".tmp/leases")]
+    assert not folder.list_infos(".tmp/leases")
 
 
-def test_scratch_without_room_is_told_before_anything_is_fetched(
+def test_full_disk_is_reported_before_anything_is_copied(
     ray_embed: Command, tmp_path: Path, store: Faults, bucket: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from ray_embed.errors import RunError
@@ -389,5 +389,5 @@ def test_scratch_without_room_is_told_before_anything_is_fetched(
     object_store.upload(tmp_path / "encoder.keras", f"{bucket}/encoder.keras")
     monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(20, 10, 10))
     with pytest.raises(RunError, match="set TMPDIR to a folder that has it"):
-        download.fetched(f"{bucket}/encoder.keras", tmp_path / "into", "--model")
+        download.download(f"{bucket}/encoder.keras", tmp_path / "into", "--model")
     assert not list((tmp_path / "into").iterdir())

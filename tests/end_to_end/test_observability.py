@@ -17,7 +17,7 @@ from support.pictures import make_folder
 from support.sample_runs import save_encoder
 
 import ray_embed as package
-from ray_embed.runs.status import status
+from ray_embed.runs.status import read_status
 
 # A source whose last record comes when it is told to; all others are embedded before.
 WAITING = """
@@ -146,7 +146,7 @@ def test_status_while_it_runs(tmp_path):
     with subprocess.Popen([*ray_embed, *words], cwd=tmp_path, stderr=subprocess.PIPE) as process:
         while process.poll() is None:
             try:
-                seen.append(status(str(tmp_path / "run")))
+                seen.append(read_status(str(tmp_path / "run")))
             except package.InputError as error:
                 # Nothing but before it is planned.
                 assert not seen, error
@@ -159,7 +159,7 @@ def test_status_while_it_runs(tmp_path):
             time.sleep(0.02)
         said = process.stderr.read()
     assert process.returncode == 0, said
-    seen.append(status(str(tmp_path / "run")))
+    seen.append(read_status(str(tmp_path / "run")))
     for found in seen:
         assert (found.shards_planned, found.records_planned) == (20, 60)
         assert found.rows + found.rejects == 3 * found.shards_done

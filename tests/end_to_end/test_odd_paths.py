@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 from support.pictures import make_folder
-from support.sample_runs import save_encoder, table_of, write_listing
+from support.sample_runs import read_parts, save_encoder, write_listing
 
 ODD = os.fsdecode(b"K\xf6ln")
 
@@ -32,7 +32,7 @@ def test_source(inputs, ray_embed, source):
         assert r"K\xf6ln" in result.err
         assert "not UTF-8" in result.err
     else:
-        assert table_of(inputs / "run").num_rows == 3
+        assert read_parts(inputs / "run").num_rows == 3
         assert ray_embed("extract", "--source", f"valid={ODD}/{source}", *words).code == 0
         assert ray_embed("status", "run", "--verify").code == 0
 

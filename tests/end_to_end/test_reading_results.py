@@ -18,8 +18,8 @@ from support.sample_runs import (
     AWKWARD,
     config,
     part_files,
+    read_parts,
     save_encoder,
-    table_of,
     write_flat,
     write_listing,
 )
@@ -62,13 +62,13 @@ def test_runs_are_as_awkward_as_they_should_be(runs):
     awkward = [pq.read_metadata(part).num_rows for part in part_files(runs.awkward)]
     assert null == [0, 4, 0, 4]
     assert awkward == [4, 0, 4, 3, 0]
-    table = table_of(runs.null)
+    table = read_parts(runs.null)
     assert table.schema.field("label").type == pa.string()
     assert table["label"].null_count == 8
     assert table.schema.field("feature_early").type == pa.list_(pa.float32(), 4)
     assert table.schema.field("feature_late").type == pa.list_(pa.float32(), 5)
     kept = [label for at, label in enumerate(AWKWARD) if at not in {4, 5, 6, 7, 13, 16, 17}]
-    assert table_of(runs.awkward)["label"].to_pylist() == kept
+    assert read_parts(runs.awkward)["label"].to_pylist() == kept
 
 
 def test_columns_are_those_of_the_contract(runs):
@@ -104,7 +104,7 @@ def test_nothing_but_parts_is_in_the_folders(run):
 
 
 def test_duckdb(run):
-    expected = table_of(run)
+    expected = read_parts(run)
     column = column_of(run)
     size = expected.schema.field(column).type.list_size
     rows = duckdb.sql(
@@ -119,7 +119,7 @@ def test_duckdb(run):
 
 def test_duckdb_finds_the_nearest_by_distance(run):
     column = column_of(run)
-    table = table_of(run)
+    table = read_parts(run)
     features = np.array(table[column].to_pylist(), np.float32)
     size = features.shape[1]
     found = duckdb.sql(
@@ -139,7 +139,7 @@ def test_duckdb_finds_the_nearest_by_distance(run):
 
 
 def test_polars_scans(run):
-    expected = table_of(run)
+    expected = read_parts(run)
     frame = pl.scan_parquet(glob(run)).collect()
     assert frame["index"].to_list() == expected["index"].to_pylist()
     assert frame["label"].to_list() == expected["label"].to_pylist()
@@ -155,7 +155,7 @@ def test_polars_scans(run):
 
 
 def test_pandas_reads_the_folder(run):
-    expected = table_of(run)
+    expected = read_parts(run)
     frame = pd.read_parquet(run / "features")
     assert frame["index"].tolist() == expected["index"].to_pylist()
     labels = [None if pd.isna(label) else label for label in frame["label"]]
@@ -171,7 +171,7 @@ def test_pandas_reads_a_part_without_rows(runs):
 
 
 def test_pyarrow_dataset(run):
-    expected = table_of(run)
+    expected = read_parts(run)
     dataset = pyarrow.dataset.dataset(run / "features")
     assert dataset.to_table().replace_schema_metadata() == expected
     assert dataset.count_rows() == expected.num_rows
@@ -183,7 +183,7 @@ def test_rejects_and_thumbnails_are_read_too(run):
     rejects = duckdb.sql(
         f"select index, reason from '{run}/rejects/*.parquet' order by index"
     ).fetchall()
-    kept = table_of(run)["index"].to_pylist()
+    kept = read_parts(run)["index"].to_pylist()
     assert sorted(kept + [index for index, _ in rejects]) == list(range(len(kept) + len(rejects)))
     assert len({reason for _, reason in rejects}) == 1
     thumbnails = pl.scan_parquet(f"{run}/thumbnails/*.parquet").collect()
@@ -210,7 +210,7 @@ def test_load_takes_a_path_and_a_trailing_slash(runs):
 
 def test_to_numpy(runs):
     features, labels = package.load(str(runs.awkward)).to_numpy()
-    expected = table_of(runs.awkward)
+    expected = read_parts(runs.awkward)
     assert features.dtype == np.float32
     assert features.shape == (11, 5)
     assert features.tolist() == expected["feature"].to_pylist()
@@ -221,7 +221,7 @@ def test_to_numpy(runs):
 
 def test_to_numpy_of_layers(runs):
     loaded = package.load(str(runs.null))
-    expected = table_of(runs.null)
+    expected = read_parts(runs.null)
     for layer, size in (("early", 4), ("late", 5)):
         features, labels = loaded.to_numpy(layer=layer)
         assert features.shape == (8, size)
@@ -244,12 +244,12 @@ def test_to_numpy_names_the_only_layer_too(runs):
 
 def test_to_table(run):
     table = package.load(str(run)).to_table()
-    assert table.replace_schema_metadata() == table_of(run)
+    assert table.replace_schema_metadata() == read_parts(run)
 
 
 def test_to_pandas(run):
     frame = package.load(str(run)).to_pandas()
-    expected = table_of(run)
+    expected = read_parts(run)
     assert isinstance(frame, pd.DataFrame)
     assert list(frame.columns) == expected.column_names
     assert frame["key"].tolist() == expected["key"].to_pylist()
@@ -268,7 +268,7 @@ def test_to_tf(runs, batch_size):
     assert dataset.element_spec[0].shape.as_list() == [None, 5]
     batches = [(features.numpy(), labels.numpy()) for features, labels in dataset]
     assert all(1 <= len(features) <= batch_size for features, _ in batches)
-    expected = table_of(runs.awkward)
+    expected = read_parts(runs.awkward)
     assert np.concatenate([f for f, _ in batches]).tolist() == expected["feature"].to_pylist()
     labels = [label.decode() for _, batch in batches for label in batch]
     assert labels == expected["label"].to_pylist()
@@ -277,7 +277,7 @@ def test_to_tf(runs, batch_size):
 def test_to_tf_of_a_layer_without_labels(runs):
     dataset = package.load(str(runs.null)).to_tf(layer="early")
     features = np.concatenate([features.numpy() for features, _ in dataset])
-    assert features.tolist() == table_of(runs.null)["feature_early"].to_pylist()
+    assert features.tolist() == read_parts(runs.null)["feature_early"].to_pylist()
     assert {label for _, labels in dataset for label in labels.numpy()} == {b""}
 
 
@@ -288,7 +288,7 @@ def test_to_ray(runs, monkeypatch):
     monkeypatch.chdir(run.parent)
     dataset = package.load(run.name).to_ray()
     rows = sorted(dataset.take_all(), key=lambda row: row["index"])
-    expected = table_of(run)
+    expected = read_parts(run)
     assert [row["key"] for row in rows] == expected["key"].to_pylist()
     assert [row["label"] for row in rows] == expected["label"].to_pylist()
     column = column_of(run)

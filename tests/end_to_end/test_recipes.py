@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support import object_store
-from support.sample_runs import config, part_files, table_of
+from support.sample_runs import config, part_files, read_parts
 from support.versions import PACKAGES
 
 import ray_embed as package
@@ -63,7 +63,7 @@ def folder(ray_session, tmp_path_factory):
     with open(root / "labels.csv", "w", newline="") as file:
         rows = csv.writer(file)
         rows.writerow(["key", "quality"])
-        rows.writerows((key, quality_of(key)) for key in table_of(out)["key"].to_pylist()[::3])
+        rows.writerows((key, quality_of(key)) for key in read_parts(out)["key"].to_pylist()[::3])
     return root
 
 
@@ -74,7 +74,7 @@ def quality_of(key):
 @pytest.fixture
 def known(folder):
     """What the recipes must find."""
-    table = table_of(folder / "runs" / "run7")
+    table = read_parts(folder / "runs" / "run7")
     features = np.array(table["feature"].to_pylist(), np.float32)
     keys = np.array(table["key"].to_pylist())
     one = features[keys == KEY][0].astype(np.float64)

@@ -87,7 +87,7 @@ class Laptop:
         """Call one of the environment's commands, as `ray`, in the network of the machines."""
         alone = {"HOME": self.folder, "TMPDIR": self.folder, "RAY_TMPDIR": self.folder}
         return called(
-            [*self.machines[0].inside("net"), BIN / words[0], *words[1:]],
+            [*self.machines[0].make_prefix("net"), BIN / words[0], *words[1:]],
             cwd=cwd or self.folder,
             env={
                 **os.environ,
@@ -109,7 +109,7 @@ class Laptop:
 @pytest.fixture(scope="module")
 def laptop() -> Iterator[Laptop]:
     """Two machines on which `ray up` has started what cluster/local.yaml says."""
-    if why := machines.missing():
+    if why := machines.find_obstacle():
         pytest.skip(why)
     with tempfile.TemporaryDirectory(prefix="m-", dir="/tmp") as name:
         there = machines.start(Path(name))
@@ -133,7 +133,7 @@ def give_python(machine, home):
 
     So the cluster file's own commands install the wheel and need no network.
     """
-    done = called([*machine.inside("mount"), sys.executable, "-m", "venv", home / "venv"])
+    done = called([*machine.make_prefix("mount"), sys.executable, "-m", "venv", home / "venv"])
     assert done.returncode == 0, done.stderr
     (packages,) = machine.home.glob("venv/lib/python*/site-packages")
     (packages / "others.pth").write_text(sysconfig.get_paths()["purelib"])
@@ -221,7 +221,7 @@ def test_ray_submit_says_how_a_module_comes_to_the_nodes(laptop, tmp_path):
     done = laptop.call("ray", "submit", "local.yaml", SUBMIT, "--", *words)
     assert done.returncode != 0
     assert "no module named 'not_there'" in done.stdout
-    assert "file_mounts, or by `ray rsync-up`" in done.stdout
+    assert "file_mounts in the cluster file, or `ray rsync-up`" in done.stdout
     assert "Traceback" not in done.stdout
 
 

@@ -279,7 +279,7 @@ class Slow:
 def streamed(workers, job, tmp_path, source, **limits):
     """Extract a sequence in hand, in shards of 4 records; gives the numbers as they come."""
     given = config(**limits)
-    folder = Folder.at(str(tmp_path / "run"))
+    folder = Folder.open(str(tmp_path / "run"))
     planning.save(folder, Plan((STREAM,), "int64", ()))
     reading = DatasetReader(Dataset("valid", source, {}), None, given.shard_timeout, None)
     try:

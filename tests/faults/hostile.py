@@ -330,9 +330,9 @@ def main() -> int:
             row for part in part_files(out, "rejects") for row in pq.read_table(part).to_pylist()
         ]
         reasons = Counter(row["reason"] for row in rejects)
-        from ray_embed.core.keys import key_of
+        from ray_embed.core.keys import make_key
 
-        unfair = {key_of(os.fsdecode(path)) for path in good} & {row["key"] for row in rejects}
+        unfair = {make_key(os.fsdecode(path)) for path in good} & {row["key"] for row in rejects}
         seconds, name = slowest(work / "valid")
     right = len(rows) + len(rejects) == files and not unfair
     print(f"{files} files: {len(rows)} rows, {len(rejects)} rejects, exit 0, {took.seconds:.0f} s")

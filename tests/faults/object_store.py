@@ -21,7 +21,7 @@ from pyarrow import fs
 from support import object_store
 from support.object_store import Faults
 from support.pictures import make_folder
-from support.sample_runs import results_of, save_encoder
+from support.sample_runs import read_results, save_encoder
 
 
 def run(work: Path, root: str, out: str) -> float:
@@ -62,7 +62,7 @@ def main() -> int:
         object_store.upload(data, "s3://bucket/data")
         object_store.upload(work / "encoder.keras", "s3://bucket/encoder.keras")
         run(work, ".", "local")
-        expected = results_of(work / "local")
+        expected = read_results(work / "local")
         wrong = 0
         for name, share, delay in (("calm", 0.0, 0.0), ("faulty", given.share, given.delay)):
             faults.done.clear()
@@ -71,7 +71,7 @@ def main() -> int:
             faults.share = faults.delay = 0
             told = ", ".join(f"{count} {what}" for what, count in faults.done.most_common())
             fs.copy_files(f"s3://bucket/{name}", str(work / name), chunk_size=1 << 20)
-            found = results_of(work / name)
+            found = read_results(work / name)
             differing = sum(expected.get(name) != found.get(name) for name in {*expected, *found})
             wrong += differing
             print(

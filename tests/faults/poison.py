@@ -28,7 +28,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.pictures import make_folder
-from support.sample_runs import table_of
+from support.sample_runs import read_parts
 
 HERE = Path(__file__).resolve().parent
 COLOURS = {"crashes the process": (255, 0, 255), "hangs": (0, 255, 255)}
@@ -72,11 +72,11 @@ def run(work: Path, out: str, obeys: bool, *options: str) -> tuple[int, str]:
 
 def differences(work: Path, reasons: dict[str, str]) -> list[str]:
     """Say what is not as it must be."""
-    found = {row["key"]: row["reason"] for row in table_of(work / "hurt", "rejects").to_pylist()}
+    found = {row["key"]: row["reason"] for row in read_parts(work / "hurt", "rejects").to_pylist()}
     wrong = []
     if found != reasons:
         wrong.append(f"rejected: {found}, and not {reasons}")
-    calm, hurt = table_of(work / "calm", "features"), table_of(work / "hurt", "features")
+    calm, hurt = read_parts(work / "calm", "features"), read_parts(work / "hurt", "features")
     kept = calm.filter(pa.array([key not in reasons for key in calm["key"].to_pylist()]))
     if kept.drop_columns("feature").to_pylist() != hurt.drop_columns("feature").to_pylist():
         wrong.append("other rows are not all there, or not in order")

@@ -124,15 +124,15 @@ def whole(config: Any, session: Any) -> None:
     """Do a run."""
     from ray_embed import pipeline
     from ray_embed.extraction.prepare import prepare, write_run_folder
-    from ray_embed.runs.workspace import opened_target
+    from ray_embed.runs.workspace import open_target
     from ray_embed.sources.open import open_sources
     from ray_embed.storage.filesystem import Folder
 
     # As a new process does.
     session.extractor._opened = None
     sources = open_sources(config)
-    with opened_target(config) as target, tempfile.TemporaryDirectory() as folder:
-        scratch = Folder.at(folder)
+    with open_target(config) as target, tempfile.TemporaryDirectory() as folder:
+        scratch = Folder.open(folder)
         prepared = prepare(config, sources, {}, target, scratch, session)
         write_run_folder(config, prepared, scratch)
         pipeline._finish(config, prepared, session, True)
@@ -142,7 +142,7 @@ def tried(
     number: int, mode: int, config: Any, session: Any, calm: dict[str, bytes], library: Any
 ) -> str:
     """Let operations fail; gives what came of it, which begins with WRONG where it is."""
-    from support.sample_runs import results_of
+    from support.sample_runs import read_results
 
     from ray_embed.errors import RayEmbedError
 
@@ -158,7 +158,7 @@ def tried(
         outcome = f"WRONG: {traceback.format_exc()}"
     library.failing_disarm()
     what = library.failing_failed().decode() or "(not reached)"
-    for name, content in results_of(run).items() if run.exists() else ():
+    for name, content in read_results(run).items() if run.exists() else ():
         if content != calm.get(name):
             outcome = f"WRONG: {name} is not what it must be, after {outcome}"
     try:
@@ -166,7 +166,7 @@ def tried(
     except Exception:
         outcome = f"WRONG: it does not go on, after {outcome}: {traceback.format_exc()}"
     else:
-        if results_of(run) != calm:
+        if read_results(run) != calm:
             outcome = f"WRONG: other files in the end, after {outcome}"
         if (run / ".tmp").exists():
             outcome = f"WRONG: .tmp stays, after {outcome}"
@@ -182,7 +182,7 @@ def main() -> int:
         folder = Path(temporary)
         if "failing.so" not in os.environ.get("LD_PRELOAD", ""):
             preload(folder)
-        from support.sample_runs import config, results_of, save_encoder, write_listing
+        from support.sample_runs import config, read_results, save_encoder, write_listing
 
         stand_in()
         library = ctypes.CDLL(os.environ["LD_PRELOAD"])
@@ -198,7 +198,7 @@ def main() -> int:
         whole(run, session)
         operations = library.failing_count()
         library.failing_disarm()
-        calm = results_of(folder / "run")
+        calm = read_results(folder / "run")
         print(f"{operations} operations on {len(calm)} files and more", flush=True)
         outcomes: Counter[str] = Counter()
         wrong = 0

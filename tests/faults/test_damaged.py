@@ -10,7 +10,7 @@ import keras
 import pyarrow.parquet as pq
 import pytest
 from support.pictures import make_folder
-from support.sample_runs import RESULTS, config, contents, copy, results_of, save_encoder
+from support.sample_runs import RESULTS, config, contents, copy, read_results, save_encoder
 
 import ray_embed as package
 from ray_embed import planning
@@ -49,7 +49,7 @@ def again(whole, run, **changes):
 
 
 def files(run):
-    return results_of(run, KINDS)
+    return read_results(run, KINDS)
 
 
 def flip(path, at):
@@ -115,8 +115,8 @@ def test_parts_of_others_are_deleted_or_extracted_again(whole, other, tmp_path, 
 
 def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
     run = copy(whole.run, tmp_path / "run")
-    folder = Folder.at(str(run))
-    expected = integrity.Expected.of(manifest.read_run(folder), planning.load(folder))
+    folder = Folder.open(str(run))
+    expected = integrity.Expected.from_run(manifest.read_run(folder), planning.load(folder))
     path = run / part_name("features", 4)
     right, table = path.read_bytes(), part_files.read_part(folder, "features", 4)
     noticed = 0
@@ -125,7 +125,7 @@ def test_a_flipped_bit_is_noticed_or_changes_nothing(whole, tmp_path):
         content[at] ^= 1 << at % 8
         path.write_bytes(content)
         try:
-            integrity.check(folder, 4, expected)
+            integrity.check_shard(folder, 4, expected)
         except DamagedError:
             noticed += 1
         else:
@@ -146,7 +146,7 @@ def test_a_damaged_part_never_reaches_the_projector(whole, tmp_path, ray_embed):
     }
     verified = ray_embed("status", run, "--verify")
     assert verified.code == 1
-    assert "NOT sound" in verified.out
+    assert "problems found" in verified.out
 
 
 @pytest.mark.parametrize("harm", ["deleted", "damaged"])
@@ -180,7 +180,7 @@ def test_an_edited_description_of_the_encoder_is_written_again(whole, tmp_path, 
     (run / part_name("features", 9)).unlink()
     verified = ray_embed("status", run, "--verify")
     assert verified.code == 1
-    assert f"{run}/encoder: it is gone, or damaged" in verified.out
+    assert f"{run}/encoder: it is missing or damaged" in verified.out
     again(whole, run)
     assert path.read_bytes() == before
     assert files(run) == files(whole.run)
@@ -205,7 +205,7 @@ def test_an_edited_or_missing_description_is_refused(whole, tmp_path, change):
     assert contents(run) == before
 
 
-def test_a_source_that_has_changed_is_refused_and_one_that_was_moved_is_not(whole, tmp_path):
+def test_changed_source_is_refused_but_a_moved_one_is_not(whole, tmp_path):
     source, run = tmp_path / "valid", tmp_path / "run"
     shutil.copytree(whole.source, source)
     # One at hand is built here, so that being refused takes no time.
@@ -216,7 +216,7 @@ def test_a_source_that_has_changed_is_refused_and_one_that_was_moved_is_not(whol
         return package.run(given.model_copy(update={"model": model}))
 
     called()
-    finished = results_of(run)
+    finished = read_results(run)
     (run / part_name("features", 9)).unlink()
     before = contents(run)
     path, added = source / "a" / "0003.png", source / "a" / "0002a.png"
@@ -243,7 +243,7 @@ def test_a_source_that_has_changed_is_refused_and_one_that_was_moved_is_not(whol
     for path in source.rglob("*.png"):
         os.utime(path, ns=(0, 1_000_000_000))
     called()
-    assert results_of(run) == finished
+    assert read_results(run) == finished
 
 
 def test_a_pipe_is_no_file(whole, tmp_path):

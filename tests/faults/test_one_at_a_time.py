@@ -13,13 +13,13 @@ from support.sample_runs import save_encoder
 from ray_embed.errors import InputError
 from ray_embed.projector import reduce as reduce_module
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 HOLD = """
 import sys, time
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 from ray_embed.storage.filesystem import Folder
-with alone(Folder.at(sys.argv[1])):
+with lock_folder(Folder.open(sys.argv[1])):
     print("held", flush=True)
     time.sleep(float(sys.argv[2]))
 """
@@ -33,7 +33,7 @@ def holding(path, seconds):
     return process
 
 
-def test_the_second_is_refused_before_anything_is_written(tmp_path, ray_embed):
+def test_second_command_is_refused_before_it_writes_anything(tmp_path, ray_embed):
     source = make_folder(tmp_path / "valid", {"a": 3})
     model = save_encoder(tmp_path / "encoder.keras")
     holder = holding(tmp_path / "run", 100)
@@ -45,7 +45,7 @@ def test_the_second_is_refused_before_anything_is_written(tmp_path, ray_embed):
     finally:
         holder.kill()
         holder.wait()
-    # Killed, it holds nothing any more.
+    # The lock ends with the process.
     assert ray_embed("run", "--source", source, "--model", model, "--out", "run").code == 0
     holder = holding(tmp_path / "run", 100)
     try:
@@ -56,21 +56,21 @@ def test_the_second_is_refused_before_anything_is_written(tmp_path, ray_embed):
         holder.wait()
 
 
-def test_it_waits_for_one_that_is_ending(tmp_path):
+def test_command_waits_for_one_that_is_about_to_end(tmp_path):
     holder = holding(tmp_path / "run", 1)
     began = time.monotonic()
-    with alone(Folder.at(str(tmp_path / "run"))):
+    with lock_folder(Folder.open(str(tmp_path / "run"))):
         assert time.monotonic() - began < 5
     assert holder.wait() == 0
-    # Nothing was written, so nothing stays.
+    # Nothing else was written, so nothing is left behind.
     assert not (tmp_path / "run").exists()
 
 
-def test_what_was_left_unfinished_is_cleared_away(tmp_path):
+def test_unfinished_files_are_deleted(tmp_path):
     temporary = tmp_path / "run" / ".tmp"
     (temporary / "projector-x").mkdir(parents=True)
     (temporary / "projector-x" / "file").write_bytes(b"x")
     (temporary / "part-00000000.parquet.0123").write_bytes(b"x")
     (tmp_path / "run" / "features").mkdir()
-    with alone(Folder.at(str(tmp_path / "run"))):
+    with lock_folder(Folder.open(str(tmp_path / "run"))):
         assert [path.name for path in temporary.iterdir()] == ["lock"]

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 from support.pictures import make_folder
-from support.sample_runs import results_of, save_encoder
+from support.sample_runs import read_results, save_encoder
 
 PROGRAM = [sys.executable, "-m", "ray_embed"]
 # A file system of its own, which ends with the process.
@@ -80,7 +80,7 @@ def test_full_then_read_only_then_large_enough(inputs):
     assert "Finished shards are kept. Resume with: ray-embed run" in done.stderr
     assert "disk/run may not be written to; give another folder" in done.stderr
     assert "Traceback" not in done.stderr
-    assert results_of(inputs / "copied") == results_of(inputs / "calm")
+    assert read_results(inputs / "copied") == read_results(inputs / "calm")
     assert not (inputs / "copied" / ".tmp").exists()
 
 
@@ -91,7 +91,7 @@ def test_few_file_handles(inputs):
     assert failed.returncode in (1, 2)
     assert "ray-embed: " in failed.stderr
     assert called(inputs, [*PROGRAM, *words("run")]).returncode == 0
-    assert results_of(inputs / "run") == results_of(inputs / "calm")
+    assert read_results(inputs / "run") == read_results(inputs / "calm")
 
 
 @pytest.mark.parametrize("out", ["x" * 300, "/".join(["x" * 200] * 30)])

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from support.pictures import make_folder
-from support.sample_runs import part_files, results_of
+from support.sample_runs import part_files, read_results
 
 SHARD, BATCH = 8, 4
 # How often each is chosen: losing Ray costs the driver a quarter to a whole minute.
@@ -138,7 +138,7 @@ def compared(calm: Path, run: Path) -> dict[str, int]:
     """Count what was lost, doubled, moved, and the files whose bytes differ."""
     expected, found = rows_of(calm), rows_of(run)
     keys = dict(expected)
-    files = [results_of(folder) for folder in (calm, run)]
+    files = [read_results(folder) for folder in (calm, run)]
     return {
         "records": len(expected),
         "lost": len({index for index, _ in expected} - {index for index, _ in found}),

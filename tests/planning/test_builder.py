@@ -213,7 +213,7 @@ def listed(rows: list[tuple[Any, ...]], batch: int, label: pa.DataType | None = 
 
 def digest(source: Rows, target: Path, shard_size: int = 4) -> str | None:
     outline = planning.make_plan(
-        [source], {}, Folder.at(str(target)), shard_size=shard_size, batch_size=1, limit=None
+        [source], {}, Folder.open(str(target)), shard_size=shard_size, batch_size=1, limit=None
     )
     return outline.splits[0].digest
 
@@ -259,7 +259,7 @@ def test_a_nan_is_like_any_other_and_minus_zero_is_not_zero(tmp_path):
 
 def test_planned_records_are_copied_as_they_are(tmp_path):
     rows = [(str(at), None, at) for at in range(600)]
-    source, target = Folder.at(str(tmp_path / "a")), Folder.at(str(tmp_path / "b"))
+    source, target = Folder.open(str(tmp_path / "a")), Folder.open(str(tmp_path / "b"))
     outline = planning.make_plan(
         [listed(rows, 100)], {}, source, shard_size=2, batch_size=1, limit=None
     )

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from support.pictures import make_folder
 
 from ray_embed import RunConfig, planning
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError
 from ray_embed.planning import Plan, Shard
 from ray_embed.sources import label_schema
@@ -41,7 +41,7 @@ def planned(tmp_path: Path) -> Planner:
         **options: Any,
     ) -> tuple[Plan, Folder]:
         config = RunConfig(sources=sources, model="m.keras", **options)
-        target = Folder.at(str(tmp_path / f"planned-{next(numbers)}"))
+        target = Folder.open(str(tmp_path / f"planned-{next(numbers)}"))
         outline = planning.make_plan(
             open_sources(config),
             {},
@@ -234,13 +234,13 @@ def test_extra_columns_are_the_union_over_the_splits(planned, tmp_path):
     ],
 )
 def test_bytes_that_are_not_utf8_are_written_in_hex(path, key):
-    assert key_of(path) == key
+    assert make_key(path) == key
 
 
 @given(st.binary())
 def test_every_key_is_valid_text(path):
-    key_of(path).encode()
-    assert key_of(os.fsdecode(path)) == key_of(path)
+    make_key(path).encode()
+    assert make_key(os.fsdecode(path)) == make_key(path)
 
 
 # Shards
@@ -418,7 +418,7 @@ def stream_split() -> planning.SplitPlan:
 
 
 def test_a_stream_is_compared_with_what_it_gave_before(tmp_path, stream_split):
-    folder = Folder.at(str(tmp_path / "r"))
+    folder = Folder.open(str(tmp_path / "r"))
     rows = stream_rows([1.0, 2.0, 3.0], [5, 6, 7])
     assert planning.write_shard(folder, stream_split, 0, rows) is None
     assert planning.read_shard(folder, stream_split, 0).equals(rows)
@@ -434,7 +434,7 @@ def test_a_stream_is_compared_with_what_it_gave_before(tmp_path, stream_split):
 
 
 def test_a_stream_whose_labels_are_no_numbers_repeats_itself(tmp_path, stream_split):
-    folder = Folder.at(str(tmp_path / "r"))
+    folder = Folder.open(str(tmp_path / "r"))
     rows = stream_rows([float("nan"), 2.0], [5, 6])
     assert planning.write_shard(folder, stream_split, 0, rows) is None
     again = stream_rows([float("nan"), 2.0], [5, 6])

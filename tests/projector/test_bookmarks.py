@@ -159,7 +159,7 @@ def test_an_object_store_has_views_too(bucket):
     make_run(run, {"gap": features}, list(codes))
     package.reduce(str(run))
     plot(run, None, print)
-    folder = Folder.at(f"{run}/projector")
+    folder = Folder.open(f"{run}/projector")
     before = folder.read("bookmarks.json")
     assert b"bookmarks_path" in folder.read("projector_config.pbtxt")
     package.reduce(str(run))

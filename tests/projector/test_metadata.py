@@ -9,10 +9,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support.projector_page import CHUNK, assert_shows, lines_of, parse_metadata, unescaped
+from support.projector_page import CHUNK, assert_shows, parse_metadata, split_lines, unescape
 from support.sample_runs import AWKWARD
 
-from ray_embed.core.keys import key_of
+from ray_embed.core.keys import make_key
 from ray_embed.projector.metadata import Writer, cell, columns_of, lines
 
 OWN = ["label", "split", "key", "index"]
@@ -209,19 +209,19 @@ def test_cell_has_at_most_a_thousand_characters_and_no_half_escape(before, text)
     text = "y" * before + text
     found = cell(text)
     assert 999 <= len(found) <= 1000
-    assert text.startswith(unescaped(found))
+    assert text.startswith(unescape(found))
 
 
 def test_cell_of_a_thousand_characters_is_whole():
     assert cell("猫" * 1000) == "猫" * 1000
-    assert unescaped(cell("\n" * 500)) == "\n" * 500
+    assert unescape(cell("\n" * 500)) == "\n" * 500
 
 
 def test_lone_surrogate_is_replaced_and_does_not_stop_the_writing(tmp_path):
     text = "a" + cell("\ud800") + "b"
     assert text.startswith("a")
     # A file name that is no text is a key that is text.
-    key = key_of(os.fsdecode(b"dir/\xff\xc3.png"))
+    key = make_key(os.fsdecode(b"dir/\xff\xc3.png"))
     assert key == r"dir/\xff\xc3.png"
     one = table(["x"], keys=[key])
     assert_page_shows(written(tmp_path / "m.tsv", one), one)
@@ -236,7 +236,7 @@ def test_no_character_is_lost_at_a_chunk_boundary(tmp_path, text, shift):
     one = table(["s" * shift, *([long] * rows)], note=[None, *([text * 3] * rows)])
     content = written(tmp_path / "m.tsv", one)
     assert len(content) > 1.8 * CHUNK
-    assert "\ufffd" not in "".join(lines_of(content))
+    assert "\ufffd" not in "".join(split_lines(content))
     assert_page_shows(content, one)
 
 

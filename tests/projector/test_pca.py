@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.decomposition import PCA
 from support.merge_actors import start_merge_actor
-from support.sample_runs import contents, copy, part_files, table_of
+from support.sample_runs import contents, copy, part_files, read_parts
 from support.synthetic_runs import make_run
 
 import ray_embed as package
@@ -194,7 +194,7 @@ def run(tmp_path_factory):
 
 
 def test_parts_are_read_by_others_and_joined_by_index(run):
-    features, coordinates = table_of(run), table_of(run, "pca")
+    features, coordinates = read_parts(run), read_parts(run, "pca")
     assert coordinates["index"].equals(features["index"])
     assert coordinates.schema.field("pca").type == pa.list_(pa.float32(), 50)
     assert coordinates.schema.field("index").type == pa.int64()
@@ -230,7 +230,7 @@ def test_components_are_in_a_file_of_their_own(run):
     rows = table.to_pylist()
     assert rows[0]["variance"] is None
     assert [row["vector"] is None for row in rows] == [False] * 51 + [True] * 10
-    values = np.stack(table_of(run)["feature"].to_numpy())
+    values = np.stack(read_parts(run)["feature"].to_numpy())
     np.testing.assert_allclose(rows[0]["vector"], values.mean(axis=0, dtype=float), rtol=1e-12)
     # Anybody can project with it.
     vectors = np.array([row["vector"] for row in rows[1:51]])
@@ -239,7 +239,7 @@ def test_components_are_in_a_file_of_their_own(run):
     np.testing.assert_allclose(
         (values - rows[0]["vector"]) @ vectors.T, package.load(str(run)).to_pca(), atol=1e-4
     )
-    found = pca.load(Folder.at(str(run)), "feature")
+    found = pca.load(Folder.open(str(run)), "feature")
     assert found.vectors.tobytes() == vectors.tobytes()
     assert found.ratios.tolist() == [row["ratio"] for row in rows[1:]]
     assert found.variances.tolist() == [row["variance"] for row in rows[1:]]
@@ -406,7 +406,7 @@ def test_of_a_sample_the_page_gets_their_coordinates(run, tmp_path):
     assert {one.metadata_path for one in settings.embeddings} == {"sample.tsv"}
     lines = (path / "projector" / "sample.tsv").read_text().splitlines()[1:]
     drawn = [int(line.split("\t")[3]) for line in lines]
-    index = table_of(path)["index"].to_pylist()
+    index = read_parts(path)["index"].to_pylist()
     rows = [index.index(at) for at in drawn]
     expected = sphered(package.load(str(path)).to_pca()[rows])
     assert np.allclose(named["sample_pca"], expected, atol=1e-6)
@@ -474,7 +474,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     monkeypatch.setattr(wide_pca, "MOST_RECORDS", most)
     values = np.random.default_rng(0).normal(size=(300, 400)) * np.arange(1, 401) ** -1.0 + 2
     path = make_run(tmp_path / "run", {"top": values.astype(np.float32)}, rejected=[3, 4])
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     package.reduce(str(path), 100)
     (line,) = list(reduce.unseen(folder, 298, 1000))
     assert line.startswith(said)
@@ -496,7 +496,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     index, read = sampling.draw_components(folder, "feature", 100)
     lines = (path / "projector" / "sample.tsv").read_text().splitlines()[1:]
     assert index.tolist() == [int(line.split("\t")[3]) for line in lines]
-    where = np.searchsorted(table_of(path)["index"].to_numpy(), index)
+    where = np.searchsorted(read_parts(path)["index"].to_numpy(), index)
     assert np.array_equal(read, coordinates[where])
     drawn = load_or_compute_components(folder, "feature", values[index].astype(np.float32))
     assert drawn.first_of == (None if most == 4096 else 400)
@@ -504,7 +504,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
 
 
 def said_error(path):
-    found = pca.load(Folder.at(str(path)), "feature")
+    found = pca.load(Folder.open(str(path)), "feature")
     return f"{100 * max(found.method.residuals / found.variances):.2g}"
 
 

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 import pytest
 import requests
 from PIL import Image
-from support.ports import free_port
+from support.ports import find_free_port
 from support.projector_page import assert_shows, parse_metadata
 from support.sample_runs import (
     AWKWARD,
@@ -31,8 +31,8 @@ from support.sample_runs import (
     contents,
     copy,
     part_files,
+    read_parts,
     save_encoder,
-    table_of,
     write_flat,
     write_listing,
 )
@@ -77,7 +77,7 @@ def runs(ray_session, tmp_path_factory):
 
 
 def features_of(run, column="feature"):
-    values = table_of(run)[column].combine_chunks()
+    values = read_parts(run)[column].combine_chunks()
     return values.flatten().to_numpy().reshape(len(values), -1)
 
 
@@ -87,7 +87,7 @@ def features_of(run, column="feature"):
 def test_sample_is_as_awkward_as_it_should_be(runs):
     rows = [pq.read_metadata(part).num_rows for part in part_files(runs.whole)]
     assert rows == [4, 0, 4, 3, 2, 4, 3]
-    assert table_of(runs.whole, "rejects")["index"].to_pylist() == sorted(BROKEN)
+    assert read_parts(runs.whole, "rejects")["index"].to_pylist() == sorted(BROKEN)
 
 
 def test_projector_holds_the_files_of_the_contract_and_no_others(runs):
@@ -145,7 +145,7 @@ def test_any_number_of_threads_gives_the_same_bytes(runs, tmp_path, monkeypatch,
     assert reader.get_tensor(tensor("embedding_late")).tobytes() == expected.tobytes()
     if limit < 20:
         _, points = parse_metadata(found[0]["sample.tsv"])
-        table = table_of(run)
+        table = read_parts(run)
         rows = [table["index"].to_pylist().index(int(cells[3])) for cells in points]
         assert len(rows) == limit
         sample = reader.get_tensor(tensor("sample_late"))
@@ -174,7 +174,7 @@ def test_metadata_row_k_is_record_k(runs, name):
     run = getattr(runs, name)
     names, points = parse_metadata((run / "projector" / "metadata.tsv").read_bytes())
     assert names == ["label", "split", "key", "index", "note", r"a\tb"]
-    records = table_of(run).to_pylist()
+    records = read_parts(run).to_pylist()
     assert len(points) == len(records) == 20
     for cells, record in zip(points, records, strict=True):
         wanted = [record[column] for column in ("label", "split", "key", "index", "note", "a\tb")]
@@ -183,7 +183,7 @@ def test_metadata_row_k_is_record_k(runs, name):
 
 
 def test_awkward_labels_came_through_to_the_parts(runs):
-    table = table_of(runs.whole)
+    table = read_parts(runs.whole)
     kept = [label for at, label in enumerate(AWKWARD) if at not in BROKEN]
     assert table["label"].to_pylist() == kept + [None] * 7
     assert table["key"].to_pylist()[-1] == r"\xff\xfe.png"
@@ -194,8 +194,8 @@ def test_sprite_cell_k_is_the_thumbnail_of_record_k(runs):
     with Image.open(runs.whole / "projector" / "sprite.png") as image:
         assert image.format == "PNG"
         sprite = np.asarray(image.convert("RGB")).astype(int)
-    thumbnails = table_of(runs.whole, "thumbnails")
-    assert thumbnails["index"].to_pylist() == table_of(runs.whole)["index"].to_pylist()
+    thumbnails = read_parts(runs.whole, "thumbnails")
+    assert thumbnails["index"].to_pylist() == read_parts(runs.whole)["index"].to_pylist()
     side, row = 64, 5
     assert sprite.shape == (row * side, row * side, 3)
     fitted = [fit(png, side) for png in thumbnails["png"].to_pylist()]
@@ -417,7 +417,7 @@ class Server:
     """A TensorBoard process, asked over HTTP."""
 
     def __init__(self, logdir):
-        self.port = free_port()
+        self.port = find_free_port()
         with open(logdir.parent / f"tensorboard-{self.port}.log", "wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -500,7 +500,7 @@ def assert_serves(server, run, folder, columns):
         assert answer.content == metadata
         _, points = parse_metadata(answer.content)
         assert len(points) == len(expected)
-        for cells, label in zip(points, table_of(folder)["label"].to_pylist(), strict=True):
+        for cells, label in zip(points, read_parts(folder)["label"].to_pylist(), strict=True):
             assert_shows(cells[0], label)
         # Fewer points have their own metadata all the same.
         few = server.projector("metadata", run=run, name=name, num_rows=7)
@@ -586,7 +586,7 @@ def listening(process):
 
 
 def test_view_serves_on_localhost_alone_and_says_where(runs):
-    port = free_port()
+    port = find_free_port()
     remote = {"SSH_CONNECTION": "192.0.2.1 1 192.0.2.2 22"}
     with viewing(runs.whole, "--port", str(port), **remote) as (process, next_line):
         url = re.search(r"http://(localhost|127\.0\.0\.1):(\d+)/\S*", next_line())

@@ -14,7 +14,7 @@ from ray_embed.storage.manifest import write_run
 
 def make_run(path: Path, *, reduced: bool = True) -> Path:
     """Write as much of a run folder as it takes to know it as one."""
-    write_run(Folder.at(str(path)), {"fingerprint": "f"}, "0")
+    write_run(Folder.open(str(path)), {"fingerprint": "f"}, "0")
     if reduced:
         (path / "projector").mkdir()
         (path / "projector" / "projector_config.pbtxt").write_text(str(path))

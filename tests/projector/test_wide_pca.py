@@ -48,10 +48,10 @@ def points(decay=0.7, count=COUNT, size=SIZE, offset=3.0):
 def reduce(path, values, *, mapped=None, threads=1, **options):
     """Write a run folder and compute its components, without the projector."""
     make_run(path, {"top": values}, shard=SHARD, **options)
-    folder = Folder.at(str(path))
+    folder = Folder.open(str(path))
     groups, start = [], 0
-    for number in part_files.part_numbers(folder):
-        rows = part_files.about(folder, number).rows
+    for number in part_files.list_part_numbers(folder):
+        rows = part_files.read_footer(folder, number).rows
         groups.append(Group(number, (number,), start, rows))
         start += rows
     size = values.shape[1]
@@ -177,7 +177,7 @@ def test_threads_and_order_of_work_change_no_bit(tmp_path, name):
     ways = [{"threads": 1}, {"threads": 3}, {"mapped": shuffled}]
     found = []
     for way in ways:
-        folder = Folder.at(str(tmp_path))
+        folder = Folder.open(str(tmp_path))
         pca.save(folder, {"top": reduce(tmp_path, points(), **way)}, FINGERPRINT)
         found.append(folder.read(layout.COMPONENTS))
     assert found[0] == found[1] == found[2]
@@ -193,7 +193,7 @@ def test_numbers_that_are_not_finite_are_named(tmp_path, name):
 
 def test_the_file_has_the_same_columns_and_says_the_method(tmp_path, name):
     found = reduce(tmp_path, points())
-    folder = Folder.at(str(tmp_path))
+    folder = Folder.open(str(tmp_path))
     pca.save(folder, {"top": found}, FINGERPRINT)
     table = pq.read_table(tmp_path / layout.COMPONENTS)
     assert table.schema.remove_metadata() == pca.SCHEMA
@@ -211,7 +211,7 @@ def test_the_file_has_the_same_columns_and_says_the_method(tmp_path, name):
 
 def test_exact_components_of_narrow_features_say_no_method(tmp_path, monkeypatch):
     monkeypatch.setattr(pca, "MOST_DIMENSIONS", SIZE)
-    pca.save(Folder.at(str(tmp_path)), {"top": reduce(tmp_path, points())}, FINGERPRINT)
+    pca.save(Folder.open(str(tmp_path)), {"top": reduce(tmp_path, points())}, FINGERPRINT)
     assert pq.read_schema(tmp_path / layout.COMPONENTS).metadata == {
         b"ray_embed.fingerprint": FINGERPRINT.encode()
     }
@@ -220,7 +220,7 @@ def test_exact_components_of_narrow_features_say_no_method(tmp_path, monkeypatch
 def test_a_layer_without_components_is_to_be_reduced_again(tmp_path):
     # As versions that knew only exact components have left it.
     found = reduce(tmp_path, points())
-    folder = Folder.at(str(tmp_path))
+    folder = Folder.open(str(tmp_path))
     pca.save(folder, {"another": found}, FINGERPRINT)
     with pytest.raises(InputError, match="no PCA of the layer top; `ray-embed reduce"):
         pca.load(folder, "feature")
@@ -228,7 +228,7 @@ def test_a_layer_without_components_is_to_be_reduced_again(tmp_path):
 
 def test_evaluation_takes_no_spectrum_from_the_first_components(tmp_path):
     found = reduce(tmp_path, points())
-    folder = Folder.at(str(tmp_path))
+    folder = Folder.open(str(tmp_path))
     evaluated = FeatureEvaluation((), "there are no labels")
     for method, expected in (
         (found.method, ("alpha_req", "stable_rank", "participation_ratio")),
@@ -241,13 +241,13 @@ def test_evaluation_takes_no_spectrum_from_the_first_components(tmp_path):
 def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     values = points()
     make_run(tmp_path, {"top": values}, shard=SHARD)
-    folder = Folder.at(str(tmp_path))
+    folder = Folder.open(str(tmp_path))
     whole = part_files.read_part(folder, layout.FEATURES, 1)
-    batches = list(part_files.feature_batches(folder, 1, "feature", FINGERPRINT))
+    batches = list(part_files.read_feature_batches(folder, 1, "feature", FINGERPRINT))
     assert [len(rows) for rows in batches] == [7] * 9 + [1]
     assert np.array_equal(np.concatenate(batches), values[SHARD : 2 * SHARD])
     with pytest.raises(DamagedError, match="another run"):
-        next(part_files.feature_batches(folder, 1, "feature", "0" * 64))
+        next(part_files.read_feature_batches(folder, 1, "feature", "0" * 64))
     monkeypatch.setattr(part_files, "_LARGE", 1000)
     for columns in (None, ["feature", "index"], ["index"]):
         read = part_files.read_part(folder, layout.FEATURES, 1, columns)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The sample of points shown: every label there, its share kept, the same each time."""
+"""The stratified sample: every label has its share, and the same rows are drawn each time."""
 
 from collections import Counter
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ray_embed.runs.stratified import Draw, Strata, quotas
+from ray_embed.runs.stratified import Draw, Strata, allocate_quotas
 
 
 def tables(labels: list, split: str = "valid", rows: int = 70) -> list[pa.Table]:
@@ -22,7 +22,7 @@ def positions(parts: list[pa.Table], limit: int) -> list[list[int]]:
     for table in parts:
         strata.add(table)
     draw = Draw(strata.counts, limit)
-    return [draw.of(table).tolist() for table in parts]
+    return [draw.take(table).tolist() for table in parts]
 
 
 def drawn(parts: list[pa.Table], limit: int) -> list[tuple]:
@@ -31,7 +31,7 @@ def drawn(parts: list[pa.Table], limit: int) -> list[tuple]:
     return [(row["split"], row["label"]) for part in rows for row in part]
 
 
-def test_every_label_is_there_in_its_share_and_the_number_is_exact():
+def test_sample_has_the_exact_size_and_every_label_in_its_share():
     labels = ["common"] * 900 + ["seldom"] * 95 + ["once"] * 5
     counts = Counter(drawn(tables(labels), 100))
     assert sum(counts.values()) == 100
@@ -40,7 +40,7 @@ def test_every_label_is_there_in_its_share_and_the_number_is_exact():
     assert abs(counts["valid", "seldom"] - 9.5) <= 2
 
 
-def test_the_order_of_labels_does_not_decide_what_is_shown():
+def test_order_of_labels_does_not_change_the_sample():
     labels = [str(number % 7) for number in range(700)]
     assert Counter(drawn(tables(labels), 70)) == Counter(drawn(tables(sorted(labels)), 70))
 
@@ -53,7 +53,7 @@ def test_splits_are_strata_too():
     assert abs(counts["test", "a"] - 10) <= 1
 
 
-def test_the_same_rows_are_drawn_each_time_in_order():
+def test_same_rows_are_drawn_each_time_and_in_order():
     parts = tables([str(number % 3) for number in range(300)])
     first, second = (positions(parts, 50) for _ in range(2))
     assert first == second
@@ -66,7 +66,7 @@ def test_the_same_rows_are_drawn_each_time_in_order():
     rows=st.integers(1, 60),
     limit=st.integers(1, 30),
 )
-def test_rows_drawn_do_not_depend_on_how_they_are_cut(labels, rows, limit):
+def test_rows_drawn_do_not_depend_on_the_tables(labels, rows, limit):
     if limit >= len(labels):
         return
     found = [
@@ -83,7 +83,7 @@ def test_rows_drawn_do_not_depend_on_how_they_are_cut(labels, rows, limit):
     assert len(flat[0]) == limit
 
 
-def test_each_row_of_a_stratum_is_as_likely_as_another_one():
+def test_all_rows_of_a_stratum_are_equally_likely():
     labels = [str(number // 10) for number in range(20_000)]
     taken = np.array(drawn_rows(labels, 4_000))
     counts = np.bincount(taken % 10)
@@ -105,13 +105,13 @@ def drawn_rows(labels: list, limit: int) -> list[int]:
 @pytest.mark.parametrize(
     "labels", [[str(n) for n in range(400)], [None] * 400, [float("nan")] * 400]
 )
-def test_more_labels_than_points_no_labels_and_nan(labels):
+def test_sample_size_with_too_many_or_no_labels_and_nan(labels):
     assert len(drawn(tables(labels), 30)) == 30
 
 
 def test_quotas_add_up_and_never_exceed_a_stratum():
     counts = Counter({("s", label): size for label, size in enumerate([1, 1, 2, 3, 50, 1000])})
     for limit in (6, 7, 10, 100, 1056):
-        given = quotas(counts, limit)
+        given = allocate_quotas(counts, limit)
         assert sum(given.values()) == limit
         assert all(1 <= given[stratum] <= size for stratum, size in counts.items())

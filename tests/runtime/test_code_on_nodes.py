@@ -20,7 +20,7 @@ import pytest
 from support.command import Result
 from support.nodes import Node, Nodes, skip_unless_folders_can_be_hidden
 from support.pictures import make_folder
-from support.sample_runs import save_encoder, table_of, write_listing
+from support.sample_runs import read_parts, save_encoder, write_listing
 
 import ray_embed as package
 
@@ -124,7 +124,7 @@ def with_modules(out: Path) -> list[object]:
 
 def imported_from(run: Path) -> set[Path]:
     """The folders that the modules of the source were imported from."""
-    table = table_of(run)
+    table = read_parts(run)
     assert table["key"].to_pylist() == [str(at) for at in range(20)]
     files = {Path(file) for file in table["label"].to_pylist()}
     assert {file.name for file in files} == {"beside.py", "lazily.py"}
@@ -202,7 +202,7 @@ def saved(folder: Path) -> list[object]:
 def test_what_all_nodes_see_is_gone_on_with(apart, tmp_path):
     result = apart.run(tmp_path, *saved(apart.shared / "files"), "--out", apart.shared / "run")
     assert result.code == 0, result.err
-    assert table_of(apart.shared / "run").num_rows == 7
+    assert read_parts(apart.shared / "run").num_rows == 7
     # On a busy machine an actor may have to be waited for, which is said.
     said = [line for line in result.err.splitlines() if not line.startswith("waiting for")]
     assert not any("node" in line for line in said)

@@ -12,7 +12,7 @@ import pytest
 from support.command import Result
 from support.nodes import Nodes
 from support.pictures import make_folder
-from support.sample_runs import save_encoder, table_of
+from support.sample_runs import read_parts, save_encoder
 
 TOKEN = "0123456789abcdef0123456789abcdef"
 
@@ -78,7 +78,7 @@ def test_a_cluster_with_a_token(tmp_path):
         given = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token")}
         result = run(tmp_path, nodes, nodes.address, **given)
         assert result.code == 0, result.err
-    assert table_of(tmp_path / "run").num_rows == 3
+    assert read_parts(tmp_path / "run").num_rows == 3
 
 
 @pytest.mark.slow

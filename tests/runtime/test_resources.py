@@ -111,7 +111,7 @@ def test_other_pixels_in_an_array_file_of_the_same_size_are_another_source(tmp_p
         plan = make_plan(
             open_sources(config),
             {},
-            Folder.at(str(tmp_path / f"plan{seed}")),
+            Folder.open(str(tmp_path / f"plan{seed}")),
             shard_size=None,
             batch_size=32,
             limit=None,

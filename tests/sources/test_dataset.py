@@ -433,7 +433,7 @@ def test_an_error_inside_the_pipeline_names_its_position():
     ],
 )
 def test_a_dataset_that_does_not_give_the_same_again_is_refused(tmp_path, now, token):
-    folder = Folder.at(str(tmp_path / "r"))
+    folder = Folder.open(str(tmp_path / "r"))
 
     def walk(records: list[Any]) -> list[int]:
         reader = ShardReader(Dataset("valid", Sequence(records), {}), None, None)

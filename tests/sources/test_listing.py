@@ -60,7 +60,7 @@ def refused(source: Path, **options: Any) -> str:
 def planned(sources: dict[str, Path], target: Path, **options: Any) -> planning.Plan:
     config = RunConfig(sources=sources, model="m", **options)
     return planning.make_plan(
-        open_sources(config), {}, Folder.at(str(target)), shard_size=2, batch_size=2, limit=None
+        open_sources(config), {}, Folder.open(str(target)), shard_size=2, batch_size=2, limit=None
     )
 
 
@@ -165,7 +165,7 @@ def test_a_run_of_before_hears_how_to_keep_its_empty_labels(tmp_path):
     (was,) = planned({"s": file}, tmp_path / "p", empty_label="keep").splits
     (now,) = planned({"s": file}, tmp_path / "q").splits
     assert was.digest != now.digest
-    folders = (Folder.at(str(tmp_path / name)) for name in "pq")
+    folders = (Folder.open(str(tmp_path / name)) for name in "pq")
     said = planning.describe_difference(*folders, was, now)
     assert "label was '' and is now None; --empty-label keep" in said
 

@@ -102,7 +102,7 @@ def config_of(path: Path, **options: Any) -> RunConfig:
 
 def test_a_new_form_is_planned_opened_and_verified(images, tmp_path):
     (source,) = forms.open_sources(config_of(tmp_path / "data.npy"))
-    folder = Folder.at(str(tmp_path / "plan"))
+    folder = Folder.open(str(tmp_path / "plan"))
     plan = planning.make_plan([source], {}, folder, shard_size=4, batch_size=2, limit=None)
     (split,) = plan.splits
     assert (split.records, split.shards, split.image_shape) == (10, 3, (H, W, 3))

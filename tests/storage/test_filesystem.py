@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The storage operations on file systems that are not local, and what is tried again."""
+"""Storage operations on file systems that are not local, and retries."""
 
 import pytest
 import tenacity
@@ -9,8 +9,8 @@ from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import retry
 from ray_embed.storage.filesystem import Folder, locate
 
-PASSING = "When reading: AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 56"
-FOR_GOOD = "When reading: AWS Error ACCESS_DENIED during HeadObject operation: No response body."
+TEMPORARY = "When reading: AWS Error NETWORK_CONNECTION during GetObject operation: curlCode: 56"
+PERMANENT = "When reading: AWS Error ACCESS_DENIED during HeadObject operation: No response body."
 
 
 @pytest.fixture(autouse=True)
@@ -20,9 +20,9 @@ def no_waiting(monkeypatch):
 
 @pytest.mark.parametrize(
     ("error", "tries"),
-    [(OSError(PASSING), 6), (OSError(FOR_GOOD), 1), (FileNotFoundError(2, "gone"), 1)],
+    [(OSError(TEMPORARY), 6), (OSError(PERMANENT), 1), (FileNotFoundError(2, "gone"), 1)],
 )
-def test_what_is_tried_again(error, tries):
+def test_only_temporary_errors_are_retried(error, tries):
     count = 0
 
     def fail():
@@ -31,43 +31,43 @@ def test_what_is_tried_again(error, tries):
         raise error
 
     with pytest.raises(type(error)):
-        retry.persistent(fail)
+        retry.call_with_retries(fail)
     assert count == tries
 
 
-def test_what_failed_in_passing_is_done():
-    answers = iter([OSError(PASSING), OSError(PASSING), "found"])
+def test_result_after_temporary_errors_is_returned():
+    answers = iter([OSError(TEMPORARY), OSError(TEMPORARY), "found"])
 
     def answer():
-        found = next(answers)
-        if isinstance(found, OSError):
-            raise found
-        return found
+        result = next(answers)
+        if isinstance(result, OSError):
+            raise result
+        return result
 
-    assert retry.persistent(answer) == "found"
+    assert retry.call_with_retries(answer) == "found"
 
 
 def test_missing_credentials_are_explained():
-    assert "credentials" in retry.explained(OSError(FOR_GOOD))
-    assert "credentials" not in retry.explained(OSError(PASSING))
+    assert "credentials" in retry.explain_error(OSError(PERMANENT))
+    assert "credentials" not in retry.explain_error(OSError(TEMPORARY))
 
 
-def test_where_files_are_seen_while_written_they_are_renamed():
-    """Of file systems that are neither local nor object stores, HDFS say."""
+def test_files_are_renamed_where_they_would_be_seen_half_written():
+    """Check file systems that are neither local nor object stores, such as HDFS."""
     filesystem = fs._MockFileSystem()
     folder = Folder(filesystem, "run")
     folder.write("features/part-0.parquet", b"first")
     folder.write("features/part-0.parquet", b"second")
     assert folder.read("features/part-0.parquet") == b"second"
-    assert list(folder.names("features")) == ["part-0.parquet"]
-    assert not folder.infos(".tmp")
+    assert list(folder.list_names("features")) == ["part-0.parquet"]
+    assert not folder.list_infos(".tmp")
     folder.delete("features")
     assert not folder.exists("features")
-    assert list(folder.names("features")) == []
+    assert list(folder.list_names("features")) == []
 
 
 def test_a_local_uri_is_a_local_path(tmp_path):
-    folder = Folder.at(f"file://{tmp_path}/a%20b")
+    folder = Folder.open(f"file://{tmp_path}/a%20b")
     assert folder.is_local
     assert folder.path == f"{tmp_path}/a b"
     assert locate(f"file://{tmp_path}/ünï b") == (folder.filesystem, f"{tmp_path}/ünï b")
@@ -76,6 +76,6 @@ def test_a_local_uri_is_a_local_path(tmp_path):
 def test_errors_name_the_file(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match=r"file/part: cannot be written: "):
-        Folder.at(str(tmp_path / "file")).write("part", b"x")
+        Folder.open(str(tmp_path / "file")).write("part", b"x")
     with pytest.raises(InputError, match=r"^s4://x/y: not a location that can be opened"):
-        Folder.at("s4://key:secret@x/y")
+        Folder.open("s4://key:secret@x/y")

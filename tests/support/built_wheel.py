@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What `make wheel` builds."""
+"""Build the wheel as `make wheel` does."""
 
 import subprocess
 import sys
@@ -9,11 +9,11 @@ ROOT = Path(__file__).parents[2]
 
 
 def make_wheel(folder: Path) -> None:
-    """Let `make wheel` build into a folder instead of dist/, with the tests' Python."""
-    own = [f"BIN={Path(sys.executable).parent}", f"DIST={folder}"]
+    """Run `make wheel` with the Python of the tests, into a folder instead of dist/."""
+    variables = [f"BIN={Path(sys.executable).parent}", f"DIST={folder}"]
     done = subprocess.run(
-        # As if .venv were there.
-        ["make", "wheel", "--old-file=.venv/installed", *own],
+        # Makes `make` believe that .venv is up to date.
+        ["make", "wheel", "--old-file=.venv/installed", *variables],
         cwd=ROOT,
         capture_output=True,
         text=True,

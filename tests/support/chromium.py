@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Headless Chromium on the projector of a TensorBoard that ``ray-embed view`` started.
+"""Drive headless Chromium on the projector of a TensorBoard that ``ray-embed view`` started.
 
-The page is made of Polymer elements, each with a shadow root of its own: elements are found by a
-selector within any of them.
+The page is made of Polymer elements, each with its own shadow root. Selectors search all of them.
 """
 
 import contextlib
@@ -49,7 +48,7 @@ const look = (root) => {
 look(document);
 return found;
 """
-# Nothing is being fetched or computed, and each point has its place.
+# Nothing is being loaded or computed, and every point has a position.
 _IDLE = """
 const [page, dialogs] = arguments, set = page.dataSet;
 return !!set && !!page.projection && !dialogs.some((dialog) => dialog.opened)
@@ -74,8 +73,8 @@ return [...arguments[0].shadowRoot.querySelectorAll('.item')].map(
 
 
 @contextlib.contextmanager
-def viewing(*arguments: Any) -> Iterator[str]:
-    """Run ``ray-embed view ARGUMENTS``; gives the URL."""
+def start_view(*arguments: Any) -> Iterator[str]:
+    """Run ``ray-embed view ARGUMENTS``, and yield the URL."""
     process = subprocess.Popen(
         [sys.executable, "-m", "ray_embed", "view", *map(str, arguments)],
         stdout=subprocess.PIPE,
@@ -99,8 +98,8 @@ def viewing(*arguments: Any) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def chromium() -> Iterator[webdriver.Chrome]:
-    """Start a browser with a profile of its own."""
+def start_chromium() -> Iterator[webdriver.Chrome]:
+    """Start a browser with its own profile."""
     options = webdriver.ChromeOptions()
     options.binary_location = CHROMIUM or ""
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
@@ -121,116 +120,124 @@ class Page:
     driver: webdriver.Chrome
 
     @classmethod
-    def at(cls, driver: webdriver.Chrome, url: str) -> "Page":
-        """Open the projector, and wait until its points are there."""
+    def open(cls, driver: webdriver.Chrome, url: str) -> "Page":
+        """Open the projector, and wait until it shows its points."""
         driver.get("about:blank")
         driver.get_log("browser")
         driver.get(url)
         page = cls(driver)
         # The plugin is a frame, and the projector a frame in it.
         for _ in range(2):
-            page.until(lambda: driver.find_elements(By.CSS_SELECTOR, "iframe"))
+            page.wait_until(lambda: driver.find_elements(By.CSS_SELECTOR, "iframe"))
             driver.switch_to.frame(driver.find_element(By.CSS_SELECTOR, "iframe"))
-        page.wait()
+        page.wait_until_idle()
         return page
 
-    def until(self, holds: Callable[[], Any]) -> Any:
-        """Wait until something is there or true, and give it."""
+    def wait_until(self, holds: Callable[[], Any]) -> Any:
+        """Wait until a condition is true, and return its value."""
         try:
             wait = WebDriverWait(self.driver, _PATIENCE, 0.2, [JavascriptException])
             return wait.until(lambda _: holds())
         except TimeoutException as error:
-            raise AssertionError(f"the page did not get there: {self.log()}") from error
+            raise AssertionError(
+                f"the condition was never true; the browser logged {self.read_log()}"
+            ) from error
 
-    def script(self, code: str, *arguments: Any) -> Any:
+    def run_script(self, code: str, *arguments: Any) -> Any:
         """Run JavaScript in the page."""
         return self.driver.execute_script(code, *arguments)
 
-    def all(self, selector: str) -> list[Any]:
+    def find_all(self, selector: str) -> list[Any]:
         """Find elements in the page and all shadow roots."""
-        return list(self.script(_FIND, selector))
+        return list(self.run_script(_FIND, selector))
 
-    def one(self, selector: str) -> Any:
-        """Wait for an element and give it."""
-        return self.until(lambda: self.all(selector))[0]
+    def find(self, selector: str) -> Any:
+        """Wait for an element, and return it."""
+        return self.wait_until(lambda: self.find_all(selector))[0]
 
-    def wait(self) -> None:
-        """Wait until the page has nothing to do, and has drawn what it did."""
-        projector = self.one("vz-projector")
+    def wait_until_idle(self) -> None:
+        """Wait until the page has nothing to compute or draw."""
+        projector = self.find("vz-projector")
         for _ in range(2):
-            self.until(lambda: self.script(_IDLE, projector, self.all("#notification-dialog")))
+            self.wait_until(
+                lambda: self.run_script(_IDLE, projector, self.find_all("#notification-dialog"))
+            )
             time.sleep(0.7)
 
-    def log(self) -> list[str]:
-        """Give the errors that the browser has logged."""
+    def read_log(self) -> list[str]:
+        """Return the errors that the browser has logged."""
         entries = self.driver.get_log("browser")
         return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
-    def said(self) -> list[str]:
-        """Give what the page says in errors of its own: a dialog, or a note at the bottom."""
-        shown = [element.text for element in self.all("#notify-msgs .error")]
-        notes = self.script(
+    def read_errors(self) -> list[str]:
+        """Return the errors that the page shows, in a dialog or in a note at the bottom."""
+        dialogs = [element.text for element in self.find_all("#notify-msgs .error")]
+        notes = self.run_script(
             "return arguments[0].filter((note) => note.opened).map((note) => note.text)",
-            self.all("#toast"),
+            self.find_all("#toast"),
         )
-        return [text for text in (*shown, *notes) if text]
+        return [text for text in (*dialogs, *notes) if text]
 
-    def counts(self) -> str:
-        """Give how many points and dimensions the page says it shows."""
-        return " ".join(self.one(".status-bar-panel").text.split())
+    def read_counts(self) -> str:
+        """Return the text with the numbers of points and dimensions."""
+        return " ".join(self.find(".status-bar-panel").text.split())
 
-    def items(self, menu: str) -> list[str]:
-        """Give what can be chosen in the menu whose label matches."""
-        return [self.script("return arguments[0].value", item) for item in self._items(menu)]
+    def list_items(self, menu: str) -> list[str]:
+        """Return the values of the menu whose label matches."""
+        return [
+            self.run_script("return arguments[0].value", item) for item in self._find_items(menu)
+        ]
 
-    def chosen(self, menu: str) -> str:
-        """Give what is chosen in the menu whose label matches."""
-        for item in self._items(menu):
+    def read_choice(self, menu: str) -> str:
+        """Return the selected value of the menu whose label matches."""
+        for item in self._find_items(menu):
             if "iron-selected" in item.get_attribute("class"):
-                return str(self.script("return arguments[0].value", item))
+                return str(self.run_script("return arguments[0].value", item))
         return ""
 
     def choose(self, menu: str, value: str) -> None:
-        """Choose in the menu whose label matches, and wait until the page has done it."""
-        items = dict(zip(self.items(menu), self._items(menu), strict=True))
-        self.script("arguments[0].click()", items[value])
-        self.wait()
+        """Select a value in the menu whose label matches, and wait until the page is idle."""
+        items = dict(zip(self.list_items(menu), self._find_items(menu), strict=True))
+        self.run_script("arguments[0].click()", items[value])
+        self.wait_until_idle()
 
     def open_run(self, name: str) -> None:
-        """Choose one of several runs."""
-        if self.chosen("runs? found") != name:
+        """Select a run."""
+        if self.read_choice("runs? found") != name:
             self.choose("runs? found", name)
 
     def search(self, text: str, column: str, *, regex: bool = False) -> str:
-        """Search in a column, and give what the page says."""
+        """Search in a column, and return the message of the page."""
         self.choose("^By$", column)
-        self.script(_SEARCH, self.one("#search-box"), text, regex)
-        return str(self.script("return arguments[0].message", self.one("#search-box")))
+        self.run_script(_SEARCH, self.find("#search-box"), text, regex)
+        return str(self.run_script("return arguments[0].message", self.find("#search-box")))
 
-    def found(self) -> list[int]:
-        """Give the indices of the points that a search has selected."""
-        projector = self.one("vz-projector")
-        return sorted(self.script("return arguments[0].selectedPointIndices", projector))
+    def list_selected(self) -> list[int]:
+        """Return the indices of the points that a search has selected."""
+        projector = self.find("vz-projector")
+        return sorted(self.run_script("return arguments[0].selectedPointIndices", projector))
 
-    def column(self, name: str) -> list[Any]:
-        """Give what the page holds of a column of the metadata, point by point."""
+    def read_column(self, name: str) -> list[Any]:
+        """Return the values of a column of the metadata, one per point."""
         code = "return arguments[0].dataSet.points.map((point) => point.metadata[arguments[1]])"
-        return list(self.script(code, self.one("vz-projector"), name))
+        return list(self.run_script(code, self.find("vz-projector"), name))
 
-    def legend(self) -> dict[str, int]:
-        """Give the labels under "Color by", each with its count."""
-        rows = self.script(_LEGEND, self.one("vz-projector-legend"))
+    def read_legend(self) -> dict[str, int]:
+        """Return the labels under "Color by" with their counts."""
+        rows = self.run_script(_LEGEND, self.find("vz-projector-legend"))
         return {label.strip(): int(count) for label, count in rows}
 
-    def places(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Give where the points are, (N, 2 or 3); numbers that are none come as NaN or Infinity."""
-        return np.array(self.script(_PLACES, self.one("vz-projector")), float)
+    def read_positions(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Return the positions of the points, (N, 2 or 3); they may hold NaN or infinity."""
+        return np.array(self.run_script(_PLACES, self.find("vz-projector")), float)
 
-    def canvas(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
-        """Give the picture of the points, (H, W, 3)."""
-        png = self.one("#scatter").screenshot_as_png
+    def take_picture(self) -> np.ndarray[Any, np.dtype[np.uint8]]:
+        """Return a picture of the points, (H, W, 3)."""
+        png = self.find("#scatter").screenshot_as_png
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
 
-    def _items(self, menu: str) -> list[Any]:
-        found = self.until(lambda: self.script(_ITEMS, self.all("paper-dropdown-menu"), menu))
+    def _find_items(self, menu: str) -> list[Any]:
+        found = self.wait_until(
+            lambda: self.run_script(_ITEMS, self.find_all("paper-dropdown-menu"), menu)
+        )
         return list(found)

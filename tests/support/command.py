@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Result:
-    """What a command gave."""
+    """The exit code and output of a command."""
 
     code: int
     out: str

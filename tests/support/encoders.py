@@ -21,14 +21,14 @@ import my_layers  # noqa: E402
 __all__ = [
     "BATCH",
     "PROJECT",
+    "call_model",
+    "compute_features",
     "encode",
-    "features_of",
     "gap",
     "my_encoders",
     "my_layers",
     "noise",
     "pixels",
-    "plain",
     "spec",
 ]
 
@@ -36,7 +36,7 @@ BATCH = 4
 
 
 def spec(model: Any, **options: Any) -> EncoderSpec:
-    """Specify an encoder with the command line's defaults, but for small batches."""
+    """Return the spec of an encoder, with the defaults of the command line but small batches."""
     return EncoderSpec(
         model=str(model) if isinstance(model, Path) else model,
         folder=str(Path.cwd()),
@@ -55,7 +55,7 @@ def encode(encoder: Encoder, images: np.ndarray) -> list[np.ndarray]:
     return open_engine(encoder, 1)(images)
 
 
-def features_of(model: Any, images: np.ndarray, **options: Any) -> np.ndarray:
+def compute_features(model: Any, images: np.ndarray, **options: Any) -> np.ndarray:
     """Build an encoder of one output here, and run it."""
     (features,) = encode(build(spec(model, **options)), images)
     return features
@@ -76,12 +76,12 @@ def pixels(folder: Path, size: tuple[int, int] = (16, 16), color_mode: str = "rg
     return next(iter(images))[0].numpy()
 
 
-def plain(model: Any, images: np.ndarray) -> np.ndarray:
-    """Call the model as the notebook does."""
+def call_model(model: Any, images: np.ndarray) -> np.ndarray:
+    """Call the model on a batch, without the package."""
     return np.asarray(model(images, training=False))
 
 
 def gap(maps: np.ndarray) -> np.ndarray:
-    """Average over all positions, in double precision."""
-    places = tuple(range(1, maps.ndim - 1))
-    return maps.astype(np.float64).mean(places).astype(np.float32)
+    """Return the average over all positions, computed in double precision."""
+    axes = tuple(range(1, maps.ndim - 1))
+    return maps.astype(np.float64).mean(axes).astype(np.float32)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether features are those of a plain call."""
+"""Compare features with those of a plain call."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ import numpy as np
 def assert_features_equal(found: np.ndarray, expected: np.ndarray) -> None:
     """Check |f - g| <= 1e-5·|g| + 1e-6·max|g|.
 
-    The guarantee allows 1e-5·max|g|, which deep encoders need; those of the tests are small.
+    The guarantee allows 1e-5·max|g|, for deep encoders. The encoders of the tests are small.
     """
     assert found.shape == expected.shape
     assert found.dtype == np.float32

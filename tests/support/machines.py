@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Machines to log in to, each with a network, processes and a home of its own.
+"""Simulate machines to log in to, each with its own network, processes and home.
 
-Linux' namespaces make them, so root is needed, and `ip`, `sshd` and `rsync`. Nothing outside
-reaches them, and what runs in them ends with them: Ray may use its usual ports there, and may stop
-what it takes for its own. All other files are those of this machine.
+They are made of Linux namespaces, which needs root, `ip`, `sshd` and `rsync`. Nothing outside can
+reach them, and their processes end with them. So Ray may use its usual ports there, and may stop
+all Ray processes. All other files are those of this machine.
 """
 
 import os
@@ -37,25 +37,25 @@ while :; do sleep 1000; done
 
 @dataclass(frozen=True)
 class Machine:
-    """One that is there: its address, its home as seen from outside, and its first process."""
+    """A simulated machine: its address, its home as seen from outside, and its first process."""
 
     address: str
     home: Path
     first: psutil.Process
 
-    def inside(self, *namespaces: str) -> list[str]:
-        """Give the words before a command that is to run in it, or in its network alone."""
+    def make_prefix(self, *namespaces: str) -> list[str]:
+        """Return the words to put before a command, to run it in some namespaces of the machine."""
         return ["nsenter", f"--target={self.first.pid}", *(f"--{name}" for name in namespaces)]
 
 
-def missing() -> str:
-    """Say what this machine lacks to make others; empty where it lacks nothing."""
+def find_obstacle() -> str:
+    """Return why machines cannot be simulated here; empty if they can."""
     if os.geteuid() != 0:
-        return "only root makes namespaces of networks"
+        return "network namespaces need root"
     if not all(map(shutil.which, (_SSHD, "ssh", "rsync", "ip", "nsenter"))):
         return "needs the Debian packages openssh-server, openssh-client, rsync and iproute2"
     if subprocess.run([*_NAMESPACES, "true"], capture_output=True).returncode != 0:
-        return "this system lets nobody make namespaces"
+        return "this system does not allow namespaces"
     return ""
 
 
@@ -63,57 +63,57 @@ def start(folder: Path) -> list[Machine]:
     """Start two machines that reach each other.
 
     Args:
-        folder: with a short name, as Ray's sockets are below; its file `key` logs in to both, and
-            `home` is where both have their home.
+        folder: a folder with a short name, because Ray's sockets are below it. The key `key` in
+            it logs in to both machines, and both have their home in `home`.
     """
     for name in ("key", "host_key"):
         _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", folder / name)
     (folder / "home").mkdir()
-    (folder / "passwd").write_text(_users(folder / "home"))
+    (folder / "passwd").write_text(_list_users(folder / "home"))
     Path("/run/sshd").mkdir(exist_ok=True)
-    one, two = (_machine(f"10.77.0.{number}", folder, number) for number in (1, 2))
+    one, two = (_start_machine(f"10.77.0.{number}", folder, number) for number in (1, 2))
     link = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0"]
-    _run(*one.inside("net"), *link, "netns", two.first.pid)
+    _run(*one.make_prefix("net"), *link, "netns", two.first.pid)
     for machine, other in ((one, two), (two, one)):
         for words in (
             "link set lo up",
             f"addr add {machine.address}/24 dev eth0",
             "link set eth0 up",
-            # Ray's address is the one that leads into the world.
+            # Ray takes the address with the default route.
             f"route add default via {other.address}",
         ):
-            _run(*machine.inside("net"), "ip", *words.split())
+            _run(*machine.make_prefix("net"), "ip", *words.split())
         config = machine.home / "sshd_config"
         config.write_text(
             _SSHD_CONFIG.format(address=machine.address, folder=folder, home=folder / "home")
         )
-        _run(*machine.inside("net", "pid", "mount"), _SSHD, "-f", config)
+        _run(*machine.make_prefix("net", "pid", "mount"), _SSHD, "-f", config)
     return [one, two]
 
 
 def stop(machine: Machine) -> None:
-    """End a machine and everything in it."""
-    made_by = machine.first.parent()
+    """Kill a machine and everything in it."""
+    parent = machine.first.parent()
     machine.first.kill()
-    made_by.wait()
+    parent.wait()
 
 
-def _machine(address: str, folder: Path, number: int) -> Machine:
-    own = folder / str(number)
-    own.mkdir()
+def _start_machine(address: str, folder: Path, number: int) -> Machine:
+    home = folder / str(number)
+    home.mkdir()
     script = _MOUNT_AND_WAIT.format(folder=folder, number=number)
     process = subprocess.Popen(
-        # Not to outlive this process.
+        # Ends with this process.
         ["setpriv", "--pdeathsig=KILL", *_NAMESPACES, "bash", "-c", script],
         stderr=subprocess.DEVNULL,
     )
     while not (children := psutil.Process(process.pid).children()):
         time.sleep(0.01)
-    return Machine(address, own, children[0])
+    return Machine(address, home, children[0])
 
 
-def _users(home: Path) -> str:
-    """Give the users of this machine, with another home for the user of this process."""
+def _list_users(home: Path) -> str:
+    """Return the users of this machine, with another home for the user of this process."""
     user = pwd.getpwuid(os.getuid())
     me = f"{user.pw_name}:x:{user.pw_uid}:{user.pw_gid}::{home}:/bin/bash"
     others = Path("/etc/passwd").read_text().splitlines()

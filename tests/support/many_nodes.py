@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Clusters of many nodes on one machine, with pretended GPUs, and runs on them."""
+"""Start clusters of many nodes on one machine, with pretended GPUs, and runs on them."""
 
 import os
 import shutil
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from support.pictures import make_folder
-from support.sample_runs import results_of, table_of
+from support.sample_runs import read_parts, read_results
 
 HERE = Path(__file__).parent
 RECORDS, SHARD, BATCH = 240, 4, 4
-SPOT = 2  # Ray's number for: taken away by who lends the machine
-# A dead node is noticed after two seconds instead of fifteen.
+# Ray's number for preemption.
+SPOT = 2
+# With these settings, a dead node is noticed after two seconds instead of fifteen.
 QUICK = {
     "health_check_initial_delay_ms": 500,
     "health_check_period_ms": 500,
@@ -28,8 +29,8 @@ QUICK = {
 
 
 @contextmanager
-def cluster_of(*nodes, **head):
-    """Start a head and nodes, each given as (CPUs, GPUs); gives Ray's Cluster."""
+def start_cluster(*nodes, **head):
+    """Start a head and nodes, each given as (CPUs, GPUs), and yield Ray's Cluster."""
     from ray.cluster_utils import Cluster
 
     given = {"num_cpus": 0, "include_dashboard": False, "_system_config": QUICK}
@@ -41,7 +42,7 @@ def cluster_of(*nodes, **head):
     finally:
         address = cluster.address
         cluster.shutdown()
-        # A bare `ray.init()` of anybody would look for it.
+        # Otherwise any later `ray.init()` would try to join this cluster.
         current = Path("/tmp/ray/ray_current_cluster")
         with suppress(FileNotFoundError):
             if current.read_text() == address:
@@ -49,12 +50,12 @@ def cluster_of(*nodes, **head):
 
 
 def add(cluster, cpus, gpus):
-    """Let a node join."""
+    """Add a node to the cluster."""
     return cluster.add_node(num_cpus=cpus, num_gpus=gpus)
 
 
 def kill(cluster, node):
-    """End a node as a power cut does."""
+    """Kill a node without warning, as a power cut does."""
     process = node.all_processes["raylet"][0].process
     process.kill()
     process.wait()
@@ -74,7 +75,7 @@ def drain(cluster, node, seconds):
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch that was encoded: when, on which node, with which GPUs, by which process, what."""
+    """An encoded batch: its time, node, GPUs, process, and a digest of its pixels."""
 
     when: float
     node: str
@@ -85,54 +86,53 @@ class Batch:
 
 @dataclass
 class Running:
-    """A run under way in a process of its own."""
+    """A run in its own process."""
 
     folder: Path
     process: subprocess.Popen
 
-    def batches(self):
-        """What was encoded so far."""
+    def read_batches(self):
+        """Return the batches that were encoded so far."""
         log = self.folder / "log"
         lines = log.read_text().splitlines() if log.exists() else []
         fields = [line.split() for line in lines if line.count(" ") == 4]
         return [Batch(float(f[0]), f[1], f[2], int(f[3]), f[4]) for f in fields]
 
-    def until(self, true, what):
-        """Wait until `true` of the batches."""
+    def wait_until(self, holds, what):
+        """Wait until a condition on the batches is true."""
         end = time.monotonic() + 240
-        while not true(self.batches()):
-            assert self.process.poll() is None, self.said()
-            assert time.monotonic() < end, f"never: {what}\n{self.said()}"
+        while not holds(self.read_batches()):
+            assert self.process.poll() is None, self.read_output()
+            assert time.monotonic() < end, f"never: {what}\n{self.read_output()}"
             time.sleep(0.2)
 
-    def until_works(self, node, count=1):
-        """Wait until a node has encoded so many batches."""
-        self.until(
+    def wait_for_batches(self, node, count=1):
+        """Wait until a node has encoded a number of batches."""
+        self.wait_until(
             lambda batches: sum(batch.node == node.node_id for batch in batches) >= count,
             f"{count} batches on {node.node_id}",
         )
 
-    def finished(self):
-        """Let it go on as fast as it can, and wait for the end; gives the exit code."""
+    def finish(self):
+        """Let the run continue at full speed, wait for its end, and return the exit code."""
         (self.folder / "fast").touch()
         return self.process.wait(400)
 
-    def said(self):
+    def read_output(self):
         return (self.folder / "said").read_text()
 
     @property
     def done(self):
         return len(list((self.folder / "run" / "features").glob("part-*.parquet")))
 
-    @property
-    def encoded_again(self):
-        """How many batches were encoded more often than once."""
-        return sum(count > 1 for count in Counter(b.what for b in self.batches()).values())
+    def count_repeated_batches(self):
+        """Return how many batches were encoded more than once."""
+        return sum(count > 1 for count in Counter(b.what for b in self.read_batches()).values())
 
 
 @contextmanager
-def running(folder, address, *words, records=RECORDS):
-    """Start a run; whatever becomes of it, it is ended in the end."""
+def start_run(folder, address, *words, records=RECORDS):
+    """Start a run, and stop it at the end of the block."""
     prepare(folder, records)
     with open(folder / "said", "w") as said:
         process = subprocess.Popen(
@@ -167,8 +167,8 @@ def prepare(folder, records=RECORDS):
     shutil.copy(HERE / "paced.py", folder)
 
 
-def undisturbed(folder, *words, records=RECORDS):
-    """Do the same run on a Ray of its own; gives its results by file."""
+def run_undisturbed(folder, *words, records=RECORDS):
+    """Do the same run on a Ray of its own, and return the content of its files by name."""
     prepare(folder, records)
     calm = {name: value for name, value in os.environ.items() if not name.startswith("PACE")}
     done = subprocess.run(
@@ -180,15 +180,15 @@ def undisturbed(folder, *words, records=RECORDS):
         timeout=300,
     )
     assert done.returncode == 0, done.stderr
-    return results_of(folder / "run")
+    return read_results(folder / "run")
 
 
-def assert_whole(run, expected, records=RECORDS):
-    """Check that a run went to its end, and its files are, byte for byte, those expected."""
-    assert run.finished() == 0, run.said()
-    assert "Traceback" not in run.said()
-    index = table_of(run.folder / "run")["index"].to_pylist()
+def assert_complete(run, expected, records=RECORDS):
+    """Check that a run finishes, and that its files have exactly the expected content."""
+    assert run.finish() == 0, run.read_output()
+    assert "Traceback" not in run.read_output()
+    index = read_parts(run.folder / "run")["index"].to_pylist()
     assert index == list(range(records))
-    found = results_of(run.folder / "run")
+    found = read_results(run.folder / "run")
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []

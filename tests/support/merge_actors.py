@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An actor that merges pieces, for tests that merge on other processes."""
+"""An actor that merges pieces, for tests that merge in other processes."""
 
 import ray
 
 
 def start_merge_actor():
-    """Start an actor that calls functions, as an extraction actor does, and counts the calls."""
+    """Start an actor that calls functions, as an extraction actor does, and counts its calls."""
 
     class MergeActor:
         def __init__(self):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Ray cluster of nodes on this machine, of which each may see other folders than this process."""
+"""Start a Ray cluster on this machine, whose nodes may see different folders."""
 
 import os
 import shlex
@@ -15,51 +15,51 @@ from typing import Self
 import psutil
 import pytest
 
-from support.ports import free_port
+from support.ports import find_free_port
 
-# What `ray start` says when its node is there.
+# What `ray start` prints when its node is up.
 _STARTED = "This command will now block"
-# Of a node to join.
+# A node may fail to join while the head is busy.
 _TRIES = 3
 
 
 def skip_unless_folders_can_be_hidden(tmp_path: Path) -> None:
-    """Skip a test where processes may not be given other mounts than this one."""
+    """Skip a test if processes cannot have their own mounts here."""
     words = ["unshare", "--mount", "mount", "--bind", str(tmp_path), str(tmp_path)]
     try:
         allowed = subprocess.run(words, capture_output=True).returncode == 0
     except FileNotFoundError:
         allowed = False
     if not allowed:
-        pytest.skip("mounts of a process's own are not permitted here")
+        pytest.skip("processes cannot have their own mounts here")
 
 
 @dataclass
 class Node:
-    """A node's `ray start`, and what it has said."""
+    """The `ray start` process of a node, and its log."""
 
     process: "subprocess.Popen[bytes]"
     log: Path
 
     def end(self) -> None:
-        """End all of the node's processes."""
+        """Stop all processes of the node."""
         if self.process.poll() is not None:
-            # It has not started.
+            # The node did not start.
             return
-        below = psutil.Process(self.process.pid).children(recursive=True)
+        children = psutil.Process(self.process.pid).children(recursive=True)
         self.process.terminate()
         try:
             self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             self.process.wait()
-        for one in below:
-            if one.is_running():
-                one.kill()
+        for child in children:
+            if child.is_running():
+                child.kill()
 
 
-def _comes_up(node: Node) -> bool:
-    """Wait until a node is there; gives whether its process has lived to see it."""
+def _wait_until_started(node: Node) -> bool:
+    """Wait until a node is up; return False if its process ended instead."""
     end = time.monotonic() + 120
     while _STARTED not in node.log.read_text():
         assert time.monotonic() < end, node.log.read_text()
@@ -71,25 +71,27 @@ def _comes_up(node: Node) -> bool:
 
 @dataclass
 class Nodes:
-    """A cluster; its first node is the head, on which drivers are.
+    """A cluster. Its first node is the head, where drivers run.
 
     Args:
-        environment: variables of all nodes, and of drivers, beside this process's own.
+        environment: variables of all nodes and drivers, added to those of this process.
     """
 
     environment: Mapping[str, str] = field(default_factory=dict)
     nodes: list[Node] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        # Paths of sockets may not be long.
+        # Paths of sockets must be short.
         self._temporary = tempfile.TemporaryDirectory(
             prefix="nodes-", dir="/tmp", ignore_cleanup_errors=True
         )
         self._folder = Path(self._temporary.name)
-        self._port = free_port()
-        # Without what another Ray, of this very process perhaps, has set, and without its token.
-        own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        self.environment = {**own, "HOME": str(self._folder), **self.environment}
+        self._port = find_free_port()
+        # Leaves out the settings and the token of another Ray, perhaps of this process.
+        inherited = {
+            name: value for name, value in os.environ.items() if not name.startswith("RAY_")
+        }
+        self.environment = {**inherited, "HOME": str(self._folder), **self.environment}
 
     def __enter__(self) -> Self:
         return self
@@ -101,7 +103,7 @@ class Nodes:
 
     @property
     def address(self) -> str:
-        """Where drivers find it."""
+        """The address for drivers."""
         return f"127.0.0.1:{self._port}"
 
     def start(
@@ -110,17 +112,17 @@ class Nodes:
         seen_as: Mapping[Path, Path] | None = None,
         environment: Mapping[str, str] | None = None,
     ) -> Node:
-        """Start a node, and wait until it is there.
+        """Start a node, and wait until it is up.
 
         Args:
             words: options of `ray start`.
-            seen_as: folders in whose place the node sees others.
-            environment: more variables of this node.
+            seen_as: folders that the node sees in the place of others.
+            environment: variables of this node only.
         """
         head = ["--head", f"--port={self._port}", f"--temp-dir={self._folder}/ray"]
-        head += ["--include-dashboard=false", f"--ray-client-server-port={free_port()}"]
+        head += ["--include-dashboard=false", f"--ray-client-server-port={find_free_port()}"]
         where = [f"--address={self.address}"] if self.nodes else head
-        # The usual ports may be another cluster's.
+        # The usual ports may be in use by another cluster.
         where += ["--min-worker-port=0", "--max-worker-port=0", "--block"]
         ray = [str(Path(sys.executable).with_name("ray")), "start", *where, *words]
         mounts = [
@@ -129,15 +131,14 @@ class Nodes:
         ]
         command = " && ".join([*mounts, f"exec {shlex.join(ray)}"])
         started = [*(["unshare", "--mount"] if mounts else []), "sh", "-c", command]
-        # A head that is busy may let a node wait in vain.
-        for left in reversed(range(_TRIES if self.nodes else 1)):
-            node = self._started(started, environment or {})
-            if _comes_up(node):
+        for tries_left in reversed(range(_TRIES if self.nodes else 1)):
+            node = self._start_process(started, environment or {})
+            if _wait_until_started(node):
                 break
-            assert left, node.log.read_text()
+            assert tries_left, node.log.read_text()
         return node
 
-    def _started(self, words: list[str], environment: Mapping[str, str]) -> Node:
+    def _start_process(self, words: list[str], environment: Mapping[str, str]) -> Node:
         log = self._folder / f"node-{len(self.nodes)}.log"
         with open(log, "wb") as said:
             process = subprocess.Popen(

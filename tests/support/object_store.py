@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An object store on this machine (moto's S3), and a proxy before it that fails now and then."""
+"""Run an object store on this machine (moto's S3), behind a proxy that fails now and then."""
 
 import contextlib
 import http.client
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from support.ports import free_port
+from support.ports import find_free_port
 
 KEY, SECRET = "AKIAEXAMPLE", "a-secret-that-is-shown-nowhere"
 _ERROR = (
@@ -28,8 +28,8 @@ _ERROR = (
 
 @contextlib.contextmanager
 def server() -> Iterator[str]:
-    """Run an S3 server in a process of its own; gives its address."""
-    port = free_port()
+    """Run an S3 server in its own process, and yield its address."""
+    port = find_free_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)],
         stdout=subprocess.DEVNULL,
@@ -48,7 +48,7 @@ def server() -> Iterator[str]:
 
 
 def environment(address: str) -> dict[str, str]:
-    """Give what makes pyarrow, here and in the processes started, talk to that server."""
+    """Return the variables that make pyarrow use the server, here and in child processes."""
     return {
         "AWS_ENDPOINT_URL": f"http://{address}",
         "AWS_ACCESS_KEY_ID": KEY,
@@ -60,10 +60,14 @@ def environment(address: str) -> dict[str, str]:
 
 @dataclass
 class Faults:
-    """What the proxy does to how many of the requests, by chance; and what it has done.
+    """The faults of the proxy, and counts of what it has done.
 
-    `share` of them fail: an answer of 500, a connection reset, or an answer cut off. `delay` is
-    what each waits, in seconds. `deny` answers all with that error code of S3.
+    Attributes:
+        share: the share of requests that fail at random: an answer of 500, a connection reset, or
+            an answer cut off.
+        delay: how long each request waits, in seconds.
+        deny: an error code of S3 to answer all requests with.
+        done: the number of requests, and of each fault.
     """
 
     share: float = 0.0
@@ -74,7 +78,7 @@ class Faults:
 
 @contextlib.contextmanager
 def proxy(address: str, faults: Faults, seed: int = 1) -> Iterator[str]:
-    """Run a proxy before a server; gives its address."""
+    """Run a proxy before a server, and yield its address."""
     chance = random.Random(seed)
     guard = threading.Lock()
 
@@ -123,9 +127,9 @@ def proxy(address: str, faults: Faults, seed: int = 1) -> Iterator[str]:
             connection.request(self.command, self.path, body, headers)
             answer = connection.getresponse()
             content = answer.read()
-            told = dict(answer.getheaders())
+            answer_headers = dict(answer.getheaders())
             connection.close()
-            self.answer(answer.status, told, content, cut_off)
+            self.answer(answer.status, answer_headers, content, cut_off)
 
         def answer(
             self, status: int, headers: dict[str, str], content: bytes, cut_off: bool = False
@@ -154,7 +158,7 @@ def proxy(address: str, faults: Faults, seed: int = 1) -> Iterator[str]:
         request_queue_size = 128
 
         def handle_error(self, request: object, client_address: object) -> None:
-            """Connections that are reset are no news."""
+            """Print nothing: connections are reset on purpose."""
 
     running = Server(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=running.serve_forever, daemon=True)
@@ -167,7 +171,7 @@ def proxy(address: str, faults: Faults, seed: int = 1) -> Iterator[str]:
 
 
 def make_bucket(name: str) -> None:
-    """Make a bucket, with the environment set."""
+    """Create a bucket on the server that the environment names."""
     from pyarrow import fs
 
     filesystem, path = fs.FileSystem.from_uri(f"s3://{name}?allow_bucket_creation=true")
@@ -175,7 +179,7 @@ def make_bucket(name: str) -> None:
 
 
 def upload(folder: os.PathLike[str], uri: str) -> None:
-    """Copy a local folder to a URI."""
+    """Copy a local file or folder to a URI."""
     from pyarrow import fs
 
     fs.copy_files(str(folder), uri)

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An encoder that takes its time, as a GPU would, and tells where it was when it worked.
+"""An encoder that takes time, as a GPU would, and logs where it ran.
 
-PACE is how many seconds a batch takes, until the file PACE_END is there; PACE_LOG the file that a
-line a batch is added to: when it was done, node, CUDA_VISIBLE_DEVICES, process, and what it was.
+A batch takes PACE seconds, until the file PACE_END exists. PACE_LOG is a file that gets a line per
+batch: time, node, CUDA_VISIBLE_DEVICES, process, and a digest of the pixels.
 
-Where PACE_DEADLY names a file, a white picture ends the process, and when that has happened so
-often as PACE_DEADLY_NODE says, its node with it; the file gets a byte each time.
+If PACE_DEADLY names a file, a white picture ends the process, and the file gets a byte. The
+PACE_DEADLY_NODE-th time, it ends the node too.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ import tensorflow as tf
 
 class Paced(keras.Model):
     def call(self, images, training=None):
-        # Nobody can make a graph of this, so that it is called as it is.
+        # NumPy cannot be traced into a graph, so the model is called as it is.
         pixels = np.asarray(images)
         if not os.path.exists(os.environ.get("PACE_END", "")):
             time.sleep(float(os.environ.get("PACE", 0)))
@@ -44,7 +44,7 @@ def die(log, with_node):
         file.write(b".")
         last = file.tell() == with_node
     if last:
-        # Its parent is its node's raylet.
+        # The parent is the raylet of the node.
         os.kill(os.getppid(), signal.SIGKILL)
     os._exit(1)
 

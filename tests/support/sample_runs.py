@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Small runs whose pictures, labels and rejects are awkward, and ways to look at their folders."""
+"""Make small runs with awkward pictures, labels and rejects, and read their folders."""
 
 import csv
 import os
@@ -12,10 +12,10 @@ import pyarrow.parquet as pq
 
 from support.pictures import picture
 
-# The folders of a run that anybody reads.
+# The files and folders of a run that are for readers.
 RESULTS = ("features", "rejects", "thumbnails", "pca", "pca.parquet", "projector")
 
-# What a label may hold that a line-based format has trouble with.
+# Labels that are difficult for a line-based format.
 AWKWARD = (
     "plain",
     "tab\there",
@@ -39,7 +39,7 @@ AWKWARD = (
 
 
 def save_encoder(path: Path, *, seed: int = 1, dimension: int = 5, side: int = 16) -> Path:
-    """Save an encoder whose layers `early` (4 maps) and `late` (`dimension` maps) can be taken."""
+    """Save an encoder with the layers `early` (4 maps) and `late` (`dimension` maps)."""
     import keras
 
     keras.utils.set_random_seed(seed)
@@ -50,31 +50,31 @@ def save_encoder(path: Path, *, seed: int = 1, dimension: int = 5, side: int = 1
 
 
 def write_listing(root: Path, labels: list[str], broken: set[int] | None = None) -> Path:
-    """Write pictures of many shapes and a listing of them; `broken` ones are no pictures."""
+    """Write pictures of many shapes, and a listing of them; `broken` files are not pictures."""
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "list.csv", "w", newline="", encoding="utf-8") as file:
         listing = csv.writer(file, quoting=csv.QUOTE_ALL)
         listing.writerow(["path", "label", "note", "a\tb"])
-        for at, label in enumerate(labels):
-            name = f"{at:03d}.png"
-            if at in (broken or ()):
+        for number, label in enumerate(labels):
+            name = f"{number:03d}.png"
+            if number in (broken or ()):
                 (root / name).write_bytes(b"no picture")
             else:
-                picture(at, (8 + 5 * at % 90, 90 - 7 * at % 80)).save(root / name)
-            listing.writerow([name, label, label[::-1], at])
+                picture(number, (8 + 5 * number % 90, 90 - 7 * number % 80)).save(root / name)
+            listing.writerow([name, label, label[::-1], number])
     return root / "list.csv"
 
 
 def write_flat(root: Path, count: int, broken: set[int] | None = None) -> Path:
     """Write pictures directly into a folder, so that they have no label."""
     root.mkdir(parents=True, exist_ok=True)
-    for at in range(count):
-        name = root / f"{at:03d}.png"
-        if at in (broken or ()):
-            name.write_bytes(b"no picture")
+    for number in range(count):
+        path = root / f"{number:03d}.png"
+        if number in (broken or ()):
+            path.write_bytes(b"no picture")
         else:
-            picture(500 + at).save(name)
-    # A name that is no text.
+            picture(500 + number).save(path)
+    # A name that is not UTF-8.
     odd = os.path.join(os.fsencode(root), b"\xff\xfe.png")
     picture(499).save(root / "odd.png")
     os.rename(root / "odd.png", odd)
@@ -82,7 +82,7 @@ def write_flat(root: Path, count: int, broken: set[int] | None = None) -> Path:
 
 
 def config(sources: dict[str, Path], model: Path, out: Path, **options: Any) -> Any:
-    """Configure a run of small shards that computes the same wherever it runs."""
+    """Return the configuration of a run with small shards and the same numbers on any machine."""
     import ray_embed
 
     usual = {
@@ -105,7 +105,7 @@ def part_files(run: Path, kind: str = "features") -> list[Path]:
     return sorted((run / kind).glob("part-*.parquet"))
 
 
-def table_of(run: Path, kind: str = "features") -> pa.Table:
+def read_parts(run: Path, kind: str = "features") -> pa.Table:
     """Read the parts of a kind, one after the other, with pyarrow alone."""
     return pa.concat_tables(
         [pq.read_table(part).replace_schema_metadata() for part in part_files(run, kind)]
@@ -121,8 +121,8 @@ def contents(folder: Path) -> dict[str, bytes]:
     }
 
 
-def results_of(run: Path, kinds: tuple[str, ...] = RESULTS) -> dict[str, bytes]:
-    """Read all files that are the same, byte for byte, however a run went."""
+def read_results(run: Path, kinds: tuple[str, ...] = RESULTS) -> dict[str, bytes]:
+    """Read all files that must have the same bytes, whatever happened during the run."""
     return {
         name: content
         for name, content in contents(run).items()
@@ -131,6 +131,6 @@ def results_of(run: Path, kinds: tuple[str, ...] = RESULTS) -> dict[str, bytes]:
 
 
 def copy(run: Path, to: Path) -> Path:
-    """Copy a run folder, to do harm to it."""
+    """Copy a run folder, to damage the copy."""
     shutil.copytree(run, to, symlinks=True)
     return to

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run folders of given features, labels and pictures, as an extraction would leave them."""
+"""Write run folders of given features, labels and pictures, as an extraction would."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import groupby
@@ -36,69 +36,70 @@ def make_run(
     limit: int = 100_000,
     fingerprint: str = FINGERPRINT,
 ) -> Path | str:
-    """Write a run folder without an encoder or Ray; gives its path.
+    """Write a run folder without an encoder or Ray, and return its path.
 
     Args:
         path: the folder, a path or URI.
-        features: (N, D), or those of each layer by its name.
-        values: the labels; seven classes where none are given.
-        splits: of each record; those of a split are next to each other. "valid" where not given.
-        label_type: of the labels, where they are None or it is not plain.
-        pictures: (h, w, 1 or 3) uint8 each; without them each is of noise of its own.
-        keys: by number where not given.
-        rejected: positions of the records that are set aside.
-        missing: so many of the last shards are not done.
-        shard: records a shard.
-        limit: the points that TensorBoard's page is given.
-        fingerprint: of the run.
+        features: (N, D), or a mapping from the layers to their features.
+        values: the labels; seven classes by default.
+        splits: the split of each record, with the records of a split next to each other; "valid"
+            by default.
+        label_type: the type of the labels, if it does not follow from the values.
+        pictures: (h, w, 1 or 3) uint8 each; noise by default.
+        keys: the keys; numbered names by default.
+        rejected: positions of rejected records.
+        missing: the number of shards at the end that are not finished.
+        shard: records per shard.
+        limit: the most points on TensorBoard's page.
+        fingerprint: the fingerprint of the run.
     """
     layers = features if isinstance(features, Mapping) else {"top": features}
     columns = {name: f"feature_{name}" if len(layers) > 1 else "feature" for name in layers}
     count = len(next(iter(layers.values())))
-    values = [f"class {at % 7}" for at in range(count)] if values is None else list(values)
+    values = [f"class {number % 7}" for number in range(count)] if values is None else list(values)
     label_type = label_type or pa.array(values).type
     splits = splits or ["valid"] * count
     records = pa.table(
         [
             np.arange(count),
-            list(keys or [f"{at:04d}.png" for at in range(count)]),
+            list(keys or [f"{number:04d}.png" for number in range(count)]),
             pa.array(values, label_type),
             list(splits),
         ],
         schema=label_schema.make_record_schema(label_type, []),
     )
-    for name, of_layer in layers.items():
-        records = records.append_column(columns[name], as_column(of_layer.astype(np.float32)))
-    folder = Folder.at(str(path))
-    lengths = {name: len(list(same)) for name, same in groupby(splits)}
+    for name, matrix in layers.items():
+        records = records.append_column(columns[name], as_column(matrix.astype(np.float32)))
+    folder = Folder.open(str(path))
+    lengths = {name: len(list(group)) for name, group in groupby(splits)}
     assert sum(lengths.values()) == count, "the records of a split must be next to each other"
-    outline = planning.Plan(
+    plan = planning.Plan(
         tuple(
             planning.SplitPlan(
-                at, name, "files", "/", str(label_type), (), shard, 64, records=length
+                number, name, "files", "/", str(label_type), (), shard, 64, records=length
             )
-            for at, (name, length) in enumerate(lengths.items())
+            for number, (name, length) in enumerate(lengths.items())
         ),
         str(label_type),
         (),
     )
-    planning.save(folder, outline)
+    planning.save(folder, plan)
     noise = np.random.default_rng(9).integers(0, 256, (count, 8, 8, 1), np.uint8)
     pictures = noise if pictures is None else pictures
     planned = list(_shards(lengths, shard))
     for number, index in enumerate(planned[: len(planned) - missing]):
         part = _part(number, records, index, rejected, pictures)
-        part_files.commit(folder, part, fingerprint, len(index))
+        part_files.write_part(folder, part, fingerprint, len(index))
     outputs = [
-        {"layer": name, "column": columns[name], "dimension": of_layer.shape[1]}
-        for name, of_layer in layers.items()
+        {"layer": name, "column": columns[name], "dimension": matrix.shape[1]}
+        for name, matrix in layers.items()
     ]
-    about = {
+    content = {
         "fingerprint": fingerprint,
         "config": {"projector_limit": limit},
         "encoder": {"outputs": outputs},
     }
-    manifest.write_run(folder, about, "0")
+    manifest.write_run(folder, content, "0")
     return path
 
 
@@ -117,15 +118,15 @@ def _part(
     rejected: Collection[int],
     pictures: Sequence[np.ndarray],
 ) -> part_files.Part:
-    is_gone = np.isin(index, list(rejected))
-    kept, gone = index[~is_gone], index[is_gone]
-    aside = records.take(pa.array(gone)).select(["index", "key", "split"])
-    reasons = pa.array(["not an image"] * len(gone), pa.string())
-    pngs = pa.array([encode_png(pictures[at]) for at in kept], pa.binary())
+    is_rejected = np.isin(index, list(rejected))
+    kept, rejects = index[~is_rejected], index[is_rejected]
+    reject_table = records.take(pa.array(rejects)).select(["index", "key", "split"])
+    reasons = pa.array(["not an image"] * len(rejects), pa.string())
+    pngs = pa.array([encode_png(pictures[record]) for record in kept], pa.binary())
     return part_files.Part(
         number,
         records.take(pa.array(kept)),
-        aside.append_column("reason", reasons).cast(part_files.REJECT_SCHEMA),
+        reject_table.append_column("reason", reasons).cast(part_files.REJECT_SCHEMA),
         pa.table([pa.array(kept, pa.int64()), pngs], part_files.THUMBNAIL_SCHEMA),
     )
 
@@ -136,32 +137,32 @@ def make_subset(
     splits: Sequence[str] | None = None,
     label_type: pa.DataType | None = None,
 ) -> Subset:
-    """Give records in memory; of one split where none is given."""
+    """Return records in memory; all are of one split by default."""
 
-    def objects(given: Sequence[Any]) -> np.ndarray:
-        found = np.empty(len(given), object)
-        found[:] = list(given)
-        return found
+    def to_objects(items: Sequence[Any]) -> np.ndarray:
+        array = np.empty(len(items), object)
+        array[:] = list(items)
+        return array
 
     count = len(features)
     return Subset(
-        np.asarray(features, np.float32),
-        np.arange(count),
-        objects([f"{at:04d}.png" for at in range(count)]),
-        objects(values),
-        objects(splits or ["all"] * count),
-        label_type or pa.array(list(values)).type,
-        count,
+        features=np.asarray(features, np.float32),
+        index=np.arange(count),
+        keys=to_objects([f"{number:04d}.png" for number in range(count)]),
+        labels=to_objects(values),
+        splits=to_objects(splits or ["all"] * count),
+        label_type=label_type or pa.array(list(values)).type,
+        total=count,
     )
 
 
 def clusters(
     classes: int, records: int, dimensions: int = 16, spread: float = 0.6, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Make features (N, D) float32 of classes (N,), of which the first have the most records."""
+    """Make features (N, D) float32 and their classes (N,); the first classes have most records."""
     random = np.random.default_rng(seed)
     weights = 1 / np.arange(1, classes + 1) ** 0.5
     codes = random.choice(classes, records, p=weights / weights.sum())
-    middles = random.normal(0, 1, (classes, dimensions))
-    features = middles[codes] + random.normal(0, spread, (records, dimensions))
+    centers = random.normal(0, 1, (classes, dimensions))
+    features = centers[codes] + random.normal(0, spread, (records, dimensions))
     return np.abs(features).astype(np.float32), codes

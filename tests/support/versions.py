@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Print the versions of what the recipes use."""
+"""Print the versions of the packages that the recipes use."""
 
 from importlib.metadata import version
 

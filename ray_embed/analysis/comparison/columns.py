@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from ray_embed.core.uri import is_uri, shown
+from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.runs.reader import open_run
 from ray_embed.storage.filesystem import Folder
@@ -31,7 +31,7 @@ class Column:
     @cached_property
     def folder(self) -> Folder:
         """The run folder."""
-        return Folder.at(self.run)
+        return Folder.open(self.run)
 
 
 def list_columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column, ...]:
@@ -62,7 +62,7 @@ def list_columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column,
                 )
             )
     if len(columns) < 2:
-        names = ", ".join(shown(uri) for uri in runs) or "no run"
+        names = ", ".join(redact_uri(uri) for uri in runs) or "no run"
         what = "with one layer" if layer is None else f"and one layer (--layer {layer})"
         raise InputError(
             f"{names}: nothing to compare with: this is one run {what}; name another RUN too"
@@ -87,7 +87,7 @@ def name_runs(runs: Sequence[str]) -> list[str]:
 def _split_path(uri: str) -> tuple[str, ...]:
     if not is_uri(uri):
         return Path(os.path.normpath(Path(uri).absolute())).parts[1:]
-    return tuple(part for part in shown(uri).split("/")[2:] if part)
+    return tuple(part for part in redact_uri(uri).split("/")[2:] if part)
 
 
 def _number_equal_names(names: list[str]) -> list[str]:

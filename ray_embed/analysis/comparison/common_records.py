@@ -15,7 +15,7 @@ import pyarrow as pa
 from ray_embed.analysis.comparison.columns import Column
 from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, convert_labels
 from ray_embed.core.arrays import Array
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.runs import sampling
 from ray_embed.runs.sampling import Subset
@@ -66,7 +66,7 @@ def draw_common_records(
     shared_index, counts = _find_shared(folders)
     shared = len(shared_index)
     if shared < _FEW and 2 * shared < min(counts.values()):
-        subsets = [sampling.draw(column.folder, column.column, limit) for column in columns]
+        subsets = [sampling.draw_sample(column.folder, column.column, limit) for column in columns]
         paired = False
     else:
         subsets = _draw_aligned(columns, folders, shared_index, limit)
@@ -91,7 +91,7 @@ def _find_shared(folders: dict[str, Folder]) -> tuple[Array, dict[str, int]]:
     for run, folder in folders.items():
         hashes = _hash_records(folder)
         if not len(hashes):
-            raise InputError(f"{shown(run)}: it holds no record; see its rejects")
+            raise InputError(f"{redact_uri(run)}: it holds no record; see its rejects")
         shared = shared[np.isin(shared[:, 0], hashes[:, 0])] if counts else hashes
         counts[run] = len(hashes)
     return np.sort(shared[:, 1]), counts
@@ -111,7 +111,7 @@ def _hash_records(folder: Folder) -> Array:
         hashes = np.fromiter(map(hash, _identify_records(part)), np.int64, part.num_rows)
         return np.stack([hashes, part["index"].to_numpy()], axis=1)
 
-    parts = part_files.each(folder, hash_part, part_files.part_numbers(folder))
+    parts = part_files.map_parts(folder, hash_part, part_files.list_part_numbers(folder))
     return np.concatenate([np.zeros((0, 2), np.int64), *parts])
 
 
@@ -122,13 +122,15 @@ def _identify_records(part: pa.Table) -> Iterator[tuple[str, str]]:
 def _draw_aligned(
     columns: Sequence[Column], folders: dict[str, Folder], shared_index: Array, limit: int
 ) -> list[Subset]:
-    drawn = sampling.draw(columns[0].folder, columns[0].column, limit, shared_index)
+    drawn = sampling.draw_sample(columns[0].folder, columns[0].column, limit, shared_index)
     identities = list(zip(drawn.splits, drawn.keys, strict=True))
     index = {run: _locate_records(folder, identities) for run, folder in folders.items()}
     # Missing are keys that only had the hash of another key, and all but the first of equal keys.
     is_in_all = np.all([located >= 0 for located in index.values()], axis=0)
     return [
-        sampling.at(column.folder, column.column, index[column.run][is_in_all], len(shared_index))
+        sampling.read_records(
+            column.folder, column.column, index[column.run][is_in_all], len(shared_index)
+        )
         for column in columns
     ]
 
@@ -143,7 +145,7 @@ def _locate_records(folder: Folder, identities: list[tuple[str, str]]) -> Array:
         pairs = zip(_identify_records(part), part["index"].to_pylist(), strict=True)
         return [(rows[identity], index) for identity, index in pairs if identity in rows]
 
-    for pairs in part_files.each(folder, locate_in_part, part_files.part_numbers(folder)):
+    for pairs in part_files.map_parts(folder, locate_in_part, part_files.list_part_numbers(folder)):
         for row, index in pairs:
             if located[row] < 0:
                 located[row] = index
@@ -158,7 +160,8 @@ def _refuse_mixed(columns: Sequence[Column], subsets: Sequence[Subset]) -> None:
             first.setdefault(pa.types.is_floating(subset.label_type), column.run)
     if len(first) == 2:
         raise InputError(
-            f"{shown(first[True])} has numbers (float) as labels, {shown(first[False])} classes: "
+            f"{redact_uri(first[True])} has numbers (float) as labels, "
+            f"{redact_uri(first[False])} classes: "
             "they have different measures; compare runs with the same kind of labels, or use "
             "--labels classes or --labels values for both"
         )

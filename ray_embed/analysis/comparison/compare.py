@@ -17,7 +17,7 @@ from ray_embed.analysis.evaluation.label_kind import LabelKind
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import evaluate_features
 from ray_embed.options import SAMPLE_RECORDS
-from ray_embed.runs.sampling import Subset, affordable, check_finite
+from ray_embed.runs.sampling import Subset, check_finite, limit_by_memory
 
 NEIGHBORS = 10
 # Unbiased HSIC needs so many records.
@@ -103,7 +103,7 @@ def compare(
         StorageError: a part cannot be read.
     """
     columns = list_columns([str(run) for run in runs], layer)
-    sample = affordable(sample, sum(column.dimension for column in columns))
+    sample = limit_by_memory(sample, sum(column.dimension for column in columns))
     say(f"drawing at most {sample:,} records")
     drawn = draw_common_records(columns, sample, labels)
     for column, subset in zip(columns, drawn.subsets, strict=True):

@@ -8,7 +8,7 @@ from ray_embed.analysis.comparison.compare import Comparison, Row, Similarity
 from ray_embed.analysis.evaluation.differences import Difference
 from ray_embed.analysis.evaluation.intervals import Interval
 from ray_embed.analysis.evaluation.measure import Measure
-from ray_embed.core.uri import shown
+from ray_embed.core.uri import redact_uri
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
@@ -19,7 +19,7 @@ def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
         "runs": [
             {
                 "name": column.name,
-                "path": shown(column.run),
+                "path": redact_uri(column.run),
                 "layer": column.layer,
                 "pool": column.pool,
                 "dimension": column.dimension,

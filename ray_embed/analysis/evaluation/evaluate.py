@@ -106,7 +106,9 @@ def evaluate(
         pixels[PIXELS] = evaluate_features(pixel_baseline.use_as_features(records, pictures))
 
     def read_records(run: RunReader, layer: str) -> Subset:
-        subset = sampling.at(run.folder, run.column_of(layer), records.index, records.total)
+        subset = sampling.read_records(
+            run.folder, run.column_of(layer), records.index, records.total
+        )
         return convert_labels(_check_features(run.folder, subset), choice.kind)
 
     evaluations: dict[str, Evaluation] = {}
@@ -165,21 +167,24 @@ def _draw_records(
     These are left out, so that both are evaluated on the same records.
     """
     widest = max(output.dimension for output in outputs)
-    drawn = sampling.draw(run.folder, outputs[0].column, sampling.affordable(sample, widest))
+    drawn = sampling.draw_sample(
+        run.folder, outputs[0].column, sampling.limit_by_memory(sample, widest)
+    )
     if baseline is None:
         return _check_features(run.folder, drawn), 0
-    kept = sampling.held(baseline.folder, drawn.index)
-    both = sampling.some(drawn, np.flatnonzero(kept))
+    kept = sampling.find_held_records(baseline.folder, drawn.index)
+    both = sampling.select_rows(drawn, np.flatnonzero(kept))
     return _check_features(run.folder, both), len(drawn) - len(both)
 
 
 def _check_features(folder: Folder, subset: Subset) -> Subset:
     if not len(subset):
         raise InputError(
-            f"{folder.shown()}: every record was rejected, so there is nothing to evaluate; see "
-            f"{folder.shown(layout.REJECTS)}"
+            f"{folder.display_path()}: every record was rejected, so there is nothing to "
+            f"evaluate; see "
+            f"{folder.display_path(layout.REJECTS)}"
         )
-    sampling.check_finite(subset, folder.shown())
+    sampling.check_finite(subset, folder.display_path())
     return subset
 
 

@@ -57,7 +57,9 @@ def choose_labels(folders: Iterable[Folder], requested: LabelKind | None = None)
     values: set[float] = set()
     count = 0
     for folder in folders:
-        for labels in part_files.each(folder, _reader(folder), part_files.part_numbers(folder)):
+        for labels in part_files.map_parts(
+            folder, _reader(folder), part_files.list_part_numbers(folder)
+        ):
             if not pa.types.is_floating(labels.type):
                 break
             known = labels.drop_null().to_numpy()

@@ -23,7 +23,7 @@ def read_pictures(folder: Folder, records: Subset) -> Array | None:
         DamagedError: a part is not what was written.
         StorageError: a part cannot be read.
     """
-    thumbnails = sampling.pictures(folder, records.index)
+    thumbnails = sampling.read_thumbnails(folder, records.index)
     return None if thumbnails is None else shrink(thumbnails)
 
 

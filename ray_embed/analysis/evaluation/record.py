@@ -12,7 +12,7 @@ from ray_embed.errors import InputError
 from ray_embed.runs.reader import RunReader
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 
 def record(run: RunReader, entries: dict[str, Any]) -> None:
@@ -29,10 +29,10 @@ def record(run: RunReader, entries: dict[str, Any]) -> None:
         StorageError: the storage fails.
     """
     folder, fingerprint = run.folder, run.fingerprint
-    with alone(folder):
+    with lock_folder(folder):
         if (manifest.read_run(folder) or {}).get("fingerprint") != fingerprint:
             raise InputError(
-                f"{folder.shown()}: another run was written there meanwhile, so nothing is "
+                f"{folder.display_path()}: another run was written there meanwhile, so nothing is "
                 "recorded; evaluate that run"
             )
         layers = {**_read(folder, fingerprint), **entries}

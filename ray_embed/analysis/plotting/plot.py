@@ -28,7 +28,7 @@ from ray_embed.runs.reader import open_run
 from ray_embed.runs.sampling import Subset
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
-from ray_embed.storage.lock import alone
+from ray_embed.storage.lock import lock_folder
 
 Say = Callable[[str], None]
 
@@ -60,12 +60,14 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
     output, folder = reader.output_of(layer), reader.folder
     column = output.column
     reader.require_finished()
-    with alone(folder):
-        records = sampling.draw(folder, column, sampling.affordable(DRAWN, output.dimension))
+    with lock_folder(folder):
+        records = sampling.draw_sample(
+            folder, column, sampling.limit_by_memory(DRAWN, output.dimension)
+        )
         if not len(records):
             say("every record was rejected, so there is nothing to draw")
             return
-        sampling.check_finite(records, folder.shown())
+        sampling.check_finite(records, folder.display_path())
         choice = choose_labels([folder], labels)
         records = convert_labels(records, choice.kind)
         if choice.note:
@@ -98,11 +100,11 @@ def _get_file_name(key: object) -> str:
 def _save_views(folder: Folder, column: str, records: Subset, limit: int, say: Say) -> None:
     """Map the points of the page if they are few enough, and write the views."""
     shown = min(records.total, limit)
-    most = sampling.affordable(bookmarks.MAPPED, records.features.shape[1])
+    most = sampling.limit_by_memory(bookmarks.MAPPED, records.features.shape[1])
     # The coordinates that `reduce` has written need less memory than features.
     is_reduced = all(
         folder.exists(part_files.part_name(layout.PCA, number))
-        for number in part_files.part_numbers(folder)
+        for number in part_files.list_part_numbers(folder)
     )
     if shown > (bookmarks.MAPPED if is_reduced else most):
         say(f"no t-SNE and UMAP for the page: it shows {shown:,} points, more than {most:,}")
@@ -112,7 +114,7 @@ def _save_views(folder: Folder, column: str, records: Subset, limit: int, say: S
         index, components = sampling.draw_components(folder, column, limit)
     else:
         if shown != len(records):
-            records = sampling.draw(folder, column, limit)
+            records = sampling.draw_sample(folder, column, limit)
         components = load_or_compute_components(folder, column, records.features).coordinates
         index = records.index
     maps = projections.compute_projections(components, 3)
@@ -244,7 +246,7 @@ class _Drawing:
         neighbors = near.rows[rows, :_SHEET_NEIGHBORS]
         drawn = np.column_stack([rows, neighbors])
         index = self._records.index[labeled[drawn.reshape(-1)]]
-        thumbnails = sampling.pictures(self._folder, index)
+        thumbnails = sampling.read_thumbnails(self._folder, index)
         if thumbnails is None:
             self._say("no contact sheet, as thumbnails are missing")
             return
@@ -279,4 +281,4 @@ class _Drawing:
         style.add_title(figure, title)
         style.add_table(figure, _TABLE, self._lettering.table(names))
         for file in style.save_figure(self._folder, f"{name}{self._suffix}", figure):
-            self._say(self._folder.shown(file))
+            self._say(self._folder.display_path(file))

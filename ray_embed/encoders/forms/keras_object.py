@@ -19,7 +19,7 @@ def is_callable(spec: EncoderSpec) -> bool:
     """Return whether the model is a callable, or a reference to one, that returns the model."""
     if isinstance(spec.model, str):
         return is_callable_reference(spec.model)
-    return user_code.makes(spec.model)
+    return user_code.is_factory(spec.model)
 
 
 def call_user_code(spec: EncoderSpec) -> Any:
@@ -28,7 +28,7 @@ def call_user_code(spec: EncoderSpec) -> Any:
     Raises:
         InputError: it cannot be imported, or it fails.
     """
-    return user_code.call(spec.model, spec.model_kwargs, "--model")
+    return user_code.call_reference(spec.model, spec.model_kwargs, "--model")
 
 
 def wrap_model(root: Any, spec: EncoderSpec, custom_objects: Objects) -> LoadedModel:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ray_embed.errors import InputError, first_line
+from ray_embed.errors import InputError, get_first_line
 
 ACCEPTED = (
     "accepted are .weights.h5, .h5 and .keras files, and TensorFlow checkpoints: the path without "
@@ -47,7 +47,7 @@ class Checkpoint:
             return self.reader.get_tensor(self.nodes[start].key)
         except Exception as error:  # TensorFlow has a class for each kind of damage
             raise InputError(
-                f"{self.display_name}: damaged checkpoint, copy it again ({first_line(error)})"
+                f"{self.display_name}: damaged checkpoint, copy it again ({get_first_line(error)})"
             ) from error
 
     def variables_below(self, start: int) -> list[int]:
@@ -130,7 +130,7 @@ def open_checkpoint(prefix: str, display_name: str) -> Checkpoint:
         raise
     except Exception as error:  # DataLossError, NotFoundError, DecodeError, RuntimeError ...
         raise InputError(
-            f"{display_name}: not a readable checkpoint ({first_line(error)})"
+            f"{display_name}: not a readable checkpoint ({get_first_line(error)})"
         ) from error
     nodes = [_node(proto, shapes) for proto in graph.nodes]
     return Checkpoint(display_name, reader, nodes, shapes)

@@ -12,7 +12,7 @@ from typing import Any
 
 from ray_embed.encoders.file_format import ZIP, detect_format
 from ray_embed.encoders.keras_compat import WEIGHTS_HINT, variable_path, wanted_shape, weights_of
-from ray_embed.errors import InputError, first_line
+from ray_embed.errors import InputError, get_first_line
 
 
 def load_hdf5(
@@ -92,7 +92,9 @@ def _opened(path: str | Path, weights: str) -> Iterator[Any]:
         with h5py.File(path, "r") as file:
             yield file
     except Exception as error:  # h5py raises OSError, KeyError, RuntimeError for damage
-        raise InputError(f"{weights}: not a readable HDF5 file ({first_line(error)})") from error
+        raise InputError(
+            f"{weights}: not a readable HDF5 file ({get_first_line(error)})"
+        ) from error
 
 
 def _unpacked(weights: str, scratch: Path) -> Path:
@@ -108,7 +110,9 @@ def _unpacked(weights: str, scratch: Path) -> Path:
     except KeyError as error:
         raise InputError(f"{weights}: it has no model.weights.h5; save the model again") from error
     except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, OSError) as error:
-        raise InputError(f"{weights}: not a readable .keras file ({first_line(error)})") from error
+        raise InputError(
+            f"{weights}: not a readable .keras file ({get_first_line(error)})"
+        ) from error
     return path
 
 

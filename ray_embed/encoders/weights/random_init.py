@@ -21,7 +21,7 @@ from ray_embed.encoders.loaded_model import (
     set_weights,
 )
 from ray_embed.encoders.spec import EncoderSpec
-from ray_embed.errors import InputError, first_line
+from ray_embed.errors import InputError, get_first_line
 from ray_embed.options import RANDOM
 
 Weights = tuple[Array, ...]
@@ -72,7 +72,7 @@ def _initial_weights(model: Any, spec: EncoderSpec, images: Any, before: Weights
         again(images, training=False)
         fresh = _weights_of(again, model)
     except Exception as failed:
-        raise _cannot(spec, first_line(error or failed)) from failed
+        raise _cannot(spec, get_first_line(error or failed)) from failed
     if called and _mostly_the_same(before, fresh):
         raise _cannot(
             spec,

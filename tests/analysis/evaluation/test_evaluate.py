@@ -142,7 +142,7 @@ def test_verdicts_are_the_differences_beyond_their_intervals(
     run = make_run(tmp_path / "pooled", noise, labels, clouds()[2], pictures=pictures)
     about = json.loads((run / "run.json").read_text())
     about["encoder"]["outputs"][0]["pool"] = "gap"
-    manifest.write_run(Folder.at(str(run)), {k: about[k] for k in about if k != "ray_embed"}, "0")
+    manifest.write_run(Folder.open(str(run)), {k: about[k] for k in about if k != "ray_embed"}, "0")
     lines = ray_embed("evaluate", run).out.splitlines()
     assert lines[0].startswith("top (gap): all 300 records")
     assert lines[-2].startswith("raw pixels: the encoder is better in 0 of ")
@@ -255,7 +255,7 @@ def test_spectrum_of_all_where_it_is_known(ray_embed: Any, tmp_path: Path) -> No
     values, vectors = np.linalg.eigh(np.cov(features.T.astype(np.float64)))
     variances = values[::-1]
     components = pca.Components(features.mean(axis=0, dtype=np.float64), variances, vectors.T[::-1])
-    pca.save(Folder.at(str(run)), {"top": components}, FINGERPRINT)
+    pca.save(Folder.open(str(run)), {"top": components}, FINGERPRINT)
     done = ray_embed("evaluate", run, "--sample", 100, "--json")
     found = json.loads(done.out)["top"]["measures"]["encoder"]
     ratio = found["participation_ratio"]
@@ -303,7 +303,7 @@ def test_random_weights_stand_beside(
     noise = np.random.default_rng(5).normal(size=features.shape).astype(np.float32)
     other = make_run(tmp_path / "random", noise, labels, splits)
     pretended = types.ModuleType("ray_embed.baseline")
-    pretended.random_run = lambda run: package.load(str(other))  # type: ignore[attr-defined]
+    pretended.extract_baseline = lambda run: package.load(str(other))  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, pretended.__name__, pretended)
     done = ray_embed("evaluate", run, "--random-weights")
     assert "random weights" in done.out

@@ -121,7 +121,7 @@ def test_components_of_wide_features_are_those_of_all_dimensions(tmp_path: Path)
 
     wide = points(30, 9000) * np.geomspace(1, 1e-3, 9000).astype(np.float32)
     run = make_run(tmp_path / "run", wide)
-    found = load_or_compute_components(Folder.at(str(run)), "feature", wide)
+    found = load_or_compute_components(Folder.open(str(run)), "feature", wide)
     expected = PCA().fit(wide.astype(np.float64))
     assert found.ratios == pytest.approx(expected.explained_variance_ratio_, abs=1e-6)
     coordinates = expected.transform(wide.astype(np.float64))[:, :10]

@@ -342,7 +342,7 @@ def test_pictures_on_an_object_store(bucket):
     make_run(f"{bucket}/run", {"gap": features}, list(codes))
     said = []
     plot(f"{bucket}/run", None, said.append)
-    content = Folder.at(f"{bucket}/run/plots").read("maps_by_label.png")
+    content = Folder.open(f"{bucket}/run/plots").read("maps_by_label.png")
     Image.open(io.BytesIO(content)).load()
     assert any(line.endswith("run/plots/maps_by_label.png") for line in said)
 

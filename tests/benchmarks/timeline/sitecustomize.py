@@ -32,7 +32,7 @@ CALLS = {
     ),
     "ray_embed.encoders.model_loading": ("load", "give_weights"),
     "ray_embed.encoders.engines.registry": ("open_engine",),
-    "ray_embed.storage.part_files": ("commit",),
+    "ray_embed.storage.part_files": ("write_part",),
     "ray_embed.projector.reduce": ("merge",),
     "ray_embed.projector.checkpoint": ("write_checkpoint",),
     "ray_embed.projector.sprite": ("write_sprite",),

@@ -58,7 +58,7 @@ def test_batches_are_larger_on_gpus():
 
 
 def test_modules_left_out_for_a_while():
-    with user_code.without("a_module_that_is_not_there", "json"):
+    with user_code.hide_modules("a_module_that_is_not_there", "json"):
         assert sys.modules["a_module_that_is_not_there"] is None
         # It had been imported before.
         assert sys.modules["json"] is not None

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import tf_keras
 from support.command import Command
-from support.encoders import PROJECT, features_of, gap, my_encoders, noise, plain, spec
+from support.encoders import PROJECT, call_model, compute_features, gap, my_encoders, noise, spec
 from support.features import assert_features_equal
 
 from ray_embed.encoders.build import build
@@ -65,7 +65,9 @@ def test_model_file_by_its_content(tmp_path: Path, library: str, saved: str, giv
     model = my_encoders.functional(library)
     model.save(tmp_path / saved)
     (tmp_path / saved).rename(tmp_path / given)
-    assert_features_equal(features_of(tmp_path / given, IMAGES), gap(plain(model, IMAGES)))
+    assert_features_equal(
+        compute_features(tmp_path / given, IMAGES), gap(call_model(model, IMAGES))
+    )
 
 
 @pytest.mark.parametrize("target", LIBRARIES)
@@ -88,13 +90,13 @@ def test_weights_by_their_content(
     weights_only = saved.startswith("w.") and not saved.endswith(".keras")
     (model.save_weights if weights_only else model.save)(tmp_path / saved)
     (tmp_path / saved).rename(tmp_path / given)
-    found = features_of(
+    found = compute_features(
         "my_encoders:functional",
         IMAGES,
         model_kwargs={"library": target},
         weights=str(tmp_path / given),
     )
-    assert_features_equal(found, gap(plain(model, IMAGES)))
+    assert_features_equal(found, gap(call_model(model, IMAGES)))
 
 
 def test_weights_alone_given_as_a_model_by_another_name(tmp_path: Path):
@@ -125,7 +127,7 @@ def saved_vae(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path,
         for ending in endings:
             path = folder / f"{library}{ending}"
             model.save(path)
-            found[path.name] = path, gap(plain(model, IMAGES))
+            found[path.name] = path, gap(call_model(model, IMAGES))
     return found
 
 
@@ -134,7 +136,7 @@ def test_classes_and_functions_of_an_imported_module(
     saved_vae: dict[str, tuple[Path, np.ndarray]], form: str
 ):
     path, expected = saved_vae[form]
-    assert_features_equal(features_of(path, IMAGES, imports=("my_vae",)), expected)
+    assert_features_equal(compute_features(path, IMAGES, imports=("my_vae",)), expected)
 
 
 @pytest.mark.parametrize("form", ["keras.keras", "keras.h5", "tf_keras.keras"])
@@ -155,8 +157,8 @@ def test_unregistered_layer_in_an_old_file(tmp_path: Path):
     x = my_vae.Patches2(3, name="patches")(image)
     model = my_encoders.filled(tf_keras.Model(image, tf_keras.layers.Conv2D(2, 3)(x)))
     model.save(tmp_path / "m.h5")
-    found = features_of(tmp_path / "m.h5", IMAGES, imports=("my_vae",))
-    assert_features_equal(found, gap(plain(model, IMAGES)))
+    found = compute_features(tmp_path / "m.h5", IMAGES, imports=("my_vae",))
+    assert_features_equal(found, gap(call_model(model, IMAGES)))
     has(refused(tmp_path / "m.h5"), "class 'Patches2'", "--import")
 
 
@@ -164,10 +166,10 @@ def test_unregistered_model_class_around_a_compiled_one(tmp_path: Path):
     inner = my_encoders.filled(my_vae.encoder())
     inner.compile("adam", my_vae.far)
     model = my_vae.Wrapped(inner)
-    expected = gap(plain(model, IMAGES))
+    expected = gap(call_model(model, IMAGES))
     model.save(tmp_path / "m.keras")
     options: dict[str, Any] = {"imports": ("my_vae",), "image_size": (16, 16)}
-    assert_features_equal(features_of(tmp_path / "m.keras", IMAGES, **options), expected)
+    assert_features_equal(compute_features(tmp_path / "m.keras", IMAGES, **options), expected)
 
 
 def test_class_of_the_other_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -205,10 +207,10 @@ def test_class_in_a_part_of_an_imported_package(tmp_path: Path, monkeypatch: pyt
     model = keras.Model(image, second()(image))
     for name in ("m.keras", "m.h5"):
         model.save(tmp_path / name)
-    found = features_of(tmp_path / "m.keras", IMAGES, imports=("package",))
+    found = compute_features(tmp_path / "m.keras", IMAGES, imports=("package",))
     assert_features_equal(found, gap(IMAGES * 3))
     has(refused(tmp_path / "m.h5", imports=("package",)), "'Scaled'", "package.a, package.b")
-    found = features_of(tmp_path / "m.h5", IMAGES, imports=("package.b",))
+    found = compute_features(tmp_path / "m.h5", IMAGES, imports=("package.b",))
     assert_features_equal(found, gap(IMAGES * 3))
 
 
@@ -223,13 +225,13 @@ def test_class_that_is_called_as_one_of_keras(tmp_path: Path, monkeypatch: pytes
     image = keras.Input((16, 16, 3))
     x = keras.layers.Rescaling(7, name="keras")(own(name="own")(image))
     keras.Model(image, x).save(tmp_path / "m.keras")
-    found = features_of(tmp_path / "m.keras", IMAGES, imports=("mine",))
+    found = compute_features(tmp_path / "m.keras", IMAGES, imports=("mine",))
     assert_features_equal(found, gap(IMAGES * 35))
 
 
 def test_random_weights_of_unregistered_classes(saved_vae: dict[str, tuple[Path, np.ndarray]]):
     path, trained = saved_vae["keras.keras"]
-    found = features_of(path, IMAGES, imports=("my_vae",), weights="random")
+    found = compute_features(path, IMAGES, imports=("my_vae",), weights="random")
     assert found.shape == trained.shape
     assert not np.allclose(found, trained)
 
@@ -241,13 +243,13 @@ def test_file_that_keras_writes_and_cannot_read(tmp_path: Path):
     message = refused(tmp_path / "m.h5", imports=("my_vae",))
     has(message, ".keras", "--weights")
     assert "--import" not in message
-    found = features_of(
+    found = compute_features(
         "my_vae:encoder",
         IMAGES,
         model_kwargs={"library": "tf_keras"},
         weights=str(tmp_path / "m.h5"),
     )
-    assert_features_equal(found, gap(plain(model, IMAGES)))
+    assert_features_equal(found, gap(call_model(model, IMAGES)))
 
 
 def test_error_that_only_holds_the_word_class(tmp_path: Path):
@@ -274,8 +276,8 @@ def test_layers_of_keras_applications(tmp_path: Path, library: str, ending: str)
     x = source.inception_resnet_v2.CustomScaleLayer(0.3)([x, x])
     model = my_encoders.filled(k.Model(image, x))
     model.save(tmp_path / f"m{ending}")
-    found = features_of(tmp_path / f"m{ending}", IMAGES)
-    assert_features_equal(found, gap(plain(model, IMAGES)))
+    found = compute_features(tmp_path / f"m{ending}", IMAGES)
+    assert_features_equal(found, gap(call_model(model, IMAGES)))
 
 
 def _with_activation(path: Path, activation: Any) -> None:
@@ -291,14 +293,14 @@ def _with_activation(path: Path, activation: Any) -> None:
 
 def test_function_of_an_old_file(tmp_path: Path):
     _with_activation(tmp_path / "m.h5", "bent")
-    found = features_of(tmp_path / "m.h5", IMAGES, imports=("my_vae",))
+    found = compute_features(tmp_path / "m.h5", IMAGES, imports=("my_vae",))
     assert found.shape == (4, 2)
     assert found.min() >= -1 / 16  # the least value of x * x - x / 2
 
 
 def test_functions_of_keras_go_before_those_of_the_module(tmp_path: Path):
     _with_activation(tmp_path / "m.h5", "relu")
-    assert features_of(tmp_path / "m.h5", IMAGES, imports=("my_vae",)).min() >= 0
+    assert compute_features(tmp_path / "m.h5", IMAGES, imports=("my_vae",)).min() >= 0
 
 
 @pytest.mark.parametrize(
@@ -357,8 +359,8 @@ def auto_encoder(k: Any, name: str = "encoder") -> Any:
 def test_encoder_inside_a_saved_siamese_model(tmp_path: Path, library: str, ending: str):
     model = siamese(LIBRARIES[library])
     model.save(tmp_path / f"m{ending}")
-    expected = gap(plain(model.get_layer("encoder"), IMAGES))
-    found = features_of(tmp_path / f"m{ending}", IMAGES, submodel="encoder")
+    expected = gap(call_model(model.get_layer("encoder"), IMAGES))
+    found = compute_features(tmp_path / f"m{ending}", IMAGES, submodel="encoder")
     assert_features_equal(found, expected)
     message = refused(tmp_path / f"m{ending}")
     has(message, "several inputs", "image_0", "--submodel: encoder")
@@ -369,8 +371,8 @@ def test_encoder_inside_a_triplet_of_stacked_images():
     images = keras.Input((3, 16, 16, 3))
     model = keras.Model(images, keras.layers.TimeDistributed(inner, name="each")(images))
     has(refused(model), "(None, 3, 16, 16, 3)", "--submodel: each.layer")
-    found = features_of(model, IMAGES, submodel="each.layer")
-    assert_features_equal(found, gap(plain(inner, IMAGES)))
+    found = compute_features(model, IMAGES, submodel="each.layer")
+    assert_features_equal(found, gap(call_model(inner, IMAGES)))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -379,8 +381,8 @@ def test_nested_halves_of_an_auto_encoder(tmp_path: Path, library: str):
     model.save(tmp_path / "m.keras")
     front = model.get_layer("front")
     for path, half in {"front": front, "front.encoder": front.get_layer("encoder")}.items():
-        found = features_of(tmp_path / "m.keras", IMAGES, submodel=path)
-        assert_features_equal(found, gap(plain(half, IMAGES)))
+        found = compute_features(tmp_path / "m.keras", IMAGES, submodel=path)
+        assert_features_equal(found, gap(call_model(half, IMAGES)))
     message = refused(tmp_path / "m.keras", submodel="bottleneck")
     has(message, "'bottleneck'", "front, decoder, front.encoder, front.squeeze")
 
@@ -388,8 +390,8 @@ def test_nested_halves_of_an_auto_encoder(tmp_path: Path, library: str):
 def test_layer_names_with_dots():
     """As those of MobileNet: mobilenetv2_1.00_224."""
     model = auto_encoder(keras, "net_1.00_16")
-    expected = gap(plain(model.get_layer("front").get_layer("net_1.00_16"), IMAGES))
-    found = features_of(model, IMAGES, submodel="front.net_1.00_16")
+    expected = gap(call_model(model.get_layer("front").get_layer("net_1.00_16"), IMAGES))
+    found = compute_features(model, IMAGES, submodel="front.net_1.00_16")
     assert_features_equal(found, expected)
 
 
@@ -399,14 +401,14 @@ def test_a_leaf_is_no_submodel():
 
 def test_models_of_a_container():
     encoder = my_encoders.filled(_encoder(keras))
-    expected = gap(plain(encoder, IMAGES))
+    expected = gap(call_model(encoder, IMAGES))
     for made, path in (
         ((encoder, _encoder(keras)), "0"),
         ({"nets": [_encoder(keras), encoder]}, "nets.1"),
         (SimpleNamespace(nets={"a": encoder}), "nets.a"),
     ):
         has(refused(lambda made=made: made), f"--submodel: {path.partition('.')[0]}")
-        found = features_of(lambda made=made: made, IMAGES, submodel=path)
+        found = compute_features(lambda made=made: made, IMAGES, submodel=path)
         assert_features_equal(found, expected)
 
 
@@ -434,10 +436,10 @@ def test_weights_for_an_encoder_that_is_a_layer(tmp_path: Path, library: str, sa
     theirs = siamese(k)
     encoder = theirs.get_layer("encoder")
     (theirs if saved_from == "whole" else encoder).save_weights(tmp_path / "w.weights.h5")
-    found = features_of(
+    found = compute_features(
         lambda: siamese(k), IMAGES, submodel="encoder", weights=str(tmp_path / "w.weights.h5")
     )
-    assert_features_equal(found, gap(plain(encoder, IMAGES)))
+    assert_features_equal(found, gap(call_model(encoder, IMAGES)))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -551,14 +553,14 @@ def test_weights_of_a_whole_that_was_never_called(
 ):
     theirs = _trained(LIBRARIES[library], how)
     theirs.save_weights(f"{tmp_path}/{name}")
-    found = features_of(
+    found = compute_features(
         lambda: _whole(LIBRARIES[target], how),
         IMAGES,
         submodel="encoder",
         weights=f"{tmp_path}/{name}",
         image_size=(16, 16),
     )
-    assert_features_equal(found, gap(plain(theirs.encoder, IMAGES)))
+    assert_features_equal(found, gap(call_model(theirs.encoder, IMAGES)))
 
 
 def test_weights_of_a_whole_in_an_object_of_the_users(tmp_path: Path):
@@ -568,14 +570,14 @@ def test_weights_of_a_whole_in_an_object_of_the_users(tmp_path: Path):
         ("vae.encoder", lambda: SimpleNamespace(vae=_whole(keras))),
         ("part.vae.encoder", lambda: SimpleNamespace(part=SimpleNamespace(vae=_whole(keras)))),
     ):
-        found = features_of(
+        found = compute_features(
             made,
             IMAGES,
             submodel=path,
             weights=str(tmp_path / "w.weights.h5"),
             image_size=(16, 16),
         )
-        assert_features_equal(found, gap(plain(theirs.encoder, IMAGES)))
+        assert_features_equal(found, gap(call_model(theirs.encoder, IMAGES)))
 
 
 @pytest.mark.parametrize("library", LIBRARIES)

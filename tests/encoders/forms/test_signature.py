@@ -10,14 +10,14 @@ import pytest
 import tensorflow as tf
 from support.command import Command
 from support.encoders import (
+    call_model,
+    compute_features,
     encode,
-    features_of,
     gap,
     my_encoders,
     my_layers,
     noise,
     pixels,
-    plain,
     spec,
 )
 from support.pictures import make_folder
@@ -98,7 +98,7 @@ def test_hub_module_by_signature_tags_and_layer(hub_module: Path) -> None:
     expected = gap(hub_maps(noise())).sum(1, keepdims=True)
     assert_close(encode(encoder, noise())[0], expected)
     assert encoder.notes == ()
-    found = features_of(hub_module, noise(), layers=("block1",))
+    found = compute_features(hub_module, noise(), layers=("block1",))
     assert_close(found, gap(hub_maps(noise())))
     # The graph for training drops some at random.
     assert "two calls" in refused(hub_module, tags=("train",))
@@ -167,7 +167,7 @@ def test_signature_of_a_saved_model_of_keras_2(tmp_path: Path) -> None:
     model = my_encoders.functional("tf_keras")
     model.save(tmp_path / "m", save_format="tf")
     encoder = build(spec(tmp_path / "m", signature="serving_default"))
-    assert_close(encode(encoder, noise())[0], gap(plain(model, noise())))
+    assert_close(encode(encoder, noise())[0], gap(call_model(model, noise())))
     assert encoder.notes == ()
     assert build(spec(tmp_path / "m")).notes == ()
 
@@ -182,8 +182,10 @@ def test_json_and_weights(tmp_path: Path, library: str, kind: str) -> None:
     model.compile("adam", "mse")
     (tmp_path / "model.json").write_text(model.to_json(indent=1))
     model.save_weights(tmp_path / "w.weights.h5")
-    found = features_of(tmp_path / "model.json", noise(), weights=str(tmp_path / "w.weights.h5"))
-    expected = plain(model, noise())
+    found = compute_features(
+        tmp_path / "model.json", noise(), weights=str(tmp_path / "w.weights.h5")
+    )
+    expected = call_model(model, noise())
     assert_close(found, gap(expected) if expected.ndim > 2 else expected)
     assert list_layer_shapes(spec(tmp_path / "model.json"))
     assert "without their weights" in refused(tmp_path / "model.json")
@@ -196,7 +198,7 @@ def test_json_of_a_model_compiled_with_what_is_not_here(tmp_path: Path) -> None:
     (tmp_path / "model.json").write_text(json.dumps(content))
     model.save_weights(tmp_path / "w.weights.h5")
     options = {"weights": str(tmp_path / "w.weights.h5")}
-    assert features_of(tmp_path / "model.json", noise(), **options).shape == (4, 8)
+    assert compute_features(tmp_path / "model.json", noise(), **options).shape == (4, 8)
 
 
 @pytest.mark.parametrize("library", LIBRARIES)
@@ -224,8 +226,10 @@ def test_json_with_layers_of_ones_own(tmp_path: Path, library: str) -> None:
     (tmp_path / "model.json").write_text(model.to_json())
     model.save_weights(tmp_path / "w.weights.h5")
     weights = str(tmp_path / "w.weights.h5")
-    found = features_of(tmp_path / "model.json", noise(), weights=weights, imports=("my_layers",))
-    assert_close(found, gap(plain(model, noise())))
+    found = compute_features(
+        tmp_path / "model.json", noise(), weights=weights, imports=("my_layers",)
+    )
+    assert_close(found, gap(call_model(model, noise())))
 
 
 # --- files of real converters --------------------------------------------------------------------
@@ -258,7 +262,7 @@ def test_files_that_tensorflow_writes(tmp_path: Path) -> None:
         v1.saved_model.simple_save(
             session, str(tmp_path / "m"), {"images": images}, {"features": features}
         )
-    assert_close(features_of(tmp_path / "m", noise()), gap(plain(model, noise())))
+    assert_close(compute_features(tmp_path / "m", noise()), gap(call_model(model, noise())))
 
 
 # --- through the command line --------------------------------------------------------------------

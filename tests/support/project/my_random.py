@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoders of a user's for the floor of random weights, and a dataset."""
+"""A user's encoders for the baseline with random weights, and a dataset."""
 
 import keras
 import numpy as np
