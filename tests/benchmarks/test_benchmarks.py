@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The logic of the benchmarks: what they compare, and how they tell it."""
 
+import functools
 import json
+import runpy
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +172,14 @@ def test_wide_components_are_those_that_numpy_finds(tmp_path):
     off = dataclasses.replace(found, variances=found.variances * 1.001)
     assert not wide_pca.right(tmp_path, off)
     wide_pca.reading(tmp_path, 1)()
+
+
+def test_timeline_names_functions_that_exist():
+    path = Path(__file__).parent / "timeline" / "sitecustomize.py"
+    calls = runpy.run_path(str(path))["CALLS"]
+    for module, names in calls.items():
+        for name in names:
+            assert callable(functools.reduce(getattr, name.split("."), import_module(module)))
 
 
 def test_batch_sizes_are_compared_with_each_other():

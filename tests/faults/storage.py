@@ -135,7 +135,7 @@ def whole(config: Any, session: Any) -> None:
         scratch = Folder.open(folder)
         prepared = prepare(config, sources, {}, target, scratch, session)
         write_run_folder(config, prepared, scratch)
-        pipeline._finish(config, prepared, session, True)
+        pipeline._extract_and_reduce(config, prepared, session, True)
 
 
 def tried(

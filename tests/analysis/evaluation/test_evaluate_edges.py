@@ -141,7 +141,9 @@ def test_the_baseline_is_evaluated_on_the_records_that_both_hold(
     baseline = make_run(
         tmp_path / "baseline", points(seed=3), labels, splits, rejected=[0, 65], **options
     )
-    monkeypatch.setattr("ray_embed.baseline.random_run", lambda run: package.load(str(baseline)))
+    monkeypatch.setattr(
+        "ray_embed.baseline.extract_baseline", lambda run: package.load(str(baseline))
+    )
     entry = evaluate(ray_embed, run, "--random-weights")
     assert entry["records"] == COUNT - 4
     assert (

@@ -19,7 +19,7 @@ CALLS = {
     "ray_embed.runtime.session": ("_connect", "Session.__init__"),
     "ray_embed.encoders.build_process": ("_request",),
     "ray_embed.planning": ("make_plan",),
-    "ray_embed.extraction.prepare": ("prepare", "begin"),
+    "ray_embed.extraction.prepare": ("prepare", "write_run_folder"),
     "ray_embed.extraction.driver": ("extract_missing",),
     "ray_embed.encoders.tensorflow_setup": ("start_tensorflow",),
     "ray_embed.extraction.worker": ("Extractor._open", "Extractor.extract"),
