@@ -65,8 +65,8 @@ def _open(split: str, named: Any, config: RunConfig) -> Source:
     form, location = _find_form(named)
     if form != "callable" and config.source_kwargs.get(split):
         raise InputError(
-            f"--source-kwargs for {split!r}: its source {redact_uri(location)} is no "
-            "callable; omit them, or give module:callable"
+            f"--source-kwargs for {split!r}: its source {redact_uri(location)} is no callable; "
+            "omit them, or give module:callable"
         )
     return FORMS[form](split, location, config)
 

@@ -160,10 +160,9 @@ def _refuse_mixed(columns: Sequence[Column], subsets: Sequence[Subset]) -> None:
             first.setdefault(pa.types.is_floating(subset.label_type), column.run)
     if len(first) == 2:
         raise InputError(
-            f"{redact_uri(first[True])} has numbers (float) as labels, "
-            f"{redact_uri(first[False])} classes: "
-            "they have different measures; compare runs with the same kind of labels, or use "
-            "--labels classes or --labels values for both"
+            f"{redact_uri(first[True])} has numbers (float) as labels, {redact_uri(first[False])} "
+            "classes: they have different measures; compare runs with the same kind of labels, or "
+            "use --labels classes or --labels values for both"
         )
 
 
