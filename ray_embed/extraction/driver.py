@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Extraction: find the missing shards, give them to the actors, and count the results."""
 
-import pickle
+import uuid
 from collections.abc import Callable, Iterator
 
 from ray_embed import planning
@@ -43,7 +43,7 @@ def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> 
     shards = prepared.plan.shards
     rejected = sum(part_files.count_rejects(prepared.folder, done).values())
     left = None if shards is None else shards - done.count
-    job = _pickle_job(config, prepared)
+    job = _make_job(config, prepared)
     watch = _Watch(config, prepared)
     with Progress(prepared.plan.records) as progress:
         work = WorkQueue(
@@ -78,14 +78,18 @@ def _make_worker_list(session: Session, left: int | None) -> Callable[[int], lis
     return lambda done: session.pool.fill(None if left is None else left - done)
 
 
-def _pickle_job(config: RunConfig, prepared: Prepared) -> bytes:
+def _make_job(config: RunConfig, prepared: Prepared) -> Job:
     encoder = artifacts.strip_contents(prepared.encoder)
     specs = tuple(pixels.make_pixel_spec(config, split, encoder) for split in prepared.plan.splits)
-    job = Job(
-        prepared.target.uri, prepared.plan, prepared.fingerprint, specs, prepared.readers, encoder
+    return Job(
+        id=uuid.uuid4().hex,
+        out=prepared.target.uri,
+        plan=prepared.plan,
+        fingerprint=prepared.fingerprint,
+        pixels=specs,
+        readers=prepared.readers,
+        encoder=encoder,
     )
-    # Ray would pickle it again for each shard, which takes longer than all other work for one.
-    return pickle.dumps(job)
 
 
 def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:

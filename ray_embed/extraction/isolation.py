@@ -18,7 +18,7 @@ import ray
 
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
-from ray_embed.extraction.messages import Item, Ready, ShardResult
+from ray_embed.extraction.messages import Item, Job, Ready, ShardResult
 from ray_embed.runtime import nodes
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
 from ray_embed.runtime.nodes import Loss
@@ -33,7 +33,7 @@ _ALL_FAILING = 3
 
 def isolate_records(
     workers: list[Worker],
-    job: bytes,
+    job: Job,
     items: list[Item],
     config: RunConfig,
     others: list[Item],
@@ -44,7 +44,7 @@ def isolate_records(
 
     Args:
         workers: the extractors.
-        job: the run, a pickled Job.
+        job: what all shards have in common.
         items: the shards, each with a reference to its images if a source delivered them.
         config: the limits.
         others: shards that were done, for records that pass if a shard has none.
@@ -80,7 +80,7 @@ def isolate_records(
 
 
 def extract_alone(
-    workers: list[Worker], job: bytes, item: Item, config: RunConfig
+    workers: list[Worker], job: Job, item: Item, config: RunConfig
 ) -> ShardResult | None:
     """Extract a shard in an actor that has nothing else to do; return None if that ends it.
 
@@ -113,7 +113,7 @@ class _Isolation:
     def __init__(
         self,
         worker: Worker,
-        job: bytes,
+        job: Job,
         item: Item,
         config: RunConfig,
         stop: threading.Event,
@@ -122,7 +122,7 @@ class _Isolation:
         self._worker, self._job = worker, job
         self._stop, self._free_capacity = stop, free_capacity
         self._item = item
-        self._shard = item[0]
+        self._shard = item.shard
         self._attempts, self._timeout = config.max_attempts, config.shard_timeout
         self._passing: _Batch | None = None
         self._rejected: dict[int, str] = {}
@@ -147,7 +147,7 @@ class _Isolation:
         reason = None
         for _ in range(self._attempts):
             self._get_ready()
-            shard_result, reason = self._call("extract", *self._item, self._rejected)
+            shard_result, reason = self._call("extract", self._item, self._rejected)
             if reason is None:
                 return shard_result  # type: ignore[no-any-return]
         raise RunError(
@@ -158,7 +158,7 @@ class _Isolation:
     def extract_at_once(self) -> ShardResult | None:
         """Extract all records at once; return None if that ends the actor."""
         self._get_ready()
-        shard_result: ShardResult | None = self._call("extract", *self._item)[0]
+        shard_result: ShardResult | None = self._call("extract", self._item)[0]
         return shard_result
 
     def _try_record(self, position: int) -> bool:
@@ -185,10 +185,10 @@ class _Isolation:
         """Find records of other shards that pass, as none of this one does."""
         for item in others:
             self._get_ready()
-            self._try_records(_Batch(item, range(min(size, item[0].records))))
+            self._try_records(_Batch(item, range(min(size, item.shard.records))))
             if self._passing is not None:
                 return
-        if self._item[1] is not None:
+        if self._item.images is not None:
             # It reads no storage, so that a blank image passes is enough.
             return
         raise RunError(
@@ -199,7 +199,7 @@ class _Isolation:
     def _try_records(self, batch: _Batch) -> str | None:
         """Try some records without writing anything; return the reason if they end the actor."""
         positions = batch.positions
-        encoded, reason = self._call("attempt", *batch.item, positions.start, positions.stop)
+        encoded, reason = self._call("attempt", batch.item, positions.start, positions.stop)
         if encoded:
             self._passing = batch
         return reason
@@ -237,11 +237,11 @@ class _Isolation:
             self._worker.node = ready.node
             return ready.batch_size
 
-    def _call(self, method: str, *arguments: Any) -> tuple[Any, str | None]:
+    def _call(self, method: str, item: Item, *arguments: Any) -> tuple[Any, str | None]:
         """Call the actor for a shard; return the result, or how the actor ended."""
         while True:
             actor = self._worker.actor
-            reference = getattr(actor, method).remote(self._job, *arguments)
+            reference = getattr(actor, method).remote(item.shard, item.images, *arguments)
             if self._wait_for(reference, self._timeout) is None:
                 self._worker.restart(actor)
                 return None, HANGS

@@ -9,18 +9,24 @@ from ray_embed.images.decode import PixelSpec
 from ray_embed.planning import Plan, Shard
 from ray_embed.sources.base import ImageReader
 
-# A shard, and a reference to its images if a sequential source delivered them.
-Item = tuple[Shard, Any]
-
 
 @dataclass(frozen=True)
-class Job:
-    """What all shards of a run have in common.
+class Item:
+    """A shard to extract, and a reference to its images if a sequential source delivered them."""
 
-    `pixels` and `readers`, which open the images, are by the ordinal of the split. `encoder` is
-    without its contents, which each actor reads once from the run folder.
+    shard: Shard
+    images: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What all shards of a run have in common. Each actor gets it once, before its first shard.
+
+    `id` is random. `pixels` and `readers`, which open the images, are by the ordinal of the split.
+    `encoder` is without its contents, which each actor reads once from the run folder.
     """
 
+    id: str
     out: str
     plan: Plan
     fingerprint: str
@@ -37,7 +43,7 @@ class Ready:
     node: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ShardResult:
     """The result of a shard.
 

@@ -16,7 +16,7 @@ import ray
 from ray_embed.config import RunConfig
 from ray_embed.errors import RunError, StorageError
 from ray_embed.extraction import isolation
-from ray_embed.extraction.messages import Item, Ready, ShardResult
+from ray_embed.extraction.messages import Item, Job, Ready, ShardResult
 from ray_embed.extraction.work_queue import WorkQueue
 from ray_embed.runtime import nodes
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
@@ -42,7 +42,7 @@ class _Call:
 
 def extract_all(
     workers: list[Worker],
-    job: bytes,
+    job: Job,
     work: WorkQueue,
     config: RunConfig,
     any_done: bool = False,
@@ -55,7 +55,7 @@ def extract_all(
 
     Args:
         workers: the extractors.
-        job: the run, a pickled Job.
+        job: what all shards have in common.
         work: the shards, each with a reference to its images if a source delivered them.
         config: the limits.
         any_done: whether earlier runs have done any.
@@ -92,7 +92,7 @@ class _Board:
     def __init__(
         self,
         workers: list[Worker],
-        job: bytes,
+        job: Job,
         work: WorkQueue,
         config: RunConfig,
         any_done: bool,
@@ -218,7 +218,7 @@ class _Board:
             if not self._running[worker]:
                 self._progress[worker] = time.monotonic()
             self._running[worker] += 1
-            reference = worker.actor.extract.remote(self._job, *item)
+            reference = worker.actor.extract.remote(item.shard, item.images)
             self.calls[reference] = _Call(worker, worker.actor, item)
 
     @property
@@ -332,7 +332,7 @@ class _Board:
     def _try_again(self, item: Item | None, error: ActorDiedError | StorageError) -> None:
         if item is None:
             raise error
-        shard = item[0].number
+        shard = item.shard.number
         if isinstance(error, ActorDiedError) and error.loss is Loss.PREEMPTED:
             self._retries.append(item)
             return

@@ -86,9 +86,9 @@ class WorkQueue:
             shard = Shard(number + local, split, local, index + position, position, records)
             if self._is_done(shard.number):
                 self._skip(records)
-                self.remember((shard, None))
+                self.remember(Item(shard))
             else:
-                yield shard, None
+                yield Item(shard)
         self.records[split.ordinal] = total
 
     def _read_shards(
@@ -107,7 +107,7 @@ class WorkQueue:
                 self._skip(records)
             else:
                 shard = Shard(number + local, split, local, index + position, position, records)
-                yield shard, delivered.images
+                yield Item(shard, delivered.images)
             local += 1
             position += records
         self._reading = None

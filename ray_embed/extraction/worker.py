@@ -3,7 +3,6 @@
 
 import contextlib
 import itertools
-import pickle
 import threading
 import time
 from collections import Counter, deque
@@ -88,9 +87,8 @@ class _Results:
 
 @dataclass(frozen=True)
 class _OpenJob:
-    """A job whose encoder's engine is running; `pickled` is the job as it came."""
+    """A job whose encoder's engine is running."""
 
-    pickled: bytes
     job: Job
     encoder: Encoder
     engine: OpenEngine
@@ -167,31 +165,30 @@ class Extractor:
         self._meter = Meter()
         start_tensorflow(threads, folder)
 
-    def ready(self, job: bytes) -> Ready:
-        """Prepare for a job, and encode a blank image."""
+    def ready(self, job: Job) -> Ready:
+        """Prepare for a job, which comes before its shards, and encode a blank image."""
         opened = self._open(job)
         size = opened.encoder.spec.batch_size
         opened.engine(blank_batch(opened.encoder, size))
         return Ready(size, nodes.this_node_id())
 
-    def attempt(self, job: bytes, shard: Shard, images: Any, start: int, stop: int) -> int:
+    def attempt(self, shard: Shard, images: Any, start: int, stop: int) -> int:
         """Extract the records `start` to `stop` of a shard without writing anything.
 
         Returns:
             The number of them that are not to be rejected.
         """
-        opened = self._open(job)
+        opened = self._get_opened()
         records = _read_records(opened.job, shard, images)
         chosen = np.setdiff1d(np.arange(start, stop), find_missing(records.rows))
         return self._encode_records(opened, shard, records.select(chosen)).reasons.count(None)
 
     def extract(
-        self, job: bytes, shard: Shard, images: Any = None, rejected: dict[int, str] | None = None
+        self, shard: Shard, images: Any = None, rejected: dict[int, str] | None = None
     ) -> ShardResult:
         """Extract one shard and commit its part.
 
         Args:
-            job: the run it belongs to, a pickled Job.
             shard: the shard.
             images: its images, if a sequential source delivered them.
             rejected: reasons, by position in the shard, of records to reject without a look.
@@ -200,7 +197,7 @@ class Extractor:
             InputError: a planned file is gone, or has changed.
             StorageError: the run folder cannot be read or written, or an image not read.
         """
-        opened = self._open(job)
+        opened = self._get_opened()
         records = _read_records(opened.job, shard, images)
         rejected = dict.fromkeys(find_missing(records.rows), _MISSING) | (rejected or {})
         chosen = np.setdiff1d(np.arange(len(records)), list(rejected))
@@ -217,29 +214,32 @@ class Extractor:
         reasons = Counter(part.rejects["reason"].to_pylist())
         self._meter.report_shard(part.features.num_rows, part.rejects.num_rows)
         return ShardResult(
-            shard.number,
-            shard.split.split,
-            part.features.num_rows,
-            dict(reasons),
-            results.find_brightest(),
-            results.count_turned(),
-            results.is_uniform(),
-            results.values,
-            time.time(),
+            number=shard.number,
+            split=shard.split.split,
+            rows=part.features.num_rows,
+            rejects=dict(reasons),
+            brightest=results.find_brightest(),
+            turned=results.count_turned(),
+            is_uniform=results.is_uniform(),
+            values=results.values,
+            finished=time.time(),
         )
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in this process: to build the encoder, or to merge parts."""
         return function(*arguments)
 
-    def _open(self, pickled: bytes) -> "_OpenJob":
+    def _get_opened(self) -> "_OpenJob":
+        assert self._opened is not None  # noqa: S101 - `ready` comes first
+        return self._opened
+
+    def _open(self, job: Job) -> "_OpenJob":
         with self._opening:
-            if self._opened is None or self._opened.pickled != pickled:
-                job: Job = pickle.loads(pickled)  # noqa: S301 - from the driver
+            if self._opened is None or self._opened.job.id != job.id:
                 encoder = artifacts.restore_contents(Folder.open(job.out), job.encoder)
                 engine = open_engine(encoder, self._threads)
                 threads = ThreadPoolExecutor(engine.concurrency)
-                self._opened = _OpenJob(pickled, job, encoder, engine, threads, self._meter)
+                self._opened = _OpenJob(job, encoder, engine, threads, self._meter)
             return self._opened
 
     def _encode_records(

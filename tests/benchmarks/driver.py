@@ -62,11 +62,19 @@ class Idle:
 
         return Ready(16, "")
 
-    def extract(self, job: Any, shard: Any, images: Any = None) -> Any:
+    def extract(self, shard: Any, images: Any = None) -> Any:
         from ray_embed.extraction.messages import ShardResult
 
         return ShardResult(
-            shard.number, shard.split.split, RECORDS, {}, 255, 0, False, None, time.time()
+            number=shard.number,
+            split=shard.split.split,
+            rows=RECORDS,
+            rejects={},
+            brightest=255,
+            turned=0,
+            is_uniform=False,
+            values=None,
+            finished=time.time(),
         )
 
 
