@@ -127,7 +127,7 @@ def _format_confused(entry: Entry) -> Iterator[str]:
 
 
 def _format_verdicts(entry: Entry) -> Iterator[str]:
-    """Say last whether the encoder is better than its baselines."""
+    """Count the measures in which the encoder is better or worse than its baselines."""
     verdicts = entry.get("verdicts", {})
     if verdicts:
         yield ""

@@ -92,7 +92,7 @@ def _compare_to_baseline(evaluation: Evaluation, baseline: str) -> dict[str, lis
 
 
 def _list_notes(evaluation: Evaluation) -> list[str]:
-    """Say what is left out, or why there are no measures by label."""
+    """List what is left out, or why there are no measures by label."""
     notes = []
     protocol = evaluation.columns[ENCODER].protocol
     if isinstance(protocol, str):

@@ -65,7 +65,7 @@ class Lettering:
         return [f"#{number} {self.text(name)}" for number, name in numbered]
 
     def advice(self) -> str | None:
-        """Say in a line which fonts to install; None where no letter is missing."""
+        """Return a line that names the fonts to install; None where no letter is missing."""
         if not self.missing:
             return None
         letters = sorted(self.missing)
