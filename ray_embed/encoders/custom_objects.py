@@ -7,6 +7,7 @@ file chooses the names and the arguments of the classes. So Keras gets only clas
 create from a configuration, and, if the file names a function, functions that the modules define.
 """
 
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -89,7 +90,7 @@ def references(configs: Sequence[Config]) -> list[Reference]:
 
 def missing_objects(configs: Sequence[Config], objects: Objects, family: str) -> list[Reference]:
     """Return what the file names and Keras does not find: built in, registered, or in `objects`."""
-    library = sys.modules[family]
+    library = importlib.import_module(family)
     return [
         reference
         for reference in references(configs)
@@ -231,7 +232,7 @@ def _family(value: Any) -> str:
 
 def _refuse_calls(configs: Sequence[Config], objects: Objects, family: str, option: str) -> None:
     """Refuse a file that has arguments for a function: Keras would call it with them."""
-    library = sys.modules[family]
+    library = importlib.import_module(family)
     for item in _items(configs):
         for key in ("class_name", "registered_name"):
             name = item.get(key)
@@ -263,7 +264,7 @@ def _is_own_function(reference: Reference, family: str) -> bool:
     """Return whether a function is part of Keras, unless the file says that it is the user's."""
     if not reference.is_function or reference.module not in _NOT_IMPORTABLE:
         return False
-    library = sys.modules[family]
+    library = importlib.import_module(family)
     return any(hasattr(getattr(library, module), reference.name) for module in _FUNCTIONS)
 
 
@@ -274,4 +275,6 @@ def _is_own(reference: Reference, family: str) -> bool:
 
 
 def _modules_of(start: str) -> list[Any]:
+    # A file of Keras 2 may be the first that needs tf_keras.
+    importlib.import_module(start.partition(".")[0])
     return [m for name, m in list(sys.modules.items()) if name.startswith(start) and m is not None]

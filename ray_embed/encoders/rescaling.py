@@ -96,12 +96,15 @@ class Rescaling:
 
     def describe(self) -> str:
         """Return a short description, such as ``rescaling_1: × 1/255``."""
+        is_identity = not self.factors or (set(self.factors) == {1.0} and not any(self.offsets))
+        if is_identity and not (self.layers or self.takes_integers or self.casts):
+            return "rescales nothing itself"
         where = ", ".join(self.layers) or "its first operations"
         if self.takes_integers:
             where = f"input of type {self.dtype}"
         elif self.casts:
             where = f"{where}: cast to whole numbers"
-        if not self.factors or (set(self.factors) == {1.0} and not any(self.offsets)):
+        if is_identity:
             return where
         moved = any(abs(offset) > 1e-6 for offset in self.offsets)
         offsets = f", then {_listed(f'{offset:+.4g}' for offset in self.offsets)}" if moved else ""

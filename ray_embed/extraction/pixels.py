@@ -222,7 +222,8 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     if any(not has_files(split) and not has_floats(split) for split in splits):
         parts.append("uint8 arrays")
     how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
-    parts.append(f"{height}×{width} ({how}, {config.interpolation})")
+    filtered = ", antialiased" if config.antialias else ""
+    parts.append(f"{height}×{width} ({how}, {config.interpolation}{filtered})")
     if config.preprocess is not None:
         parts.append("given as 0–255 to --preprocess")
     else:

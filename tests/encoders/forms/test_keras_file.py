@@ -263,6 +263,34 @@ def test_error_that_only_holds_the_word_class(tmp_path: Path):
     has(message, "save the model as .keras", "--weights")
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "model.h5",
+        pytest.param("model.keras", marks=pytest.mark.slow),
+        pytest.param("model.json", marks=pytest.mark.slow),
+    ],
+)
+def test_file_of_keras_2_in_a_process_of_its_own(
+    ray_embed_process: Command, tmp_path: Path, name: str
+):
+    # This process has tf_keras, which another one imports only for such a file.
+    convnext = tf_keras.src.applications.convnext
+    image = tf_keras.Input((16, 16, 3))
+    layer = convnext.LayerScale(0.5, 4, name="scaled")
+    model = tf_keras.Model(image, layer(tf_keras.layers.Conv2D(4, 3)(image)))
+    options = []
+    if name == "model.json":
+        (tmp_path / name).write_text(model.to_json())
+        model.save_weights(tmp_path / "model.weights.h5")
+        options = ["--weights", "model.weights.h5"]
+    else:
+        model.save(tmp_path / name)
+    listed = ray_embed_process("layers", "--model", name, *options)
+    assert listed.code == 0, listed.err
+    assert "scaled\t(N, 14, 14, 4)" in listed.out
+
+
 @pytest.mark.parametrize("ending", [".h5", ".keras"])
 @pytest.mark.parametrize("library", LIBRARIES)
 def test_layers_of_keras_applications(tmp_path: Path, library: str, ending: str):
