@@ -213,6 +213,7 @@ def test_batch_sizes_are_compared_with_each_other():
     assert "1e-05·|g| + 3e-05·max|g| would hold for all" in text
 
 
+@pytest.mark.slow
 def test_families_of_encoders_are_compared_with_plain_keras(tmp_path):
     import encoders_zoo
 

@@ -16,7 +16,7 @@ import ray
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError, RunError, StorageError
-from ray_embed.extraction import dataset_reader, scheduler
+from ray_embed.extraction import dataset_reader, isolation, scheduler
 from ray_embed.extraction.dataset_reader import DatasetReader
 from ray_embed.extraction.messages import Ready, ShardResult
 from ray_embed.extraction.work_queue import WorkQueue
@@ -103,6 +103,12 @@ def workers_of(count, start=""):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     kind = ray.remote(Stub).options(num_cpus=0, max_concurrency=2)
     return [Worker(lambda: kind.remote(start)) for _ in range(count)]
+
+
+@pytest.fixture(autouse=True)
+def quick_polls(monkeypatch):
+    for module, seconds in ((scheduler, 0.2), (isolation, 0.1), (dataset_reader, 0.2)):
+        monkeypatch.setattr(module, "_POLL_SECONDS", seconds)
 
 
 @pytest.fixture

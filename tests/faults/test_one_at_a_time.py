@@ -12,12 +12,14 @@ from support.sample_runs import save_encoder
 
 from ray_embed.errors import InputError
 from ray_embed.projector import reduce as reduce_module
+from ray_embed.storage import lock
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.lock import lock_folder
 
 HOLD = """
 import sys, time
 from ray_embed.storage.lock import lock_folder
+from ray_embed.storage import lock
 from ray_embed.storage.filesystem import Folder
 with lock_folder(Folder.open(sys.argv[1])):
     print("held", flush=True)
@@ -33,7 +35,8 @@ def holding(path, seconds):
     return process
 
 
-def test_second_command_is_refused_before_it_writes_anything(tmp_path, ray_embed):
+def test_second_command_is_refused_before_it_writes_anything(tmp_path, ray_embed, monkeypatch):
+    monkeypatch.setattr(lock, "_LOCK_SECONDS", 0.5)
     source = make_folder(tmp_path / "valid", {"a": 3})
     model = save_encoder(tmp_path / "encoder.keras")
     holder = holding(tmp_path / "run", 100)

@@ -10,6 +10,7 @@ from support.projector_page import parse_metadata
 from support.synthetic_runs import clusters, make_run
 
 import ray_embed as package
+from ray_embed.analysis.plotting import plot as plot_module
 from ray_embed.analysis.plotting import projections
 from ray_embed.analysis.plotting.plot import plot
 from ray_embed.projector import bookmarks
@@ -21,6 +22,8 @@ def quick(monkeypatch):
     # UMAP takes half a minute to be compiled.
     monkeypatch.setattr(projections, "has_umap", lambda: True)
     monkeypatch.setattr(projections, "run_umap", lambda points, size: points[:, :size] * 2)
+    # Pictures take most of the time, and are not what this is about.
+    monkeypatch.setattr(plot_module._Drawing, "draw", lambda *_: None)
 
 
 def make(path, *, records=80, dimensions=16, **options):
@@ -153,6 +156,7 @@ def test_several_layers_have_a_file_each(tmp_path):
     assert early[0]["pcaComponentDimensions"] == [0, 1]
 
 
+@pytest.mark.slow
 def test_an_object_store_has_views_too(bucket):
     run = f"{bucket}/run"
     features, codes = clusters(3, 60)

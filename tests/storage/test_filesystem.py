@@ -15,7 +15,7 @@ PERMANENT = "When reading: AWS Error ACCESS_DENIED during HeadObject operation: 
 
 @pytest.fixture(autouse=True)
 def no_waiting(monkeypatch):
-    monkeypatch.setattr(tenacity.nap, "sleep", lambda seconds: None)
+    monkeypatch.setattr(tenacity.nap.time, "sleep", lambda seconds: None)
 
 
 @pytest.mark.parametrize(

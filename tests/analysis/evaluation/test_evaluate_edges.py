@@ -99,6 +99,7 @@ def test_one_float_label_predicts_nothing(ray_embed: Any, tmp_path: Path) -> Non
     assert "only one label" in note
 
 
+@pytest.mark.slow
 def test_wide_features_fit_into_memory(
     ray_embed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ from support.synthetic_runs import clusters, make_run
 import ray_embed as package
 from ray_embed import InputError
 from ray_embed.analysis.evaluation.to_json import evaluation_to_json
+from ray_embed.analysis.plotting import projections
 from ray_embed.analysis.plotting.plot import plot
 
 
@@ -132,7 +133,10 @@ def test_the_commands_have_the_option(made, ray_embed: Command, tmp_path: Path):
     assert "knn_r2_5_cosine" in ray_embed("compare", run, other, "--labels", "values").out
 
 
-def test_plot_draws_classes_or_a_scale(made, tmp_path: Path):
+def test_plot_draws_classes_or_a_scale(made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    # Maps take long, and are not what this is about.
+    monkeypatch.setattr(projections, "has_umap", lambda: False)
+    monkeypatch.setattr(projections, "run_tsne", lambda components, size: components[:, :size])
     said: list[str] = []
     run = made(CODES.astype(float).tolist())
     plot(run, None, said.append)

@@ -281,7 +281,7 @@ def test_pictures_appear_and_open_also_where_the_folder_was_moved(tmp_path, call
     ],
     ids=["many", "one and none", "floats", "none"],
 )
-def test_labels_of_all_kinds(labels, names, tmp_path, call):
+def test_labels_of_all_kinds(labels, names, tmp_path, call, flat):
     features, _ = clusters(3, 120)
     kind = pa.float64() if isinstance(labels[0], float) or 3 / 7 in labels else pa.string()
     make_run(tmp_path / "run", {"gap": features}, labels, label_type=kind)
@@ -292,7 +292,7 @@ def test_labels_of_all_kinds(labels, names, tmp_path, call):
     assert ("no confusion and no contact sheet" in out) == (not names)
 
 
-def test_the_legend_is_in_the_order_of_names(tmp_path, call):
+def test_the_legend_is_in_the_order_of_names(tmp_path, call, flat):
     features, _ = clusters(2, 100)
     labels = ["class 10"] * 50 + ["class 9"] * 20 + ["class 100"] * 30
     make_run(tmp_path / "run", {"gap": features}, labels)
@@ -312,7 +312,7 @@ def test_few_points_and_dimensions_or_equal_points(records, dimensions, tmp_path
     assert "maps_by_label" in drawn(tmp_path / "run")
 
 
-def test_a_layer_is_named_where_there_are_several(tmp_path, call):
+def test_a_layer_is_named_where_there_are_several(tmp_path, call, flat):
     features, codes = clusters(2, 60)
     make_run(tmp_path / "run", {"early": features[:, :4], "late": features}, list(codes))
     code, _, err = call("plot", tmp_path / "run")
@@ -337,7 +337,7 @@ def test_what_stands_in_the_way_is_said(tmp_path, call, monkeypatch):
     assert "pip install 'ray_embed[plots]'" in err
 
 
-def test_pictures_on_an_object_store(bucket):
+def test_pictures_on_an_object_store(bucket, flat):
     features, codes = clusters(2, 60)
     make_run(f"{bucket}/run", {"gap": features}, list(codes))
     said = []
