@@ -27,7 +27,7 @@ from ray_embed.extraction.prepare import (
     write_run_folder,
 )
 from ray_embed.extraction.worker import Extractor
-from ray_embed.projector.reduce import merge, unseen
+from ray_embed.projector.reduce import describe_limits, merge
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
 from ray_embed.runs.workspace import open_target
@@ -156,7 +156,7 @@ def _extract_and_reduce(
             if and_reduce:
                 say("merging the parts for the projector")
                 points = _merge_parts(target.uri, config.projector_limit, running)
-                for line in unseen(target.folder, points, config.projector_limit):
+                for line in describe_limits(target.uri, points, config.projector_limit):
                     say(line)
             break
         except DamagedError as error:

@@ -100,12 +100,11 @@ def extract(**options: Any) -> None:
 @click.argument("run")
 def reduce(run: str) -> None:
     """Build the projector from the features that `extract` wrote to RUN."""
+    from ray_embed.projector.reduce import describe_limits
     from ray_embed.projector.reduce import reduce as merge
-    from ray_embed.projector.reduce import unseen
-    from ray_embed.storage.filesystem import Folder
 
     points = merge(run)
-    for line in unseen(Folder.open(run), points):
+    for line in describe_limits(run, points):
         click.echo(line, err=True)
     click.echo(f"{points} points in {run.rstrip('/')}/projector\nlook      ray-embed view {run}")
 

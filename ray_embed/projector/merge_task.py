@@ -54,7 +54,7 @@ class Piece:
     first: int = 0
 
 
-def at_once(groups: Iterable[Group], width: int) -> int:
+def count_parallel_pieces(groups: Iterable[Group], width: int) -> int:
     """Return how many groups may be merged at a time, so that they fit in memory.
 
     Args:
@@ -65,7 +65,7 @@ def at_once(groups: Iterable[Group], width: int) -> int:
     return max(1, min(MAX_THREADS, _AT_ONCE_BYTES // (2 * max(largest, 1))))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Merge:
     """What all pieces of a merge have in common.
 
@@ -89,7 +89,7 @@ class Merge:
         """The variables that hold the first coordinates of what is shown, by column.
 
         A column has none of one dimension, and where a layer's name has taken it.
-        What of them is written is said by :func:`_as_the_page_takes_it`.
+        What of them is written is said by :func:`_prepare_coordinates`.
         """
         named = [checkpoint.variable_of(column) for column in self.columns]
         taken = {*named, *map(checkpoint.sampled, named)}
@@ -133,13 +133,13 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
             for column, found in merge.components.items()
         }
     if coordinates:
-        parts = [_coordinates_part(table, coordinates, at) for at, table in enumerate(tables)]
+        parts = [_make_coordinates_part(table, coordinates, at) for at, table in enumerate(tables)]
         contents = dict(zip(piece.group.parts, parts, strict=True))
         write = partial(_write_coordinates, folder, contents)
         for _ in part_files.map_parts(folder, write, contents):
             pass
-    slices = list(_slices(merge, piece, tables, coordinates))
-    index = _write(merge, piece, slices) if slices else None
+    slices = list(_make_slices(merge, piece, tables, coordinates))
+    index = _write_slices(merge, piece, slices) if slices else None
     records = pa.concat_tables([table.select(merge.records) for table in tables])
     texts = [metadata.lines(records)]
     if piece.drawn:
@@ -149,7 +149,9 @@ def merge_piece(merge: Merge, piece: Piece) -> Merged:
     return Merged(index, tuple(texts))
 
 
-def _coordinates_part(table: pa.Table, coordinates: dict[str, list[Matrix]], at: int) -> pa.Table:
+def _make_coordinates_part(
+    table: pa.Table, coordinates: dict[str, list[Matrix]], at: int
+) -> pa.Table:
     """Make the part that says where the points of a features part are."""
     columns = {layout.pca_column(name): as_column(found[at]) for name, found in coordinates.items()}
     return pa.table({"index": table["index"], **columns}, metadata=table.schema.metadata)
@@ -159,7 +161,7 @@ def _write_coordinates(folder: Folder, parts: dict[int, pa.Table], number: int) 
     folder.write(part_files.part_name(layout.PCA, number), part_files.encode_part(parts[number]))
 
 
-def _write(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) -> bytes:
+def _write_slices(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) -> bytes:
     """Write the slices to their place; gives their index."""
     folder = merge.folder
     name = f"{merge.target}/{checkpoint.data_file(piece.group.number, merge.files)}"
@@ -173,27 +175,27 @@ def _write(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) -> bytes:
     return index
 
 
-def _slices(
+def _make_slices(
     merge: Merge,
     piece: Piece,
     tables: list[pa.Table],
     coordinates: dict[str, list[Matrix]],
 ) -> Iterator[checkpoint.Slice]:
-    """Give a slice a part of each variable, and one a group of its sample."""
+    """Yield the slices of each variable: one for each part, and one for each group's sample."""
     for column in merge.columns:
         name = checkpoint.variable_of(column)
         parts = [as_matrix(table[column]) for table in tables]
-        yield from _whole(merge, piece, name, parts)
-        yield from _drawn(merge, piece, checkpoint.sampled(name), parts)
+        yield from _slice_all(merge, piece, name, parts)
+        yield from _slice_sample(merge, piece, checkpoint.sampled(name), parts)
     for column, name in merge.views.items():
-        parts = [_as_the_page_takes_it(part) for part in coordinates[column]]
+        parts = [_prepare_coordinates(part) for part in coordinates[column]]
         if merge.shown < merge.points:
-            yield from _drawn(merge, piece, name, parts)
+            yield from _slice_sample(merge, piece, name, parts)
         else:
-            yield from _whole(merge, piece, name, parts)
+            yield from _slice_all(merge, piece, name, parts)
 
 
-def _as_the_page_takes_it(coordinates: Matrix) -> Matrix:
+def _prepare_coordinates(coordinates: Matrix) -> Matrix:
     """Make the tensor's rows of coordinates (n, k): of two, with a third of zeros.
 
     More are cut to 49 and scaled to length one, as the page's own "Spherize data" does: its t-SNE
@@ -205,7 +207,7 @@ def _as_the_page_takes_it(coordinates: Matrix) -> Matrix:
     return np.ascontiguousarray(unit_rows(rows))
 
 
-def _whole(
+def _slice_all(
     merge: Merge, piece: Piece, name: str, parts: list[Matrix]
 ) -> Iterator[checkpoint.Slice]:
     start = piece.group.start
@@ -215,7 +217,7 @@ def _whole(
         start += len(part)
 
 
-def _drawn(
+def _slice_sample(
     merge: Merge, piece: Piece, name: str, parts: list[Matrix]
 ) -> Iterator[checkpoint.Slice]:
     if any(map(len, piece.drawn)):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Merges the parts, in the order of the shards, into the projector's files."""
+"""Merge the parts, in the order of the shards, into the files of TensorBoard's projector."""
 
 import contextlib
 import json
@@ -8,14 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 
 from ray_embed import planning
 from ray_embed.core.threads import OrderedMap, open_ordered_map
 from ray_embed.core.uri import redact_uri
-from ray_embed.errors import InputError, RunError
+from ray_embed.errors import RunError
 from ray_embed.projector import (
     bookmarks,
     checkpoint,
@@ -28,19 +27,20 @@ from ray_embed.projector import (
 )
 from ray_embed.projector.merge_task import Group, Merge, Piece, merge_piece
 from ray_embed.runs import integrity, stratified
-from ray_embed.storage import layout, manifest, part_files
+from ray_embed.runs.reader import RunReader, open_run
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import TEMPORARY, Folder
 from ray_embed.storage.lock import lock_folder
 
 _STRATUM = ("split", "label")
-# Boundaries of files follow from the plan, so that the bytes do: whole parts, about this much. Each
-# thread has a few groups in memory.
+# A data file holds whole parts of about this many bytes, so that its bounds follow from the plan,
+# and the bytes do too. Each thread has a few of them in memory.
 _GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What has to be known of all parts before the first of them is written."""
+    """What must be known of all parts before the first file is written."""
 
     groups: tuple[Group, ...]
     points: int
@@ -48,14 +48,11 @@ class _Survey:
 
 
 def reduce(out: str, limit: int | None = None, threads: int | None = None) -> int:
-    """Merge the parts of a finished extraction, as the only one who writes to the run folder.
+    """Merge the parts of a finished extraction, with a lock on the run folder.
 
-    Args, Returns and Raises: as :func:`merge`.
+    Args, Returns and Raises: see :func:`merge`.
     """
-    folder = Folder.open(out)
-    if not folder.exists(layout.RUN):
-        raise _no_run(out)
-    with lock_folder(folder):
+    with lock_folder(open_run(out).folder):
         return merge(out, limit, threads)
 
 
@@ -67,66 +64,59 @@ def merge(
 ) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
-    The PCA of all points comes first, and is written beside the features.
+    The PCA of all points is computed first, and written beside the features.
 
     Args:
         out: the run folder.
-        limit: the points that TensorBoard's page is given; None for what the run was started
-            with. Where there are more, a sample is written beside all of them.
-        threads: how many to work on, 8 at most; None for the machine's processors. The files are
+        limit: the number of points that TensorBoard's page gets; None for the value that the run
+            was started with. If there are more points, a sample is written too.
+        threads: the number of threads, at most 8; None for the number of processors. The files are
             the same with any number.
-        elsewhere: does blocks and pieces on other machines; None to do them here.
+        elsewhere: maps blocks and pieces on other machines; None to do all on this one.
 
     Returns:
         The number of points.
 
     Raises:
-        InputError: no run folder.
+        InputError: it is not a run folder.
         DamagedError: a part is not what was written.
         RunError: shards are missing, no record was embedded, or the storage fails.
     """
-    folder = Folder.open(out)
-    run = manifest.read_run(folder)
-    if run is None or "fingerprint" not in run:
-        raise _no_run(out)
-    limit = limit or int(run["config"]["projector_limit"])
-    outline = planning.load(folder)
-    expected = integrity.Expected.from_run(run, outline)
+    run = open_run(out)
+    folder = run.folder
+    limit = limit or int(run.config["projector_limit"])
+    plan = planning.load(folder)
+    expected = integrity.Expected.from_run(run.manifest, plan)
     numbers = integrity.require_all_parts(folder, expected)
-    outputs = run["encoder"]["outputs"]
-    width = sum(output["dimension"] for output in outputs)
-    survey = _survey(folder, numbers, width, expected, outline.records, limit)
+    width = sum(output.dimension for output in run.outputs)
+    survey = _survey_parts(folder, numbers, width, expected, plan.records, limit)
     if survey.points == 0:
         name = redact_uri(out)
         raise RunError(
             f"{name}: every record was rejected, so there is nothing to show; see {name}/rejects",
             can_resume=False,
         )
-    count = min(survey.points, limit)
-    dimensions = {output["column"]: output["dimension"] for output in outputs}
-    components = _components(out, run, survey, dimensions, threads, elsewhere)
-    columns = tuple(dimensions)
-    records = tuple(outline.schema().names)
-    row = 4 * (width + sum(len(found.vectors) for found in components.values()))
-    with staging.target(folder, survey.points, row) as target:
+    components = _compute_components(out, run, survey, threads, elsewhere)
+    row_bytes = 4 * (width + sum(len(each.vectors) for each in components.values()))
+    with staging.target(folder, survey.points, row_bytes) as target:
         merge = Merge(
-            out,
-            f"{TEMPORARY}/{target.name}" if folder.is_local else layout.PROJECTOR,
-            expected.fingerprint,
-            columns,
-            records,
-            survey.points,
-            count,
-            sum(group.rows > 0 for group in survey.groups) + 1,
-            components,
+            out=out,
+            target=f"{TEMPORARY}/{target.name}" if folder.is_local else layout.PROJECTOR,
+            fingerprint=run.fingerprint,
+            columns=tuple(output.column for output in run.outputs),
+            records=tuple(plan.schema().names),
+            points=survey.points,
+            shown=min(survey.points, limit),
+            files=sum(group.rows > 0 for group in survey.groups) + 1,
+            components=components,
         )
         if not folder.is_local:
-            # TensorBoard sees nothing without it: it goes first and comes last.
+            # Without it TensorBoard sees no projector: it is deleted first and written last.
             folder.delete(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}")
-        together = merge_task.at_once(survey.groups, width)
+        together = merge_task.count_parallel_pieces(survey.groups, width)
         with staging.writing(target), open_ordered_map(threads, together) as mapped:
-            _write(merge, target, survey, mapped, elsewhere)
-            _copy_evaluation(folder, expected.fingerprint, target)
+            _write_projector(merge, target, survey, mapped, elsewhere)
+            _copy_evaluation(folder, run.fingerprint, target)
             views = bookmarks.make_views(folder, lambda name: (target / name).read_bytes())
             for name, content in views.files.items():
                 (target / name).write_bytes(content)
@@ -139,23 +129,22 @@ def merge(
     return survey.points
 
 
-def _components(
+def _compute_components(
     out: str,
-    run: dict[str, Any],
+    run: RunReader,
     survey: _Survey,
-    dimensions: dict[str, int],
     threads: int | None,
     elsewhere: OrderedMap | None,
 ) -> dict[str, pca.Components]:
-    """Compute the PCA, and write it to the run folder."""
-    folder, fingerprint = Folder.open(out), run["fingerprint"]
+    """Compute the PCA of each layer, and write it to the run folder; return it by column."""
+    dimensions = {output.column: output.dimension for output in run.outputs}
     with open_ordered_map(threads, covariance.count_parallel_blocks(dimensions.values())) as mapped:
-        found = covariance.compute_components(
-            out, fingerprint, survey.groups, dimensions, elsewhere or mapped
+        components = covariance.compute_components(
+            out, run.fingerprint, survey.groups, dimensions, elsewhere or mapped
         )
-    layers = {output["column"]: output["layer"] for output in run["encoder"]["outputs"]}
-    pca.save(folder, {layers[column]: of_one for column, of_one in found.items()}, fingerprint)
-    return found
+    by_layer = {output.layer: components[output.column] for output in run.outputs}
+    pca.save(run.folder, by_layer, run.fingerprint)
+    return components
 
 
 def _copy_evaluation(folder: Folder, fingerprint: str, target: Path) -> None:
@@ -186,38 +175,34 @@ def _delete_stale(folder: Folder, numbers: list[int]) -> None:
         folder.delete(part_files.part_name(layout.PCA, number))
 
 
-def _no_run(out: str) -> InputError:
-    return InputError(f"{redact_uri(out)}: not a run folder; `ray-embed extract` writes one")
-
-
-def unseen(folder: Folder, points: int, limit: int | None = None) -> Iterator[str]:
-    """Say what TensorBoard's page will not show of a reduced run, and how wide its PCA was made.
+def describe_limits(run: str, points: int, limit: int | None = None) -> Iterator[str]:
+    """Yield notes on what TensorBoard's page does not show, and on PCAs of many dimensions.
 
     Args:
-        folder: the run folder.
+        run: the run folder.
         points: the number of its points.
-        limit: as `reduce` was given it.
+        limit: as :func:`merge` was given it.
     """
-    run = manifest.read_run(folder) or {}
-    limit = limit or int(run["config"]["projector_limit"])
+    reader = open_run(run)
+    limit = limit or int(reader.config["projector_limit"])
     if points > limit:
         yield (
             f"the page shows a sample of {limit} of the {points} points (the tensor `sample`), "
             "drawn by split and label; --projector-limit changes the number"
         )
-    for output in run["encoder"]["outputs"]:
-        if output["dimension"] > pca.MOST_DIMENSIONS:
-            yield _method(folder, output["column"], output["dimension"])
-        if points == 1 or output["dimension"] == 1:
+    for output in reader.outputs:
+        if output.dimension > pca.MOST_DIMENSIONS:
+            yield _describe_pca(reader.folder, output.column, output.dimension)
+        if points == 1 or output.dimension == 1:
             few = "one point" if points == 1 else "one dimension"
             yield (
-                f"warning: {checkpoint.variable_of(output['column'])} has only {few}: TensorBoard "
+                f"warning: {checkpoint.variable_of(output.column)} has only {few}: TensorBoard "
                 "lists tensors of two and more points and dimensions, so it will not show it"
             )
 
 
-def _method(folder: Folder, column: str, dimension: int) -> str:
-    """Say how the PCA of features with many dimensions was computed, and how exact it is."""
+def _describe_pca(folder: Folder, column: str, dimension: int) -> str:
+    """Describe how the PCA of features with many dimensions was computed, and its error."""
     method, error = pca.load_method(folder, column)
     name = layout.pca_column(column)
     if method.name == pca.GRAM:
@@ -229,7 +214,7 @@ def _method(folder: Folder, column: str, dimension: int) -> str:
     )
 
 
-def _survey(
+def _survey_parts(
     folder: Folder,
     numbers: list[int],
     width: int,
@@ -244,34 +229,35 @@ def _survey(
     waiting: list[int] = []
     start = rows = weight = files = 0
 
-    def look(number: int) -> tuple[part_files.Footer, pa.Table | None]:
-        found = part_files.read_footer_and_columns(folder, number, columns)
-        integrity.check_footer(folder, number, found[0], expected)
-        return found
+    def read_footer(number: int) -> tuple[part_files.Footer, pa.Table | None]:
+        footer, table = part_files.read_footer_and_columns(folder, number, columns)
+        integrity.check_footer(folder, number, footer, expected)
+        return footer, table
 
-    looked_at = zip(numbers, part_files.map_parts(folder, look, numbers), strict=True)
-    for number, (about, table) in looked_at:
+    footers = zip(numbers, part_files.map_parts(folder, read_footer, numbers), strict=True)
+    for number, (footer, table) in footers:
         if strata and table is not None:
             strata.add(table)
         waiting.append(number)
-        rows += about.rows
-        weight += about.planned * width * 4
+        rows += footer.rows
+        weight += footer.planned * width * 4
         if weight >= _GROUP_BYTES or number == numbers[-1]:
-            # One without rows has no file, as one without slices is an error.
+            # A group without rows has no data file, as TensorFlow refuses one without slices.
             groups.append(Group(files, tuple(waiting), start, rows - start))
             files += rows > start
             waiting, start, weight = [], rows, 0
     return _Survey(tuple(groups), rows, strata.counts if strata and rows > limit else None)
 
 
-def _write(
+def _write_projector(
     merge: Merge, target: Path, survey: _Survey, mapped: OrderedMap, elsewhere: OrderedMap | None
 ) -> None:
-    everything = [checkpoint.variable_of(column) for column in merge.columns]
-    sampled = survey.strata is not None
-    shown = [checkpoint.sampled(name) if sampled else name for name in everything]
+    """Write the metadata, checkpoint, sprite and configuration into `target`."""
+    variables = [checkpoint.variable_of(column) for column in merge.columns]
+    is_sampled = survey.strata is not None
+    shown = [checkpoint.sampled(name) if is_sampled else name for name in variables]
     drawn: list[stratified.Rows] = []
-    files = [layout.METADATA, layout.SAMPLE] if sampled else [layout.METADATA]
+    files = [layout.METADATA, layout.SAMPLE] if is_sampled else [layout.METADATA]
     indexes: list[bytes] = []
     with contextlib.ExitStack() as stack:
         writers = [
@@ -281,7 +267,7 @@ def _write(
             )
             for name in files
         ]
-        pieces = _pieces(merge, survey, drawn)
+        pieces = _make_pieces(merge, survey, drawn)
         for merged in (elsewhere or mapped)(partial(merge_piece, merge), pieces):
             indexes += [] if merged.index is None else [merged.index]
             for writer, text in zip(writers, merged.texts, strict=True):
@@ -289,24 +275,24 @@ def _write(
         for writer in writers:
             writer.end()
     shown += merge.views.values()
-    # What is drawn or computed from them restores nothing.
-    checkpoint.write_checkpoint(target, everything, indexes)
+    # Only these variables are restored: the sample and the PCA are computed from them.
+    checkpoint.write_checkpoint(target, variables, indexes)
     side = sprite.sprite_cell(merge.shown)
     if side:
-        pngs = _thumbnails(merge, survey.groups, drawn, mapped)
+        pngs = _read_thumbnails(merge, survey.groups, drawn, mapped)
         sprite.write_sprite(target / "sprite.png", merge.shown, pngs, mapped)
     checkpoint.write_config(target / layout.PROJECTOR_CONFIG, shown, files[-1], side)
     checkpoint.write_event_file(target)
 
 
-def _pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iterator[Piece]:
-    """Draw the sample, group after group; what is drawn of each part is put into `drawn` too."""
+def _make_pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iterator[Piece]:
+    """Draw the sample, group by group; append the rows drawn of each part to `drawn`."""
     if survey.strata is None:
         yield from map(Piece, survey.groups)
         return
     draw = stratified.Draw(survey.strata, merge.shown)
     numbers = [number for group in survey.groups for number in group.parts]
-    read = partial(_strata_of, merge)
+    read = partial(_read_strata, merge)
     tables = part_files.map_parts(merge.folder, read, numbers)
     first = 0
     for group in survey.groups:
@@ -316,24 +302,23 @@ def _pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iter
         first += sum(map(len, rows))
 
 
-def _strata_of(merge: Merge, number: int) -> pa.Table:
+def _read_strata(merge: Merge, number: int) -> pa.Table:
     return part_files.read_part(merge.folder, layout.FEATURES, number, list(_STRATUM))
 
 
-def _thumbnails(
+def _read_thumbnails(
     merge: Merge, groups: tuple[Group, ...], drawn: list[stratified.Rows], mapped: OrderedMap
 ) -> Iterator[bytes]:
-    """Give the picture of each point shown."""
+    """Yield the thumbnail of each point that is shown."""
     numbers = [number for group in groups for number in group.parts]
 
-    def pictures(at: int) -> list[bytes]:
-        number = numbers[at]
+    def read_part(position: int) -> list[bytes]:
         part = part_files.read_part(
-            merge.folder, layout.THUMBNAILS, number, ["png"], merge.fingerprint
+            merge.folder, layout.THUMBNAILS, numbers[position], ["png"], merge.fingerprint
         )
-        pngs = part["png"]
-        content: list[bytes] = (pngs.take(pa.array(drawn[at])) if drawn else pngs).to_pylist()
+        pngs = part["png"].take(pa.array(drawn[position])) if drawn else part["png"]
+        content: list[bytes] = pngs.to_pylist()
         return content
 
-    for content in mapped(pictures, range(len(numbers))):
+    for content in mapped(read_part, range(len(numbers))):
         yield from content

@@ -34,7 +34,7 @@ _UNSAFE = re.compile(r"[&#+%]")
 
 @contextlib.contextmanager
 def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Path]:
-    """Give a folder for TensorBoard's ``--logdir``, with the projectors of runs.
+    """Yield a folder for TensorBoard's ``--logdir`` that has the projectors of runs.
 
     That of a single run is its own; several are in a temporary folder of links with the names that
     :func:`names_of` gives. Those on an object store are copied.
@@ -74,7 +74,7 @@ def _is_reduced(run: str) -> bool:
 
 
 def runs_of(given: str) -> list[str]:
-    """Give the run folders that a path or URI means: itself, or those up to two levels below it.
+    """Return the run folders that a path or URI names: itself, or those up to two levels below.
 
     Raises:
         InputError: it is no run folder and holds none.
@@ -93,7 +93,7 @@ def runs_of(given: str) -> list[str]:
 
 
 def _below(folder: Folder, levels: int, name: str = "") -> Iterator[str]:
-    """Give the run folders in the folder `name` of a folder, by their names in the latter."""
+    """Yield the run folders below the folder `name`, by their paths from `folder`."""
     infos = (info for info in folder.list_infos(name) if info.type == FileType.Directory)
     for info in sorted(infos, key=lambda info: info.base_name):
         inside = f"{name}/{info.base_name}".lstrip("/")

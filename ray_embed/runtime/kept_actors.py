@@ -59,7 +59,7 @@ def take(key: Hashable) -> list[Any]:
 
 
 def hand_over(actor: Any, folder: str) -> bool:
-    """Have an actor work for a run that was started in `folder`; False if it cannot."""
+    """Move an actor to the folder of a run; return False if it cannot work there."""
     try:
         answer = actor.call.remote(user_code.change_folder, folder)
         return bool(ray.get(answer, timeout=_TIMEOUT_SECONDS))

@@ -73,7 +73,7 @@ def legacy_autoscaler_status() -> dict[str, Any]:
 
 @contextlib.contextmanager
 def only_on_loopback() -> Iterator[None]:
-    """Let a Ray that is started here listen on the loopback address only.
+    """Make a Ray that is started in this context listen on the loopback address only.
 
     Ray does so by itself on systems where it supports no clusters. Elsewhere it listens on all
     addresses, whatever address it is given.

@@ -476,7 +476,7 @@ def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, s
     path = make_run(tmp_path / "run", {"top": values.astype(np.float32)}, rejected=[3, 4])
     folder = Folder.open(str(path))
     package.reduce(str(path), 100)
-    (line,) = list(reduce.unseen(folder, 298, 1000))
+    (line,) = list(reduce.describe_limits(str(path), 298, 1000))
     assert line.startswith(said)
     if most == 100:
         assert line.endswith(f"of the 50 components is within {said_error(path)} % of an exact one")

@@ -29,7 +29,7 @@ def load_checkpoint(
     names: Sequence[str] = (),
     around: Sequence[Any] = (),
 ) -> None:
-    """Give every weight of `model` its value from the checkpoint, or change nothing.
+    """Set every weight of `model` from the checkpoint, or change nothing.
 
     Args:
         prefix: path of the checkpoint without `.index`.

@@ -18,7 +18,7 @@ from ray_embed.errors import InputError, get_first_line
 def load_hdf5(
     model: Any, weights: str, around: Sequence[Any] = (), paths: Sequence[str] = ()
 ) -> None:
-    """Give every weight of `model` its value from the file, or change nothing.
+    """Set every weight of `model` from the file, or change nothing.
 
     Args:
         model: a built Keras 3 or tf_keras model.

@@ -22,7 +22,7 @@ def load_weights(
     images: Any | None = None,
     between: Sequence[Any] = (),
 ) -> None:
-    """Give every weight of `model` its value from a file; on an error nothing is changed.
+    """Set every weight of `model` from a file; on an error change nothing.
 
     Args:
         model: a Keras 3 or tf_keras model whose variables exist.

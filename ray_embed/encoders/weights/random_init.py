@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give a model the weights that it had before training, for ``--weights random``.
+"""Set a model's weights to those that it had before training, for ``--weights random``.
 
 They come from the layers' own initializers, with a fixed seed. Normalization layers keep theirs,
 which are the mean and variance of pixels and were not trained.
@@ -30,7 +30,7 @@ _SEED = 0
 
 
 def give_random_weights(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> None:
-    """Give the model initial weights, the same on every call.
+    """Set the model's weights to initial ones, the same on every call.
 
     Args:
         loaded: the model, whose variables exist.
