@@ -79,7 +79,7 @@ class Worker:
 
 
 def check_node() -> None:
-    """Check that Ray's process on this machine is alive.
+    """Check that Ray's process on this machine (the raylet) is alive.
 
     It is called while waiting, since calls of actors that have not started would wait forever.
 
@@ -113,7 +113,9 @@ def get_result(reference: Any, check: Callable[[], None] = check_node) -> Any:
         if error.actor_init_failed:
             raise RunError(f"an actor cannot start:\n{error}") from error
         raise ActorDiedError(str(error), loss=find_loss(error)) from error
-    except (OutOfMemoryError, WorkerCrashedError, NodeDiedError) as error:
+    except NodeDiedError as error:
+        raise ActorDiedError(str(error), loss=Loss.NODE) from error
+    except (OutOfMemoryError, WorkerCrashedError) as error:
         raise ActorDiedError(str(error)) from error
     except RayError as error:
         raise RunError(f"Ray cannot go on: {error}") from error

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nodes of the cluster: which ones are alive, which are being taken away, and which have died.
+"""The nodes of the cluster: which are alive or draining, and whether an actor died with its node.
 
 What Ray does not tell counts as unknown.
 """
