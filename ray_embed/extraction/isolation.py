@@ -120,6 +120,8 @@ class _Isolation:
         free_capacity: Callable[[], None],
     ) -> None:
         self._worker, self._job = worker, job
+        # The actor that has the job.
+        self._ready_actor: Any = None
         self._stop, self._free_capacity = stop, free_capacity
         self._item = item
         self._shard = item.shard
@@ -234,12 +236,15 @@ class _Isolation:
                     raise RunError(f"actors die before they are ready: {error}") from error
                 self._worker.restart(actor)
                 continue
-            self._worker.node = ready.node
+            self._worker.node, self._ready_actor = ready.node, actor
             return ready.batch_size
 
     def _call(self, method: str, item: Item, *arguments: Any) -> tuple[Any, str | None]:
         """Call the actor for a shard; return the result, or how the actor ended."""
         while True:
+            if self._worker.actor is not self._ready_actor:
+                # The time of its start does not count as time of the call.
+                self._await_ready()
             actor = self._worker.actor
             reference = getattr(actor, method).remote(item.shard, item.images, *arguments)
             if self._wait_for(reference, self._timeout) is None:
@@ -251,8 +256,6 @@ class _Isolation:
                 self._worker.restart(actor)
                 if error.loss is not Loss.PREEMPTED:
                     return None, CRASHES
-            # The time of its start does not count as time of the call.
-            self._await_ready()
 
     def _wait_for(self, reference: Any, timeout: float | None) -> Any:
         """Wait for a call; return None if it takes longer than `timeout`."""

@@ -113,7 +113,7 @@ def without_pca() -> None:
     """Let no features have one."""
     from ray_embed.projector import reduce as reduce_module
 
-    reduce_module._components = lambda *arguments: {}
+    reduce_module._compute_components = lambda *arguments: {}
 
 
 def reduced(path: Path, thumbnails: bool, threads: int | None) -> Callable[[], None]:

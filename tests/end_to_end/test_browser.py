@@ -105,13 +105,13 @@ def runs(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def driver() -> Iterator[Any]:
-    with chromium.chromium() as one:
+    with chromium.start_chromium() as one:
         yield one
 
 
 @pytest.fixture(scope="module")
 def opened(runs: Path, driver: Any) -> Iterator[Any]:
-    with chromium.viewing(runs) as url:
+    with chromium.start_view(runs) as url:
         yield Page.open(driver, url)
 
 
@@ -256,7 +256,7 @@ def test_picture(driver: Any, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ray_embed", "demo", "--out", str(run)]
     subprocess.run(command, check=True, timeout=900)
     driver.set_window_size(1700, 1140)
-    with chromium.viewing(run) as url:
+    with chromium.start_view(run) as url:
         page = Page.open(driver, url)
         page.choose("Color by", "label")
         page.choose("Label by", "label")

@@ -39,7 +39,7 @@ def test_a_click_shows_the_map_that_was_computed_here(tmp_path, monkeypatch):
     ray_embed.reduce(str(tmp_path / "run"))
     plot(str(tmp_path / "run"), None, print)
     views = json.loads((tmp_path / "run" / "projector" / "bookmarks.json").read_text())
-    with chromium.viewing(tmp_path / "run") as url, chromium.chromium() as driver:
+    with chromium.start_view(tmp_path / "run") as url, chromium.start_chromium() as driver:
         page = chromium.Page.open(driver, url)
         projector = page.find("vz-projector")
         page.wait_until(lambda: len(page.find_all(".state-row")) == len(views) == 3)
