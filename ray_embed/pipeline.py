@@ -33,7 +33,7 @@ from ray_embed.runs import integrity
 from ray_embed.runs.workspace import open_target
 from ray_embed.runtime import resources
 from ray_embed.runtime.remote_map import map_in_actors
-from ray_embed.runtime.session import Session, session, starts_own_ray
+from ray_embed.runtime.session import Session, open_session, starts_own_ray
 from ray_embed.sources.open import open_sources
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
@@ -105,7 +105,7 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
     with (
         open_target(config) as target,
         _open_builder(config, target.threads) as build,
-        session(config, Extractor, target.threads) as running,
+        open_session(config, Extractor, target.threads) as running,
         open_dataset_readers(config, sources, running) as readers,
         tempfile.TemporaryDirectory() as folder,
     ):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a command in a child process, so that the user gets a last message however it ends.
+"""Run a command in a child process, so that the user always gets a final message.
 
 Ray ends the whole program at once, without an exception, when it loses the process that schedules
 work on this machine. It also handles signals in its own way. So long commands run in a child of the
@@ -24,13 +24,13 @@ def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -
     """Run `work` in a child process, and exit as it exits.
 
     The first SIGINT or SIGTERM interrupts the child, the second one kills it. If this process is
-    killed, the child is killed too. All processes that the child has started are killed when it
-    ends: some of Ray's processes would notice only later.
+    killed, the child is killed too. The child's process group is killed when it ends: some of Ray's
+    processes would notice only later.
 
     Args:
         work: ends with SystemExit after it has told the user the result.
-        report_loss: tells the user that the child ended without a message. It takes how the child
-            ended, and returns the exit code.
+        report_loss: called with a text such as "by SIGKILL" if the child ended without a message.
+            It tells the user, and returns the exit code.
     """
     alive_reader, alive_writer = os.pipe()
     report_reader, report_writer = os.pipe()
@@ -54,11 +54,17 @@ def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -
 
     for number in _SIGNALS:
         signal.signal(number, pass_on_interrupt)
-    # Until the child is reaped, no other process group can get its number.
-    os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    status = None
+    if hasattr(os, "waitid"):
+        # As long as the child is not reaped, no other process group can get its number.
+        os.waitid(os.P_PID, child, os.WEXITED | os.WNOWAIT)
+    else:
+        # Python has `waitid` on macOS from 3.13 on.
+        _, status = os.waitpid(child, 0)
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    if status is None:
+        _, status = os.waitpid(child, 0)
     if os.read(report_reader, 1) == _REPORTED:
         # A second signal must not change the exit code while Python ends.
         for number in _SIGNALS:

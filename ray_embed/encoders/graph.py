@@ -126,7 +126,7 @@ def _refuse_python(graph: Any) -> None:
 def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
     """Return a Merkle hash of what the outputs compute, independent of node names and order.
 
-    Without `weights`, only the shapes of float constants count, except for scalars.
+    Without `weights`, float arrays count by dtype and shape only; all else counts by value.
     """
     nodes = {node.name: node for node in graph.node}
     known: dict[str, bytes] = {}

@@ -40,7 +40,7 @@ def image_shape(loaded: LoadedModel, spec: EncoderSpec) -> tuple[int, int, int]:
         if any(a not in (None, b) for a, b in zip((height, width), spec.image_size, strict=True)):
             raise InputError(
                 f"--image-size {spec.image_size[0]},{spec.image_size[1]}: the model "
-                f"{spec.model_name} takes {height},{width} only; leave the option away"
+                f"{spec.model_name} takes {height},{width} only; omit the option"
             )
         height, width = spec.image_size
     if spec.image_shape:
@@ -63,7 +63,7 @@ def _refuse_pixel_options(spec: EncoderSpec) -> None:
         if value is not None:
             raise InputError(
                 f"{option}: --model {spec.model_name} takes the bytes of image files and decodes "
-                "them in its own TensorFlow graph; leave the option away, or export a model that "
+                "them in its own TensorFlow graph; omit the option, or export a model that "
                 "takes images (N, H, W, C)"
             )
 

@@ -137,7 +137,7 @@ def computing_in_bfloat16(loaded: LoadedModel) -> Iterator[None]:
     if keras_family(loaded.model) != "keras":
         raise InputError(
             "--precision bfloat16: TensorFlow can switch the precision of Keras 3 models only; "
-            "leave the option away, or install OpenVINO: pip install 'ray_embed[openvino]'"
+            "omit the option, or install OpenVINO: pip install 'ray_embed[openvino]'"
         )
     import keras
 

@@ -43,7 +43,7 @@ def give_weights(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> None:
     if loaded.model is None:
         raise InputError(
             f"--weights {spec.weights}: {spec.model_name} is a SavedModel without Keras layers, "
-            "which holds its weights itself; leave --weights away"
+            "which holds its weights itself; omit --weights"
         )
     from ray_embed.encoders.weights.load import load_weights
 

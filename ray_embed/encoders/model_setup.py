@@ -120,6 +120,6 @@ def _check_integer_input(spec: EncoderSpec, images: Any, dtype: str) -> None:
     if high <= 2 or ("uint" in dtype and low < -1):
         raise InputError(
             f"--preprocess {spec.preprocess}: it gives values from {low:.3g} to {high:.3g}, but "
-            f"the input of {spec.model_name} is of type {dtype}, which would lose them; leave the "
-            "option away, as the encoder takes pixels from 0 to 255"
+            f"the input of {spec.model_name} is of type {dtype}, which would lose them; omit the "
+            "option, as the encoder takes pixels from 0 to 255"
         )

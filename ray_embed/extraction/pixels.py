@@ -117,7 +117,7 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
     if encoder.rescaling.takes_integers and rescales:
         raise InputError(
             f"{model}: its input is of type {encoder.rescaling.dtype}, so pixels must stay whole "
-            "numbers from 0 to 255; leave --scale, --mean and --std away"
+            "numbers from 0 to 255; omit --scale, --mean and --std"
         )
     for split in splits:
         _check_shape(config, split, encoder)
@@ -142,7 +142,7 @@ def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder
         if refused and value != get_default(name):
             raise InputError(
                 f"{format_flag(name)} {value}: {what}, and decodes, resizes and "
-                "scales them itself; leave the option away"
+                "scales them itself; omit the option"
             )
 
 

@@ -60,7 +60,7 @@ class _Results:
         return sum(int(np.count_nonzero(batch.turned)) for batch in self.batches)
 
     def is_uniform(self) -> bool:
-        """Return whether several records got the same features, whatever their images."""
+        """Return whether all of at least two kept records got the same features."""
         kept = np.flatnonzero([reason is None for reason in self.reasons])
         if len(kept) < 2:
             return False
@@ -260,7 +260,7 @@ class Extractor:
         results.values = values
         with self._computing:
             running = opened.encode(itertools.chain([first] if first else [], batches), results)
-        # The other shard's batches queue up behind the last ones of this one.
+        # Wait outside the lock, so that the other shard can queue its batches behind these.
         for call in running:
             call.result()
         _diagnose_undecoded(images, opened, results)
@@ -295,7 +295,7 @@ def _reject_not_finite(results: _Results) -> None:
 
 
 def _refuse_fractions(shard: Shard, values: tuple[float, float], encoder: Encoder) -> None:
-    """Refuse float images of which nothing would be left as the encoder's integers.
+    """Refuse float images in [0, 1] for an encoder that takes integers.
 
     Raises:
         InputError: they are not levels from 0 to 255.

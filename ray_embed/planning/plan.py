@@ -17,8 +17,9 @@ from ray_embed.storage.filesystem import Folder
 class SplitPlan:
     """One split of the plan.
 
-    `kind` and `root` record the source for people. `records`, `shards` and `digest` are None if the
-    records are planned while a sequential source is read, `digest` for ever.
+    `kind` is the source's form, which no code reads; `root` names its place, for messages. For a
+    sequential source, `records` and `shards` are None until it has been read, and `digest` is
+    always None.
     """
 
     ordinal: int

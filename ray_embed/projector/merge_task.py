@@ -23,11 +23,11 @@ from ray_embed.runs import stratified
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# TensorBoard's page makes features of this many dimensions and more spherical, and from above 200
-# on projects them at random before it computes anything: one fewer, and it takes them as they are.
-# Features of fewer it does not make spherical, though its t-SNE and UMAP need them so.
+# TensorBoard's page spherizes tensors of this many dimensions or more, and above 200 dimensions it
+# first applies a random projection. With one dimension fewer it uses them unchanged. It does not
+# spherize narrower tensors, although its t-SNE and UMAP need that.
 _SPHERED = 50
-# Of two dimensions it shows nothing, as it looks for a third component.
+# It shows nothing of a tensor with two dimensions, as it looks for a third component.
 _FLAT = 2
 _AT_ONCE_BYTES = 1 << 30
 
@@ -47,7 +47,7 @@ class Group:
 
 @dataclass(frozen=True)
 class Piece:
-    """A group, and the rows drawn of each of its parts; `first` is the number drawn before them."""
+    """A group, and the rows sampled from its parts; `first` is the number sampled before."""
 
     group: Group
     drawn: tuple[stratified.Rows, ...] = ()
@@ -69,9 +69,10 @@ def count_parallel_pieces(groups: Iterable[Group], width: int) -> int:
 class Merge:
     """What all pieces of a merge have in common.
 
-    `out` is the run folder; `target` is where data files go, relative to it. There will be `files`
-    of them, of `points` rows, of which `shown` are in the sample. `components` are those of the
-    columns that have any.
+    `out` is the run folder; `target` is the folder of the data files, relative to it. The
+    checkpoint has `files` data files, one of which holds the object graph instead of rows, and
+    `points` rows, of which `shown` are on the page. `components` holds the principal components
+    by column.
     """
 
     out: str
@@ -88,8 +89,8 @@ class Merge:
     def views(self) -> dict[str, str]:
         """The variables that hold the first coordinates of what is shown, by column.
 
-        A column has none of one dimension, and where a layer's name has taken it.
-        What of them is written is said by :func:`_prepare_coordinates`.
+        A column has none if it has one dimension, or if the name is that of a layer's variable.
+        :func:`_prepare_coordinates` defines what is written.
         """
         named = [checkpoint.variable_of(column) for column in self.columns]
         taken = {*named, *map(checkpoint.sampled, named)}
@@ -196,10 +197,11 @@ def _make_slices(
 
 
 def _prepare_coordinates(coordinates: Matrix) -> Matrix:
-    """Make the tensor's rows of coordinates (n, k): of two, with a third of zeros.
+    """Return rows of coordinates (n, k) as the page needs them.
 
-    More are cut to 49 and scaled to length one, as the page's own "Spherize data" does: its t-SNE
-    and UMAP take the neighbours by 1 - x·y, which of other rows may be negative, and then fail.
+    Two dimensions get a third one of zeros. More are cut to 49, and each row is scaled to length
+    one, as the page's own "Spherize data" does. Its t-SNE and UMAP find neighbors by 1 - x·y. For
+    rows of other lengths this can be negative, and then they fail.
     """
     if coordinates.shape[1] == _FLAT:
         return np.pad(coordinates, ((0, 0), (0, 1)))

@@ -33,14 +33,14 @@ from ray_embed.storage.filesystem import TEMPORARY, Folder
 from ray_embed.storage.lock import lock_folder
 
 _STRATUM = ("split", "label")
-# A data file holds whole parts of about this many bytes, so that its bounds follow from the plan,
-# and the bytes do too. Each thread has a few of them in memory.
+# A data file holds whole parts, about this many bytes in all. So its bounds depend on the plan
+# alone, and the bytes do too. Each thread holds a few groups in memory.
 _GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What must be known of all parts before the first file is written."""
+    """What must be known of all parts before the first data file is written."""
 
     groups: tuple[Group, ...]
     points: int
@@ -48,9 +48,21 @@ class _Survey:
 
 
 def reduce(out: str, limit: int | None = None, threads: int | None = None) -> int:
-    """Merge the parts of a finished extraction, with a lock on the run folder.
+    """Merge the parts of a finished run for TensorBoard's projector, with a lock on its folder.
 
-    Args, Returns and Raises: see :func:`merge`.
+    Args:
+        out: the run folder.
+        limit: the most points on TensorBoard's page; None for the value that the run was started
+            with. If there are more points, a sample is written too.
+        threads: the number of threads, at most 8; None for the number of processors.
+
+    Returns:
+        The number of points.
+
+    Raises:
+        InputError: it is not a run folder.
+        RunError: shards are missing, no record was embedded, a part is damaged, or the storage
+            fails.
     """
     with lock_folder(open_run(out).folder):
         return merge(out, limit, threads)
@@ -170,7 +182,7 @@ def _is_evaluation_of(folder: Folder, fingerprint: str) -> bool:
 
 
 def _delete_stale(folder: Folder, numbers: list[int]) -> None:
-    """Delete coordinates of other parts than these."""
+    """Delete PCA parts whose shard is not in `numbers`."""
     for number in set(part_files.list_part_numbers(folder, layout.PCA)) - set(numbers):
         folder.delete(part_files.part_name(layout.PCA, number))
 
@@ -275,7 +287,7 @@ def _write_projector(
         for writer in writers:
             writer.end()
     shown += merge.views.values()
-    # Only these variables are restored: the sample and the PCA are computed from them.
+    # Only these can be restored with `tf.train.Checkpoint`. Samples and PCA are for display.
     checkpoint.write_checkpoint(target, variables, indexes)
     side = sprite.sprite_cell(merge.shown)
     if side:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Opens TensorBoard on the projector of a run, or of several."""
+"""Open TensorBoard on the projectors of one or more runs."""
 
 import contextlib
 import getpass
@@ -36,12 +36,12 @@ _UNSAFE = re.compile(r"[&#+%]")
 def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Path]:
     """Yield a folder for TensorBoard's ``--logdir`` that has the projectors of runs.
 
-    That of a single run is its own; several are in a temporary folder of links with the names that
-    :func:`names_of` gives. Those on an object store are copied.
+    For one run it is the run's own projector folder. For several it is a temporary folder of links,
+    which :func:`names_of` names. Projectors on an object store are copied first.
 
     Args:
         given: run folders, and folders that hold run folders.
-        say: takes a line for each run that is left out as it was not reduced yet.
+        say: called with a line for each run that is skipped because it has not been reduced.
 
     Raises:
         InputError: no run among them, or none that was reduced.
@@ -166,7 +166,7 @@ def _serve(folder: Path, host: str, port: int | None) -> str:
     except program.TensorBoardPortInUseError as error:
         raise InputError(f"--port {port}: it is in use; choose another one") from error
     except SystemExit as error:
-        # Its server has printed why, and would end the program.
+        # TensorBoard has printed the reason, and would exit the program here.
         where = host if port is None else f"{host} --port {port}"
         raise InputError(f"--host {where}: TensorBoard cannot listen there") from error
     except program.TensorBoardServerException as error:

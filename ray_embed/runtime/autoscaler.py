@@ -12,7 +12,7 @@ from ray_embed.runtime import ray_private
 _TIMEOUT_SECONDS = 5.0
 # An autoscaler reads the demand every five seconds; one that has just started takes longer.
 _PATIENCE_SECONDS = 30.0
-# If an autoscaler of the first kind has read a demand this often and started nothing, it cannot.
+# A legacy autoscaler that has read a demand this often and started nothing cannot meet it.
 _READS = 3
 
 
@@ -49,7 +49,7 @@ class Autoscaler:
         return answer
 
     def _ask_current(self) -> Growth | None:
-        """Ask the autoscaler of the second kind, which `ray up` and KubeRay use."""
+        """Ask the current autoscaler, which `ray up` and KubeRay use."""
         with contextlib.suppress(Exception):
             reply = ray_private.cluster_status(_TIMEOUT_SECONDS)
             state, cluster = reply.autoscaling_state, reply.cluster_resource_state
@@ -60,7 +60,7 @@ class Autoscaler:
                 pending.count * self._is_demand(pending.request)
                 for pending in cluster.pending_resource_requests
             )
-            # Of many that wait, it calls those beyond its limit infeasible too.
+            # If many actors wait, it also reports those above its limit as infeasible.
             return Growth.NEVER if infeasible and infeasible >= waiting else Growth.MAYBE
         return None
 
@@ -74,13 +74,13 @@ class Autoscaler:
         )
 
     def _ask_legacy(self) -> Growth | None:
-        """Ask the autoscaler of the first kind, which tells what it does, not what it cannot do."""
+        """Ask the legacy autoscaler, which reports what it does, but not what it cannot do."""
         with contextlib.suppress(Exception):
             status = ray_private.legacy_autoscaler_status()
             report = status["autoscaler_report"]
             kinds = report["active_nodes"]
             if kinds and all(kind.startswith("node_") for kind in kinds):
-                # Where it only watches, it gives each node a kind of its own.
+                # An autoscaler that only monitors the cluster reports a type for every node.
                 return Growth.NO_AUTOSCALER
             availability = report["node_availability_summary"]["node_availabilities"].values()
             starting = report["pending_launches"] or report["pending_nodes"]

@@ -27,7 +27,7 @@ def ship_modules(config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the options of `ray.init` that send the user's modules, valid within the context.
 
     Nothing is sent if the run uses no module of the folder, or if the program was submitted as a
-    job with its code: that code is on the nodes already, and would conflict with it.
+    job with its code: that code is on the nodes already, and a second copy would conflict.
 
     Args:
         config: the options of the run, which name the modules.
@@ -43,7 +43,7 @@ def ship_modules(config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
             copy = Path(staged, file)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / file, copy)
-        # Not as the working directory, which `uv run` and job submission set.
+        # Not as `working_dir`, which `uv run` and job submission set.
         yield {
             "runtime_env": {
                 "py_modules": sorted(str(path) for path in Path(staged).iterdir()),

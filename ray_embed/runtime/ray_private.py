@@ -65,7 +65,7 @@ def cluster_status(timeout: float) -> Any:
 
 
 def legacy_autoscaler_status() -> dict[str, Any]:
-    """Return the status that the autoscaler of Ray's first kind writes, as plain data."""
+    """Return the status that the legacy autoscaler writes, as plain data."""
     from ray.experimental.internal_kv import _internal_kv_get
 
     return dict(json.loads(_internal_kv_get(b"__autoscaling_status")))

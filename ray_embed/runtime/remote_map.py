@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Map a function over items in actors on other nodes: the blocks and pieces of a merge."""
+"""Map a function over items in actors, such as the blocks and pieces of a merge on other nodes."""
 
 import itertools
 from collections import deque
@@ -27,7 +27,7 @@ def map_in_actors(
     Args:
         actors: actors with a method ``call(function, item)``.
         function: the function; it is sent to the cluster once.
-        items: its arguments; a few for each actor are taken ahead.
+        items: its arguments; a few for each actor are submitted ahead.
 
     Raises:
         RunError: Ray is gone. Also whatever the function raises.

@@ -19,7 +19,7 @@ class Resources:
 
     @property
     def batch_size(self) -> int:
-        """The default number of images in a batch: what a core's cache holds, or fills a GPU."""
+        """The default batch size: the number of images that fits a core's cache, or fills a GPU."""
         return GPU_BATCH_SIZE if self.gpus else CPU_BATCH_SIZE
 
     def count_on(self, nodes: Iterable[Node]) -> int:
@@ -66,7 +66,7 @@ def choose_resources(config: RunConfig, nodes: list[Node], asked: int | None) ->
         return Resources(asked or max(1, min(parts, default=1)), share)
     cores = [node.cpus for node in nodes if node.cpus]
     if share:
-        # The node that has a GPU decides, once it has joined.
+        # A node with a GPU sets the number of cores once it joins.
         return Resources(asked or 1, share)
     return Resources(choose_threads(asked, min(cores, default=1)), 0.0)
 

@@ -69,7 +69,7 @@ class Session:
         self.pool = ActorPool(self._start_actor, each, actors)
 
     def list_other_actors(self) -> list[Any]:
-        """Return the actors of the pool that have started on other nodes than the first one's."""
+        """Return the started actors of the pool that are not on the first actor's node."""
         first = self.pool.first
         return [
             worker.actor for worker in self.pool.workers if worker.node not in (None, first.node)
@@ -113,7 +113,7 @@ class Session:
         """
 
         def start_call() -> tuple[Worker, Any, Any]:
-            # An actor that has started: if one has died, there may be no room for another.
+            # It is one that has started. If one has died, there may be no room for a new one.
             worker = self.pool.first
             return worker, worker.actor, worker.actor.call.remote(function, *arguments)
 
@@ -158,12 +158,12 @@ class Session:
 
 
 def starts_own_ray(config: RunConfig) -> bool:
-    """Return whether :func:`session` starts a Ray on this machine, as there is none to join."""
+    """Return whether :func:`open_session` starts a Ray here, as there is none to join."""
     return not ray.is_initialized() and choose_ray_address(config.address) == LOCAL
 
 
 @contextlib.contextmanager
-def session(
+def open_session(
     config: RunConfig, actor_class: type[Any], threads: int | None = None
 ) -> Iterator[Session]:
     """Connect to Ray, or start one on this machine; leave it as it was found.
@@ -212,7 +212,8 @@ def session(
 def _connect(config: RunConfig, threads: int | None) -> list[Node]:
     """Connect to Ray, or start one on this machine; return the nodes.
 
-    A Ray of our own gets as many cores as the actors need that were asked for.
+    A Ray that is started here gets enough CPUs for the actors that were asked for, even if the
+    machine has fewer.
     """
     address = choose_ray_address(config.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}

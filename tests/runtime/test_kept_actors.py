@@ -12,7 +12,7 @@ from ray_embed.config import make_config
 from ray_embed.core import user_code
 from ray_embed.runtime import kept_actors
 from ray_embed.runtime.kept_actors import keep_actors, runs_user_code
-from ray_embed.runtime.session import session
+from ray_embed.runtime.session import open_session
 
 
 class Actor:
@@ -36,7 +36,7 @@ def config(**options: Any) -> Any:
 
 def call(function: Any, *arguments: Any, actor: type = Actor, **options: Any) -> Any:
     """Call a function in the actor of a run of its own."""
-    with session(config(**options), actor) as running:
+    with open_session(config(**options), actor) as running:
         return running.call(function, *arguments)()
 
 
@@ -106,7 +106,7 @@ def test_other_environment_has_its_own_actors(kept: None, monkeypatch: pytest.Mo
 
 
 def test_actor_of_a_run_that_failed_is_ended(kept: None) -> None:
-    with pytest.raises(ZeroDivisionError), session(config(), Actor) as running:
+    with pytest.raises(ZeroDivisionError), open_session(config(), Actor) as running:
         first = running.call(os.getpid)()
         raise ZeroDivisionError
     assert call(os.getpid) != first

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The records that all runs hold, on which they are evaluated, so that only encoders differ.
 
-Records are the same if split and key are the same. Of all N records of a run, only 16 bytes each
-are in memory (a hash and a number), of two runs at a time. Drawn records are compared by their
-keys.
+Records are the same if split and key are the same. At most two runs are in memory at a time, with
+16 bytes for each record: a hash and an index. Sampled records are compared by their keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +21,7 @@ from ray_embed.runs.sampling import Subset
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# If the runs share fewer records, and less than half of the smallest run, they are not paired.
+# Runs are not paired if they share fewer records than this, and less than half of the smallest.
 _FEW = 100
 
 
@@ -85,7 +84,7 @@ def draw_common_records(
 
 
 def _find_shared(folders: dict[str, Folder]) -> tuple[Array, dict[str, int]]:
-    """Return the sorted `index`, in the first run, of records that all hold; and all counts."""
+    """Return the sorted first-run indexes of records that all runs hold, and all counts."""
     counts: dict[str, int] = {}
     shared = np.zeros((0, 2), np.int64)
     for run, folder in folders.items():
@@ -125,7 +124,7 @@ def _draw_aligned(
     drawn = sampling.draw_sample(columns[0].folder, columns[0].column, limit, shared_index)
     identities = list(zip(drawn.splits, drawn.keys, strict=True))
     index = {run: _locate_records(folder, identities) for run, folder in folders.items()}
-    # Missing are keys that only had the hash of another key, and all but the first of equal keys.
+    # A record is missing if only its hash equaled that of another key, or if its key repeats one.
     is_in_all = np.all([located >= 0 for located in index.values()], axis=0)
     return [
         sampling.read_records(

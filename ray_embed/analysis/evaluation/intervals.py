@@ -55,7 +55,7 @@ def bootstrap(
         resamples: how many samples are drawn.
 
     Returns:
-        None where a sample that repeats one record has no such statistic.
+        None if the statistic is undefined for a resample, such as one record repeated.
     """
     from scipy import stats
 
