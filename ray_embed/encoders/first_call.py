@@ -35,7 +35,7 @@ def create_variables(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> Loa
     failure, mismatch = _try_call(loaded, images)
     other = None
     if loaded.model is not None and not loaded.channels_first and (failure or mismatch):
-        other = model_loading.load(replace(spec, channels_first=True))
+        other = model_loading.load_model(replace(spec, channels_first=True))
         if _try_call(other, images) == (None, ""):
             return other
     if failure:

@@ -18,7 +18,7 @@ def is_model_json(path: Path) -> bool:
     return {"class_name", "config"} <= read_json(path).keys()
 
 
-def family_of_json(path: Path) -> str:
+def detect_keras_family(path: Path) -> str:
     """Return the Keras that can read the file: `keras` or `tf_keras`."""
     content = read_json(path)
     # Only Keras 2 writes its version, and only Keras 3 the module of the model's class.
@@ -35,7 +35,7 @@ def model_from_json(path: Path, custom_objects: dict[str, Any]) -> Any:
     Raises:
         Exception: whatever Keras raises for layers that it does not know.
     """
-    if family_of_json(path) == "tf_keras":
+    if detect_keras_family(path) == "tf_keras":
         import tf_keras
 
         text = path.read_text(encoding="utf-8")
@@ -50,7 +50,7 @@ def model_from_json(path: Path, custom_objects: dict[str, Any]) -> Any:
     )
 
 
-def require_weights(path: Path) -> None:
+def refuse_without_weights(path: Path) -> None:
     """Refuse to use a model's JSON without ``--weights``.
 
     Raises:

@@ -7,12 +7,12 @@ from typing import Any
 from ray_embed.core import user_code
 from ray_embed.encoders.forms.registry import FORMS
 from ray_embed.encoders.loaded_model import LoadedModel
-from ray_embed.encoders.model_json import require_weights
+from ray_embed.encoders.model_json import refuse_without_weights
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
 
 
-def load(spec: EncoderSpec) -> LoadedModel:
+def load_model(spec: EncoderSpec) -> LoadedModel:
     """Load the model, without ``--weights``: :func:`give_weights` loads them once it has variables.
 
     Raises:
@@ -38,7 +38,7 @@ def give_weights(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> None:
     """
     if spec.weights is None:
         if isinstance(spec.model, str):
-            require_weights(Path(spec.model))
+            refuse_without_weights(Path(spec.model))
         return
     if loaded.model is None:
         raise InputError(

@@ -76,7 +76,7 @@ def set_up_untrained(spec: EncoderSpec) -> ModelSetup:
 
 
 def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
-    loaded = model_loading.load(local_spec)
+    loaded = model_loading.load_model(local_spec)
     shape = image_shape(loaded, spec)
     batch_size = fixed_batch_size(loaded)
     images = _preprocess(spec, probe_images(loaded, spec, shape, batch_size or _FEW))

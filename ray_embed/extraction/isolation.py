@@ -201,7 +201,7 @@ class _Isolation:
     def _try_records(self, batch: _Batch) -> str | None:
         """Try some records without writing anything; return the reason if they end the actor."""
         positions = batch.positions
-        encoded, reason = self._call("attempt", batch.item, positions.start, positions.stop)
+        encoded, reason = self._call("try_records", batch.item, positions.start, positions.stop)
         if encoded:
             self._passing = batch
         return reason

@@ -16,7 +16,7 @@ from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
 from ray_embed.encoders.build_process import Build
-from ray_embed.encoders.model_json import require_weights
+from ray_embed.encoders.model_json import refuse_without_weights
 from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
@@ -78,7 +78,7 @@ def check_model(config: RunConfig) -> None:
             "module:callable"
         )
     if config.weights is None:
-        require_weights(Path(model))
+        refuse_without_weights(Path(model))
 
 
 def prepare(

@@ -172,7 +172,7 @@ class Extractor:
         opened.engine(blank_batch(opened.encoder, size))
         return Ready(size, nodes.this_node_id())
 
-    def attempt(self, shard: Shard, images: Any, start: int, stop: int) -> int:
+    def try_records(self, shard: Shard, images: Any, start: int, stop: int) -> int:
         """Extract the records `start` to `stop` of a shard without writing anything.
 
         Returns:

@@ -55,8 +55,9 @@ class Batch:
 
     For an encoder that takes the bytes of files, `images` is (n,) of these.
 
-    `thumbnails` is (n, SIDE, SIDE, 1 or 3) uint8; each uses the part of its `sizes`, (n, 2), from
-    the upper left. `turned`, (n,) bool, is whether a file has an orientation other than upright.
+    `thumbnails` is (n, MAX_SIDE, MAX_SIDE, 1 or 3) uint8; each uses the part of its `sizes`,
+    (n, 2), from the upper left. `turned`, (n,) bool, is whether a file has an orientation other
+    than upright.
     """
 
     positions: Array
@@ -257,15 +258,15 @@ def _prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any
             pixels.antialias,
         )
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
-    if image is levels and min(height, width) >= thumbnails_module.SIDE:
+    if image is levels and min(height, width) >= thumbnails_module.MAX_SIDE:
         # The encoder's input shrinks in a fraction of the time of a big image.
         if pixels.resize != "stretch" or pixels.crop_fraction is not None:
             sides = tf.constant([height, width], tf.float32)
-        method = "bilinear" if max(height, width) < 2 * thumbnails_module.SIDE else "area"
-        factor = thumbnails_module.SIDE / tf.reduce_max(sides)
+        method = "bilinear" if max(height, width) < 2 * thumbnails_module.MAX_SIDE else "area"
+        factor = thumbnails_module.MAX_SIDE / tf.reduce_max(sides)
         picture = _make_thumbnail(resized, sides * factor, method)
     else:
-        factor = thumbnails_module.SIDE / tf.reduce_max(sides)
+        factor = thumbnails_module.MAX_SIDE / tf.reduce_max(sides)
         picture = _make_thumbnail(levels, sides * tf.minimum(1.0, factor), "area")
     return tf.ensure_shape(_normalize(resized, pixels), pixels.shape), *picture
 
@@ -299,7 +300,11 @@ def _make_thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
         image = image[..., : 3 if channels > 3 else 1]
     size = tf.maximum(1, tf.cast(tf.round(sides), tf.int32))
     small = tf.image.resize(image[None], size, method)[0]
-    right = [[0, thumbnails_module.SIDE - size[0]], [0, thumbnails_module.SIDE - size[1]], [0, 0]]
+    right = [
+        [0, thumbnails_module.MAX_SIDE - size[0]],
+        [0, thumbnails_module.MAX_SIDE - size[1]],
+        [0, 0],
+    ]
     return tf.pad(tf.saturate_cast(tf.round(small), tf.uint8), right), size
 
 

@@ -15,13 +15,13 @@ from ray_embed.images import png
 
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
-SIDE = 64
+MAX_SIDE = 64
 _NO_COMPRESSION = 0
 _AFTER_HEADER = len(png.make_header(1, 1, png.RGB))
 
 
 def encode_png(pixels: Pixels) -> bytes:
-    """Return pixels (h, w, 1 or 3) uint8, each side at most SIDE, as a PNG."""
+    """Return pixels (h, w, 1 or 3) uint8, each side at most MAX_SIDE, as a PNG."""
     height, width, channels = pixels.shape
     lines = np.full((height, 1 + width * channels), png.NONE, np.uint8)
     lines[:, 1:] = pixels.reshape(height, -1)

@@ -21,7 +21,7 @@ from ray_embed.sources.label_schema import LabelCounts
 from ray_embed.sources.missing_files import explain_all_missing
 from ray_embed.storage.filesystem import Folder
 
-_SHARDS_A_FILE = 256
+_SHARDS_PER_FILE = 256
 _ARRAY_BYTES = 64 << 20
 
 
@@ -87,7 +87,7 @@ def plan_split(ordinal: int, source: Source, info: SourceInfo, shard_size: int) 
         info.extras,
         shard_size,
         # A sequential source is planned shard by shard.
-        _SHARDS_A_FILE if source.info else 1,
+        _SHARDS_PER_FILE if source.info else 1,
         image_shape=info.image_shape,
         image_dtype=info.image_dtype,
     )

@@ -163,11 +163,11 @@ def _copy_evaluation(folder: Folder, fingerprint: str, target: Path) -> None:
     """Copy the event file that `evaluate` has written of this run, if any."""
     # Earlier versions wrote it into the projector only.
     for name in (
-        layout.EVALUATION_RECORD,
-        f"{layout.PROJECTOR}/{layout.EVALUATION_EVENTS}",
+        layout.EVALUATION_EVENTS,
+        f"{layout.PROJECTOR}/{layout.PROJECTOR_EVALUATION}",
     ):
         if _is_evaluation_of(folder, fingerprint) and folder.exists(name):
-            (target / layout.EVALUATION_EVENTS).write_bytes(folder.read(name))
+            (target / layout.PROJECTOR_EVALUATION).write_bytes(folder.read(name))
             return
 
 

@@ -33,11 +33,11 @@ _UNSAFE = re.compile(r"[&#+%]")
 
 
 @contextlib.contextmanager
-def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Path]:
+def open_log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Path]:
     """Yield a folder for TensorBoard's ``--logdir`` that has the projectors of runs.
 
     For one run it is the run's own projector folder. For several it is a temporary folder of links,
-    which :func:`names_of` names. Projectors on an object store are copied first.
+    which :func:`make_unique_names` names. Projectors on an object store are copied first.
 
     Args:
         given: run folders, and folders that hold run folders.
@@ -47,8 +47,8 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
         InputError: no run among them, or none that was reduced.
         RunError: there is no room for a copy, or the storage fails.
     """
-    found = [run for one in given for run in runs_of(one)]
-    runs = list({_path(run): run for run in found}.values())
+    found = [run for one in given for run in find_runs(one)]
+    runs = list({_normalize_path(run): run for run in found}.values())
     ready = [run for run in runs if _is_reduced(run)]
     waiting = [redact_uri(run) for run in runs if run not in ready]
     if not ready:
@@ -58,11 +58,11 @@ def log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Pat
         say(f"left out  {name}: not reduced yet; `ray-embed reduce {name}` does that")
     with tempfile.TemporaryDirectory(prefix="ray_embed-") as scratch:
         copies, links = Path(scratch, "copies"), Path(scratch, "links")
-        folders = [_local(run, copies / str(at)) for at, run in enumerate(ready)]
+        folders = [_fetch_projector(run, copies / str(at)) for at, run in enumerate(ready)]
         if list(given) == ready and len(ready) == 1:
             yield folders[0]
             return
-        for name, folder in zip(names_of(ready), folders, strict=True):
+        for name, folder in zip(make_unique_names(ready), folders, strict=True):
             link = links / name
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(folder, target_is_directory=True)
@@ -73,7 +73,7 @@ def _is_reduced(run: str) -> bool:
     return Folder.open(join_uri(run, layout.PROJECTOR)).exists(layout.PROJECTOR_CONFIG)
 
 
-def runs_of(given: str) -> list[str]:
+def find_runs(given: str) -> list[str]:
     """Return the run folders that a path or URI names: itself, or those up to two levels below.
 
     Raises:
@@ -83,7 +83,7 @@ def runs_of(given: str) -> list[str]:
     if folder.exists(layout.RUN):
         open_run(given)
         return [given]
-    below = [join_uri(given, name) for name in _below(folder, _LEVELS)]
+    below = [join_uri(given, name) for name in _find_runs_below(folder, _LEVELS)]
     if not below:
         name = redact_uri(given)
         raise InputError(
@@ -92,7 +92,7 @@ def runs_of(given: str) -> list[str]:
     return below
 
 
-def _below(folder: Folder, levels: int, name: str = "") -> Iterator[str]:
+def _find_runs_below(folder: Folder, levels: int, name: str = "") -> Iterator[str]:
     """Yield the run folders below the folder `name`, by their paths from `folder`."""
     infos = (info for info in folder.list_infos(name) if info.type == FileType.Directory)
     for info in sorted(infos, key=lambda info: info.base_name):
@@ -100,15 +100,15 @@ def _below(folder: Folder, levels: int, name: str = "") -> Iterator[str]:
         if manifest.is_run(Folder(folder.filesystem, folder.join(inside))):
             yield inside
         elif levels > 1:
-            yield from _below(folder, levels - 1, inside)
+            yield from _find_runs_below(folder, levels - 1, inside)
 
 
-def names_of(runs: Sequence[str]) -> list[str]:
+def make_unique_names(runs: Sequence[str]) -> list[str]:
     """Name runs by their folders, with as many of the folders above as it takes to differ.
 
     All have the same number of folders in their names, so that no name lies in another one.
     """
-    paths = [_UNSAFE.sub("_", _path(run)).strip("/").split("/") for run in runs]
+    paths = [_UNSAFE.sub("_", _normalize_path(run)).strip("/").split("/") for run in runs]
     for length in range(1, min(map(len, paths)) + 1):
         names = ["/".join(path[-length:]) for path in paths]
         if len(set(names)) == len(names) and all(names):
@@ -116,11 +116,11 @@ def names_of(runs: Sequence[str]) -> list[str]:
     return [f"{number}-{path[-1]}" for number, path in enumerate(paths, 1)]
 
 
-def _path(run: str) -> str:
+def _normalize_path(run: str) -> str:
     return os.path.normpath(locate(run)[1])
 
 
-def _local(run: str, copy: Path) -> Path:
+def _fetch_projector(run: str, copy: Path) -> Path:
     uri = join_uri(run, layout.PROJECTOR)
     folder = Folder.open(uri)
     return Path(folder.path) if folder.is_local else download(uri, copy, "view")
@@ -139,7 +139,7 @@ def view(runs: Sequence[str], host: str, port: int | None, say: Callable[[str], 
         InputError: no such run, or the port is taken.
         RunError: TensorBoard does not start, or a run cannot be fetched.
     """
-    with log_folder(runs, say) as folder:
+    with open_log_folder(runs, say) as folder:
         # TensorBoard imports TensorFlow once it is asked for the runs.
         with quiet_start():
             url = _serve(folder, host, port).rstrip("/")

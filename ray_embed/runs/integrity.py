@@ -124,7 +124,7 @@ def require_all_parts(folder: Folder, expected: Expected) -> list[int]:
     return numbers
 
 
-def check_finished(folder: Folder, run: dict[str, Any]) -> None:
+def require_finished(folder: Folder, run: dict[str, Any]) -> None:
     """Refuse a run with missing shards, given the content of its ``run.json``.
 
     Raises:

@@ -96,7 +96,7 @@ class RunReader:
             InputError: shards are missing.
             DamagedError: a part belongs to no planned shard.
         """
-        integrity.check_finished(self.folder, self.manifest)
+        integrity.require_finished(self.folder, self.manifest)
 
 
 def open_run(run: str) -> RunReader:

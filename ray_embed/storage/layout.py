@@ -14,11 +14,11 @@ COMPONENTS = "pca.parquet"
 PROJECTOR = "projector"
 PROJECTOR_CONFIG = "projector_config.pbtxt"
 METADATA, SAMPLE = "metadata.tsv", "sample.tsv"
-EVALUATION_EVENTS = "events.out.tfevents.1.ray_embed"
+PROJECTOR_EVALUATION = "events.out.tfevents.1.ray_embed"
 
 # The measures, and the same measures as an event file for TensorBoard.
 EVALUATION = "evaluation.json"
-EVALUATION_RECORD = "evaluation.tfevents"
+EVALUATION_EVENTS = "evaluation.tfevents"
 MAPS = "maps"
 PLOTS = "plots"
 # The baseline: the same run with random weights, in a run folder of its own.

@@ -248,14 +248,16 @@ def by_engines(model: Any, images: np.ndarray, how: str) -> dict[str, np.ndarray
     from ray_embed.encoders.engines.registry import open_engine
     from ray_embed.encoders.features import encoding_function
     from ray_embed.encoders.graph import fold
-    from ray_embed.encoders.model_loading import load
+    from ray_embed.encoders.model_loading import load_model
     from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
 
     spec = EncoderSpec(model=model, folder=".", pool=how)
     shape = images.shape[1:]
     outputs = (Output(layer="output", column="feature", pool=how, dimension=0),)
     folded = fold(
-        encoding_function(load(spec), spec, outputs), (spec.batch_size, *shape), dtype="float32"
+        encoding_function(load_model(spec), spec, outputs),
+        (spec.batch_size, *shape),
+        dtype="float32",
     )
     found = {}
     for engine in ("folded", "openvino") if is_openvino_installed() else ("folded",):

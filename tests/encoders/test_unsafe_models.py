@@ -8,7 +8,7 @@ import pytest
 import tensorflow as tf
 
 from ray_embed.encoders import unsafe_models
-from ray_embed.encoders.model_loading import load
+from ray_embed.encoders.model_loading import load_model
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
 
@@ -125,7 +125,7 @@ def test_operation_that_reaches_beyond_the_model(tmp_path, way, where):
     for left in tmp_path.glob("written*"):
         shutil.rmtree(left) if left.is_dir() else left.unlink()
     with pytest.raises(InputError, match=r"reaches beyond the model.*module:callable"):
-        load(spec(tmp_path / "m"))
+        load_model(spec(tmp_path / "m"))
     assert not list(tmp_path.glob("written*"))
 
 
@@ -177,7 +177,7 @@ def test_saved_model_of_tensorflow_1(tmp_path, besides):
         builder.save()
     if besides:
         with pytest.raises(InputError, match="SaveV2"):
-            load(spec(tmp_path / "m"))
+            load_model(spec(tmp_path / "m"))
     else:
-        found = load(spec(tmp_path / "m")).call(tf.ones([1, 8, 8, 3]))
+        found = load_model(spec(tmp_path / "m")).call(tf.ones([1, 8, 8, 3]))
         assert found["y"].numpy().tolist() == [[2.0, 2.0, 2.0]]

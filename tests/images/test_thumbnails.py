@@ -8,12 +8,12 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from ray_embed.images.thumbnails import SIDE, decode_png, encode_png
+from ray_embed.images.thumbnails import MAX_SIDE, decode_png, encode_png
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("height", "width"), [(1, 1), (1, SIDE), (SIDE, 3), (37, 41), (SIDE, SIDE)]
+    ("height", "width"), [(1, 1), (1, MAX_SIDE), (MAX_SIDE, 3), (37, 41), (MAX_SIDE, MAX_SIDE)]
 )
 def test_pixels_are_kept(height: int, width: int, channels: int):
     pixels = np.random.default_rng(height + width).integers(0, 256, (height, width, channels))
@@ -29,7 +29,7 @@ def test_pixels_are_kept(height: int, width: int, channels: int):
 
 
 def test_a_part_of_a_larger_array():
-    padded = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3)).astype(np.uint8)
+    padded = np.random.default_rng(0).integers(0, 256, (MAX_SIDE, MAX_SIDE, 3)).astype(np.uint8)
     with Image.open(io.BytesIO(encode_png(padded[:20, :30]))) as image:
         assert np.array_equal(np.asarray(image), padded[:20, :30])
 

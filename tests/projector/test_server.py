@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ray_embed.errors import InputError
-from ray_embed.projector.server import log_folder, names_of
+from ray_embed.projector.server import make_unique_names, open_log_folder
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.manifest import write_run
 
@@ -24,7 +24,7 @@ def make_run(path: Path, *, reduced: bool = True) -> Path:
 def shown(*given: Path | str) -> tuple[dict[str, str], list[str]]:
     """Return the source of the configuration of each name, and the printed lines."""
     said: list[str] = []
-    with log_folder([str(one) for one in given], said.append) as folder:
+    with open_log_folder([str(one) for one in given], said.append) as folder:
         configs = [
             Path(above, name)
             for above, _, names in os.walk(folder, followlinks=True)
@@ -35,7 +35,7 @@ def shown(*given: Path | str) -> tuple[dict[str, str], list[str]]:
 
 def test_a_run_is_shown_from_its_own_folder(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run7")
-    with log_folder([str(run)], print) as folder:
+    with open_log_folder([str(run)], print) as folder:
         assert folder == run / "projector"
 
 
@@ -70,8 +70,8 @@ def test_runs_of_the_same_name_are_told_apart_by_the_folders_above(tmp_path: Pat
 
 def test_names() -> None:
     # No name may lie in another one: the link of that one is the user's own folder.
-    assert names_of(["/run7", "/run7/run7"]) == ["1-run7", "2-run7"]
-    assert names_of(["/x/lr=0.1&b#2", "/x/50%"]) == ["lr=0.1_b_2", "50_"]
+    assert make_unique_names(["/run7", "/run7/run7"]) == ["1-run7", "2-run7"]
+    assert make_unique_names(["/x/lr=0.1&b#2", "/x/50%"]) == ["lr=0.1_b_2", "50_"]
 
 
 def test_runs_that_were_not_reduced_are_named_and_left_out(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_run_json_of_another_program_is_no_run(tmp_path: Path) -> None:
 
 def test_links_are_gone_afterwards_and_runs_are_not(tmp_path: Path) -> None:
     runs = [make_run(tmp_path / name) for name in ("run7", "run8")]
-    with log_folder([str(tmp_path)], print) as folder:
+    with open_log_folder([str(tmp_path)], print) as folder:
         assert all(link.is_symlink() for link in folder.iterdir())
     assert not folder.exists()
     assert all((run / "projector" / "projector_config.pbtxt").exists() for run in runs)

@@ -12,7 +12,7 @@ from ray_embed.analysis.comparison.common_records import Records, draw_common_re
 from ray_embed.analysis.comparison.similarity import compute_cka, count_common, find_nearest
 from ray_embed.analysis.evaluation import pixel_baseline
 from ray_embed.analysis.evaluation.differences import Difference, find_best, subtract
-from ray_embed.analysis.evaluation.intervals import Interval, bootstrap_mean
+from ray_embed.analysis.evaluation.intervals import Interval, compute_bootstrap_interval
 from ray_embed.analysis.evaluation.label_kind import LabelKind
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import evaluate_features
@@ -185,7 +185,7 @@ def _compare_pairs(subsets: Sequence[Subset]) -> Iterator[Similarity]:
             second=second,
             k=k,
             common=float(np.mean(shares)),
-            interval=bootstrap_mean(shares),
+            interval=compute_bootstrap_interval(shares),
             cka=float(cka[first, second]),
         )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ray_embed.analysis.evaluation.intervals import Interval, bootstrap_mean
+from ray_embed.analysis.evaluation.intervals import Interval, compute_bootstrap_interval
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.core.arrays import Array
 
@@ -35,7 +35,7 @@ def subtract(measure: Measure, base: Measure, same_records: bool) -> Difference:
         same_records: whether positions of both stand for the same records.
     """
     if same_records and (pairs := _subtract_per_record(measure, base)) is not None:
-        return Difference(float(pairs.mean()), bootstrap_mean(pairs), True, len(pairs))
+        return Difference(float(pairs.mean()), compute_bootstrap_interval(pairs), True, len(pairs))
     interval = _combine_intervals(measure, base)
     return Difference(measure.value - base.value, interval, False, None)
 

@@ -233,7 +233,7 @@ def _restrict(measure: Measure, kept: Array) -> Measure:
     return replace(
         measure,
         value=float(values[rows].mean()),
-        interval=intervals.estimate_mean(values[rows]),
+        interval=intervals.compute_mean_interval(values[rows]),
         per_record=values[rows],
         records=records[rows],
     )

@@ -17,7 +17,7 @@ _RESAMPLES, GROUPS = 1000, 20
 _BATCH = 4_000_000
 
 
-def estimate_mean(values: Array) -> Interval | None:
+def compute_mean_interval(values: Array) -> Interval | None:
     """Return the interval of a mean: that of Wilson (1927) of a share, else by the bootstrap.
 
     Args:
@@ -34,10 +34,10 @@ def estimate_mean(values: Array) -> Interval | None:
         test = binomtest(int(values.sum()), len(values))
         bounds = test.proportion_ci(LEVEL, method="wilson")
         return float(bounds.low), float(bounds.high)
-    return bootstrap_mean(values)
+    return compute_bootstrap_interval(values)
 
 
-def bootstrap_mean(values: Array) -> Interval | None:
+def compute_bootstrap_interval(values: Array) -> Interval | None:
     """Return the interval of the mean of values (n,) by the bootstrap; None where n < 2."""
     if len(values) < 2:
         return None
@@ -77,7 +77,9 @@ def bootstrap(
     return bounds if np.isfinite(bounds).all() else None
 
 
-def jackknife(score: Callable[[Array], float], count: int, value: float) -> Interval:
+def compute_jackknife_interval(
+    score: Callable[[Array], float], count: int, value: float
+) -> Interval:
     """Return the interval of a score that is not a mean: leave out each of 20 groups in turn.
 
     This is the delete-a-group jackknife with Student's t (Shao and Tu 1995, The Jackknife and

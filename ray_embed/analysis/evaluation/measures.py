@@ -131,7 +131,7 @@ def _measure_clusters(features: Matrix, protocol: Protocol) -> Iterator[Measure]
             return float(score(labels[rows], clusters[rows]))
 
         value = float(score(labels, clusters))
-        interval = intervals.jackknife(score_rows, len(labels), value)
+        interval = intervals.compute_jackknife_interval(score_rows, len(labels), value)
         yield Measure(name=f"kmeans_{name}", value=value, interval=interval, higher_is_better=True)
 
 
@@ -145,7 +145,7 @@ def _measure_mean(name: str, per_record: Array, records: Array) -> Measure:
     return Measure(
         name=name,
         value=float(per_record.mean()),
-        interval=intervals.estimate_mean(per_record),
+        interval=intervals.compute_mean_interval(per_record),
         per_record=per_record,
         records=records,
         higher_is_better=True,

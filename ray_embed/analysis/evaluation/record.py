@@ -40,9 +40,9 @@ def record(run: RunReader, entries: dict[str, Any]) -> None:
         folder.write(layout.EVALUATION, json.dumps(content, indent=1, ensure_ascii=False).encode())
         events = _format_events(layers)
         # `reduce` copies this file when it writes the projector again.
-        folder.write(layout.EVALUATION_RECORD, events)
+        folder.write(layout.EVALUATION_EVENTS, events)
         if folder.exists(layout.PROJECTOR):
-            folder.write(f"{layout.PROJECTOR}/{layout.EVALUATION_EVENTS}", events)
+            folder.write(f"{layout.PROJECTOR}/{layout.PROJECTOR_EVALUATION}", events)
 
 
 def _read(folder: Folder, fingerprint: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from ray_embed.encoders.engines.base import Engine, OpenEngine
 from ray_embed.encoders.features import Encode, encoding_function
 from ray_embed.encoders.loaded_model import computing_in_bfloat16, set_weights
 from ray_embed.encoders.local_copies import local_copies
-from ray_embed.encoders.model_loading import load
+from ray_embed.encoders.model_loading import load_model
 from ray_embed.encoders.probe_images import blank_batch
 from ray_embed.encoders.spec import Encoder
 
@@ -27,7 +27,7 @@ def open_model(encoder: Encoder, wrap: Callable[[Encode], Callable[[Any], Any]])
     import tensorflow as tf
 
     with local_copies(encoder.spec) as local_spec:
-        loaded = load(local_spec)
+        loaded = load_model(local_spec)
     encode = encoding_function(loaded, encoder.spec, encoder.outputs)
     # A subclassed model has variables only after its first call.
     encode(tf.constant(blank_batch(encoder, 1)))

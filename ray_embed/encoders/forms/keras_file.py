@@ -18,7 +18,7 @@ from ray_embed.encoders.file_format import HDF5, ZIP, detect_format, link_with_s
 from ray_embed.encoders.forms.base import Form
 from ray_embed.encoders.forms.keras_object import wrap_model
 from ray_embed.encoders.loaded_model import LoadedModel
-from ray_embed.encoders.model_json import family_of_json, is_model_json, model_from_json
+from ray_embed.encoders.model_json import detect_keras_family, is_model_json, model_from_json
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
@@ -95,7 +95,7 @@ def _read_configs(path: Path) -> tuple[str, list[str], str]:
             raise InputError(f"--model {path}: a folder without saved_model.pb is no SavedModel")
         return "2.0", texts, ""
     if is_model_json(path):
-        version = "2.0" if family_of_json(path) == "tf_keras" else "3.0"
+        version = "2.0" if detect_keras_family(path) == "tf_keras" else "3.0"
         return version, [path.read_text(encoding="utf-8")], ".json"
     kind = detect_format(path)
     if kind == ZIP:

@@ -88,8 +88,10 @@ def test_interval_of_a_share_is_wilson() -> None:
     z, n, p = 1.959964, 100, 0.83
     middle = (p + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
-    assert intervals.estimate_mean(each) == pytest.approx((middle - half, middle + half), abs=1e-6)
-    assert intervals.estimate_mean(each[:1]) is None
+    assert intervals.compute_mean_interval(each) == pytest.approx(
+        (middle - half, middle + half), abs=1e-6
+    )
+    assert intervals.compute_mean_interval(each[:1]) is None
 
 
 def test_interval_of_a_mean_is_that_of_resampling() -> None:
@@ -97,8 +99,8 @@ def test_interval_of_a_mean_is_that_of_resampling() -> None:
     random = np.random.default_rng(2)
     means = [each[random.integers(0, 300, 300)].mean() for _ in range(4000)]
     low, high = np.quantile(means, (0.025, 0.975))
-    assert intervals.estimate_mean(each) == pytest.approx((low, high), abs=0.02)
-    assert intervals.estimate_mean(each) == intervals.estimate_mean(each)
+    assert intervals.compute_mean_interval(each) == pytest.approx((low, high), abs=0.02)
+    assert intervals.compute_mean_interval(each) == intervals.compute_mean_interval(each)
 
 
 def test_jackknife_of_a_mean_is_its_t_interval() -> None:
@@ -111,4 +113,6 @@ def test_jackknife_of_a_mean_is_its_t_interval() -> None:
 
     error = each.std(ddof=1) / np.sqrt(20)
     expected = t.interval(0.95, 19, each.mean(), error)
-    assert intervals.jackknife(mean, 20, mean(np.arange(20))) == pytest.approx(expected)
+    assert intervals.compute_jackknife_interval(mean, 20, mean(np.arange(20))) == pytest.approx(
+        expected
+    )
