@@ -43,7 +43,8 @@ from ray_embed.storage.retry import call_with_retries, explain_error
 
 _BATCH = 65_536
 _OBJECTS_ADVICE = {
-    "labels": "save labels=labels.astype(str), or of numbers labels.astype(int)",
+    "labels": "save labels=labels.astype(str), or of numbers labels.astype(int); a None among them "
+    "would become the label 'None'",
     "images": "save images of one size as images=np.stack(images), which gives an array of uint8",
 }
 

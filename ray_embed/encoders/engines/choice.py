@@ -12,6 +12,7 @@ from ray_embed.encoders.engines.registry import candidates, open_engine
 from ray_embed.encoders.features import Encode
 from ray_embed.encoders.graph import fold_encoder
 from ray_embed.encoders.loaded_model import LoadedModel, computing_in_bfloat16
+from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.probe_images import blank_batch
 from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.errors import InputError
@@ -115,7 +116,7 @@ def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | N
     try:
         features = [rows[:count] for rows in open_engine(encoder, threads)(batch)]
     except Exception as error:
-        return f"fails ({type(error).__name__}: {str(error)[:200]})"
+        return f"fails ({type(error).__name__}: {quote_error(error)[:200]})"
     if agree(features, reference.features, encoder.spec.precision):
         return None
     return "its features differ from those of the plain call"
