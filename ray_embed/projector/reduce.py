@@ -2,7 +2,6 @@
 """Merge the parts, in the order of the shards, into the files of TensorBoard's projector."""
 
 import contextlib
-import json
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -128,7 +127,7 @@ def merge(
         together = merge_task.count_parallel_pieces(survey.groups, width)
         with staging.writing(target), open_ordered_map(threads, together) as mapped:
             _write_projector(merge, target, survey, mapped, elsewhere)
-            _copy_evaluation(folder, run.fingerprint, target)
+            _copy_evaluation(run, target)
             views = bookmarks.make_views(folder, lambda name: (target / name).read_bytes())
             for name, content in views.files.items():
                 (target / name).write_bytes(content)
@@ -159,26 +158,15 @@ def _compute_components(
     return components
 
 
-def _copy_evaluation(folder: Folder, fingerprint: str, target: Path) -> None:
+def _copy_evaluation(run: RunReader, target: Path) -> None:
     """Copy the event file that `evaluate` has written of this run, if any."""
+    if not run.read_evaluation():
+        return
     # Earlier versions wrote it into the projector only.
-    for name in (
-        layout.EVALUATION_EVENTS,
-        f"{layout.PROJECTOR}/{layout.PROJECTOR_EVALUATION}",
-    ):
-        if _is_evaluation_of(folder, fingerprint) and folder.exists(name):
-            (target / layout.PROJECTOR_EVALUATION).write_bytes(folder.read(name))
+    for name in (layout.EVALUATION_EVENTS, f"{layout.PROJECTOR}/{layout.PROJECTOR_EVALUATION}"):
+        if run.folder.exists(name):
+            (target / layout.PROJECTOR_EVALUATION).write_bytes(run.folder.read(name))
             return
-
-
-def _is_evaluation_of(folder: Folder, fingerprint: str) -> bool:
-    if not folder.exists(layout.EVALUATION):
-        return False
-    try:
-        return bool(json.loads(folder.read(layout.EVALUATION))["fingerprint"] == fingerprint)
-    except (ValueError, KeyError, TypeError):
-        # It is damaged. Evaluating again writes it.
-        return False
 
 
 def _delete_stale(folder: Folder, numbers: list[int]) -> None:

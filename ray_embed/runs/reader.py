@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read a run folder: its ``run.json``, and which parts it has."""
 
+import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -88,6 +89,21 @@ class RunReader:
                 "the run"
             )
         return numbers
+
+    def read_evaluation(self) -> dict[str, Any]:
+        """Return what `evaluate` has recorded of this run, by layer; empty if it has not.
+
+        Raises:
+            StorageError: it cannot be read.
+        """
+        if not self.folder.exists(layout.EVALUATION):
+            return {}
+        try:
+            content = json.loads(self.folder.read(layout.EVALUATION))
+            return dict(content["layers"]) if content["fingerprint"] == self.fingerprint else {}
+        except (ValueError, KeyError, TypeError):
+            # A damaged file is of no use, and can be written again.
+            return {}
 
     def require_finished(self) -> None:
         """Refuse a run that is not finished.

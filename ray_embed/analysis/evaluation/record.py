@@ -11,7 +11,6 @@ from ray_embed.analysis.evaluation.report import format_evaluation
 from ray_embed.errors import InputError
 from ray_embed.runs.reader import RunReader
 from ray_embed.storage import layout, manifest
-from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.lock import lock_folder
 
 
@@ -35,7 +34,7 @@ def record(run: RunReader, entries: dict[str, Any]) -> None:
                 f"{folder.display_path()}: another run was written there meanwhile, so nothing is "
                 "recorded; evaluate that run"
             )
-        layers = {**_read(folder, fingerprint), **entries}
+        layers = {**run.read_evaluation(), **entries}
         content = {"fingerprint": fingerprint, "layers": layers}
         folder.write(layout.EVALUATION, json.dumps(content, indent=1, ensure_ascii=False).encode())
         events = _format_events(layers)
@@ -43,18 +42,6 @@ def record(run: RunReader, entries: dict[str, Any]) -> None:
         folder.write(layout.EVALUATION_EVENTS, events)
         if folder.exists(layout.PROJECTOR):
             folder.write(f"{layout.PROJECTOR}/{layout.PROJECTOR_EVALUATION}", events)
-
-
-def _read(folder: Folder, fingerprint: str) -> dict[str, Any]:
-    """Read the recorded entries by layer, unless they are those of another run."""
-    if not folder.exists(layout.EVALUATION):
-        return {}
-    try:
-        content = json.loads(folder.read(layout.EVALUATION))
-        return dict(content["layers"]) if content["fingerprint"] == fingerprint else {}
-    except (ValueError, KeyError, TypeError):
-        # A damaged file is of no use, and can be written again.
-        return {}
 
 
 def _format_events(entries: dict[str, Any]) -> bytes:
