@@ -171,15 +171,6 @@ def _read_expected(prepared: Prepared) -> integrity.Expected:
     return integrity.Expected.from_run(run, planning.load(prepared.folder))
 
 
-def list_layers(config: RunConfig) -> dict[str, tuple[int | None, ...]]:
-    """Return the layers that `layers=` accepts, with output shapes; the batch size is None.
-
-    Raises:
-        InputError: the model cannot be loaded or called.
-    """
-    return list_models_and_layers(config)[1]
-
-
 def list_models_and_layers(
     config: RunConfig,
 ) -> tuple[dict[str, tuple[int | None, ...]], dict[str, tuple[int | None, ...]]]:

@@ -18,7 +18,8 @@ import pyarrow.parquet as pq
 
 from ray_embed.core.arrays import Array, Matrix, as_column, as_matrix
 from ray_embed.projector import checkpoint
-from ray_embed.storage import layout, manifest, part_files
+from ray_embed.runs.reader import RunReader
+from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # The page's own t-SNE takes no more points.
@@ -33,22 +34,21 @@ _TSNE_FACTOR = 1e6
 _COLORED = 50
 
 
-def save_maps(folder: Folder, column: str, index: Array, maps: Mapping[str, Matrix]) -> None:
+def save_maps(run: RunReader, column: str, index: Array, maps: Mapping[str, Matrix]) -> None:
     """Save maps in the run folder, outside the projector, which `reduce` replaces.
 
     Args:
-        folder: the run folder.
+        run: the run.
         column: the column of the features.
         index: (n,) int64, of the records.
         maps: by name, `pca`, `tsne` or `umap`, (n, k) float32 each.
     """
-    fingerprint = (manifest.read_run(folder) or {})["fingerprint"]
     columns = {name: as_column(points.astype(np.float32)) for name, points in maps.items()}
     table = pa.table({"index": index, **columns})
-    table = table.replace_schema_metadata({"ray_embed.fingerprint": fingerprint})
+    table = table.replace_schema_metadata({"ray_embed.fingerprint": run.fingerprint})
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    folder.write(_name_maps(column), sink.getvalue())
+    run.folder.write(_name_maps(column), sink.getvalue())
 
 
 def _name_maps(column: str) -> str:
@@ -63,35 +63,34 @@ class Views:
     files: dict[str, bytes]
 
 
-def make_views(folder: Folder, read: Callable[[str], bytes]) -> Views:
+def make_views(run: RunReader, read: Callable[[str], bytes]) -> Views:
     """Make the views of the tensors that the page shows first, if there are coordinates for them.
 
     There is a view of the PCA if ``pca/`` or the saved maps hold the points shown, and views of
     t-SNE and UMAP if the saved maps are of exactly these points.
 
     Args:
-        folder: the run folder.
+        run: the run.
         read: returns a file of the projector, which may not be in its place yet.
     """
-    run = manifest.read_run(folder) or {}
     config = read(layout.PROJECTOR_CONFIG).decode()
     shown = checkpoint.metadata_of(config)
     paths: dict[str, str] = {}
     names: dict[str, None] = {}
     files: dict[str, bytes] = {}
-    for output in run["encoder"]["outputs"]:
-        column = output["column"]
+    for output in run.outputs:
+        column = output.column
         variables = [
             name for name in _list_variables(column) if name in shown and name not in paths
         ]
         if not variables:
             continue
         labels, index = _parse_metadata(read(shown[variables[0]]))
-        maps = _read_maps(folder, run["fingerprint"], column, index)
+        maps = _read_maps(run.folder, run.fingerprint, column, index)
         if not maps:
             continue
         file = "bookmarks" + column.removeprefix("feature") + ".json"
-        files[file] = format_views(maps, output["dimension"], labels).encode()
+        files[file] = format_views(maps, output.dimension, labels).encode()
         paths |= dict.fromkeys(variables, file)
         names |= {_NAMES[name]: None for name in maps}
     if paths:

@@ -128,7 +128,7 @@ def merge(
         with staging.writing(target), open_ordered_map(threads, together) as mapped:
             _write_projector(merge, target, survey, mapped, elsewhere)
             _copy_evaluation(run, target)
-            views = bookmarks.make_views(folder, lambda name: (target / name).read_bytes())
+            views = bookmarks.make_views(run, lambda name: (target / name).read_bytes())
             for name, content in views.files.items():
                 (target / name).write_bytes(content)
             target.chmod(0o755)

@@ -24,7 +24,7 @@ from ray_embed.core import console
 from ray_embed.core.arrays import Array
 from ray_embed.projector import bookmarks
 from ray_embed.runs import sampling
-from ray_embed.runs.reader import open_run
+from ray_embed.runs.reader import RunReader, open_run
 from ray_embed.runs.sampling import Subset
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
@@ -79,8 +79,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
         drawing = _Drawing(folder, column, name, records, lettering, say)
         with style.apply_style(lettering):
             drawing.draw(load_or_compute_components(folder, column, records.features))
-        limit = int(reader.config["projector_limit"])
-        _save_views(folder, column, records, limit, say)
+        _save_views(reader, column, records, say)
 
 
 def _choose_lettering(records: Subset, name: str) -> Lettering:
@@ -97,8 +96,9 @@ def _get_file_name(key: object) -> str:
     return posixpath.basename(str(key))
 
 
-def _save_views(folder: Folder, column: str, records: Subset, limit: int, say: Say) -> None:
+def _save_views(run: RunReader, column: str, records: Subset, say: Say) -> None:
     """Map the points of the page if they are few enough, and write the views."""
+    folder, limit = run.folder, int(run.config["projector_limit"])
     shown = min(records.total, limit)
     most = sampling.limit_by_memory(bookmarks.MAPPED, records.features.shape[1])
     # The coordinates that `reduce` has written need less memory than features.
@@ -119,10 +119,10 @@ def _save_views(folder: Folder, column: str, records: Subset, limit: int, say: S
         index = records.index
     maps = projections.compute_projections(components, 3)
     maps["pca"] = components[:, : bookmarks.COMPONENTS]
-    bookmarks.save_maps(folder, column, index, maps)
+    bookmarks.save_maps(run, column, index, maps)
     if not folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"):
         return
-    views = bookmarks.make_views(folder, lambda name: folder.read(f"{layout.PROJECTOR}/{name}"))
+    views = bookmarks.make_views(run, lambda name: folder.read(f"{layout.PROJECTOR}/{name}"))
     for name, content in views.files.items():
         folder.write(f"{layout.PROJECTOR}/{name}", content)
     if views.names:
