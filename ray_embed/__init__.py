@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embed images with an encoder, and see how well its features cluster.
 
-`run` embeds images and builds TensorBoard's projector, `load` reads what a run has written, and
-`compare` measures several runs on the same records. Importing this package imports neither
-TensorFlow nor Ray.
+`run` embeds images and builds TensorBoard's projector, `load` opens a finished run, and `compare`
+evaluates several runs on the same records. Importing this package imports neither TensorFlow nor
+Ray.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ __all__ = [
     "run",
 ]
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "Comparison": "analysis.comparison.compare",
     "compare": "analysis.comparison.compare",
     "RunConfig": "config",
@@ -46,11 +46,12 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: Ray and TensorFlow take seconds, and readers do not need them.
-    if name not in _HOMES:
+    # Lazy imports: importing Ray and TensorFlow takes seconds, and reading a run does not need
+    # them.
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
-    value = getattr(importlib.import_module(f"ray_embed.{_HOMES[name]}"), name)
+    value = getattr(importlib.import_module(f"ray_embed.{_LAZY_IMPORTS[name]}"), name)
     globals()[name] = value
     return value

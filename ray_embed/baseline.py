@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extract a baseline for a run: the same records, with random weights of the encoder."""
+"""Extract the random-weights baseline of a run."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -15,27 +15,27 @@ from ray_embed.runs import identity
 from ray_embed.runs.reader import RunReader, open_run
 from ray_embed.storage import layout
 
-# Options about the machines of the run, which need not be those of the baseline.
-_MACHINES = ("address", "actors", "gpus_per_actor", "cpus_per_actor")
+# Options that depend on the machine, which may differ for the baseline.
+_MACHINE_OPTIONS = ("address", "actors", "gpus_per_actor", "cpus_per_actor")
 
 
 def extract_baseline(run: str, say: Callable[[str], None] = print_to_stderr) -> Run:
-    """Extract the same records with random weights, into ``RUN/random-weights``.
+    """Embed the records of a run with random weights, into ``RUN/random-weights``.
 
-    All other options are those of the run. The baseline is a run like any other, so calling this
-    again resumes it. It runs in the Ray cluster of ``RAY_ADDRESS``, or else starts a Ray here.
+    All other options are copied from the run. The baseline is a regular run, so calling this again
+    resumes it. It uses the Ray cluster of ``RAY_ADDRESS``, or starts Ray on this machine.
 
     Args:
-        run: the run folder. All its shards must be finished.
-        say: prints a line for the user.
+        run: the run folder. All shards must be finished.
+        say: function that prints a line for the user.
 
     Returns:
-        The baseline.
+        The baseline run.
 
     Raises:
-        InputError: the model, the preprocessing or a source was a Python object, is missing, or
-            has changed; or the model cannot be given random weights.
-        RunError: the run failed while it was working; finished shards are kept.
+        InputError: the model, the preprocessing function or a source was a Python object, is
+            missing, or has changed; or the model cannot be re-initialized.
+        RunError: the run failed; finished shards are kept.
     """
     trained = open_run(run)
     config = _make_config(run, trained.config)
@@ -46,8 +46,8 @@ def extract_baseline(run: str, say: Callable[[str], None] = print_to_stderr) -> 
         baseline = extract(config)
     except InputError as error:
         raise InputError(
-            f"{error}\nthis is about the baseline with random weights; if "
-            f"{redact_uri(str(config.out))} holds an older baseline, delete that folder"
+            f"{error}\nThis error concerns the random-weights baseline. If "
+            f"{redact_uri(str(config.out))} contains an older baseline, delete that folder"
         ) from error
     _check_same_records(trained, open_run(baseline.path))
     return baseline
@@ -58,10 +58,10 @@ def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
 
     Args:
         run: the run folder.
-        options: those of the run, as ``run.json`` has them.
+        options: the options of the run, from ``run.json``.
 
     Raises:
-        InputError: the model, the preprocessing or a source is not available.
+        InputError: the model, the preprocessing function or a source is not available.
     """
     manifest_name = redact_uri(join_uri(run, layout.RUN))
     named = {"--model": options["model"], "--preprocess": options["preprocess"]}
@@ -69,13 +69,14 @@ def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
     for option, name in named.items():
         if name is not None and not _is_available(name):
             raise InputError(
-                f"{manifest_name}: {option} was {name!r}, which is not available: a path that is "
-                "missing or relative to another folder, or a Python object. Start in the folder "
-                "that the run was started in; instead of an object, use a file or module:callable"
+                f"{manifest_name}: {option} was {name!r}, which is not available (the path may be "
+                "missing or relative to another folder, or it was a Python object). Run the "
+                "command in the original working directory; a Python object must be replaced by a "
+                "file or module:callable"
             )
-    machines = dict.fromkeys(_MACHINES)
+    machines = dict.fromkeys(_MACHINE_OPTIONS)
     out = join_uri(run, layout.RANDOM_WEIGHTS)
-    # Runs from before this option existed kept empty labels.
+    # Runs that predate this option kept empty labels.
     changed = {"empty_label": "keep"} | options | machines | {"weights": RANDOM, "out": out}
     arguments = {name: lists_to_tuples(options[name]) for name in ("model_kwargs", "source_kwargs")}
     return make_config(changed | arguments)
@@ -96,7 +97,8 @@ def _check_same_records(trained: RunReader, baseline: RunReader) -> None:
     )
     if differences := identity.list_differences(trained_sources, baseline_sources):
         raise InputError(
-            f"{trained.folder.display_path()}: its sources have changed since it was made, so "
-            f"{baseline.folder.display_path()} holds other records: {'; '.join(differences)}; "
-            "delete that folder, and restore the sources or extract the run again"
+            f"{trained.folder.display_path()}: the sources have changed since this run, so "
+            f"{baseline.folder.display_path()} contains different records: "
+            f"{'; '.join(differences)}. Delete that folder, then restore the sources or extract "
+            "the run again"
         )

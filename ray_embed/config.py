@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The configuration of a run, validated: from the command line, a YAML file or Python."""
+"""The validated configuration of a run, from the command line, a YAML file or Python."""
 
 import json
 import os
@@ -19,7 +19,8 @@ from ray_embed.options import OPTIONS, RunOptions, format_flag, takes_json
 _SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _IMAGE_SIZE = re.compile(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?")
-_LISTINGS = (".csv", ".tsv", ".npz")
+# The ending of a file, without which its name is the name of a split: .csv, .parquet, .h5.
+_ENDING = re.compile(r"\.([a-z][a-z0-9]{2,8}|h5)$", re.IGNORECASE)
 
 # Ray's own name for a Ray that is started on this machine.
 LOCAL = "local"
@@ -28,9 +29,10 @@ LOCAL = "local"
 class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
     """What to embed, with which encoder, and where to write the result.
 
-    Only `sources` and `model` are needed. Each field is the option of `ray-embed run` with the same
-    name; the repeatable ones have plural names. In Python a source may also be a dataset object or
-    a function that returns one, and the model a Keras model or a function that returns one.
+    Only `sources` and `model` are required. Each field corresponds to the option of `ray-embed run`
+    with the same name; repeatable options have plural names. In Python, a source can also be a
+    dataset or a function that returns one, and the model can be a Keras model or a function that
+    returns one.
 
     Raises:
         pydantic.ValidationError: a field is missing, unknown, or has a wrong value.
@@ -42,19 +44,24 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
 
     @pydantic.field_validator("sources", mode="before")
     @classmethod
-    def _name_sources(cls, value: Any) -> dict[str, Any]:
+    def _normalize_sources(cls, value: Any) -> dict[str, Any]:
         sources: dict[str, Any] = {}
         for item in _list_sources(value):
             if not (isinstance(item, tuple) and len(item) == 2 and isinstance(item[0], str)):
-                raise ValueError("write sources as [SPLIT=]URI, or as a mapping by split")
+                raise ValueError(
+                    "sources must be [SPLIT=]URI strings, or a mapping from split to URI"
+                )
             split, source = item
             if source is None or isinstance(source, (bool, int, float)):
-                raise ValueError(f"the split {split!r} has the source {source!r}: give a URI")
+                raise ValueError(
+                    f"the source of split {split!r} is {source!r}, but must be a path, a URI or a "
+                    "dataset"
+                )
             if not _SPLIT.fullmatch(split):
-                raise ValueError(f"split name {split!r}: use letters, digits, _ and - only")
+                raise ValueError(f"invalid split name {split!r}: use only letters, digits, _ and -")
             if split in sources:
                 raise ValueError(
-                    f"the split {split!r} is given twice; use different names: --source NAME=URI"
+                    f"duplicate split {split!r}; give the splits different names: --source NAME=URI"
                 )
             sources[split] = str(source) if isinstance(source, Path) else source
         return sources
@@ -90,7 +97,7 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
             sides = _IMAGE_SIZE.fullmatch(value)
             if not sides:
                 raise ValueError(
-                    f"{value!r} is not a height and a width; write --image-size 240,240"
+                    f"{value!r} is not a height and width; use for example --image-size 240,240"
                 )
             return (sides[1], sides[2] or sides[1])
         return (value, value) if isinstance(value, int) else value
@@ -106,7 +113,7 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
     @classmethod
     def _check_std_is_positive(cls, value: tuple[float, ...]) -> tuple[float, ...]:
         if any(number <= 0 for number in value):
-            raise ValueError("every number must be above 0, as pixels are divided by it")
+            raise ValueError("every value must be greater than 0, because pixels are divided by it")
         return value
 
     @pydantic.field_validator("preprocess")
@@ -138,8 +145,8 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
         # Without scaling, means are of pixels from 0 to 255.
         if self.scale != "none" and any(abs(number) > 2 for number in self.mean):
             raise ValueError(
-                f"mean {', '.join(f'{number:g}' for number in self.mean)}: it is subtracted after "
-                "scaling to [0, 1]; for means of pixels from 0 to 255 give scale none"
+                f"mean {', '.join(f'{number:g}' for number in self.mean)}: the mean is subtracted "
+                "after scaling to [0, 1]; for means in [0, 255], set scale to none"
             )
         return self
 
@@ -148,14 +155,14 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
         for split in self.source_kwargs:
             if split not in self.sources:
                 raise ValueError(
-                    f"source_kwargs has arguments for {split!r}, which is not a split; "
-                    f"the splits are {', '.join(self.sources)}"
+                    f"source_kwargs has arguments for an unknown split {split!r}; the splits are "
+                    f"{', '.join(self.sources)}"
                 )
         return self
 
 
 def _list_sources(value: Any) -> list[Any]:
-    """Return sources in any of their forms as a list of (split, source), not yet checked."""
+    """Normalize sources to a list of (split, source), without validation."""
     if isinstance(value, Mapping):
         return [(str(split), source) for split, source in value.items()]
     if isinstance(value, (list, tuple)):
@@ -166,17 +173,17 @@ def _list_sources(value: Any) -> list[Any]:
 
 
 def is_callable_reference(text: str) -> bool:
-    """Return whether `text` has the form ``module:callable`` and is not the name of a file."""
+    """Return whether `text` is ``module:callable`` and not an existing file."""
     return bool(_CALLABLE.fullmatch(text)) and not Path(text).exists()
 
 
 def choose_ray_address(address: str | None) -> str:
-    """Return the Ray cluster to work on: `address`, else ``RAY_ADDRESS``, else LOCAL."""
+    """Return the address of the Ray cluster: `address`, or ``RAY_ADDRESS``, or LOCAL."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
 
 
 def parse_source(text: str) -> tuple[str, str]:
-    """Split ``[SPLIT=]URI`` in two; a split without a name gets the base name of its URI."""
+    """Split ``[SPLIT=]URI`` in two; the default split name is the base name of the URI."""
     name, equals, uri = text.partition("=")
     if equals and _SPLIT.fullmatch(name):
         return name, uri
@@ -185,12 +192,13 @@ def parse_source(text: str) -> tuple[str, str]:
     else:
         path = urlsplit(text).path if is_uri(text) else text
         base = PurePosixPath(path.rstrip("/")).name or Path(text).resolve().name
-        base = base.removesuffix(next((end for end in _LISTINGS if base.endswith(end)), ""))
+        if not Path(path).is_dir():
+            base = _ENDING.sub("", base)
     return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data", text
 
 
 def lists_to_tuples(value: Any) -> Any:
-    """Return JSON-like data with tuples instead of lists, as Keras constructors expect shapes."""
+    """Convert lists to tuples recursively, because Keras constructors expect shapes as tuples."""
     if isinstance(value, list):
         return tuple(lists_to_tuples(item) for item in value)
     if isinstance(value, dict):
@@ -199,7 +207,7 @@ def lists_to_tuples(value: Any) -> Any:
 
 
 def parse_json(option: str, text: str) -> dict[str, Any]:
-    """Parse the JSON object that is the value of an option; its lists become tuples.
+    """Parse an option value as a JSON object, with lists converted to tuples.
 
     Raises:
         InputError: the text is not JSON (the message says where), or not an object.
@@ -208,29 +216,29 @@ def parse_json(option: str, text: str) -> dict[str, Any]:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(
-            f"{option} {text}: not JSON: {error.msg} at line {error.lineno}, "
-            f"column {error.colno}; write it like '{{\"name\": 1}}'"
+            f"{option} {text}: invalid JSON: {error.msg} at line {error.lineno}, column "
+            f"{error.colno}; expected for example '{{\"name\": 1}}'"
         ) from error
     if not isinstance(value, dict):
-        raise InputError(f"{option} {text}: a JSON object is needed, like '{{\"name\": 1}}'")
+        raise InputError(f"{option} {text}: expected a JSON object, for example '{{\"name\": 1}}'")
     return lists_to_tuples(value)  # type: ignore[no-any-return]
 
 
 class _YamlLoader(yaml.SafeLoader):
-    """Refuse a key that is given twice: YAML would silently take the last one."""
+    """A YAML loader that rejects duplicate keys, of which YAML silently keeps the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
         for position, (key, _) in enumerate(node.value):
             if key.value in keys[:position]:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"{key.value!r} is given twice", key.start_mark
+                    None, None, f"duplicate key {key.value!r}", key.start_mark
                 )
         return super().construct_mapping(node, deep)
 
 
 def load_yaml(path: str) -> dict[str, Any]:
-    """Read options from a YAML file; relative paths in it start at the file's folder.
+    """Read options from a YAML file. Relative paths are resolved against the file's folder.
 
     Raises:
         InputError: the file cannot be read, is not YAML (the message says where), or is not a
@@ -243,10 +251,10 @@ def load_yaml(path: str) -> dict[str, Any]:
     try:
         options = yaml.load(text, _YamlLoader)  # noqa: S506 - derived from the safe loader
     except yaml.YAMLError as error:
-        raise InputError(f"--config {path}: not YAML: {error}") from error
+        raise InputError(f"--config {path}: invalid YAML: {error}") from error
     if not isinstance(options, dict):
         raise InputError(
-            f"--config {path}: a mapping of options is needed, like `model: enc.keras`"
+            f"--config {path}: expected a mapping of options, for example `model: encoder.keras`"
         )
     folder = Path(path).parent
     named = {str(name): value for name, value in options.items()}
@@ -273,7 +281,7 @@ def _resolve_sources(sources: Any, folder: Path) -> Any:
         sources = [sources]
     if not isinstance(sources, list) or not all(isinstance(item, str) for item in sources):
         raise InputError(
-            f"sources: {sources!r} cannot be read: write a mapping SPLIT: URI, or a list of "
+            f"sources: {sources!r} is invalid: expected a mapping from split to URI, or a list of "
             "[SPLIT=]URI"
         )
     named = [parse_source(item) for item in sources]
@@ -287,22 +295,24 @@ def _resolve(path: str, folder: Path) -> str:
 
 
 def make_config(options: Mapping[str, Any]) -> RunConfig:
-    """Return the configuration of options that are named as its fields.
+    """Build a RunConfig from a mapping of its fields.
 
     Raises:
-        InputError: an option is missing, unknown or wrong; the message has one line for each.
+        InputError: an option is missing, unknown or invalid; the message has one line per problem.
     """
     try:
         return RunConfig(**options)
     except pydantic.ValidationError as error:
-        raise InputError("\n".join(_explain(item) for item in error.errors())) from error
+        raise InputError(
+            "\n".join(_format_validation_error(item) for item in error.errors())
+        ) from error
 
 
-def _explain(error: Any) -> str:
+def _format_validation_error(error: Any) -> str:
     name = ".".join(str(part) for part in error["loc"])
     if error["type"] == "missing" and name in OPTIONS:
-        return f"{format_flag(name)} {OPTIONS[name].metavar} is needed"
+        return f"{format_flag(name)} {OPTIONS[name].metavar} is required"
     if error["type"] == "extra_forbidden":
-        return f"{name}: no such option; the options are {', '.join(RunConfig.model_fields)}"
+        return f"{name}: unknown option; valid options are {', '.join(RunConfig.model_fields)}"
     message = error["msg"].removeprefix("Value error, ")
     return f"{name}: {message}" if name else message

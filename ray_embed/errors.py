@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The errors that ray_embed raises, by who can fix them; each class has its exit code."""
+"""The exceptions of ray_embed, with their exit codes."""
 
 import re
 
@@ -8,10 +8,10 @@ _ANSI_CODE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
 
 
 class RayEmbedError(Exception):
-    """Base of all errors that ray_embed raises; the command line prints it without a traceback.
+    """Base class of all ray_embed errors. The command line prints them without a traceback.
 
     Args:
-        arguments: the message for the user comes first. ANSI color codes are removed from it.
+        arguments: the message, with ANSI codes removed, and further picklable values.
     """
 
     exit_code = 1
@@ -23,13 +23,13 @@ class RayEmbedError(Exception):
 
 
 class InputError(RayEmbedError):
-    """The input is wrong. The message names the option or file, its value, and the fix."""
+    """Invalid input. The message names the option or file, its value, and the fix."""
 
     exit_code = 2
 
 
 class RunError(RayEmbedError):
-    """The run failed while it was working; finished shards are kept.
+    """The run failed. Finished shards are kept.
 
     Args:
         message: what happened, and how to fix it.
@@ -45,11 +45,11 @@ class RunError(RayEmbedError):
 
 
 class StorageError(RunError):
-    """A file cannot be read or written: the disk is full, access is denied, or storage fails."""
+    """A file cannot be read or written: disk full, access denied, or a storage failure."""
 
 
 class DamagedError(RunError):
-    """A part is damaged; extracting its shard again repairs it.
+    """A part is damaged. Extracting its shard again repairs it.
 
     Args:
         message: which part is damaged, and how.
@@ -65,11 +65,11 @@ class DamagedError(RunError):
         self.args = (self.args[0], number)
 
     def __str__(self) -> str:
-        return f"{self.args[0]}; `ray-embed run` with the same options extracts it again"
+        return f"{self.args[0]}; run `ray-embed run` with the same options to extract it again"
 
 
 def get_first_line(error: Exception) -> str:
-    """Return the first line of another library's error, to quote it in a message."""
+    """Return the first line of an error message of another library."""
     return strip_ansi(str(error)).strip().partition("\n")[0][:200]
 
 

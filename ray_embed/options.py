@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of a run: its name, type, default and help, in one place without heavy imports.
+"""All options of a run, with name, type, default and help, in one place and without heavy imports.
 
-`RunConfig` inherits these fields and validates them. The command line, the YAML file and
-`docs/cli.md` are made from them.
+`RunConfig` inherits and validates these fields. The command line, the YAML keys and `docs/cli.md`
+are generated from them.
 """
 
 import enum
@@ -27,8 +27,8 @@ _Class = TypeVar("_Class", bound=type)
 # the help texts.
 CPU_BATCH_SIZE, GPU_BATCH_SIZE = 16, 128
 MAX_CPU_THREADS = 4
-SHARD_RECORDS = 512
-SAMPLE_RECORDS = 10_000
+DEFAULT_SHARD_SIZE = 512
+DEFAULT_SAMPLE_SIZE = 10_000
 MAX_FLOAT_CLASSES = 50
 
 # The value of `weights` that initializes the model's layers with a fixed seed.
@@ -49,7 +49,7 @@ PositiveInt = Annotated[int, Gt(0)]
 
 
 class Group(enum.Enum):
-    """The headings under which the help shows the options."""
+    """The option groups of the help, with their headings."""
 
     DATA = "Data"
     ENCODER = "Encoder"
@@ -61,33 +61,34 @@ class Group(enum.Enum):
 
 
 class OnResume(enum.Enum):
-    """How an option is compared with that of the run that is resumed."""
+    """How an option is compared with the original run on resume."""
 
-    #: What it leads to must be the same: the records, the weights, the shape of the features, ….
+    #: The option may differ if its effect is the same (the records, the weights, the feature shape,
+    #: …).
     SAME_EFFECT = enum.auto()
     #: Its value must be the same.
     SAME_VALUE = enum.auto()
     #: Its value must be the same. The run's identity has it only where it is not the default, so
     #: that a run begun before the option existed keeps its identity.
     SAME_VALUE_IF_SET = enum.auto()
-    #: It may change. `run.json` keeps the latest value.
+    #: The value may change; `run.json` stores the latest one.
     MAY_CHANGE = enum.auto()
-    #: It names or empties the run folder, so there is nothing to compare.
+    #: Not compared, because it selects or clears the run folder.
     NOT_COMPARED = enum.auto()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """What the command line and the documentation say about an option.
+    """How an option appears on the command line and in the documentation.
 
     Attributes:
-        group: the heading it belongs to.
-        help: what it does and what its values mean.
-        metavar: the placeholder of its value; None for that of its type.
-        default: the default in words, where the field's own default does not say it.
-        repeatable: whether the command line takes it several times, under its singular name.
-        is_location: whether it is a path or URI, which a YAML file gives relative to its folder.
-        on_resume: how it is compared with that of the run that is resumed.
+        group: the group it is listed in.
+        help: the help text.
+        metavar: the placeholder for its value; None to derive it from the type.
+        default: the default in words, if the field's default value does not show it.
+        repeatable: whether the command-line option can be repeated (its name is then singular).
+        is_location: whether it is a path or URI; in a YAML file, paths are relative to the file.
+        on_resume: how it is compared when a run is resumed.
     """
 
     group: Group
@@ -107,17 +108,17 @@ def _declare_fields(cls: _Class) -> _Class:
 
 @_declare_fields
 class RunOptions:
-    """The fields of `RunConfig`, in the order in which the help shows them."""
+    """The fields of `RunConfig`, in help order."""
 
     sources: Annotated[
         dict[str, Any],
         MinLen(1),
         Option(
             group=Group.DATA,
-            help="Images to embed: a folder of images (the first subfolder is the label), a .csv "
-            "or .tsv listing, an .npz file, or module:callable that returns a tf.data.Dataset or "
-            "a sequence. Paths may be URIs such as s3://bucket/valid. Repeat the option for more "
-            "splits; their order is kept.",
+            help="Images to embed: a folder (the first subfolder is the label), a .csv or .tsv "
+            "listing, an .npz file, or a module:callable that returns a tf.data.Dataset or a "
+            "sequence. Paths can be URIs, such as s3://bucket/valid. Repeat for more splits; the "
+            "first one is the reference for evaluation.",
             metavar="[SPLIT=]URI",
             repeatable=True,
         ),
@@ -126,36 +127,37 @@ class RunOptions:
         dict[str, dict[str, Any]],
         Option(
             group=Group.DATA,
-            help="Arguments of module:callable sources, by split, such as "
+            help="Keyword arguments for module:callable sources, by split, such as "
             '\'{"valid": {"folder": "data"}}\'.',
         ),
     ] = {}  # noqa: RUF012 - pydantic copies it
     path_column: Annotated[
-        str, Option(group=Group.DATA, help="Column of a listing with the paths of the images.")
+        str, Option(group=Group.DATA, help="Listing column with the image paths.")
     ] = "path"
     label_column: Annotated[
-        str, Option(group=Group.DATA, help="Column of a listing with the labels.")
+        str, Option(group=Group.DATA, help="Listing column with the labels.")
     ] = "label"
     label_type: Annotated[
         LabelType,
         Option(
             group=Group.DATA,
-            help="Type of the labels in a listing. `text` keeps 007 and NA as they are written.",
+            help="Type of the labels in a listing. `text` keeps values such as 007 and NA as "
+            "written.",
         ),
     ] = "text"
     empty_label: Annotated[
         EmptyLabel,
         Option(
             group=Group.DATA,
-            help="What an empty text label in a listing means: no label (`null`), or a class of "
-            "its own (`keep`).",
+            help="How to treat empty text labels in a listing: as missing (`null`) or as a class "
+            "of their own (`keep`).",
         ),
     ] = "null"
     limit: Annotated[
         PositiveInt | None,
         Option(
             group=Group.DATA,
-            help="Embed only the first records of each source, to try things out.",
+            help="Embed only the first N records of each source, for quick tests.",
             metavar="N",
             default="all",
             on_resume=OnResume.SAME_VALUE,
@@ -166,9 +168,9 @@ class RunOptions:
         Any,
         Option(
             group=Group.ENCODER,
-            help="The encoder: a .keras or .h5 file, a SavedModel folder, a model.json written by "
-            "`to_json()` (needs --weights), or module:callable that returns a Keras model or an "
-            "object that holds one.",
+            help="The encoder: a .keras or .h5 file, a SavedModel folder, a model.json from "
+            "`to_json()` (requires --weights), or a module:callable that returns a Keras model or "
+            "an object that contains one.",
             metavar="MODEL",
             is_location=True,
         ),
@@ -177,15 +179,15 @@ class RunOptions:
         dict[str, Any],
         Option(
             group=Group.ENCODER,
-            help="Arguments of a module:callable model. Lists arrive as tuples.",
+            help="Keyword arguments for a module:callable model. JSON lists become tuples.",
         ),
     ] = {}  # noqa: RUF012 - pydantic copies it
     submodel: Annotated[
         str | None,
         Option(
             group=Group.ENCODER,
-            help="The encoder inside the model: an attribute, or a layer that is itself a model, "
-            "nested as outer.inner. `ray-embed layers` lists them.",
+            help="Use only this part of the model as the encoder: an attribute, or a layer that is "
+            "itself a model; nested ones are written outer.inner. See `ray-embed layers`.",
             metavar="NAME",
             default="the model itself",
         ),
@@ -198,7 +200,7 @@ class RunOptions:
             f"TensorFlow checkpoint (prefix or folder). `{RANDOM}` initializes the layers with a "
             "fixed seed, as a baseline to compare with.",
             metavar="WEIGHTS",
-            default="those of the model",
+            default="the model's own weights",
             is_location=True,
         ),
     ] = None
@@ -206,10 +208,10 @@ class RunOptions:
         tuple[str, ...] | None,
         Option(
             group=Group.ENCODER,
-            help="Tags of the graph to load from a SavedModel, separated by commas; '' for a "
-            "graph without tags.",
+            help="Comma-separated tags of the SavedModel graph to load; '' for a graph without "
+            "tags.",
             metavar="TAG,…",
-            default="serve, else the graph that takes images",
+            default="serve if present, otherwise the graph that takes images",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = None
@@ -217,9 +219,9 @@ class RunOptions:
         str | None,
         Option(
             group=Group.ENCODER,
-            help="Signature of a SavedModel to call.",
+            help="SavedModel signature to call.",
             metavar="NAME",
-            default="serving_default, else the signature that takes images",
+            default="serving_default if present, otherwise the signature that takes images",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = None
@@ -227,8 +229,8 @@ class RunOptions:
         tuple[str, ...],
         Option(
             group=Group.ENCODER,
-            help="Module with the custom layers, models and functions that a model file needs. "
-            "Repeat the option for more modules.",
+            help="Module to import for custom layers, models and functions that the model file "
+            "needs. Can be repeated.",
             metavar="MODULE",
             repeatable=True,
         ),
@@ -237,7 +239,7 @@ class RunOptions:
         tuple[PositiveInt, PositiveInt] | None,
         Option(
             group=Group.ENCODER,
-            help="Height and width of the images that the encoder gets, in pixels.",
+            help="Height and width of the encoder's input, in pixels.",
             metavar="H,W",
             default="the model's input size",
         ),
@@ -247,8 +249,8 @@ class RunOptions:
         Resize | None,
         Option(
             group=Group.PIXELS,
-            help="How to bring images to the encoder's size: `stretch` them, `crop` them to its "
-            "aspect ratio, or `pad` them with black to it.",
+            help="How to fit images to the encoder's input size: `stretch`, center `crop`, or "
+            "`pad` with black.",
             default="stretch",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
@@ -257,8 +259,8 @@ class RunOptions:
         Annotated[float, Gt(0), Le(1)] | None,
         Option(
             group=Group.PIXELS,
-            help="Resize the short side to the encoder's size / FRACTION, then cut out the "
-            "center, as torchvision and timm evaluate. Use it instead of --resize.",
+            help="Resize the short side to the input size / FRACTION, then center crop, as "
+            "torchvision and timm do for evaluation. Replaces --resize.",
             metavar="FRACTION",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
@@ -267,7 +269,7 @@ class RunOptions:
         Interpolation,
         Option(
             group=Group.PIXELS,
-            help="How to compute pixels when images are resized.",
+            help="Interpolation method for resizing.",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = "bilinear"
@@ -275,7 +277,7 @@ class RunOptions:
         bool,
         Option(
             group=Group.PIXELS,
-            help="Filter images that shrink, and round to whole levels, as Pillow does.",
+            help="Antialias when downscaling and round to integers, like Pillow.",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = False
@@ -283,7 +285,7 @@ class RunOptions:
         bool,
         Option(
             group=Group.PIXELS,
-            help="Turn JPEG images upright as their Exif data say. Keras does not do so.",
+            help="Apply the EXIF orientation of JPEG images. Keras does not.",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = False
@@ -291,7 +293,7 @@ class RunOptions:
         Channels | None,
         Option(
             group=Group.PIXELS,
-            help="`repeat` makes three channels of gray arrays, for an encoder that takes RGB.",
+            help="`repeat` converts grayscale arrays to three channels for RGB encoders.",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = None
@@ -299,7 +301,7 @@ class RunOptions:
         ChannelOrder,
         Option(
             group=Group.PIXELS,
-            help="Order of the channels that the encoder takes.",
+            help="Channel order that the encoder expects.",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = "rgb"
@@ -307,8 +309,8 @@ class RunOptions:
         Scale | None,
         Option(
             group=Group.PIXELS,
-            help="Range of the pixels that the encoder gets: `unit` is [0, 1], `symmetric` is "
-            "[-1, 1], `none` leaves them as they are.",
+            help="Pixel range of the encoder's input: `unit` is [0, 1], `symmetric` is [-1, 1], "
+            "`none` does not scale.",
             default="unit; none for float arrays, and for encoders that rescale their input or "
             "take integers",
         ),
@@ -317,7 +319,7 @@ class RunOptions:
         tuple[float, ...],
         Option(
             group=Group.PIXELS,
-            help="Subtract this after --scale: one number, or one for each channel.",
+            help="Mean to subtract after --scale: one number, or one per channel.",
             metavar="MEAN[,…]",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
@@ -326,7 +328,7 @@ class RunOptions:
         tuple[float, ...],
         Option(
             group=Group.PIXELS,
-            help="Divide by this after --mean: one number, or one for each channel.",
+            help="Standard deviation to divide by after --mean: one number, or one per channel.",
             metavar="STD[,…]",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
@@ -335,9 +337,9 @@ class RunOptions:
         Any,
         Option(
             group=Group.PIXELS,
-            help="Function to apply to float32 batches (N, H, W, C) of pixels from 0 to 255, "
-            "instead of --scale, --mean and --std. `keras:resnet50` is "
-            "keras.applications.resnet50:preprocess_input.",
+            help="Function applied to float32 batches (N, H, W, C) with pixels from 0 to 255, "
+            "instead of --scale, --mean and --std. `keras:NAME` is short for "
+            "keras.applications.NAME:preprocess_input, such as `keras:resnet50`.",
             metavar="MODULE:CALLABLE",
         ),
     ] = None
@@ -346,8 +348,8 @@ class RunOptions:
         tuple[str, ...],
         Option(
             group=Group.FEATURES,
-            help="Layer whose output is taken as features, nested as outer/inner. `ray-embed "
-            "layers` lists them. Repeat the option for more layers.",
+            help="Layer to extract features from; nested layers are written outer/inner. See "
+            "`ray-embed layers`. Can be repeated.",
             metavar="NAME",
             default="the model's output",
             repeatable=True,
@@ -357,9 +359,9 @@ class RunOptions:
         Pooling | None,
         Option(
             group=Group.FEATURES,
-            help="How a layer's output becomes one vector: average (`gap`), maximum (`gmp`) or "
-            "generalized mean (`gem`) over positions or tokens, the first token (`cls`), all "
-            "values (`flatten`), or the vector as it is (`none`).",
+            help="How to reduce a layer's output to one vector: average (`gap`), maximum (`gmp`) "
+            "or generalized mean (`gem`) over positions or tokens, first token (`cls`), all values "
+            "(`flatten`), or unchanged (`none`).",
             default="gap for maps and tokens, none for vectors",
         ),
     ] = None
@@ -367,16 +369,15 @@ class RunOptions:
         Engine,
         Option(
             group=Group.FEATURES,
-            help="What runs the encoder. `auto` takes the first that gives the numbers of the "
-            "plain model.",
+            help="Inference engine. `auto` selects the first engine whose features match those of "
+            "the original model.",
         ),
     ] = "auto"
     precision: Annotated[
         Precision,
         Option(
             group=Group.FEATURES,
-            help="Precision of the computation. `bfloat16` is faster on some hardware, and less "
-            "exact.",
+            help="Numerical precision. `bfloat16` is faster on some hardware, but less accurate.",
             on_resume=OnResume.SAME_VALUE,
         ),
     ] = "float32"
@@ -385,7 +386,7 @@ class RunOptions:
         PositiveInt | None,
         Option(
             group=Group.RESOURCES,
-            help="Images that the encoder gets at once.",
+            help="Number of images per batch.",
             metavar="N",
             default=f"{CPU_BATCH_SIZE}; {GPU_BATCH_SIZE} on GPUs",
         ),
@@ -394,19 +395,19 @@ class RunOptions:
         PositiveInt | None,
         Option(
             group=Group.RESOURCES,
-            help="Records of a shard, which is the unit of work of an actor and of what is "
-            "repeated after a failure.",
+            help="Number of records per shard. A shard is the unit of work and of retries.",
             metavar="N",
-            default=f"{SHARD_RECORDS}; less for large arrays",
+            default=f"{DEFAULT_SHARD_SIZE}; fewer for large arrays",
         ),
     ] = None
     actors: Annotated[
         PositiveInt | None,
         Option(
             group=Group.RESOURCES,
-            help="Most actors to start. Each starts once the cluster has room for it.",
+            help="Maximum number of actors. Actors start as soon as the cluster has resources for "
+            "them.",
             metavar="N",
-            default="one for each GPU; without GPUs as many as the cores allow",
+            default="one per GPU; without GPUs, as many as fit on the cores",
             on_resume=OnResume.MAY_CHANGE,
         ),
     ] = None
@@ -414,18 +415,18 @@ class RunOptions:
         PositiveInt | None,
         Option(
             group=Group.RESOURCES,
-            help="Cores of an actor, and the threads it computes with.",
+            help="CPU cores, and compute threads, per actor.",
             metavar="N",
-            default=f"up to {MAX_CPU_THREADS}; with GPUs their share of the cores",
+            default=f"up to {MAX_CPU_THREADS}; with GPUs, an equal share of the node's cores",
         ),
     ] = None
     gpus_per_actor: Annotated[
         Annotated[float, Ge(0)] | None,
         Option(
             group=Group.RESOURCES,
-            help="GPUs of an actor: a whole number, or a part of one. 0 computes on CPUs.",
+            help="GPUs per actor: an integer, or a fraction of one GPU. 0 uses CPUs only.",
             metavar="X",
-            default="1 where there are GPUs",
+            default="1 if there are GPUs",
             on_resume=OnResume.MAY_CHANGE,
         ),
     ] = None
@@ -433,10 +434,10 @@ class RunOptions:
         str | None,
         Option(
             group=Group.RESOURCES,
-            help="Ray cluster to work on, such as `auto` or host:6379. `local` starts a Ray on "
+            help="Address of the Ray cluster, such as `auto` or host:6379. `local` starts Ray on "
             "this machine.",
             metavar="ADDRESS",
-            default="$RAY_ADDRESS, else local",
+            default="$RAY_ADDRESS if set, otherwise local",
             on_resume=OnResume.MAY_CHANGE,
         ),
     ] = None
@@ -445,8 +446,8 @@ class RunOptions:
         Annotated[float, Gt(0)] | None,
         Option(
             group=Group.ROBUSTNESS,
-            help="Restart an actor that has finished no shard for this many seconds. Stop the "
-            "run if all actors have waited that long for the next shard of a dataset.",
+            help="Restart an actor if it has not finished a shard for this many seconds. Stop the "
+            "run if all actors have been waiting that long for the next shard of a dataset.",
             metavar="SECONDS",
             default="no limit",
             on_resume=OnResume.MAY_CHANGE,
@@ -456,8 +457,8 @@ class RunOptions:
         PositiveInt,
         Option(
             group=Group.ROBUSTNESS,
-            help="Attempts on a shard whose actor dies. After them its records are tried one by "
-            "one, and a record that ends this many actors is rejected.",
+            help="Maximum attempts per shard if actors die. After that, its records are tried one "
+            "by one, and a record that kills this many actors is rejected.",
             metavar="N",
             on_resume=OnResume.MAY_CHANGE,
         ),
@@ -466,7 +467,7 @@ class RunOptions:
         Annotated[int, Ge(0)] | None,
         Option(
             group=Group.ROBUSTNESS,
-            help="Stop the run when more records than this are rejected.",
+            help="Stop the run if more than this many records are rejected.",
             metavar="N",
             default="no limit",
             on_resume=OnResume.MAY_CHANGE,
@@ -486,7 +487,7 @@ class RunOptions:
         str | None,
         Option(
             group=Group.OUTPUT,
-            help="Run folder to write to, a path or URI. If it holds the same run, that run is "
+            help="Run folder: a path or URI. If it already contains the same run, the run is "
             "resumed.",
             metavar="RUN",
             default="runs/<model>-<weights>",
@@ -498,7 +499,7 @@ class RunOptions:
         bool,
         Option(
             group=Group.OUTPUT,
-            help="Delete the run in the run folder and start again.",
+            help="Delete the existing run in the run folder and start over.",
             on_resume=OnResume.NOT_COMPARED,
         ),
     ] = False
@@ -506,7 +507,7 @@ class RunOptions:
         PositiveInt,
         Option(
             group=Group.OUTPUT,
-            help="Most points that TensorBoard's page shows. Of more, it shows a sample.",
+            help="Maximum number of points in the projector. Larger runs are shown as a sample.",
             metavar="N",
             on_resume=OnResume.MAY_CHANGE,
         ),
@@ -524,42 +525,44 @@ OPTIONS: dict[str, Option] = _read_options()
 
 
 def get_value_type(name: str) -> Any:
-    """Return the type of an option's value, without None and constraints."""
-    return _strip(RunOptions.__annotations__[name])
+    """Return the type of an option's value, without `None` and constraints."""
+    return _strip_annotation(RunOptions.__annotations__[name])
 
 
-def _strip(annotation: Any) -> Any:
+def _strip_annotation(annotation: Any) -> Any:
     origin = get_origin(annotation)
     if origin is Annotated:
-        return _strip(annotation.__origin__)
+        return _strip_annotation(annotation.__origin__)
     if origin in (Union, UnionType):
-        return _strip(next(item for item in get_args(annotation) if item is not NoneType))
+        return _strip_annotation(
+            next(item for item in get_args(annotation) if item is not NoneType)
+        )
     return annotation
 
 
 def get_default(name: str) -> Any:
-    """Return the default of an option; None for one that is needed."""
+    """Return the default of an option; None if it is required."""
     return getattr(RunOptions, name, None)
 
 
 def format_flag(name: str) -> str:
-    """Return the option of the command line for a field, such as ``--batch-size``."""
+    """Return the command-line flag of a field, such as ``--batch-size``."""
     singular = name.removesuffix("s") if OPTIONS[name].repeatable else name
     return f"--{singular.replace('_', '-')}"
 
 
 def takes_json(name: str) -> bool:
-    """Return whether the command line takes an option as a JSON object."""
+    """Return whether an option is a JSON object on the command line."""
     return get_origin(get_value_type(name)) is dict and not OPTIONS[name].repeatable
 
 
 def describe_default(name: str) -> str | None:
-    """Return the default of an option as the help shows it; None if there is none to show."""
+    """Return the default of an option as shown in the help, or None."""
     value = get_default(name)
     shown = value not in (None, False) and not isinstance(value, (tuple, dict))
     return OPTIONS[name].default or (str(value) if shown else None)
 
 
 def find_options(*ways: OnResume) -> list[str]:
-    """Return the names of the options that are compared in one of these ways on resuming."""
+    """Return the names of the options with one of these resume policies."""
     return [name for name, option in OPTIONS.items() if option.on_resume in ways]

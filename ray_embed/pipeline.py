@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole flow of a run in one place: prepare, extract, reduce."""
+"""The main pipeline of a run: prepare, extract, reduce."""
 
 import contextlib
 import os
@@ -20,7 +20,7 @@ from ray_embed.extraction import preflight
 from ray_embed.extraction.dataset_reader import open_dataset_readers
 from ray_embed.extraction.driver import extract_missing
 from ray_embed.extraction.prepare import (
-    Prepared,
+    PreparedRun,
     check_model,
     make_encoder_spec,
     prepare,
@@ -41,12 +41,12 @@ from ray_embed.storage.filesystem import Folder
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a command.
+    """The result of `execute`.
 
     Attributes:
         run: the finished run.
-        speed: images per second during extraction; 0 if nothing was extracted.
-        seconds: the duration of the whole command.
+        speed: images per second during extraction, or 0 if nothing was extracted.
+        seconds: the total duration.
     """
 
     run: Run
@@ -54,14 +54,14 @@ class Outcome:
     seconds: float
 
     def summary(self) -> str:
-        """Return a few lines that say what was done, where it is, and what to do next."""
+        """Return a short summary: the counts, where the results are, and the next commands."""
         rejects = self.run.rejects
         reasons = list(self.run.rejects_by_reason.items())[:3]
         listed = ", ".join(f"{count} {reason}" for reason, count in reasons)
         lines = [
             f"{self.run.rows + rejects} records: {self.run.rows} embedded, {rejects} rejected"
             + (f" ({listed})" if rejects else ""),
-            f"{self.seconds:.0f} s in all"
+            f"{self.seconds:.0f} s in total"
             + (f", {self.speed:.0f} img/s while extracting" if self.speed else ""),
             f"features  {redact_uri(self.run.features_path)}",
         ]
@@ -77,28 +77,29 @@ class Outcome:
 def run(config: RunConfig) -> Run:
     """Extract the features of every record, then build TensorBoard's projector.
 
-    Call it again with the same configuration to resume: it does only what is missing.
+    To resume a run, call this function again with the same configuration. Only missing shards are
+    processed.
 
     Args:
         config: what to embed, with which encoder, and where to write the result.
 
     Returns:
-        The run, to read features and labels from.
+        The finished run.
 
     Raises:
-        InputError: the configuration or its input is wrong; nothing has been written.
-        RunError: the run failed while it was working; finished shards are kept.
+        InputError: the configuration or the input is invalid; nothing was written.
+        RunError: the run failed; finished shards are kept.
     """
-    return execute(config, and_reduce=True).run
+    return execute(config, build_projector=True).run
 
 
 def extract(config: RunConfig) -> Run:
-    """Extract the features of every record, without the projector; see :func:`run`."""
-    return execute(config, and_reduce=False).run
+    """Extract the features of every record without building the projector. See :func:`run`."""
+    return execute(config, build_projector=False).run
 
 
-def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
-    """Extract, reduce if asked, and measure the time; see :func:`run` and :func:`extract`."""
+def execute(config: RunConfig, *, build_projector: bool) -> Outcome:
+    """Extract features, optionally build the projector, and measure the time. See :func:`run`."""
     began = time.monotonic()
     sources = open_sources(config)
     check_model(config)
@@ -113,13 +114,16 @@ def execute(config: RunConfig, *, and_reduce: bool) -> Outcome:
         scratch = Folder.open(folder)
         prepared = prepare(config, sources, readers, target, scratch, running, build)
         write_run_folder(config, prepared, scratch)
-        finished, speed = _extract_and_reduce(config, prepared, running, and_reduce)
+        finished, speed = _extract_and_reduce(config, prepared, running, build_projector)
     return Outcome(finished, speed, time.monotonic() - began)
 
 
 @contextlib.contextmanager
 def _open_builder(config: RunConfig, threads: int | None) -> Iterator[Build | None]:
-    """Start building the encoder in a process while a local Ray starts; else yield None."""
+    """Build the encoder in a separate process while a local Ray starts.
+
+    Yield None if that does not apply.
+    """
     if not starts_own_ray(config) or not isinstance(config.model, str):
         yield None
         return
@@ -129,32 +133,35 @@ def _open_builder(config: RunConfig, threads: int | None) -> Iterator[Build | No
 
 
 def _merge_parts(out: str, limit: int, running: Session) -> int:
-    """Merge the parts in an actor, helped by those of other nodes; return the number of points."""
+    """Merge the parts, in parallel on actors of all nodes, and return the number of points."""
     others = running.list_other_actors()
     remote_map = partial(map_in_actors, others) if others else None
     return running.call(merge, out, limit, running.resources.cpus, remote_map)()
 
 
 def _extract_and_reduce(
-    config: RunConfig, prepared: Prepared, running: Session, and_reduce: bool
+    config: RunConfig, prepared: PreparedRun, running: Session, build_projector: bool
 ) -> tuple[Run, float]:
-    """Extract what is missing, and reduce; extract shards again that turn out to be damaged."""
+    """Extract missing shards and build the projector.
+
+    Shards that turn out to be damaged are extracted again.
+    """
     target = prepared.target
     for is_last in (False, False, True):
         try:
             speed = extract_missing(config, prepared, running)
-            if not and_reduce:
-                # Merging checks them too.
+            if not build_projector:
+                # Merging includes this check.
                 integrity.check_footers(target.folder, _read_expected(prepared))
             finished = load(target.given)
             if finished.rows == 0:
                 raise RunError(
-                    f"every record was rejected ({', '.join(finished.rejects_by_reason)}), so "
-                    f"there is nothing to show; see {target.out}/{layout.REJECTS}",
+                    f"all records were rejected ({', '.join(finished.rejects_by_reason)}); see "
+                    f"{target.out}/{layout.REJECTS}",
                     can_resume=False,
                 )
-            if and_reduce:
-                say("merging the parts for the projector")
+            if build_projector:
+                say("building the projector")
                 points = _merge_parts(target.uri, config.projector_limit, running)
                 for line in describe_limits(target.uri, points, config.projector_limit):
                     say(line)
@@ -166,7 +173,7 @@ def _extract_and_reduce(
     return finished, speed
 
 
-def _read_expected(prepared: Prepared) -> integrity.Expected:
+def _read_expected(prepared: PreparedRun) -> integrity.Expected:
     run = manifest.read_run(prepared.folder) or {}
     return integrity.Expected.from_run(run, planning.load(prepared.folder))
 
@@ -174,9 +181,9 @@ def _read_expected(prepared: Prepared) -> integrity.Expected:
 def list_models_and_layers(
     config: RunConfig,
 ) -> tuple[dict[str, tuple[int | None, ...]], dict[str, tuple[int | None, ...]]]:
-    """Return the models that `submodel=` accepts, and the layers that `layers=` accepts.
+    """Return the output shapes of all submodels and all layers, by name.
 
-    The shapes are those of outputs. A model that the whole model does not call has an empty one.
+    The shape is empty for submodels that are not called by the full model.
 
     Raises:
         InputError: the model cannot be loaded or called.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the features and labels of a run, without TensorFlow or Ray."""
+"""Read the features and labels of a run. Needs neither TensorFlow nor Ray."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,26 +25,26 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Run:
-    """A run: the paths of its results, and methods that read them.
+    """A finished or partial run, with methods to read its results.
 
-    :func:`ray_embed.load` and :func:`ray_embed.run` return it.
+    Returned by :func:`ray_embed.load` and :func:`ray_embed.run`.
     """
 
     path: str
 
     @property
     def features_path(self) -> str:
-        """The folder of the Parquet parts with keys, labels and features."""
+        """The path of the Parquet files with keys, labels and features."""
         return join_uri(self.path, layout.FEATURES)
 
     @property
     def projector_path(self) -> str:
-        """The folder for ``tensorboard --logdir``; `run` and `reduce` write it."""
+        """The path for ``tensorboard --logdir``. Written by `run` and `reduce`."""
         return join_uri(self.path, layout.PROJECTOR)
 
     @property
     def pca_path(self) -> str:
-        """The folder of the Parquet parts with PCA coordinates; `run` and `reduce` write it."""
+        """The path of the Parquet files with PCA coordinates. Written by `run` and `reduce`."""
         return join_uri(self.path, layout.PCA)
 
     @cached_property
@@ -58,7 +58,7 @@ class Run:
         try:
             return int(self._dataset.count_rows())
         except (OSError, pa.ArrowException):
-            # Reads one part after the other, so that the error names the part.
+            # Read the parts one by one, so that the error names the damaged part.
             folder = self._reader.folder
             return sum(
                 part_files.read_footer(folder, n).rows for n in part_files.list_part_numbers(folder)
@@ -66,17 +66,17 @@ class Run:
 
     @cached_property
     def rejects(self) -> int:
-        """The number of rejected records; ``rejects/`` has the reasons."""
+        """The number of rejected records. The reasons are in ``rejects/``."""
         return sum(self.rejects_by_reason.values())
 
     @cached_property
     def rejects_by_reason(self) -> dict[str, int]:
-        """The number of rejected records by reason, the most common reason first."""
+        """The number of rejected records by reason, most common first."""
         return part_files.count_rejects(self._reader.folder)
 
     @property
     def layers(self) -> tuple[str, ...]:
-        """The layers whose features the run holds, as `to_numpy` takes them."""
+        """The names of the extracted layers, as accepted by `to_numpy`."""
         return self._reader.layers
 
     def to_numpy(
@@ -88,10 +88,10 @@ class Run:
             layer: the layer; None for the only one.
 
         Returns:
-            Features (N, D) float32, and labels (N,) object; a missing label is None.
+            The features, (N, D) float32, and the labels, (N,) object. Missing labels are None.
 
         Raises:
-            InputError: there is no such layer, or several and none is named.
+            InputError: the layer does not exist, or there are several layers and `layer` is None.
         """
         column = self._reader.column_of(layer)
         table = self._dataset.to_table(columns=["label", column])
@@ -102,29 +102,32 @@ class Run:
     def to_pca(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the first PCA coordinates of all embedded records, (N, k) float32, in order.
 
-        k is 50, or less if there are fewer. The PCA is of all records. It is exact up to 8,192
-        dimensions or 4,096 records. Above, it is approximate: the metadata of ``pca.parquet`` have
-        the residuals of its components.
+        k is at most 50. The PCA is fitted on all records. It is exact for up to 8,192 dimensions or
+        4,096 records, and approximate otherwise; the residuals are stored in the metadata of
+        ``pca.parquet``.
 
         Args:
             layer: the layer; None for the only one.
 
         Raises:
-            InputError: there is no such layer, or several and none is named, or there is no PCA.
+            InputError: the layer does not exist, there are several layers and `layer` is None, or
+                there is no PCA.
         """
         column, folder = self._reader.column_of(layer), self._reader.folder
         pca.load(folder, column)
         parts = list(part_files.list_part_numbers(folder))
         if list(part_files.list_part_numbers(folder, layout.PCA)) != parts:
             name = redact_uri(self.path)
-            raise InputError(f"{name}: some shards have no PCA; run `ray-embed reduce {name}`")
+            raise InputError(f"{name}: the PCA is incomplete; run `ray-embed reduce {name}`")
         name = layout.pca_column(column)
         return as_matrix(self._read(layout.PCA).to_table(columns=[name])[name])
 
     def explained_variance(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Return each principal component's share of the variance, (c,), the largest first.
+        """Return the fraction of the variance explained by each principal component, (c,), in
+        descending order.
 
-        Up to 8,192 dimensions, c is D. Above, c is N - 1 for up to 4,096 records, and 50 for more.
+        For up to 8,192 dimensions, c is D; otherwise, c is N - 1 for up to 4,096 records and 50 for
+        more.
 
         Args:
             layer: the layer; None for the only one.
@@ -140,23 +143,24 @@ class Run:
         sample: int = 10_000,
         labels: "LabelKind | None" = None,
     ) -> "dict[str, Evaluation]":
-        """Evaluate the features, with raw pixels as a baseline, as `ray-embed evaluate` does.
+        """Evaluate the features, with raw pixels as a baseline.
 
-        It writes nothing.
+        Like `ray-embed evaluate`, but does not write any files.
 
         Args:
             layer: the layer; None for all.
-            sample: the most records to evaluate, drawn by split and label with a fixed seed.
-            labels: whether to treat labels that are numbers as "classes" or as "values". None
-                means classes for whole numbers, also as floats if there are at most 50 of them,
-                and values for other floats.
+            sample: the maximum number of records to evaluate, sampled with a fixed seed and
+                stratified by split and label.
+            labels: how to interpret numeric labels: as "classes" or as continuous "values". None
+                means classes for integers and for whole-number floats with at most 50 distinct
+                values, and values for other floats.
 
         Returns:
-            One evaluation for each layer.
+            The evaluation of each layer, by name.
 
         Raises:
-            InputError: shards are missing, there is no such layer or no record, features are not
-                finite, or labels that are not numbers are to be treated as values.
+            InputError: shards are missing, the layer does not exist, there are no records, features
+                are not finite, or `labels` is "values" but the labels are not numeric.
             DamagedError: a part is damaged.
             StorageError: a part cannot be read.
         """
@@ -182,11 +186,11 @@ class Run:
     def to_tf(self, layer: str | None = None, batch_size: int = 1024) -> Any:
         """Return a ``tf.data.Dataset`` of batches: features (n, D) float32, and labels (n,).
 
-        It reads the parts while it is iterated. Missing labels are -1, NaN, False or "".
+        Parts are read lazily. Missing labels become -1, NaN, False or "".
 
         Args:
             layer: the layer; None for the only one.
-            batch_size: the most rows of a batch.
+            batch_size: the maximum number of rows per batch.
         """
         import tensorflow as tf
 
@@ -224,26 +228,28 @@ class Run:
         layer: str | None = None,
         split: str | None = None,
     ) -> pa.Table:
-        """Find the nearest records of a record, or of feature vectors. Reads one part at a time.
+        """Find the nearest neighbors of a record or of feature vectors. Parts are read one at a
+        time.
 
         The cosine distance is 1 - cos, in [0, 2]; it is 1 if a vector is zero. ``l2`` is the
-        Euclidean distance. Of records at the same distance in float32, the lower index comes first.
+        Euclidean distance. Ties (in float32) are broken by the lower index.
 
         Args:
-            query: the key of a record, which is not its own neighbor (write ``split/key`` if
-                several splits have the key); or any feature vectors, (D,) or (n, D).
-            k: the number of neighbors of each query; fewer if the run has fewer records.
+            query: the key of a record, which is excluded from its own neighbors (use ``split/key``
+                if several splits have this key), or feature vectors, (D,) or (n, D).
+            k: the number of neighbors per query. Fewer are returned if the run has fewer records.
             metric: ``cosine`` or ``l2``.
             layer: the layer; None for the only one.
-            split: the split of the neighbors; None for all.
+            split: the split to search; None for all.
 
         Returns:
-            One row per neighbor, by query and rank: `query` int64 from 0, `rank` int64 from 1,
-            `index` int64, `key`, `label`, `split`, `distance` float32.
+            One row per neighbor, sorted by query and rank, with the columns `query` (int64, from
+            0), `rank` (int64, from 1), `index` int64, `key`, `label`, `split`, `distance` float32.
 
         Raises:
-            InputError: there is no such key, layer, split or metric; several records have the key;
-                features have another dimension or are not finite; or `k` is less than 1.
+            InputError: the key, layer, split or measure does not exist; several records have the
+                key; the query features have the wrong dimension or are not finite; or `k` is less
+                than 1.
             DamagedError: a part is damaged.
             StorageError: a part cannot be read.
         """
@@ -261,7 +267,7 @@ class Run:
             import ray.data
         except ImportError as error:
             raise InputError("to_ray needs Ray Data: pip install 'ray_embed[ray]'") from error
-        # Ray's workers run in other folders, so a local path must be absolute.
+        # Ray's workers have another working directory, so a local path must be absolute.
         absolute_path = str(Path(self.features_path).absolute())
         return ray.data.read_parquet(self.features_path if is_uri(self.path) else absolute_path)
 
@@ -280,10 +286,10 @@ class Run:
 
 
 def load(run: str) -> Run:
-    """Open a run folder for reading. Needs neither TensorFlow nor Ray.
+    """Open a run folder for reading, without TensorFlow or Ray.
 
     Args:
-        run: the run folder, a path or any URI that pyarrow.fs opens.
+        run: the run folder, a path or a URI supported by pyarrow.fs.
 
     Raises:
         InputError: it is not a run folder.

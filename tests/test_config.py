@@ -58,6 +58,19 @@ def test_split_without_a_name_gets_the_base_name():
     assert config.sources == {"valid": "data/valid/", "make": "my_data:make"}
 
 
+def test_split_without_a_name_loses_the_ending_of_a_file_only(tmp_path):
+    (tmp_path / "tree.old").mkdir()
+    named = {
+        "list.csv": "list",
+        "data/images.parquet": "images",
+        "s3://bucket/all/data.h5": "data",
+        "data/valid.v2": "valid_v2",
+        str(tmp_path / "tree.old"): "tree_old",
+    }
+    config = make_config({"sources": list(named), "model": "m.keras"})
+    assert {source: split for split, source in config.sources.items()} == named
+
+
 def test_path_with_an_equals_sign_has_no_split_name():
     config = make_config({"sources": ["some/dir=1/pictures"], "model": "m.keras"})
     assert config.sources == {"pictures": "some/dir=1/pictures"}
@@ -82,7 +95,7 @@ def test_same_split_twice_is_refused(refused, given):
     options = [argument for source in given for argument in ("--source", source)]
     result = refused(*options, "--model", "m.keras")
     assert "valid" in result.err
-    assert "twice" in result.err
+    assert "duplicate" in result.err
     assert "--source" in result.err
 
 
@@ -300,8 +313,8 @@ def test_command_line_wins_over_yaml(refused, tmp_path):
         ("sources: {}\nmodel: m\n", ["sources"]),
         ("sources: {v: }\nmodel: m\n", ["'v'"]),
         ("sources: {v: x}\nmodel: m\nsource_kwargs: 3\n", ["source_kwargs"]),
-        ("sources: {v: x, v: y}\nmodel: m\n", ["'v'", "twice"]),
-        ("sources: [v=x, v=y]\nmodel: m\n", ["'v'", "twice"]),
+        ("sources: {v: x, v: y}\nmodel: m\n", ["'v'", "duplicate"]),
+        ("sources: [v=x, v=y]\nmodel: m\n", ["'v'", "duplicate"]),
     ],
 )
 def test_wrong_yaml_is_refused_by_name(refused, tmp_path, text, tokens):
@@ -352,7 +365,7 @@ def test_folder_without_images_is_refused(refused, tmp_path):
         ("", ["list.csv"]),
         ("path,label\nx.png,1,2\n", ["list.csv"]),
         ("path,label\n,1\n", ["row 1", "path"]),
-        ("path,label,path\nx.png,1,2\n", ["'path'", "two"]),
+        ("path,label,path\nx.png,1,2\n", ["'path'", "duplicate"]),
         ("path,label,index\nx.png,1,2\n", ["'index'", "rename"]),
         ("path,label,key\nx.png,1,2\n", ["'key'", "rename"]),
         ("path,label,split\nx.png,1,2\n", ["'split'", "rename"]),

@@ -12,10 +12,10 @@ from ray_embed.cli.commands import cli
 from ray_embed.config import make_config
 from ray_embed.options import (
     CPU_BATCH_SIZE,
+    DEFAULT_SHARD_SIZE,
     GPU_BATCH_SIZE,
     MAX_CPU_THREADS,
     OPTIONS,
-    SHARD_RECORDS,
     Group,
     OnResume,
     describe_default,
@@ -95,7 +95,7 @@ def test_help_is_a_sentence_and_names_every_default(name):
 
 
 def test_no_default_is_typed_into_a_help_text():
-    numbers = {CPU_BATCH_SIZE, GPU_BATCH_SIZE, MAX_CPU_THREADS, SHARD_RECORDS}
+    numbers = {CPU_BATCH_SIZE, GPU_BATCH_SIZE, MAX_CPU_THREADS, DEFAULT_SHARD_SIZE}
     numbers |= {value for name in OPTIONS if type(value := get_default(name)) is int}
     for option in OPTIONS.values():
         assert numbers.isdisjoint(map(int, re.findall(r"\b\d+\b", option.help))), option.help
@@ -124,7 +124,7 @@ def test_options_that_may_change_when_a_run_is_resumed():
     ]
     text = " ".join(help_of("run").split()).replace("- ", "-")
     for name in find_options(OnResume.MAY_CHANGE):
-        assert format_flag(name) in text.partition("these options may change")[2]
+        assert format_flag(name) in text.partition("These options can be changed")[2]
 
 
 def test_options_whose_value_is_part_of_the_identity():

@@ -74,7 +74,7 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
     from ray_embed.encoders.build import build
 
     chosen = _draw_samples(config, sources)
-    infos = {item.split.split: item.sample.info for item in chosen}
+    infos = {item.split.name: item.sample.info for item in chosen}
     spec = make_encoder_spec(config, find_image_shape((), infos), RECORDS)
     # The engine makes no difference to its input.
     encoder = build(replace(spec, engine="tensorflow"), 1)
@@ -139,17 +139,17 @@ def _describe_samples(config: RunConfig, samples: list[_Prepared], encoder: Enco
         *(f"warning: {text}" for text in (*encoder.warnings, *explained.warnings)),
     ]
     for sample in samples:
-        lines += [f"{sample.split.split}: {note}" for note in sample.notes]
+        lines += [f"{sample.split.name}: {note}" for note in sample.notes]
         if not len(sample.given):
-            lines.append(f"{sample.split.split}: none of the first records can be decoded")
+            lines.append(f"{sample.split.name}: none of the first records can be decoded")
             continue
         low, mean, high = (float(f(sample.given)) for f in (np.min, np.mean, np.max))
         lines.append(
-            f"{sample.split.split}: the input batch has minimum {low:.4g}, mean {mean:.4g}, "
+            f"{sample.split.name}: the input batch has minimum {low:.4g}, mean {mean:.4g}, "
             f"maximum {high:.4g}"
         )
         if pixels.has_floats(sample.split) and (
-            warning := pixels.warn_of_floats(sample.split.split, low, high, encoder)
+            warning := pixels.find_float_warning(sample.split.name, low, high, encoder)
         ):
             lines.append(f"warning: {warning}")
     return lines
@@ -167,7 +167,7 @@ def _draw_sheet(samples: list[_Prepared], lines: list[str], sheet: str) -> str |
     from ray_embed.analysis.plotting.fonts import choose_lettering
 
     records = [
-        (sample.split.split, key, stored, given)
+        (sample.split.name, key, stored, given)
         for sample in samples
         for key, stored, given in zip(sample.keys, sample.stored, sample.given, strict=True)
     ][:RECORDS]
@@ -215,5 +215,5 @@ def _draw_image(axes: Any, image: Array, title: str) -> None:
 
 def _to_levels(image: Array) -> Array:
     """Return pixels of any range as levels from 0 to 255 that can be shown."""
-    shown = image if image.dtype == np.uint8 else decode.to_levels(image).numpy()
+    shown = image if image.dtype == np.uint8 else decode.scale_to_255(image).numpy()
     return np.clip(np.round(shown), 0, 255).astype(np.uint8)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The commands. Each imports what it works with when it runs, so that help texts come at once."""
+"""The commands. They import their dependencies lazily, so that `--help` is fast."""
 
 import contextlib
 import json
@@ -18,37 +18,38 @@ import click
 from ray_embed._version import __version__
 from ray_embed.cli.options import (
     GroupedCommand,
+    add_model_options,
+    add_run_options,
     format_resume_note,
-    model_options,
     option,
-    run_options,
 )
 from ray_embed.errors import RayEmbedError, RunError
-from ray_embed.options import MAX_FLOAT_CLASSES, SAMPLE_RECORDS
+from ray_embed.options import DEFAULT_SAMPLE_SIZE, MAX_FLOAT_CLASSES
 
 if TYPE_CHECKING:
     from ray_embed.config import RunConfig
 
 _INTERRUPTED = 130
-_SUPERVISED = ("run", "extract", "reduce", "evaluate", "demo")
+_SUPERVISED_COMMANDS = ("run", "extract", "reduce", "evaluate", "demo")
 
 _json_option = option(
-    "--json", "as_json", is_flag=True, help="Print JSON, for programs, instead of text."
+    "--json", "as_json", is_flag=True, help="Print machine-readable JSON instead of text."
 )
 _sample_option = option(
     "--sample",
     type=click.IntRange(min=2),
-    default=SAMPLE_RECORDS,
+    default=DEFAULT_SAMPLE_SIZE,
     show_default=True,
     metavar="N",
-    help="Evaluate at most this many records, drawn by split and label with a fixed seed.",
+    help="Maximum number of records to evaluate, sampled with a fixed seed and stratified by split "
+    "and label.",
 )
 _labels_option = option(
     "--labels",
     type=click.Choice(["classes", "values"]),
-    help="Treat labels that are numbers as classes or as values.",
-    default_text="classes for whole numbers, also as floats if there are at most "
-    f"{MAX_FLOAT_CLASSES} of them; values for other floats",
+    help="How to interpret numeric labels: as classes or as continuous values.",
+    default_text="classes for integers and for whole-number floats with at most "
+    f"{MAX_FLOAT_CLASSES} distinct values; values for other floats",
 )
 
 
@@ -65,41 +66,41 @@ class _OrderedGroup(click.Group):
 @click.group(
     cls=_OrderedGroup,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit codes: 0 done, 1 failed while running, 2 wrong input, 130 interrupted.",
+    epilog="Exit codes: 0 success, 1 runtime failure, 2 invalid input, 130 interrupted.",
 )
 @click.version_option(__version__, prog_name="ray-embed")
 def cli() -> None:
-    """Embed images with an encoder, and see how well its features cluster.
+    """Embed images with an encoder and see how well its features cluster.
 
-    `ray-embed run` writes features and labels to Parquet and builds TensorBoard's projector;
-    `ray-embed view` opens it, `ray-embed evaluate` measures it.
+    `ray-embed run` writes features and labels to Parquet and builds a TensorBoard projector,
+    `ray-embed view` opens the projector, and `ray-embed evaluate` measures the features.
     """
 
 
 @cli.command(epilog=format_resume_note())
-@run_options
+@add_run_options
 def run(**options: Any) -> None:
     """Extract features and build the projector.
 
-    Run it again with the same --out to resume: only what is missing is done.
+    To resume a run, use the same --out again; only missing shards are processed.
     """
-    _execute(options, and_reduce=True)
+    _run_pipeline(options, build_projector=True)
 
 
 @cli.command(epilog=format_resume_note())
-@run_options
+@add_run_options
 def extract(**options: Any) -> None:
-    """Extract features to Parquet, without building the projector.
+    """Extract features to Parquet without building the projector.
 
-    Run it again with the same --out to resume, and `ray-embed reduce` to build the projector.
+    To resume a run, use the same --out again. To build the projector, run `ray-embed reduce`.
     """
-    _execute(options, and_reduce=False)
+    _run_pipeline(options, build_projector=False)
 
 
 @cli.command()
 @click.argument("run")
 def reduce(run: str) -> None:
-    """Build the projector from the features that `extract` wrote to RUN."""
+    """Build the projector of RUN from extracted features."""
     from ray_embed.projector.reduce import describe_limits
     from ray_embed.projector.reduce import reduce as merge
 
@@ -115,19 +116,20 @@ def reduce(run: str) -> None:
     "--host",
     default="localhost",
     show_default=True,
-    help="Address to listen on. Others than localhost let other machines in.",
+    help="Address to listen on. Any address other than localhost makes the server reachable from "
+    "other machines.",
 )
 @option(
     "--port",
     type=click.IntRange(0, 65535),
     metavar="PORT",
     help="Port to listen on.",
-    default_text="TensorBoard's own, else the next free one",
+    default_text="TensorBoard's default port, or the next free port",
 )
 def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
-    """Open TensorBoard's projector on one run or several.
+    """Open one or more runs in TensorBoard's projector.
 
-    RUN is a run folder, or a folder that holds run folders. Ctrl-C ends it.
+    RUN is a run folder, or a folder that contains run folders. Press Ctrl-C to stop.
     """
     from ray_embed.projector.server import view as serve
 
@@ -143,12 +145,12 @@ def view(runs: tuple[str, ...], host: str, port: int | None) -> None:
 
 @cli.command()
 @click.argument("run")
-@option("--verify", is_flag=True, help="Read all files, and check that none is damaged or missing.")
+@option("--verify", is_flag=True, help="Read all files and check that none are damaged or missing.")
 @_json_option
 def status(run: str, verify: bool, as_json: bool) -> None:
-    """Show how much of a run is done, and which records were rejected.
+    """Show the progress of a run and its rejected records.
 
-    Exit code 1 means that shards are missing or files are damaged.
+    Exits with 1 if shards are missing or files are damaged.
     """
     from ray_embed.runs.status import read_status
 
@@ -160,15 +162,15 @@ def status(run: str, verify: bool, as_json: bool) -> None:
 
 @cli.command()
 @click.argument("run")
-@option("--layer", metavar="NAME", help="Layer to evaluate.", default_text="all")
+@option("--layer", metavar="NAME", help="Evaluate only this layer.", default_text="all")
 @_sample_option
 @_labels_option
 @_json_option
 @option(
     "--random-weights",
     is_flag=True,
-    help="Evaluate the same architecture with random weights too, as a baseline. This embeds the "
-    "records once more, into RUN/random-weights.",
+    help="Also evaluate the same architecture with random weights, as a baseline. This embeds all "
+    "records again, into RUN/random-weights.",
 )
 def evaluate(
     run: str,
@@ -178,10 +180,10 @@ def evaluate(
     as_json: bool,
     random_weights: bool,
 ) -> None:
-    """Measure how well features predict labels and form clusters.
+    """Measure how well the features predict labels and form clusters.
 
-    Raw pixels are measured too, as a baseline. The result is also written to RUN/evaluation.json,
-    and shown by `ray-embed view`.
+    Raw pixels are evaluated as a baseline. The results are also written to RUN/evaluation.json and
+    shown by `ray-embed view`.
     """
     from ray_embed.analysis.evaluation.evaluate import evaluate as measure
     from ray_embed.analysis.evaluation.evaluate import require_layers
@@ -211,12 +213,12 @@ def evaluate(
 
 @cli.command()
 @click.argument("run")
-@option("--layer", metavar="NAME", help="Layer to draw. Needed where the run has several layers.")
+@option("--layer", metavar="NAME", help="Layer to plot. Required if the run has several layers.")
 @_labels_option
 def plot(run: str, layer: str | None, labels: Any) -> None:
-    """Draw maps of the features, and what the encoder gets wrong.
+    """Plot 2-D maps of the features and the encoder's mistakes.
 
-    Writes pictures to RUN/plots. Needs matplotlib: pip install 'ray_embed[plots]'.
+    Writes image files to RUN/plots. Requires matplotlib: pip install 'ray_embed[plots]'.
     """
     from ray_embed.analysis.plotting.plot import plot as draw
 
@@ -224,20 +226,20 @@ def plot(run: str, layer: str | None, labels: Any) -> None:
 
 
 @cli.command()
-@model_options
+@add_model_options
 def layers(**options: Any) -> None:
-    """List the layers of a model that --layer accepts.
+    """List the layers and submodels of a model.
 
-    Each line has a layer and the shape of its output. Models inside the model come first, each
-    with the --submodel that selects it.
+    Each line shows a layer and its output shape. Submodels come first, each with the --submodel
+    option that selects it.
     """
     from ray_embed.config import make_config
-    from ray_embed.encoders.tensorflow_setup import quiet_keras
+    from ray_embed.encoders.tensorflow_setup import hide_training_warnings
     from ray_embed.pipeline import list_models_and_layers
 
     config = make_config({"sources": {"none": ""}, **_drop_unset(options)})
     # The user's code may print, too.
-    with quiet_keras(), contextlib.redirect_stdout(sys.stderr):
+    with hide_training_warnings(), contextlib.redirect_stdout(sys.stderr):
         models, layers = list_models_and_layers(config)
     for name, shape in models.items():
         click.echo(f"{name}\t{_format_shape(shape) or '-'}\t--submodel {shlex.quote(name)}")
@@ -257,19 +259,19 @@ def _format_shape(shape: tuple[int | None, ...]) -> str:
     default="preview.png",
     show_default=True,
     metavar="FILE",
-    help="Contact sheet to write.",
+    help="Path of the contact sheet.",
 )
-@run_options
+@add_run_options
 def preview(sheet: str, **options: Any) -> None:
-    """Show what the encoder gets, before a long run.
+    """Preview the preprocessed images before a long run.
 
-    Takes the options of `ray-embed run`, prints what it decides for them, and draws a contact
-    sheet of a few records as they are stored and as the encoder gets them. Writes no run folder.
+    Prints the resolved settings and draws a contact sheet of a few records before and after
+    preprocessing. Does not create a run folder.
     """
     from ray_embed.analysis.preview import preview as show
-    from ray_embed.encoders.tensorflow_setup import quiet_keras
+    from ray_embed.encoders.tensorflow_setup import hide_training_warnings
 
-    with quiet_keras():
+    with hide_training_warnings():
         show(_make_config(options), sheet, click.echo)
 
 
@@ -278,8 +280,8 @@ def preview(sheet: str, **options: Any) -> None:
 @option(
     "--layer",
     metavar="NAME",
-    help="Layer to compare in every run.",
-    default_text="all, one column for each",
+    help="Compare only this layer of each run.",
+    default_text="all layers, one column per layer",
 )
 @_sample_option
 @_labels_option
@@ -287,7 +289,7 @@ def preview(sheet: str, **options: Any) -> None:
 @option(
     "--plot",
     metavar="FILE",
-    help="Draw the measures over the runs, in the order given, to a .png or .svg file. Needs "
+    help="Plot the measures of the runs, in the order given, to a .png or .svg file. Requires "
     "matplotlib: pip install 'ray_embed[plots]'.",
 )
 def compare(
@@ -300,9 +302,8 @@ def compare(
 ) -> None:
     """Compare runs, or the layers of one run, on the same records.
 
-    Prints their measures side by side, which differences are beyond chance, and how similar the
-    features are. Only records that all runs hold are used, so that differences come from the
-    encoders.
+    Prints the measures side by side, which differences are significant, and how similar the
+    features are. Only records that all runs have in common are used.
     """
     from ray_embed.analysis.comparison.compare import compare as measure
     from ray_embed.analysis.comparison.plot import check_target, draw_comparison
@@ -326,29 +327,29 @@ def compare(
     "--out", default="runs/demo", show_default=True, metavar="RUN", help="Run folder to write to."
 )
 def demo(out: str) -> None:
-    """Try ray_embed on a small auto-encoder of handwritten digits.
+    """Try ray_embed on handwritten digits.
 
-    Trains the auto-encoder, embeds the digits with its encoder, evaluates the features, and says
-    how to open the projector.
+    Trains a small auto-encoder, embeds the digits with its encoder, evaluates the features, and
+    prints how to open the projector.
     """
     from ray_embed.cli.demo import demo as show
 
     show(out, click.echo)
 
 
-def _execute(options: dict[str, Any], *, and_reduce: bool) -> None:
+def _run_pipeline(options: dict[str, Any], *, build_projector: bool) -> None:
     config = _make_config(options)
     # This imports Ray, so it comes after the check of the options.
     from ray_embed.pipeline import execute
 
     # Ray prints messages about actors on stdout, which is for results.
     with contextlib.redirect_stdout(sys.stderr):
-        outcome = execute(config, and_reduce=and_reduce)
+        outcome = execute(config, build_projector=build_projector)
     click.echo(outcome.summary())
 
 
 def _make_config(options: dict[str, Any]) -> "RunConfig":
-    """Return the configuration from the command line and the YAML file that it names."""
+    """Merge the command-line options over those of the YAML file."""
     from ray_embed.config import load_yaml, make_config
 
     file = options.pop("config")
@@ -360,27 +361,27 @@ def _drop_unset(options: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Run the command line; exits with 0, 1 (failed while running), 2 (wrong input) or 130."""
+    """Run the command line and exit with 0, 1 (failure), 2 (invalid input) or 130 (interrupted)."""
     started = time.time()
     # A process that has imported Ray is somebody's own Python, which must not be forked.
     if (
         sys.argv[1:2]
-        and sys.argv[1] in _SUPERVISED
+        and sys.argv[1] in _SUPERVISED_COMMANDS
         and hasattr(os, "fork")
         and "ray" not in sys.modules
     ):
         from ray_embed.cli.supervisor import supervise
 
-        with _report_interrupts(started):
-            supervise(partial(_main, started), partial(_report_lost_process, started))
-    _main(started)
+        with _exit_on_interrupt(started):
+            supervise(partial(_run_command, started), partial(_report_lost_process, started))
+    _run_command(started)
 
 
-def _main(started: float) -> NoReturn:
+def _run_command(started: float) -> NoReturn:
     # TensorFlow reads it when it is imported, here or in an actor.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
-        with _report_interrupts(started):
+        with _exit_on_interrupt(started):
             code = cli.main(standalone_mode=False)
     except RayEmbedError as error:
         click.echo(f"ray-embed: {error}", err=True)
@@ -399,7 +400,7 @@ def _main(started: float) -> NoReturn:
 
 
 @contextlib.contextmanager
-def _report_interrupts(started: float) -> Iterator[None]:
+def _exit_on_interrupt(started: float) -> Iterator[None]:
     try:
         yield
     except (KeyboardInterrupt, click.Abort, SystemExit) as error:
@@ -413,8 +414,8 @@ def _report_interrupts(started: float) -> Iterator[None]:
 
 def _report_lost_process(started: float, ending: str) -> int:
     click.echo(
-        f"ray-embed: the process ended unexpectedly ({ending}): the memory may have been full, or "
-        "one of Ray's processes was killed",
+        f"ray-embed: the process ended unexpectedly ({ending}); the machine may have run out of "
+        "memory, or a Ray process may have been killed",
         err=True,
     )
     _print_next_command(started)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Prints `docs/cli.md`, the reference of all commands, from the commands themselves.
+"""Generate `docs/cli.md`, the command reference, from the click commands.
 
-``python -m ray_embed.cli.docs > docs/cli.md`` writes the page; ``--check docs/cli.md`` fails where
-the page differs.
+``python -m ray_embed.cli.docs > docs/cli.md`` writes the page; ``--check docs/cli.md`` fails if the
+page is out of date.
 """
 
 import difflib
@@ -16,7 +16,7 @@ from ray_embed.cli.options import group_options
 
 _PROGRAM = "ray-embed"
 # The command whose options other commands take too; the page lists them once.
-_REFERENCE = "run"
+_REFERENCE_COMMAND = "run"
 _NOTICE = (
     "<!-- Generated from the commands: `python -m ray_embed.cli.docs > docs/cli.md`. "
     "Do not edit. -->"
@@ -35,7 +35,7 @@ def format_page() -> str:
     blocks = [
         "# Command line",
         _NOTICE,
-        f"`{_PROGRAM} COMMAND --help` shows what this page has on a command. "
+        f"`{_PROGRAM} COMMAND --help` shows the same information for one command. "
         f"`python -m ray_embed` is the same as `{_PROGRAM}`.",
         *_read_help(cli),
         cli.epilog or "",
@@ -52,7 +52,8 @@ def _format_command(context: click.Context) -> list[str]:
     shared = _find_shared_options(command)
     if shared:
         blocks.append(
-            f"Takes all options of [`{_PROGRAM} {_REFERENCE}`](#{_PROGRAM}-{_REFERENCE})."
+            f"Takes all options of [`{_PROGRAM} {_REFERENCE_COMMAND}`]"
+            f"(#{_PROGRAM}-{_REFERENCE_COMMAND})."
         )
     for heading, options in group_options(command, context).items():
         rows = [
@@ -69,8 +70,8 @@ def _format_command(context: click.Context) -> list[str]:
 
 
 def _find_shared_options(command: click.Command) -> set[str]:
-    """Return the options of the reference command, if this is another command that takes all."""
-    reference = cli.commands[_REFERENCE]
+    """Return the names of the shared options if `command` takes all of them, else an empty set."""
+    reference = cli.commands[_REFERENCE_COMMAND]
     names = {parameter.name for parameter in reference.params}
     takes_all = names <= {parameter.name for parameter in command.params}
     return names if takes_all and command is not reference else set()
@@ -86,7 +87,7 @@ def _format_row(option: click.Option, context: click.Context) -> str:
 
 
 def _read_help(command: click.Command) -> list[str]:
-    """Return the help text of a command as paragraphs of one line each."""
+    """Return the paragraphs of a command's help text, each as one line."""
     return [" ".join(paragraph.split()) for paragraph in (command.help or "").split("\n\n")]
 
 
@@ -99,10 +100,10 @@ def _escape(text: str) -> str:
     "--check",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
     metavar="FILE",
-    help="Compare with this file instead of printing the page; exit 1 where it differs.",
+    help="Compare the page with this file instead of printing it, and exit with 1 if they differ.",
 )
 def main(check: Path | None) -> None:
-    """Print the reference of all commands as Markdown."""
+    """Print the command reference as Markdown."""
     page = format_page()
     if check is None:
         click.echo(page, nl=False)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Options of the command line, made from those of a run, and shown under headings."""
+"""Command-line options, generated from the run options and grouped under headings."""
 
 import functools
 from collections.abc import Callable
@@ -22,18 +22,18 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 _COMMON_HEADING = "Common options"
 # What most runs need, in the order of the help; the other options follow under their own headings.
-_COMMON = (
+_COMMON_OPTIONS = (
     *("sources", "model", "weights", "layers", "pool"),
     *("image_size", "batch_size", "limit", "out", "config"),
 )
 
 
 class DocumentedOption(click.Option):
-    """An option with a heading in the help, and a default in words.
+    """A click option with a help heading and a default described in words.
 
     Args:
-        heading: where the help shows it; None for the end.
-        default_text: the default as the help shows it; None where click shows it, or there is none.
+        heading: the heading that it is listed under; None for "Other options".
+        default_text: the default as shown in the help; None if click shows it or if there is none.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class DocumentedOption(click.Option):
         self.heading, self.default_text = heading, default_text
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
-        """Return the option and its text, with the default at the end."""
+        """Return the option's names and its help text with the default appended."""
         record = super().get_help_record(ctx)
         if record is None or self.default_text is None:
             return record
@@ -59,7 +59,7 @@ option = functools.partial(click.option, cls=DocumentedOption)
 
 
 class GroupedCommand(click.Command):
-    """A command whose help shows its options under headings."""
+    """A command whose help groups its options under headings."""
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write one section for each heading."""
@@ -70,7 +70,7 @@ class GroupedCommand(click.Command):
 
 
 def group_options(command: click.Command, context: click.Context) -> dict[str, list[click.Option]]:
-    """Return the options of a command by heading; those without one come last."""
+    """Group the options of a command by heading; options without a heading come last."""
     groups: dict[str, list[click.Option]] = {}
     others = []
     for parameter in command.get_params(context):
@@ -82,35 +82,37 @@ def group_options(command: click.Command, context: click.Context) -> dict[str, l
     return groups
 
 
-def run_options(function: _Function) -> _Function:
-    """Add all options of a run, and `--config`, to the function of a command."""
-    common = {name: _make_option(name, _COMMON_HEADING) for name in _COMMON if name in OPTIONS}
+def add_run_options(function: _Function) -> _Function:
+    """Decorate a command function with all run options and `--config`."""
+    common = {
+        name: _make_option(name, _COMMON_HEADING) for name in _COMMON_OPTIONS if name in OPTIONS
+    }
     common["config"] = option(
         "--config",
         heading=_COMMON_HEADING,
         metavar="YAML",
-        help="Read options from a YAML file. Its keys are the options' names with _ instead of -; "
-        "repeatable options have plural names: sources, layers, imports. The command line wins "
-        "over the file.",
+        help="Read options from a YAML file. Keys are option names with _ instead of -; repeatable "
+        "options have plural keys: sources, layers, imports. Command-line options override the "
+        "file.",
     )
     others = [
         _make_option(name, declared.group.value)
         for name, declared in OPTIONS.items()
-        if name not in _COMMON
+        if name not in _COMMON_OPTIONS
     ]
     return _add_options(function, [*common.values(), *others])
 
 
-def model_options(function: _Function) -> _Function:
-    """Add the options that say how to load the encoder to the function of a command."""
+def add_model_options(function: _Function) -> _Function:
+    """Decorate a command function with the options that specify the encoder."""
     names = [name for name, declared in OPTIONS.items() if declared.group is Group.ENCODER]
     return _add_options(function, [_make_option(name, Group.ENCODER.value) for name in names])
 
 
 def format_resume_note() -> str:
-    """Return a sentence that names the options that may change when a run is resumed."""
+    """Return a sentence that lists the options that can be changed on resume."""
     *flags, last = (format_flag(name) for name in find_options(OnResume.MAY_CHANGE))
-    return f"When a run is resumed, these options may change: {', '.join(flags)} and {last}."
+    return f"These options can be changed when a run is resumed: {', '.join(flags)} and {last}."
 
 
 def _add_options(function: _Function, options: list[Callable[[_Function], _Function]]) -> _Function:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Says, after a command that ended early, what it keeps and which command resumes it."""
+"""After a command ends early, tell the user what was kept and how to resume it."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,44 +14,44 @@ _RUNS = ("run", "extract")
 
 
 @dataclass(frozen=True)
-class _Kept:
-    """What a command leaves: whether it has begun the run, and whether a shard is finished."""
+class _Progress:
+    """What a command left behind: whether the run was started, and any shard finished."""
 
-    begun: bool
-    finished: bool
+    is_started: bool
+    has_finished_shards: bool
 
 
 def suggest_next_command(
     group: click.Group, arguments: Sequence[str], started: float
 ) -> str | None:
-    """Return a line with what a command keeps and how to resume it; None where that is not known.
+    """Return a line that says what was kept and how to resume, or None if that is unknown.
 
     Args:
         group: the command line.
-        arguments: those of the command, its name first.
-        started: when it was started, in seconds since the epoch.
+        arguments: the command-line arguments, starting with the command name.
+        started: the start time of the command, in seconds since the epoch.
     """
     try:
         target = _find_run_folder(group, arguments)
         if target is None:
             return None
         out, overwrites = target
-        kept = _look_into(out, started, overwrites=overwrites)
+        progress = _inspect_run_folder(out, started, overwrites=overwrites)
     except (Exception, KeyboardInterrupt):
         # The storage or the options may be what failed.
         return None
-    if kept.finished:
+    if progress.has_finished_shards:
         return f"Finished shards are kept. Resume with: {_format_command(arguments, resumes=True)}"
-    command = _format_command(arguments, resumes=kept.begun)
-    if kept.begun:
-        return f"No shard is finished yet. Start again with: {command}"
-    return f"Nothing is written yet. Start again with: {command}"
+    command = _format_command(arguments, resumes=progress.is_started)
+    if progress.is_started:
+        return f"No shard was finished. Run again with: {command}"
+    return f"Nothing was written. Run again with: {command}"
 
 
 def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str, bool] | None:
-    """Return the run folder that a command extracts into, and whether it overwrites that folder.
+    """Return the run folder that a command writes to, and whether it overwrites it.
 
-    None for a command that extracts nothing, or that starts from the beginning each time.
+    Return None for commands that extract nothing or always start over.
     """
     name = arguments[0] if arguments else ""
     if name not in (*_RUNS, "evaluate"):
@@ -73,23 +73,23 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
     return str(out or make_default_name(str(model), weights)), overwrites
 
 
-def _look_into(out: str, started: float, *, overwrites: bool) -> _Kept:
+def _inspect_run_folder(out: str, started: float, *, overwrites: bool) -> _Progress:
     from ray_embed.storage.filesystem import Folder
 
     folder = Folder.open(out)
     if not folder.exists(layout.RUN):
-        return _Kept(begun=False, finished=False)
+        return _Progress(is_started=False, has_finished_shards=False)
     written = folder.get_info(layout.RUN).mtime
     # Some file systems keep times in whole seconds.
     if overwrites and written is not None and written.timestamp() < int(started):
         # The folder still holds the older run.
-        return _Kept(begun=False, finished=False)
+        return _Progress(is_started=False, has_finished_shards=False)
     parts = (name for name in folder.list_names(layout.FEATURES) if name.startswith("part-"))
-    return _Kept(begun=True, finished=next(parts, None) is not None)
+    return _Progress(is_started=True, has_finished_shards=next(parts, None) is not None)
 
 
 def _format_command(arguments: Sequence[str], *, resumes: bool) -> str:
-    """Return the command to type, without passwords; one that resumes overwrites nothing."""
+    """Return the command to run, without passwords and, for resuming, without --overwrite."""
     from ray_embed.core.uri import remove_credentials
 
     words = [
@@ -98,4 +98,8 @@ def _format_command(arguments: Sequence[str], *, resumes: bool) -> str:
         if not (resumes and argument == "--overwrite")
     ]
     command = shlex.join(["ray-embed", *words])
-    return f"{command} (with no overwrite in the file)" if "--config" in command else command
+    return (
+        f"{command} (after removing `overwrite` from the YAML file)"
+        if "--config" in command
+        else command
+    )

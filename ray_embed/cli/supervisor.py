@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Run a command in a child process, so that the user always gets a final message.
+"""Run a command in a child process, so that the user always sees a final message.
 
-Ray ends the whole program at once, without an exception, when it loses the process that schedules
-work on this machine. It also handles signals in its own way. So long commands run in a child of the
-process that the user started.
+Ray terminates the whole process without an exception if the raylet dies, and it installs its own
+signal handlers. Long-running commands therefore run in a child of the process that the user
+started.
 """
 
 import contextlib
@@ -21,16 +21,16 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -> NoReturn:
-    """Run `work` in a child process, and exit as it exits.
+    """Run `work` in a child process and exit with its exit code.
 
     The first SIGINT or SIGTERM interrupts the child, the second one kills it. If this process is
-    killed, the child is killed too. The child's process group is killed when it ends: some of Ray's
-    processes would notice only later.
+    killed, the child is killed too. When the child ends, its process group is killed, because some
+    of Ray's processes would otherwise linger.
 
     Args:
-        work: ends with SystemExit after it has told the user the result.
-        report_loss: called with a text such as "by SIGKILL" if the child ended without a message.
-            It tells the user, and returns the exit code.
+        work: function that reports its result to the user and raises SystemExit.
+        report_loss: called with a description such as "by SIGKILL" if the child died without a
+            message; reports it to the user and returns the exit code.
     """
     alive_reader, alive_writer = os.pipe()
     report_reader, report_writer = os.pipe()
@@ -40,12 +40,12 @@ def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -
     if child == 0:
         os.close(alive_writer)
         os.close(report_reader)
-        _work_as_child(work, alive_reader, report_writer)
+        _run_child(work, alive_reader, report_writer)
     os.close(alive_reader)
     os.close(report_writer)
     interrupts = 0
 
-    def pass_on_interrupt(number: int, frame: FrameType | None) -> None:
+    def forward_signal(number: int, frame: FrameType | None) -> None:
         nonlocal interrupts
         interrupts += 1
         # The child may have ended by itself.
@@ -53,7 +53,7 @@ def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -
             os.kill(child, signal.SIGINT if interrupts == 1 else signal.SIGKILL)
 
     for number in _SIGNALS:
-        signal.signal(number, pass_on_interrupt)
+        signal.signal(number, forward_signal)
     status = None
     if hasattr(os, "waitid"):
         # As long as the child is not reaped, no other process group can get its number.
@@ -77,7 +77,7 @@ def supervise(work: Callable[[], NoReturn], report_loss: Callable[[str], int]) -
     sys.exit(report_loss(ending))
 
 
-def _work_as_child(work: Callable[[], NoReturn], alive_reader: int, report_writer: int) -> NoReturn:
+def _run_child(work: Callable[[], NoReturn], alive_reader: int, report_writer: int) -> NoReturn:
     # The terminal sends Ctrl-C to the parent's group; the parent passes it on once.
     os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Start TensorFlow: import it, and set its threads, memory and precision before its first use."""
+"""Import and configure TensorFlow (threads, memory and precision) before its first use."""
 
 import contextlib
 import logging
@@ -12,45 +12,50 @@ from pathlib import Path
 
 from ray_embed.core import user_code
 
-_LEVEL = "TF_CPP_MIN_LOG_LEVEL"
+_LOG_LEVEL_VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
 
 
 def start_tensorflow(threads: int | None, folder: str) -> None:
-    """Import TensorFlow and configure it, which is possible only before its first use.
+    """Import TensorFlow and configure it. Must be called before TensorFlow is used.
 
     Args:
-        threads: the number of threads, or None for TensorFlow's default.
-        folder: the folder that the command was started in; it becomes the working folder, and the
-            user's modules are imported from it.
+        threads: the number of threads; None for TensorFlow's default.
+        folder: the original working directory of the command. It becomes the working directory, and
+            user modules are imported from it.
     """
-    os.environ.setdefault(_LEVEL, "3")
+    os.environ.setdefault(_LOG_LEVEL_VARIABLE, "3")
     if Path(folder).is_dir():
-        # The user's code may use relative paths, and Ray may have been started elsewhere.
+        # User code may use relative paths, but Ray's workers have another working directory.
         os.chdir(folder)
     user_code.add_to_path(folder)
-    with user_code.hide_modules("pandas", "sklearn"), quiet_start():
-        # Keras imports both if it can, for training on tables: a third of the import time.
+    with user_code.hide_modules("pandas", "sklearn"), hide_startup_messages():
+        # Keras imports pandas and sklearn if they are installed, which takes a third of the import
+        # time.
         import tensorflow as tf
 
     if threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
         tf.config.threading.set_inter_op_parallelism_threads(1)
-    # TensorFloat-32 rounds the factors of float32 products to 10 bits on GPUs; only --precision
-    # may lower the precision.
+    # Disable TensorFloat-32, which rounds the inputs of float32 products to 10 bits. Only
+    # --precision may reduce precision.
     tf.config.experimental.enable_tensor_float_32_execution(False)
     for gpu in tf.config.list_physical_devices("GPU"):
-        # Otherwise each of the actors that share a GPU would take all of its memory.
+        # Allows several actors to share a GPU.
         tf.config.experimental.set_memory_growth(gpu, True)
 
 
 @contextlib.contextmanager
-def quiet_start() -> Iterator[None]:
-    """Hide what TensorFlow and TensorBoard print while they start, unless the start fails.
+def hide_startup_messages() -> Iterator[None]:
+    """Hide the startup messages of TensorFlow and TensorBoard, unless startup fails.
 
-    TensorFlow's libraries print to the file descriptor before they read the log level. With a log
-    level below 3 nothing is hidden.
+    File descriptor 2 is redirected, because native libraries write to it before they read the log
+    level. With TF_CPP_MIN_LOG_LEVEL below 3, nothing is hidden.
     """
-    if sys.stderr is None or "tensorflow" in sys.modules or os.environ.get(_LEVEL, "3") != "3":
+    if (
+        sys.stderr is None
+        or "tensorflow" in sys.modules
+        or os.environ.get(_LOG_LEVEL_VARIABLE, "3") != "3"
+    ):
         yield
         return
     sys.stderr.flush()
@@ -71,8 +76,8 @@ def quiet_start() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def quiet_keras() -> Iterator[None]:
-    """Hide warnings of TensorFlow and Keras about a model that is inspected, not trained."""
+def hide_training_warnings() -> Iterator[None]:
+    """Hide TensorFlow and Keras warnings that only matter for training."""
     loggers = [logging.getLogger(name) for name in ("absl", "tensorflow")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

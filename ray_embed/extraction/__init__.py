@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From shards to Parquet parts: check, schedule, decode, encode, and write."""
+"""Feature extraction, from shards to parts: checks, scheduling, decoding, encoding, writing."""

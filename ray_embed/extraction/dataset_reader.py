@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read a dataset once per run: its plan rows go to the run folder, its images to the actors.
+"""Read a dataset once per run.
 
-The user's code may take long, or hang. So it runs in an actor or on a thread of its own, and the
-driver can do other things while it waits.
+Its plan rows are written to the run folder, and its images are sent to the actors. The user's code
+may be slow or hang, so it runs in an actor or a background thread and never blocks the driver.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.errors import InputError, RunError
 from ray_embed.planning import SplitPlan
 from ray_embed.runtime import nodes
-from ray_embed.runtime.actors import check_node, get_result
+from ray_embed.runtime.actors import check_raylet, get_result
 from ray_embed.runtime.session import Session
 from ray_embed.sources.base import Source, SourceInfo
 from ray_embed.sources.dataset import Dataset, RecordReader
@@ -36,50 +36,50 @@ from ray_embed.sources.open import select_datasets
 from ray_embed.storage.filesystem import Folder
 
 _POLL_SECONDS = 1.0
-# A dataset may be silent for this long before a line says so.
-_PATIENCE = 30.0
-# The user's code that is running at the end of a run gets this long to end by itself.
+# Seconds to wait for a dataset before printing a message.
+_FIRST_MESSAGE_SECONDS = 30.0
+# Seconds to wait for the user's code to return when the run ends.
 _CLOSE_SECONDS = 2.0
 
 
 @dataclass(frozen=True)
 class DeliveredShard:
-    """A shard that was read: its number of records, and a reference to its images, if wanted."""
+    """A shard read from a dataset: its number of records, and a reference to its images if any."""
 
     records: int
     images: Any
 
 
 class ShardReader:
-    """Reads the shards of one dataset, in its own process or thread.
+    """Reads the shards of a dataset. Runs in an actor or a thread.
 
     Args:
         source: the dataset.
         limit: the number of records after which it ends; None for all.
-        folder: the folder to import the user's modules from; None in the process that holds the
-            dataset.
+        folder: the folder to import the user's modules from, or None if the dataset is an object in
+            this process.
     """
 
     def __init__(self, source: Dataset, limit: int | None, folder: str | None) -> None:
         if folder is not None:
-            # The user's pipeline decides about its own threads.
+            # Leave the number of threads to the user's pipeline.
             start_tensorflow(None, folder)
         self._source, self._limit = source, limit
         self._length_before: int | None = None
-        self._has_begun = False
+        self._is_started = False
         self.is_closed = False
 
     @cached_property
     def _reader(self) -> RecordReader:
-        # Opened by the first call: an error of a constructor would arrive as another one.
+        # Created lazily, because Ray would wrap an error raised in the actor's constructor.
         return RecordReader(self._source, self._limit)
 
     def load_tensorflow(self) -> None:
-        """Import what takes long, so that its time does not count as the dataset's."""
+        """Import TensorFlow, so that its import time is not attributed to the dataset."""
         import tensorflow  # noqa: F401
 
     def describe(self) -> SourceInfo:
-        """Return label type and image shape.
+        """Return the label type and image shape.
 
         Raises:
             InputError: the callable cannot be found, or yields no records.
@@ -89,36 +89,40 @@ class ShardReader:
     def read_shard(
         self, out: str, split: SplitPlan, local: int, done: bool
     ) -> DeliveredShard | None:
-        """Read the shard number `local`; return None after the last one.
+        """Read shard number `local`, or return None after the last one.
 
-        Its plan rows are written before it is encoded, or compared if they were written before. The
-        images of a shard that is done are not delivered.
+        Its plan rows are written, or compared if they already exist, before it is encoded. If the
+        shard is already done, its images are not sent.
 
         Raises:
-            InputError: the dataset does not repeat what it yielded before.
+            InputError: the dataset yields other records than before.
             RunError: the dataset failed.
         """
         folder = Folder.open(out)
         start = local * split.shard_size
-        if local == 0 and self._has_begun:
-            # Read once more, for a shard that turned out damaged.
+        if local == 0 and self._is_started:
+            # Start over, because a damaged shard must be extracted again.
             del self._reader
-        self._has_begun = True
+        self._is_started = True
         shard = self._reader.read_shard(split.shard_size)
         if self.is_closed:
-            # The run has ended, and the folder may belong to another run now.
+            # The run has ended, and the folder may now belong to another run.
             return None
         if local == 0:
             self._length_before = planning.load(folder).splits[split.ordinal].records
         if shard is None:
             if folder.exists(split.file_of(local)):
-                raise _explain_not_repeatable(split, f"ends before record {start}")
+                raise _explain_not_repeatable(split, f"now ends before record {start}")
             return None
         if self._length_before is not None and start >= self._length_before:
-            raise _explain_not_repeatable(split, f"goes on after record {self._length_before - 1}")
-        differs = planning.write_shard(folder, split, local, shard.rows)
-        if differs is not None:
-            raise _explain_not_repeatable(split, f"yields another record {start + differs}")
+            raise _explain_not_repeatable(
+                split, f"now continues after record {self._length_before - 1}"
+            )
+        first_difference = planning.write_shard(folder, split, local, shard.rows)
+        if first_difference is not None:
+            raise _explain_not_repeatable(
+                split, f"now yields a different record {start + first_difference}"
+            )
         if done:
             return DeliveredShard(shard.rows.num_rows, None)
         same_shape = len({image.shape for image in shard.images}) == 1
@@ -128,19 +132,19 @@ class ShardReader:
 
 def _explain_not_repeatable(split: SplitPlan, how: str) -> InputError:
     return InputError(
-        f"--source {split.split}={split.root}: the dataset {how}, unlike when the run was "
-        "started, so it is not repeatable: shuffled without a seed? Make it yield the same "
-        "records in the same order, or start again with --overwrite"
+        f"--source {split.name}={split.root}: the dataset {how}. It must yield the same records "
+        "in the same order as when the run was started (is it shuffled without a fixed seed?). "
+        "Fix the dataset, or start over with --overwrite"
     )
 
 
 class _ActorReader:
-    """A shard reader in an actor, which reads one shard ahead."""
+    """A shard reader that runs in an actor and reads one shard ahead."""
 
     reads_ahead = True
 
     def __init__(self, source: Dataset, limit: int | None, session: Session) -> None:
-        # On this node: others may be taken away.
+        # Run on this node, because other nodes may be removed.
         options = {"num_cpus": 0, "scheduling_strategy": nodes.schedule_on_this_node()}
         name = f"reader-{source.split}"
         self._actor = session.start(name, ShardReader, source, limit, session.folder, **options)
@@ -156,20 +160,20 @@ class _ActorReader:
         return get_result(call)
 
     def close(self) -> None:
-        """Do nothing: the session ends the actor."""
+        """Do nothing, because the session stops the actor."""
 
 
 class _ThreadReader:
-    """A shard reader on one thread of this process, for a dataset object in hand."""
+    """A shard reader that runs in a thread of this process, for dataset objects."""
 
-    # The images would fill the memory of the user's process.
+    # Reading ahead would use memory in the user's process.
     reads_ahead = False
 
     def __init__(self, source: Dataset, limit: int | None) -> None:
         self._reader = ShardReader(source, limit, None)
         self._calls: queue.SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None]
         self._calls = queue.SimpleQueue()
-        # Nothing can end the user's code; as a daemon it does not keep the process from ending.
+        # The user's code cannot be interrupted, so use a daemon thread that does not block exit.
         self._thread = threading.Thread(
             target=self._process_calls, name=f"reader-{source.split}", daemon=True
         )
@@ -188,7 +192,10 @@ class _ThreadReader:
         return call.result()
 
     def close(self) -> None:
-        """End the thread; one that hangs in the user's code ends with that, and writes nothing."""
+        """Stop the thread.
+
+        If it hangs in the user's code, it stops once that returns, without writing anything.
+        """
         self._reader.is_closed = True
         self._calls.put(None)
         self._thread.join(_CLOSE_SECONDS)
@@ -202,13 +209,15 @@ class _ThreadReader:
 
 
 class DatasetReader:
-    """Reads a dataset in the background, while the driver does other things.
+    """Reads a dataset in the background.
 
     Args:
         source: the dataset.
         limit: the number of records after which it ends; None for all.
-        timeout: the seconds without a shard after which it counts as hanging; None for never.
-        session: the session that runs its actor; a dataset object in hand is read on a thread.
+        timeout: the number of seconds without a shard after which the dataset is considered to
+            hang, or None.
+        session: the session in which to start the actor (dataset objects are read in a thread
+            instead).
     """
 
     def __init__(
@@ -227,36 +236,37 @@ class DatasetReader:
         self._silent_since, self._reminder = 0.0, Reminder()
 
     def describe(self) -> SourceInfo:
-        """Return label type and image shape; waits for the first record.
+        """Wait for the first record, and return the label type and image shape.
 
         Raises:
             InputError: the callable cannot be found, or yields no records.
-            RunError: the first record does not come.
+            RunError: the dataset timed out before the first record.
         """
-        # This time is not the dataset's.
+        # Do not count the import time of TensorFlow.
         self._call = self._reader.start("load_tensorflow")
         while not self.wait(_POLL_SECONDS):
-            check_node()
+            check_raylet()
         self._reader.get_result(self._call)
         self._call = self._reader.start("describe")
         began = time.monotonic()
         while not self.wait(_POLL_SECONDS):
-            check_node()
-            self.check_silence(began)
+            check_raylet()
+            self.check_timeout(began)
         info: SourceInfo = self._reader.get_result(self._call)
         return info
 
     def read_shards(
         self, out: str, split: SplitPlan, is_done: Callable[[int], bool]
     ) -> Iterator[DeliveredShard | None]:
-        """Yield the shards in order, and None whenever the next one has not been read yet.
+        """Yield the shards in order, or None while the next shard is not available yet.
 
-        An actor reads one ahead.
+        Actors read one shard ahead.
 
         Args:
             out: the run folder.
             split: the plan of this source.
-            is_done: returns whether the shard number `local` of the split needs no images.
+            is_done: function that returns whether shard number `local` is done, so that its images
+                are not needed.
         """
 
         def start(local: int) -> Any:
@@ -277,34 +287,35 @@ class DatasetReader:
             yield shard
 
     def wait(self, seconds: float) -> bool:
-        """Wait for the next shard, at most this many seconds; return whether it has been read."""
+        """Wait up to `seconds` for the next shard, and return whether it is available."""
         return self._reader.wait(self._call, seconds)
 
-    def check_silence(self, since: float) -> None:
-        """Report that the dataset yields nothing: on a line now and then, finally by an error.
+    def check_timeout(self, since: float) -> None:
+        """Report that the dataset yields nothing: print a message from time to time, and raise an
+        error after the timeout.
 
         Args:
-            since: the time, by `time.monotonic`, since which there is nothing to do but to wait.
+            since: the time (`time.monotonic`) at which all actors became idle.
 
         Raises:
-            RunError: it has yielded nothing for longer than the timeout.
+            RunError: the dataset has yielded nothing for longer than the timeout.
         """
         since = max(since, self._last_shard_time)
         if since != self._silent_since:
-            self._silent_since, self._reminder = since, Reminder(_PATIENCE)
+            self._silent_since, self._reminder = since, Reminder(_FIRST_MESSAGE_SECONDS)
         if self.wait(0):
             return
         seconds = time.monotonic() - since
         if self._timeout is not None and seconds > self._timeout:
             raise RunError(
-                f"{self._where}: the dataset has given no shard for {self._timeout:g} s "
-                f"(--shard-timeout) while all actors waited for it, {self._describe_progress()}; "
-                "find out what it waits for (a download, a lock, another process), or give a "
-                "larger --shard-timeout"
+                f"{self._where}: the dataset yielded no shard for {self._timeout:g} s "
+                f"(--shard-timeout) while all actors were idle, {self._describe_progress()}; check "
+                "what it is waiting for (a download, a lock, another process), or increase "
+                "--shard-timeout"
             )
         if self._reminder.is_due():
             self._reminder.say(
-                f"waiting for {self._where}: the dataset has given no shard for {seconds:.0f} s, "
+                f"waiting for {self._where}: the dataset has yielded no shard for {seconds:.0f} s, "
                 f"{self._describe_progress()}"
             )
 
@@ -314,14 +325,14 @@ class DatasetReader:
 
     def _describe_progress(self) -> str:
         count = self._position
-        return f"after its first {count} records" if count else "not even its first"
+        return f"after its first {count} records" if count else "not even the first record"
 
 
 @contextlib.contextmanager
 def open_dataset_readers(
     config: RunConfig, sources: Sequence[Source], session: Session
 ) -> Iterator[dict[str, DatasetReader]]:
-    """Start the readers of the datasets, by split; they end with the context."""
+    """Start a reader for each dataset, and yield the readers by split. They are closed on exit."""
     readers = {
         source.split: DatasetReader(source, config.limit, config.shard_timeout, session)
         for source in select_datasets(sources)

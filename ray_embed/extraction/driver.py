@@ -11,7 +11,7 @@ from ray_embed.encoders import artifacts
 from ray_embed.errors import RunError
 from ray_embed.extraction import pixels, scheduler
 from ray_embed.extraction.messages import Job, ShardResult
-from ray_embed.extraction.prepare import Prepared
+from ray_embed.extraction.prepare import PreparedRun
 from ray_embed.extraction.work_queue import WorkQueue
 from ray_embed.runtime.actors import Worker
 from ray_embed.runtime.session import Session
@@ -24,7 +24,7 @@ _DARK = 31
 _TURNED_SHARE = 0.001
 
 
-def extract_missing(config: RunConfig, prepared: Prepared, session: Session) -> float:
+def extract_missing(config: RunConfig, prepared: PreparedRun, session: Session) -> float:
     """Extract the shards that have no part yet.
 
     Args:
@@ -78,7 +78,7 @@ def _make_worker_list(session: Session, left: int | None) -> Callable[[int], lis
     return lambda done: session.pool.fill(None if left is None else left - done)
 
 
-def _make_job(config: RunConfig, prepared: Prepared) -> Job:
+def _make_job(config: RunConfig, prepared: PreparedRun) -> Job:
     encoder = artifacts.strip_contents(prepared.encoder)
     specs = tuple(pixels.make_pixel_spec(config, split, encoder) for split in prepared.plan.splits)
     return Job(
@@ -103,16 +103,16 @@ def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:
 class _Watch:
     """Watches the results of the shards for signs of wrong pixels, and warns about them."""
 
-    def __init__(self, config: RunConfig, prepared: Prepared) -> None:
+    def __init__(self, config: RunConfig, prepared: PreparedRun) -> None:
         self._config, self._encoder = config, prepared.encoder
         decided = config.scale is not None or config.preprocess is not None
         # Images of these splits are scaled as bytes, 0 to 255, and nobody asked for that.
         self._bytes = {
-            split.split
+            split.name
             for split in prepared.plan.splits
             if split.image_dtype == "uint8" and not decided
         }
-        self._unseen = {split.split for split in prepared.plan.splits}
+        self._unseen = {split.name for split in prepared.plan.splits}
         self._records = self._turned = 0
         self._uniform: list[bool] = []
 
@@ -139,7 +139,7 @@ class _Watch:
                 f"{shard.split}: float images go to the encoder as they are; the first ones have "
                 f"values from {shard.values[0]:.4g} to {shard.values[1]:.4g}"
             )
-            if text := pixels.warn_of_floats(shard.split, *shard.values, self._encoder):
+            if text := pixels.find_float_warning(shard.split, *shard.values, self._encoder):
                 yield text
 
     def finish(self) -> None:

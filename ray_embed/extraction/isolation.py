@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the records that kill or hang an actor: first by batches, then alone.
+"""Find the records that crash or hang an actor: first in batches, then one by one.
 
-A shard's actor may have died for any reason. So each of its records is tried, and one is rejected
-only if it ends `max_attempts` fresh actors in a row while another record passes in each of them.
+An actor may die for many reasons, so a record is rejected only if it kills `max_attempts` fresh
+actors in a row, each of which has successfully processed another record.
 """
 
 import contextlib
@@ -20,15 +20,15 @@ from ray_embed.config import RunConfig
 from ray_embed.errors import RunError
 from ray_embed.extraction.messages import Item, Job, Ready, ShardResult
 from ray_embed.runtime import nodes
-from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
-from ray_embed.runtime.nodes import Loss
+from ray_embed.runtime.actors import ActorDiedError, Worker, check_raylet, get_result
+from ray_embed.runtime.nodes import DeathCause
 
 CRASHES, HANGS = "crashes the process", "hangs"
 _POLL_SECONDS = 0.5
-# An actor may wait for capacity this long before another one has to give up its own.
+# Seconds an actor waits for resources before an idle actor is stopped to free some.
 _CAPACITY_SECONDS = 10.0
-# If this many records fail and none passes, the records are not the reason.
-_ALL_FAILING = 3
+# If this many records fail and none succeeds, the records are not the cause.
+_MAX_INITIAL_FAILURES = 3
 
 
 def isolate_records(
@@ -36,21 +36,22 @@ def isolate_records(
     job: Job,
     items: list[Item],
     config: RunConfig,
-    others: list[Item],
+    finished_shards: list[Item],
 ) -> Iterator[ShardResult]:
-    """Extract shards without the records that end an actor; each worker does one at a time.
+    """Extract shards, rejecting the records that kill an actor.
 
-    An actor without capacity, because its node is gone, gets that of one with nothing to do.
+    Each worker processes one shard at a time. If an actor has no resources because its node is
+    gone, an idle actor is stopped to free some.
 
     Args:
         workers: the extractors.
-        job: what all shards have in common.
-        items: the shards, each with a reference to its images if a source delivered them.
-        config: the limits.
-        others: shards that were done, for records that pass if a shard has none.
+        job: the settings shared by all shards.
+        items: the shards, with a reference to their images for sequential sources.
+        config: the run configuration, for its limits.
+        finished_shards: finished shards, whose records can serve as known-good records.
 
     Raises:
-        RayEmbedError: as :meth:`Extractor.extract` raises; a shard ends its actor although none of
+        RayEmbedError: see :meth:`Extractor.extract`; or a shard kills its actor although none of
             its records does.
     """
     if not items:
@@ -67,7 +68,9 @@ def isolate_records(
     def extract(item: Item) -> ShardResult:
         worker = free.get()
         try:
-            return _Isolation(worker, job, item, config, stop, free_capacity).extract(others)
+            return _ShardIsolator(worker, job, item, config, stop, free_capacity).extract(
+                finished_shards
+            )
         finally:
             free.put(worker)
 
@@ -82,10 +85,10 @@ def isolate_records(
 def extract_alone(
     workers: list[Worker], job: Job, item: Item, config: RunConfig
 ) -> ShardResult | None:
-    """Extract a shard in an actor that has nothing else to do; return None if that ends it.
+    """Extract a shard in an otherwise idle actor. Return None if the actor dies.
 
     Args:
-        workers: the extractors, none of which has anything to do.
+        workers: the idle extractors.
         job, item, config: see :func:`isolate_records`.
     """
     idle = workers[1:]
@@ -94,21 +97,21 @@ def extract_alone(
         if idle:
             idle.pop().dismiss()
 
-    return _Isolation(
+    return _ShardIsolator(
         workers[0], job, item, config, threading.Event(), free_capacity
     ).extract_at_once()
 
 
 @dataclass(frozen=True)
 class _Batch:
-    """Some records of a shard, by their positions in it."""
+    """A range of records of a shard."""
 
     item: Item
     positions: range
 
 
-class _Isolation:
-    """One shard, and an actor that has nothing else to do."""
+class _ShardIsolator:
+    """Isolates the bad records of one shard, using one otherwise idle actor."""
 
     def __init__(
         self,
@@ -120,54 +123,54 @@ class _Isolation:
         free_capacity: Callable[[], None],
     ) -> None:
         self._worker, self._job = worker, job
-        # The actor that has the job.
+        # The actor that has loaded the job.
         self._ready_actor: Any = None
         self._stop, self._free_capacity = stop, free_capacity
         self._item = item
         self._shard = item.shard
         self._attempts, self._timeout = config.max_attempts, config.shard_timeout
-        self._passing: _Batch | None = None
+        self._known_good: _Batch | None = None
         self._rejected: dict[int, str] = {}
 
-    def extract(self, others: list[Item]) -> ShardResult:
-        """Find the records to reject, and extract the others."""
-        size = self._get_ready()
+    def extract(self, finished_shards: list[Item]) -> ShardResult:
+        """Find and reject the bad records, and extract the others."""
+        size = self._restart_until_working()
         suspects: list[int] = []
         for start in range(0, self._shard.records, size):
             batch = range(start, min(start + size, self._shard.records))
             if self._try_records(_Batch(self._item, batch)):
                 for position in batch:
-                    # Until one passes, anything may be the reason: these are tried again then.
-                    if self._try_record(position) and self._passing is None:
+                    # Until one record succeeds, the cause is unknown, so retry these records later.
+                    if self._try_record(position) and self._known_good is None:
                         suspects.append(position)
-                        self._check_passing(len(suspects))
-        if suspects and self._passing is None:
-            self._find_passing(others, size)
+                        self._raise_if_all_fail(len(suspects))
+        if suspects and self._known_good is None:
+            self._find_known_good(finished_shards, size)
         for position in suspects:
             del self._rejected[position]
             self._try_record(position)
         reason = None
         for _ in range(self._attempts):
-            self._get_ready()
+            self._restart_until_working()
             shard_result, reason = self._call("extract", self._item, self._rejected)
             if reason is None:
                 return shard_result  # type: ignore[no-any-return]
         raise RunError(
-            f"shard {self._shard.number}: it {reason} {self._attempts} times with no other shard "
-            "beside it, although each of its records alone does not; is there too little memory?"
+            f"shard {self._shard.number}: it {reason} {self._attempts} times when extracted alone, "
+            "although none of its records does so individually; is there enough memory?"
         )
 
     def extract_at_once(self) -> ShardResult | None:
-        """Extract all records at once; return None if that ends the actor."""
-        self._get_ready()
+        """Extract the whole shard, or return None if the actor dies."""
+        self._restart_until_working()
         shard_result: ShardResult | None = self._call("extract", self._item)[0]
         return shard_result
 
     def _try_record(self, position: int) -> bool:
-        """Reject the record at a position if it ends every actor; return whether it does."""
+        """Try one record, and reject it if it kills every actor. Return whether it was rejected."""
         reason = None
         for _ in range(self._attempts):
-            self._get_ready()
+            self._restart_until_working()
             reason = self._try_records(_Batch(self._item, range(position, position + 1)))
             if reason is None:
                 return False
@@ -175,52 +178,50 @@ class _Isolation:
         self._rejected[position] = reason
         return True
 
-    def _check_passing(self, failed: int) -> None:
-        if failed >= _ALL_FAILING:
+    def _raise_if_all_fail(self, failed: int) -> None:
+        if failed >= _MAX_INITIAL_FAILURES:
             reasons = " or ".join(sorted(set(self._rejected.values())))
             raise RunError(
-                f"shard {self._shard.number}: each of its first records {reasons} when it is tried "
-                "alone, so the records are not the reason"
+                f"shard {self._shard.number}: each of its first records {reasons} when tried "
+                "alone, so the records are probably not the cause"
             )
 
-    def _find_passing(self, others: list[Item], size: int) -> None:
-        """Find records of other shards that pass, as none of this one does."""
-        for item in others:
-            self._get_ready()
+    def _find_known_good(self, finished_shards: list[Item], size: int) -> None:
+        """Find a known-good record in another shard, because no record of this shard succeeds."""
+        for item in finished_shards:
+            self._restart_until_working()
             self._try_records(_Batch(item, range(min(size, item.shard.records))))
-            if self._passing is not None:
+            if self._known_good is not None:
                 return
         if self._item.images is not None:
-            # It reads no storage, so that a blank image passes is enough.
+            # The images are in memory, so a successful blank image (`ready`) is enough.
             return
         raise RunError(
-            f"shard {self._shard.number}: none of its records can be extracted, and no other is "
-            "known that can, so the records may not be the reason"
+            f"shard {self._shard.number}: none of its records can be extracted, and there is no "
+            "known-good record to compare with, so the cause may lie elsewhere"
         )
 
     def _try_records(self, batch: _Batch) -> str | None:
-        """Try some records without writing anything; return the reason if they end the actor."""
+        """Try some records without writing. Return the reason if they kill the actor."""
         positions = batch.positions
         encoded, reason = self._call("try_records", batch.item, positions.start, positions.stop)
         if encoded:
-            self._passing = batch
+            self._known_good = batch
         return reason
 
-    def _get_ready(self) -> int:
-        """Wait for an actor that works, which a record that passed before shows.
+    def _restart_until_working(self) -> int:
+        """Wait for an actor that is known to work, by processing a known-good record.
 
         Returns:
-            The number of images a batch.
+            The batch size.
         """
         for _ in range(self._attempts):
-            size = self._await_ready()
-            if self._passing is None or self._try_records(self._passing) is None:
+            size = self._wait_for_actor()
+            if self._known_good is None or self._try_records(self._known_good) is None:
                 return size
-        raise RunError(
-            "actors die before they are ready: a record that passed before no longer does"
-        )
+        raise RunError("actors fail: a record that succeeded before now fails")
 
-    def _await_ready(self) -> int:
+    def _wait_for_actor(self) -> int:
         tries = 0
         while True:
             actor = self._worker.actor
@@ -231,20 +232,20 @@ class _Isolation:
                         self._free_capacity()
                 ready: Ready = get_result(reference)
             except ActorDiedError as error:
-                tries += error.loss is Loss.PROCESS
+                tries += error.cause is DeathCause.PROCESS
                 if tries >= self._attempts:
-                    raise RunError(f"actors die before they are ready: {error}") from error
+                    raise RunError(f"actors die during startup: {error}") from error
                 self._worker.restart(actor)
                 continue
             self._worker.node, self._ready_actor = ready.node, actor
             return ready.batch_size
 
     def _call(self, method: str, item: Item, *arguments: Any) -> tuple[Any, str | None]:
-        """Call the actor for a shard; return the result, or how the actor ended."""
+        """Call a method of the actor. Return the result, or the reason why the actor failed."""
         while True:
             if self._worker.actor is not self._ready_actor:
-                # The time of its start does not count as time of the call.
-                self._await_ready()
+                # Do not count the startup time as call time.
+                self._wait_for_actor()
             actor = self._worker.actor
             reference = getattr(actor, method).remote(item.shard, item.images, *arguments)
             if self._wait_for(reference, self._timeout) is None:
@@ -254,17 +255,17 @@ class _Isolation:
                 return get_result(reference), None
             except ActorDiedError as error:
                 self._worker.restart(actor)
-                if error.loss is not Loss.PREEMPTED:
+                if error.cause is not DeathCause.PREEMPTED:
                     return None, CRASHES
 
     def _wait_for(self, reference: Any, timeout: float | None) -> Any:
-        """Wait for a call; return None if it takes longer than `timeout`."""
+        """Wait for a call. Return None after `timeout` seconds."""
         began = time.monotonic()
         while True:
             if ray.wait([reference], timeout=_POLL_SECONDS)[0]:
                 return reference
             if self._stop.is_set():
                 raise RunError("stopped")
-            check_node()
+            check_raylet()
             if timeout is not None and time.monotonic() - began > timeout:
                 return None

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Metrics of an actor's work, among Ray's own, for those who watch a cluster."""
+"""Per-actor measures, exported through Ray's measures system."""
 
 import contextlib
 import threading
@@ -11,39 +11,39 @@ from typing import Literal, TypeVar
 import ray
 from ray.util import metrics
 
-_Doing = Literal["computing", "waiting"]
+_Activity = Literal["computing", "waiting"]
 _Item = TypeVar("_Item")
 
-# Ray puts `ray_` before the names, and `_total` behind them.
-_COUNTED = {
+# Ray adds the prefix `ray_` and the suffix `_total`.
+_COUNTERS = {
     "images": "Images embedded.",
     "rejects": "Records rejected.",
-    "read_bytes": "Bytes of the images read: of files as they are stored, of others unpacked.",
-    "computing_seconds": "Seconds in which the encoder computed.",
-    "waiting_seconds": "Seconds in which the encoder had nothing to compute, waiting for images.",
+    "read_bytes": "Bytes read: file sizes for image files, memory sizes for arrays.",
+    "computing_seconds": "Seconds the encoder spent computing.",
+    "waiting_seconds": "Seconds the encoder was idle, waiting for images.",
 }
 
 
-class Meter:
-    """Counts the work of the actor in this process, and reports it after every shard.
+class ActorMetrics:
+    """Measures the work of this actor and reports it after every shard.
 
-    Several threads may compute and wait at once. A second counts as computing if any of them
-    computes, else as waiting if any of them waits for images.
+    Several threads can compute and wait at the same time. Time counts as computing if any thread
+    computes, otherwise as waiting if any thread waits for images.
     """
 
     def __init__(self) -> None:
         tags = {"actor": _actor_name()}
         self._counters = {
             name: metrics.Counter(f"embed_{name}", about, tuple(tags)).set_default_tags(tags)
-            for name, about in _COUNTED.items()
+            for name, about in _COUNTERS.items()
         }
         self._lock = threading.Lock()
-        self._doing = Counter[_Doing]()
-        self._seconds: defaultdict[_Doing, float] = defaultdict(float)
+        self._doing = Counter[_Activity]()
+        self._seconds: defaultdict[_Activity, float] = defaultdict(float)
         self._since = 0.0
 
     @contextlib.contextmanager
-    def measure(self, what: _Doing) -> Iterator[None]:
+    def measure(self, what: _Activity) -> Iterator[None]:
         """Count the time of a block."""
         self._change(what, 1)
         try:
@@ -52,7 +52,7 @@ class Meter:
             self._change(what, -1)
 
     def measure_waiting(self, items: Iterable[_Item]) -> Iterator[_Item]:
-        """Yield items, and count the time until each is there."""
+        """Yield items, counting the time spent waiting for each."""
         iterator = iter(items)
         end = object()
         while True:
@@ -63,11 +63,11 @@ class Meter:
             yield item  # type: ignore[misc]
 
     def report_read(self, size: int) -> None:
-        """Report bytes of images."""
+        """Report the number of image bytes read."""
         self._report({"read_bytes": size})
 
     def report_shard(self, images: int, rejects: int) -> None:
-        """Report a shard that is done, and the time counted since the last one."""
+        """Report a finished shard and the time since the previous one."""
         with self._lock:
             self._count_time()
             seconds = {f"{what}_seconds": value for what, value in self._seconds.items()}
@@ -76,11 +76,11 @@ class Meter:
 
     def _report(self, counts: dict[str, float]) -> None:
         for name, value in counts.items():
-            # Ray refuses zero.
+            # Ray counters reject zero.
             if value:
                 self._counters[name].inc(value)
 
-    def _change(self, what: _Doing, by: int) -> None:
+    def _change(self, what: _Activity, by: int) -> None:
         with self._lock:
             self._count_time()
             self._doing[what] += by
@@ -95,6 +95,6 @@ class Meter:
 
 
 def _actor_name() -> str:
-    # Without Ray nobody reads the numbers.
+    # Without Ray, the measures are not exported.
     name = ray.get_runtime_context().get_actor_name() if ray.is_initialized() else None
     return name or "none"

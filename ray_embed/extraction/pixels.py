@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decide how the images of each split become the encoder's input, and describe the decision."""
+"""Choose the preprocessing for each split, and describe it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,41 +11,41 @@ from ray_embed.images.decode import PixelSpec
 from ray_embed.options import OPTIONS, Group, format_flag, get_default
 from ray_embed.planning import SplitPlan
 
-# Where pixels from 0 to 255 differ by less than this in what the first layer gets, they were
-# divided twice.
-_NARROW = 0.05
-# Float images up to this are not levels from 0 to 255.
-_MOST_OF_UNIT = 2.0
+# If the full pixel range spans less than this at the first layer, pixels were probably rescaled
+# twice.
+_MIN_INPUT_RANGE = 0.05
+# Float images with a maximum below this are not in [0, 255].
+_MAX_UNIT_RANGE = 2.0
 _SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]", "none": "given as 0–255"}
-# The factor and the offset of each scale.
-_LINEAR = {"unit": (1 / 255, 0.0), "symmetric": (1 / 127.5, -1.0), "none": (1.0, 0.0)}
-_FILES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
+# Factor and offset of each scale.
+_SCALE_COEFFICIENTS = {"unit": (1 / 255, 0.0), "symmetric": (1 / 127.5, -1.0), "none": (1.0, 0.0)}
+_COLOR_MODES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 
 @dataclass(frozen=True)
 class Explanation:
-    """What was decided of the pixels, as lines for the user."""
+    """Messages for the user about the preprocessing."""
 
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
 
 
 def has_files(split: SplitPlan) -> bool:
-    """Return whether a split has image files, which are decoded to the encoder's channels."""
+    """Return whether a split consists of image files."""
     return split.image_shape is None
 
 
 def has_floats(split: SplitPlan) -> bool:
-    """Return whether a split has float arrays, which go to the encoder as they are."""
+    """Return whether a split consists of float arrays, which are not scaled."""
     return split.image_shape is not None and split.image_dtype != "uint8"
 
 
 def decide_scale(config: RunConfig, encoder: Encoder, floats: bool = False) -> str:
-    """Return the scale: the one asked for, or the one that fits the encoder.
+    """Return the scale from the options, or the default for the encoder.
 
     Args:
         config: the options.
-        encoder: what the images are for.
+        encoder: the encoder.
         floats: whether the images are float arrays.
     """
     if config.scale is not None:
@@ -57,7 +57,7 @@ def decide_scale(config: RunConfig, encoder: Encoder, floats: bool = False) -> s
 
 
 def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> PixelSpec:
-    """Return how the images of a split become the encoder's input."""
+    """Return the preprocessing of a split."""
     floats = has_floats(split)
     resized = not floats or config.image_size is not None
     return PixelSpec(
@@ -71,7 +71,7 @@ def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> Pi
         std=config.std,
         reverse_channels=config.channel_order == "bgr",
         repeat_channel=config.channels == "repeat",
-        turn_upright=config.exif_orientation,
+        apply_orientation=config.exif_orientation,
         max_pixels=config.max_pixels,
         takes_bytes=encoder.takes_bytes,
     )
@@ -80,24 +80,25 @@ def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> Pi
 def make_identity(
     config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder
 ) -> dict[str, Any]:
-    """Return how pixels are prepared where options and encoder decide it together, by name."""
+    """Return the preprocessing that depends on both options and encoder, for the run identity."""
     scale: str = config.scale or "default"
     chosen_here = config.scale is None and config.preprocess is None
     levels = any(not has_floats(split) for split in splits)
     if chosen_here and levels and decide_scale(config, encoder) == "none":
+        # Part of the identity of runs, so these words stay.
         scale = f"none, as the encoder rescales its input ({encoder.rescaling.describe()})"
     content: dict[str, Any] = {"scale": scale}
     channels = encoder.image_shape[2]
     if channels != 3 and any(has_files(split) for split in splits):
-        content["color mode"] = _FILES.get(channels, str(channels))
+        content["color mode"] = _COLOR_MODES.get(channels, str(channels))
     return content
 
 
 def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
-    """Refuse pixels that the encoder cannot take.
+    """Check that the preprocessing options fit the encoder.
 
     Raises:
-        InputError: a number of channels, a size, or a scale that does not fit.
+        InputError: the number of channels, the size or the scale does not fit.
     """
     if encoder.takes_bytes:
         _check_takes_files(config, splits, encoder)
@@ -108,7 +109,7 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
         if len(numbers) not in (0, 1, channels):
             raise InputError(
                 f"{option} {','.join(f'{number:g}' for number in numbers)}: {len(numbers)} "
-                f"numbers, but the encoder takes {channels} channels; give one number, or one a "
+                f"values, but the encoder takes {channels} channels; give one value, or one per "
                 "channel"
             )
     if config.channel_order == "bgr" and channels != 3:
@@ -116,33 +117,34 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
     rescales = config.scale in ("unit", "symmetric") or config.mean or config.std
     if encoder.rescaling.takes_integers and rescales:
         raise InputError(
-            f"{model}: its input is of type {encoder.rescaling.dtype}, so pixels must stay whole "
-            "numbers from 0 to 255; omit --scale, --mean and --std"
+            f"{model}: its input has type {encoder.rescaling.dtype}, so pixels must remain "
+            "integers from 0 to 255; remove --scale, --mean and --std"
         )
     for split in splits:
         _check_shape(config, split, encoder)
 
 
 def _check_takes_files(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> None:
-    """Refuse what does not go with an encoder that takes the bytes of image files.
+    """Check that sources and options are compatible with an encoder that takes encoded image files.
 
     Raises:
-        InputError: a source of arrays, or an option for pixels.
+        InputError: a source provides arrays, or a preprocessing option is set.
     """
-    what = f"--model {encoder.spec.model_name} takes the bytes of image files"
+    what = f"--model {encoder.spec.model_name} takes encoded image files"
     for split in splits:
         if not has_files(split):
             raise InputError(
-                f"--source {split.split}={split.root}: it has arrays, and {what}; give a folder "
-                "of images or a listing, or export a model that takes images (N, H, W, C)"
+                f"--source {split.name}={split.root}: the source provides arrays, but {what}; use "
+                "a folder of images or a listing, or export a model that takes decoded images (N, "
+                "H, W, C)"
             )
     for name, option in OPTIONS.items():
         value = getattr(config, name)
         refused = option.group is Group.PIXELS and name != "preprocess"
         if refused and value != get_default(name):
             raise InputError(
-                f"{format_flag(name)} {value}: {what}, and decodes, resizes and "
-                "scales them itself; omit the option"
+                f"{format_flag(name)} {value}: {what} and decodes, resizes and scales them itself; "
+                "remove the option"
             )
 
 
@@ -150,34 +152,34 @@ def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
     height, width, channels = encoder.image_shape
     shape = split.image_shape
     if shape is None:
-        if channels not in _FILES:
+        if channels not in _COLOR_MODES:
             raise InputError(
-                f"--model {encoder.spec.model_name}: it takes {channels} channels, and image files "
-                "are decoded to 1, 3 or 4; give arrays: an .npz file, or module:callable"
+                f"--model {encoder.spec.model_name}: the encoder takes {channels} channels, but "
+                "image files have 1, 3 or 4; use arrays instead (an .npz file or module:callable)"
             )
         return
-    where = f"--source {split.split}={split.root}"
-    sizes = f"its images are {shape[0]}×{shape[1]}×{shape[2]}, the encoder takes "
+    where = f"--source {split.name}={split.root}"
+    sizes = f"the images are {shape[0]}×{shape[1]}×{shape[2]}, but the encoder takes "
     sizes += f"{height}×{width}×{channels}"
     if shape[2] != channels and not (shape[2] == 1 and channels == 3 and config.channels):
         raise InputError(f"{where}: {sizes}; {_suggest_channels(shape[2], channels)}")
     resized = config.image_size is not None or split.image_dtype == "uint8"
     if shape[:2] != (height, width) and not resized:
         raise InputError(
-            f"{where}: {sizes}; give --image-size {height},{width} to have float images resized"
+            f"{where}: {sizes}; use --image-size {height},{width} to resize float images"
         )
 
 
 def _suggest_channels(channels: int, wanted: int) -> str:
     if (channels, wanted) == (1, 3):
-        return "give --channels repeat to use the one channel three times"
+        return "use --channels repeat to convert grayscale to RGB"
     if (channels, wanted) == (3, 1):
-        return "make them gray first, for example with tf.image.rgb_to_grayscale"
-    return f"give arrays of {wanted} channels"
+        return "convert the images to grayscale first, for example with tf.image.rgb_to_grayscale"
+    return f"use arrays with {wanted} channels"
 
 
 def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> Explanation:
-    """Return what was decided of the pixels, and what looks wrong."""
+    """Return notes that describe the preprocessing, and warnings about likely mistakes."""
     if encoder.takes_bytes:
         return Explanation()
     notes, warnings = [], []
@@ -193,19 +195,19 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
             asked = f"--scale {scale}" if config.scale else "--mean or --std"
             warnings.append(
                 f"{asked}: the encoder rescales its input itself ({rescaling.describe()}), so "
-                "pixels are rescaled twice; give --scale none unless that is meant"
+                "pixels are rescaled twice; use --scale none unless this is intended"
             )
     elif levels and (arriving := _find_arriving_range(config, encoder)) is not None:
         low, high = arriving
-        if high - low < _NARROW:
+        if high - low < _MIN_INPUT_RANGE:
             warnings.append(
-                f"pixels from 0 to 255 reach the encoder's first layer as {low:.3g} to "
-                f"{high:.3g}, which differ hardly: are they scaled twice?"
+                f"pixels from 0 to 255 reach the encoder's first layer as {low:.3g} to {high:.3g}, "
+                "a very narrow range: are they scaled twice?"
             )
     if config.crop_fraction is not None and not config.antialias:
         notes.append(
-            "--crop-fraction without --antialias: torchvision and timm filter images that shrink, "
-            "so their pixels differ; give --antialias for theirs"
+            "--crop-fraction without --antialias differs from torchvision and timm, which "
+            "antialias when downscaling; add --antialias to match them"
         )
     untouched = config.scale is None and not config.mean and not config.std
     if levels and encoder.advice and config.preprocess is None and untouched:
@@ -214,11 +216,11 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
 
 
 def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> str:
-    """Describe in a line how images of levels from 0 to 255 become the encoder's input."""
+    """Describe the preprocessing of uint8 images in one line."""
     height, width, channels = encoder.image_shape
     parts = []
     if any(has_files(split) for split in splits):
-        parts.append(f"{_FILES.get(channels, channels)} files")
+        parts.append(f"{_COLOR_MODES.get(channels, channels)} files")
     if any(not has_files(split) and not has_floats(split) for split in splits):
         parts.append("uint8 arrays")
     how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
@@ -236,11 +238,11 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
 
 
 def _find_arriving_range(config: RunConfig, encoder: Encoder) -> tuple[float, float] | None:
-    """Return the range in which pixels from 0 to 255 reach the encoder's first layer."""
+    """Return the range of [0, 255] pixels at the encoder's first layer with weights."""
     rescaling = encoder.rescaling
     if not rescaling.factors:
         return None
-    factor, offset = _LINEAR[decide_scale(config, encoder)]
+    factor, offset = _SCALE_COEFFICIENTS[decide_scale(config, encoder)]
     ends = [
         low + slope * (offset + factor * level)
         for slope, low in zip(rescaling.factors, rescaling.offsets, strict=True)
@@ -249,19 +251,19 @@ def _find_arriving_range(config: RunConfig, encoder: Encoder) -> tuple[float, fl
     return min(ends), max(ends)
 
 
-def warn_of_floats(split: str, low: float, high: float, encoder: Encoder) -> str | None:
-    """Return a warning where float arrays are plainly not what the encoder expects.
+def find_float_warning(split: str, low: float, high: float, encoder: Encoder) -> str | None:
+    """Return a warning if float arrays are clearly not in the range that the encoder expects.
 
     Args:
         split: the split's name.
-        low: the lowest value of its first images.
-        high: the highest one.
-        encoder: what they are for.
+        low: the minimum of its first images.
+        high: their maximum.
+        encoder: the encoder.
     """
-    if encoder.rescaling.expects_levels and high <= _MOST_OF_UNIT:
+    if encoder.rescaling.expects_levels and high <= _MAX_UNIT_RANGE:
         return (
-            f"{split}: float images go to the encoder as they are, from {low:.3g} to {high:.3g}, "
-            f"but it rescales its input itself ({encoder.rescaling.describe()}) and expects 0 to "
-            "255; give uint8 arrays, or multiply them by 255"
+            f"{split}: float images are passed to the encoder unchanged ({low:.3g} to {high:.3g}), "
+            f"but the encoder rescales its input ({encoder.rescaling.describe()}) and expects 0 to "
+            "255; use uint8 arrays, or multiply them by 255"
         )
     return None

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check, before work starts, that every node of a cluster sees the files and has the software.
+"""Check before a run that every node can access the files and has the required software.
 
-Nodes that join later are not checked: there, actors report what they miss.
+Nodes that join later are not checked; actors report missing files or software there.
 """
 
 import time
@@ -22,37 +22,37 @@ from ray_embed.errors import InputError, get_first_line
 from ray_embed.options import RANDOM
 from ray_embed.runs import identity
 from ray_embed.runs.workspace import Target
-from ray_embed.runtime.actors import check_node
+from ray_embed.runtime.actors import check_raylet
 from ray_embed.storage.filesystem import TEMPORARY
 
 _PACKAGES = ("ray", *identity.PACKAGES)
-_SECONDS, _POLL_SECONDS = 120.0, 1.0
-# The number of nodes to name; the others are counted.
+_PROBE_TIMEOUT_SECONDS, _POLL_SECONDS = 120.0, 1.0
+# Maximum number of nodes to name in a message.
 _MAX_NAMED = 3
-# What is wrong, up to the names of the nodes, and how to fix it.
+# A problem (to be followed by the names of the nodes), and how to fix it.
 _Problem = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class _Seen:
-    """What a process has: versions of Python and of packages, and the paths it sees."""
+class _Environment:
+    """The environment of a process: Python and package versions, and the paths it can access."""
 
     versions: dict[str, str]
     paths: frozenset[str]
 
 
 def check(config: RunConfig, target: Target) -> None:
-    """Compare the nodes of a cluster with this process; a single node is not checked.
+    """Compare the environment of every node with this process.
 
-    A node that dies meanwhile, or does not answer, is skipped.
+    Does nothing on a single node. Nodes that die or do not respond are skipped.
 
     Args:
-        config: the options, which name the files.
-        target: the run folder, which this process has locked.
+        config: the run configuration, for its paths.
+        target: the (locked) run folder.
 
     Raises:
-        InputError: a node does not see a local path, or has other versions.
-        RunError: Ray's process on this machine is gone.
+        InputError: a node cannot access a local path or has different versions.
+        RunError: the raylet on this machine has died.
     """
     nodes = {
         node["NodeID"]: f"{node['NodeManagerAddress']} (node {node['NodeID'][:8]})"
@@ -64,25 +64,27 @@ def check(config: RunConfig, target: Target) -> None:
     options = dict(_list_local_paths(config))
     token = None
     if target.folder.is_local:
-        # A new file tells this folder from another one of the same name.
+        # A new file distinguishes this folder from one with the same path on another machine.
         token = Path(target.folder.join(f"{TEMPORARY}/probe-{uuid.uuid4().hex}"))
         token.touch()
         options[str(token)] = f"--out {target.out}"
     try:
-        local = _Seen(*_make_probe()(_PACKAGES, list(options)))
-        lacking: defaultdict[_Problem, list[str]] = defaultdict(list)
+        local = _Environment(*_make_probe()(_PACKAGES, list(options)))
+        nodes_by_problem: defaultdict[_Problem, list[str]] = defaultdict(list)
         for node, remote in _probe_nodes(nodes, list(options)):
             for problem in _compare(local, remote, options):
-                lacking[problem].append(nodes[node])
+                nodes_by_problem[problem].append(nodes[node])
     finally:
         if token is not None:
             token.unlink(missing_ok=True)
-    if lacking:
-        raise InputError("\n".join(_format_problem(problem, on) for problem, on in lacking.items()))
+    if nodes_by_problem:
+        raise InputError(
+            "\n".join(_format_problem(problem, on) for problem, on in nodes_by_problem.items())
+        )
 
 
 def _list_local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
-    """Yield the files and folders that are named by a path, with the option that names each."""
+    """Yield all local paths in the configuration, with the option of each."""
     weights = None if config.weights == RANDOM else config.weights
     given = [("--model ", config.model), ("--weights ", weights)]
     given += [(f"--source {split}=", source) for split, source in config.sources.items()]
@@ -92,9 +94,9 @@ def _list_local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
 
 
 def _make_probe() -> Callable[[tuple[str, ...], list[str]], tuple[dict[str, str], frozenset[str]]]:
-    """Return the function that probes: an inner one, so that Ray sends its code along.
+    """Return the probe as an inner function, so that Ray pickles it by value.
 
-    A node that lacks this package could not import it.
+    It must also run on nodes where ray_embed is not installed.
     """
 
     def probe(packages: tuple[str, ...], paths: list[str]) -> tuple[dict[str, str], frozenset[str]]:
@@ -103,13 +105,13 @@ def _make_probe() -> Callable[[tuple[str, ...], list[str]], tuple[dict[str, str]
         from importlib import metadata
         from pathlib import Path
 
-        # Ray itself decides which patch versions of Python are compatible.
+        # Ray checks the patch version of Python itself.
         versions = {"Python": ".".join(platform.python_version_tuple()[:2])}
         for package in packages:
             with contextlib.suppress(metadata.PackageNotFoundError):
-                # The remains of a package may have none.
+                # Leftovers of an uninstalled package may have no version.
                 versions[package] = metadata.version(package) or "not installed"
-        # Checkpoints are named by what their files have in common.
+        # Checkpoints are given by their prefix.
         return versions, frozenset(
             path for path in paths if Path(path).exists() or Path(f"{path}.index").exists()
         )
@@ -117,43 +119,43 @@ def _make_probe() -> Callable[[tuple[str, ...], list[str]], tuple[dict[str, str]
     return probe
 
 
-def _probe_nodes(nodes: dict[str, str], paths: list[str]) -> Iterator[tuple[str, _Seen]]:
+def _probe_nodes(nodes: dict[str, str], paths: list[str]) -> Iterator[tuple[str, _Environment]]:
     probe = ray.remote(_make_probe())
     asked = {}
     for node in nodes:
         affinity = NodeAffinitySchedulingStrategy(node, soft=False)
         options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": affinity}
         asked[probe.options(**options).remote(_PACKAGES, paths)] = node
-    end = time.monotonic() + _SECONDS
+    end = time.monotonic() + _PROBE_TIMEOUT_SECONDS
     while asked and time.monotonic() < end:
         answered, _ = ray.wait(list(asked), timeout=_POLL_SECONDS)
         if not answered:
-            check_node()
+            check_raylet()
         for reference in answered:
             node = asked.pop(reference)
             try:
-                yield node, _Seen(*ray.get(reference))
+                yield node, _Environment(*ray.get(reference))
             except RayError as error:
-                say(
-                    f"{nodes[node]}: cannot be checked, continuing without: {get_first_line(error)}"
-                )
+                say(f"{nodes[node]}: check failed, continuing without it: {get_first_line(error)}")
     for node in asked.values():
-        say(f"{nodes[node]}: does not answer, continuing without checking it")
+        say(f"{nodes[node]}: no response, continuing without checking it")
 
 
-def _compare(local: _Seen, remote: _Seen, options: dict[str, str]) -> Iterator[_Problem]:
+def _compare(
+    local: _Environment, remote: _Environment, options: dict[str, str]
+) -> Iterator[_Problem]:
     for path, option in options.items():
         if path in local.paths and path not in remote.paths:
             yield (
-                f"{option}: it is not seen on",
-                "put it on a disk that all nodes share, or on object storage (s3://…)",
+                f"{option}: not accessible on",
+                "use a shared file system or object storage (s3://…)",
             )
     for package in ("Python", *_PACKAGES):
         mine, other = (seen.versions.get(package, "not installed") for seen in (local, remote))
         if mine != other:
             yield (
-                f"{package} is {mine} here, and {other} on",
-                "install the same on all machines",
+                f"{package} is {mine} here, but {other} on",
+                "install the same version on all machines",
             )
 
 

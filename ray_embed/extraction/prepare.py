@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check everything before the first shard, then write the run folder's first files."""
+"""Validate everything before the first shard, then write the initial files of the run folder."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -34,11 +34,11 @@ from ray_embed.storage.filesystem import Folder
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prepared:
-    """All that is known, and checked, before anything is written.
+class PreparedRun:
+    """The validated state of a run before anything is written.
 
-    `dataset_readers` read the sequential sources, by split; `readers` open the images in the
-    actors, by the ordinal of the split.
+    `dataset_readers` read the sequential sources, by split name. `readers` open the images in the
+    actors, by split ordinal.
     """
 
     target: Target
@@ -55,15 +55,15 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """The text that distinguishes this run's parts from another's."""
+        """The hash that ties parts to this run."""
         return identity_module.compute_fingerprint(self.identity)
 
 
 def check_model(config: RunConfig) -> None:
-    """Check that the model's file exists and may be a model, which takes hardly any time.
+    """Quickly check that the model file exists and has a supported format.
 
     Raises:
-        InputError: it does not exist, or cannot be a model.
+        InputError: the file does not exist or is not a model.
     """
     for option, path in (("--model", config.model), ("--weights", config.weights)):
         if isinstance(path, str) and is_uri(path):
@@ -74,8 +74,8 @@ def check_model(config: RunConfig) -> None:
     refuse_unsupported_format(Path(model))
     if not Path(model).exists():
         raise InputError(
-            f"--model {model}: no such file; give a .keras or .h5 file, a SavedModel folder, or "
-            "module:callable"
+            f"--model {model}: no such file; expected a .keras or .h5 file, a SavedModel folder, "
+            "or module:callable"
         )
     if config.weights is None:
         refuse_without_weights(Path(model))
@@ -89,25 +89,26 @@ def prepare(
     scratch: Folder,
     session: Session,
     build: Build | None = None,
-) -> Prepared:
-    """Plan the records and build the encoder, in parallel, and compare them with an earlier start.
+) -> PreparedRun:
+    """Plan the records while building the encoder, and compare both with an earlier run if there is
+    one.
 
     Args:
         config: the options.
         sources: the opened sources.
         dataset_readers: the readers of the sequential ones, by split.
         target: the run folder.
-        scratch: the folder to write the plan to for now.
+        scratch: temporary folder for the plan.
         session: the session that runs the actors.
-        build: sends the build process its request; None to build in an actor.
+        build: starts the build in the build process; None to build in an actor.
 
     Raises:
-        InputError: something does not fit; nothing has been written to the run folder.
+        InputError: the input is invalid; nothing was written to the run folder.
     """
     infos = {split: reader.describe() for split, reader in dataset_readers.items()}
     batch_size = config.batch_size or session.resources.batch_size
     spec = make_encoder_spec(config, find_image_shape(sources, infos), batch_size)
-    await_encoder = _start_building(spec, target, session, build)
+    wait_for_encoder = _start_building(spec, target, session, build)
     planned = planning.make_plan(
         sources,
         infos,
@@ -116,7 +117,7 @@ def prepare(
         batch_size=batch_size,
         limit=config.limit,
     )
-    encoder = await_encoder()
+    encoder = wait_for_encoder()
     pixels.check(config, planned.splits, encoder)
     explained = pixels.explain(config, planned.splits, encoder)
     warnings = (*encoder.warnings, *explained.warnings)
@@ -132,7 +133,7 @@ def prepare(
         session.resources.cpus,
         pixels.make_identity(config, planned.splits, encoder),
     )
-    prepared = Prepared(
+    prepared = PreparedRun(
         target=target,
         plan=planned,
         encoder=encoder,
@@ -141,13 +142,13 @@ def prepare(
         readers=tuple(source.reader() for source in sources),
     )
     if target.is_resumed:
-        _refuse_another(prepared, scratch)
+        _raise_if_different_run(prepared, scratch)
     return prepared
 
 
 def _describe_skipped(planned: Plan) -> list[str]:
     return [
-        f"{split.split}: skipped "
+        f"{split.name}: skipped "
         + ", ".join(f"{count} {what}" for what, count in split.skipped.items())
         for split in planned.splits
         if split.skipped
@@ -157,11 +158,11 @@ def _describe_skipped(planned: Plan) -> list[str]:
 def find_image_shape(
     sources: Sequence[Source], infos: Mapping[str, SourceInfo]
 ) -> tuple[int, int, int] | None:
-    """Return the shape of the first image arrays; None if all sources have image files.
+    """Return the image shape of the first array source, or None if all sources are image files.
 
     Args:
         sources: the sources.
-        infos: what the readers of sequential sources have found out, by split.
+        infos: the properties of the sequential sources, by split.
     """
     described = [*(source.info for source in sources), *infos.values()]
     shapes = [info.image_shape for info in described if info and info.image_shape]
@@ -171,7 +172,7 @@ def find_image_shape(
 def make_encoder_spec(
     config: RunConfig, shape: tuple[int, int, int] | None, batch_size: int
 ) -> EncoderSpec:
-    """Return what is asked of the encoder; `shape` is that of an array source's images."""
+    """Return the encoder specification. `shape` is the image shape of an array source."""
     model = config.model
     if isinstance(model, str) and not is_callable_reference(model):
         model = _resolve_path(model)
@@ -199,26 +200,26 @@ def make_encoder_spec(
 
 
 def _resolve_path(path: str) -> str:
-    # An actor runs in another folder.
+    # Actors have another working directory.
     return path if is_uri(path) else str(Path(path).absolute())
 
 
 def _start_building(
     spec: EncoderSpec, target: Target, session: Session, build: Build | None
 ) -> Callable[[], Encoder]:
-    """Start building the encoder outside this process; return a function that waits for it.
+    """Start building the encoder, and return a function that waits for the result.
 
-    A Python object is built in this process. With GPUs an actor builds the encoder, as the engine
-    is chosen by the features it gives there.
+    Python objects are built in this process. With GPUs, the encoder is built in an actor, because
+    engines are compared on the device.
     """
     model = spec.model
-    makes_a_model = (
+    makes_model = (
         is_callable_reference(model) if isinstance(model, str) else user_code.is_factory(model)
     )
     name = identity_module.name_object(model)
     is_same = target.is_resumed and (target.before or {})["model"] == name
     weights = None
-    if is_same and makes_a_model and spec.weights is None:
+    if is_same and makes_model and spec.weights is None:
         weights = artifacts.read_weights(target.folder)
     if not isinstance(model, str) or callable(spec.preprocess):
         return functools.partial(build_encoder, spec, 1, weights)
@@ -227,47 +228,48 @@ def _start_building(
     return session.call(build_encoder, spec, session.resources.cpus, weights)
 
 
-def _refuse_another(prepared: Prepared, scratch: Folder) -> None:
+def _raise_if_different_run(prepared: PreparedRun, scratch: Folder) -> None:
     before = (prepared.target.before or {})["identity"]
     differences = identity_module.list_differences(before, prepared.identity)
     if not differences:
         return
     if kept_plan := read_kept_plan(prepared.folder):
-        kept_splits = {split.split: split for split in kept_plan.splits}
+        kept_splits = {split.name: split for split in kept_plan.splits}
         for split in prepared.plan.splits:
-            old = kept_splits.get(split.split)
+            old = kept_splits.get(split.name)
             if old and old.digest and split.digest and old.digest != split.digest:
                 where = planning.describe_difference(prepared.folder, scratch, old, split)
-                differences.append(f"first difference in {split.split}: {where}")
+                differences.append(f"first difference in {split.name}: {where}")
     raise InputError(
-        f"--out {prepared.target.out}: it holds another run; what differs:\n  "
+        f"--out {prepared.target.out}: the folder contains a different run. Differences:\n  "
         + "\n  ".join(differences)
-        + "\ngive another --out, or --overwrite to start again"
+        + "\nuse another --out, or --overwrite to start over"
     )
 
 
-def write_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
-    """Write the run folder's description, encoder and plan, or complete those of an earlier start.
+def write_run_folder(config: RunConfig, prepared: PreparedRun, scratch: Folder) -> None:
+    """Write the manifest, the encoder and the plan to the run folder, or complete those of an
+    earlier run.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: the folder is not writable.
     """
     folder = prepared.folder
     if prepared.target.is_resumed:
         _renew_run_folder(config, prepared, scratch)
         return
-    # It is to be overwritten, or an earlier start got no further than this.
+    # Either --overwrite was given, or an earlier run stopped before this point.
     manifest.delete_run(folder)
-    # A mark comes first, so that the folder is known as ours whenever this stops.
+    # Write a marker first, so that the folder is recognized as ours if this is interrupted.
     manifest.write_run(folder, {}, __version__)
     artifacts.save_encoder(folder, prepared.encoder)
     planning.copy_records(prepared.plan, scratch, folder)
     planning.save(folder, prepared.plan)
-    manifest.write_run(folder, _description(config, prepared), __version__)
+    manifest.write_run(folder, _make_manifest(config, prepared), __version__)
 
 
 def read_kept_plan(folder: Folder) -> Plan | None:
-    """Read the plan that was made when the run was started; return None if it is damaged."""
+    """Read the original plan of the run, or return None if it is damaged."""
     try:
         return planning.load(folder)
     except InputError as error:
@@ -275,8 +277,9 @@ def read_kept_plan(folder: Folder) -> Plan | None:
         return None
 
 
-def _renew_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) -> None:
-    """Update the folder of an earlier start: what is damaged, has moved, or has other options.
+def _renew_run_folder(config: RunConfig, prepared: PreparedRun, scratch: Folder) -> None:
+    """Update the run folder of an earlier run: repair damaged files, and record moved sources and
+    changed options.
 
     Raises:
         InputError: a file has changed since the run was started.
@@ -290,7 +293,7 @@ def _renew_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) ->
         if before["config"].get(name) != recorded[name]
     }
     if changed:
-        # Commands that read the run later use these values.
+        # Later commands use the values in the manifest.
         asked = before["config"] | changed
         content = {name: value for name, value in before.items() if name != "ray_embed"}
         manifest.write_run(folder, content | {"config": asked}, __version__)
@@ -302,12 +305,12 @@ def _renew_run_folder(config: RunConfig, prepared: Prepared, scratch: Folder) ->
     if fresh != kept:
         planning.save(folder, fresh)
     if not artifacts.is_intact(folder):
-        say(f"{folder.display_path('encoder')}: damaged; written again")
+        say(f"{folder.display_path('encoder')}: damaged, writing it again")
         artifacts.save_encoder(folder, prepared.encoder)
 
 
-def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
-    """Return the options as ``run.json`` records them: chosen, and without passwords."""
+def _record_options(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
+    """Return the resolved options for ``run.json``, without passwords."""
     options = config.model_dump(mode="python", exclude={"sources", "overwrite"})
     options |= {
         "model": identity_module.name_object(config.model),
@@ -315,12 +318,12 @@ def _record_options(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
         "batch_size": prepared.encoder.spec.batch_size,
         "out": redact_uri(prepared.target.out),
         "address": None if config.address is None else redact_uri(config.address),
-        "sources": {split.split: redact_uri(split.root) for split in prepared.plan.splits},
+        "sources": {split.name: redact_uri(split.root) for split in prepared.plan.splits},
     }
     return identity_module.to_plain_data(options)
 
 
-def _description(config: RunConfig, prepared: Prepared) -> dict[str, Any]:
+def _make_manifest(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
     return {
         "fingerprint": prepared.fingerprint,
         "model": identity_module.name_object(config.model),

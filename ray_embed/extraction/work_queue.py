@@ -63,15 +63,15 @@ class WorkQueue:
         if self._reading is not None:
             self._reading.wait(seconds)
 
-    def check_silence(self, since: float) -> None:
+    def check_timeout(self, since: float) -> None:
         """Report a source that has kept all actors waiting since then; see `DatasetReader`."""
         if self._reading is not None:
-            self._reading.check_silence(since)
+            self._reading.check_timeout(since)
 
     def _iterate_items(self) -> Iterator[Item | None]:
         number = index = 0
         for split in self._splits:
-            if reader := self._readers.get(split.split):
+            if reader := self._readers.get(split.name):
                 yield from self._read_shards(reader, split, number, index)
             else:
                 yield from self._list_shards(split, number, index)
@@ -83,7 +83,13 @@ class WorkQueue:
         total = split.records or 0
         for local, position in enumerate(range(0, total, split.shard_size)):
             records = min(split.shard_size, total - position)
-            shard = Shard(number + local, split, local, index + position, position, records)
+            shard = Shard(
+                number=number + local,
+                split=split,
+                local=local,
+                index=index + position,
+                records=records,
+            )
             if self._is_done(shard.number):
                 self._skip(records)
                 self.remember(Item(shard))
@@ -106,7 +112,13 @@ class WorkQueue:
             if self._is_done(number + local):
                 self._skip(records)
             else:
-                shard = Shard(number + local, split, local, index + position, position, records)
+                shard = Shard(
+                    number=number + local,
+                    split=split,
+                    local=local,
+                    index=index + position,
+                    records=records,
+                )
                 yield Item(shard, delivered.images)
             local += 1
             position += records

@@ -24,7 +24,7 @@ from ray_embed.encoders.spec import Encoder
 from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.errors import InputError
 from ray_embed.extraction.messages import Job, Ready, ShardResult
-from ray_embed.extraction.metrics import Meter
+from ray_embed.extraction.metrics import ActorMetrics
 from ray_embed.images.decode import Batch
 from ray_embed.planning import Shard
 from ray_embed.runtime import nodes
@@ -93,7 +93,7 @@ class _OpenJob:
     encoder: Encoder
     engine: OpenEngine
     threads: ThreadPoolExecutor
-    meter: Meter
+    meter: ActorMetrics
 
     def encode(self, batches: Iterable[Batch], results: _Results) -> deque[Future[None]]:
         """Encode batches as they come; return the last ones, which may still be running."""
@@ -162,7 +162,7 @@ class Extractor:
         self._threads = threads
         self._opening, self._computing = threading.Lock(), threading.Lock()
         self._opened: _OpenJob | None = None
-        self._meter = Meter()
+        self._meter = ActorMetrics()
         start_tensorflow(threads, folder)
 
     def ready(self, job: Job) -> Ready:
@@ -170,7 +170,7 @@ class Extractor:
         opened = self._open(job)
         size = opened.encoder.spec.batch_size
         opened.engine(blank_batch(opened.encoder, size))
-        return Ready(size, nodes.this_node_id())
+        return Ready(size, nodes.get_node_id())
 
     def try_records(self, shard: Shard, images: Any, start: int, stop: int) -> int:
         """Extract the records `start` to `stop` of a shard without writing anything.
@@ -215,7 +215,7 @@ class Extractor:
         self._meter.report_shard(part.features.num_rows, part.rejects.num_rows)
         return ShardResult(
             number=shard.number,
-            split=shard.split.split,
+            split=shard.split.name,
             rows=part.features.num_rows,
             rejects=dict(reasons),
             brightest=results.find_brightest(),
@@ -303,7 +303,7 @@ def _refuse_fractions(shard: Shard, values: tuple[float, float], encoder: Encode
     low, high = values
     if high <= 1:
         raise InputError(
-            f"--source {shard.split.split}={shard.split.root}: its images are floats from "
+            f"--source {shard.split.name}={shard.split.root}: its images are floats from "
             f"{low:.3g} to {high:.3g}, but the encoder takes {encoder.rescaling.dtype}; give "
             "uint8 arrays, or floats from 0 to 255"
         )

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From image files and arrays to the batches that an encoder takes, with a thumbnail of each.
+"""Decode and preprocess image files and arrays into batches, with a thumbnail of each image.
 
-Decoding and resizing are those of ``keras.utils.image_dataset_from_directory``, so that an encoder
-sees the pixels it saw in training: `tf.io.decode_image` with the encoder's number of channels, then
-`tf.image.resize`, by default bilinear without antialias. Records that cannot be decoded leave a
-gap; :func:`diagnose` returns the reason.
+Decoding and resizing match ``keras.utils.image_dataset_from_directory``, so that the encoder sees
+the same pixels as in training: `tf.io.decode_image` with the encoder's number of channels, then
+`tf.image.resize` (by default bilinear, without antialiasing). Records that cannot be decoded are
+missing from the batches; :func:`diagnose` returns the reason.
 """
 
 import functools
@@ -16,22 +16,29 @@ import numpy as np
 
 from ray_embed.core.arrays import Array
 from ray_embed.images import thumbnails as thumbnails_module
-from ray_embed.images.headers import JPEG, MOST_SCANNED, OTHER_BMP, PNG, UNKNOWN, read_header
+from ray_embed.images.headers import (
+    JPEG,
+    MAX_SCANNED_PIXELS,
+    PNG,
+    UNKNOWN,
+    UNSUPPORTED_BMP,
+    read_header,
+)
 from ray_embed.images.orientation import is_turned, turn_upright
 from ray_embed.images.resizing import resize
 
-_AHEAD = 4
+_PREFETCHED_BATCHES = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class PixelSpec:
-    """How the images of one source become the encoder's input.
+    """The preprocessing of the images of a source.
 
-    `shape` is (H, W, C). `resize` is `stretch`, `crop` or `pad`, or None where the images must have
-    the shape already; `crop_fraction`, `interpolation` and `antialias` are those of
-    `ray_embed.images.resizing.resize`. `scale` is `unit`, `symmetric` or `none`. Then
-    `mean` is subtracted, and the result is divided by `std`: one number, or one a channel, in the
-    order of the encoder's channels. `repeat_channel` makes three channels of one.
+    `shape` is (H, W, C). `resize` is `stretch`, `crop` or `pad`, or None if the images must already
+    have this shape; `crop_fraction`, `interpolation` and `antialias` are those of
+    `ray_embed.images.resizing.resize`. `scale` is `unit`, `symmetric` or `none`. Then `mean` is
+    subtracted and the result is divided by `std`; each is one number, or one per channel in the
+    encoder's channel order. `repeat_channel` converts one channel to three.
     """
 
     shape: tuple[int, int, int]
@@ -44,20 +51,20 @@ class PixelSpec:
     std: tuple[float, ...] = ()
     reverse_channels: bool = False
     repeat_channel: bool = False
-    turn_upright: bool = False
+    apply_orientation: bool = False
     max_pixels: int = 1 << 62
     takes_bytes: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some records of a shard: their positions in it, and images (n, H, W, C) float32.
+    """A batch of records: their positions in the shard, and the preprocessed images (n, H, W, C)
+    float32.
 
-    For an encoder that takes the bytes of files, `images` is (n,) of these.
+    For encoders that take encoded images, `images` contains the file contents, (n,) bytes.
 
-    `thumbnails` is (n, MAX_SIDE, MAX_SIDE, 1 or 3) uint8; each uses the part of its `sizes`,
-    (n, 2), from the upper left. `turned`, (n,) bool, is whether a file has an orientation other
-    than upright.
+    `thumbnails` is (n, MAX_SIDE, MAX_SIDE, 1 or 3) uint8; each occupies the upper left `sizes`, (n,
+    2), pixels. `turned`, (n,) bool, is whether the file has a non-default EXIF orientation.
     """
 
     positions: Array
@@ -75,7 +82,7 @@ class Batch:
 def file_batches(
     paths: list[bytes], pixels: PixelSpec, batch_size: int, threads: int
 ) -> Iterator[Batch]:
-    """Decode image files ahead on `threads` threads; those that cannot be decoded are left out."""
+    """Decode image files in parallel with prefetching. Files that cannot be decoded are skipped."""
     import tensorflow as tf
 
     return _iterate_batches(
@@ -85,7 +92,7 @@ def file_batches(
 
 @functools.cache
 def _make_file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
-    """Return the function from paths to a dataset, traced once for all shards."""
+    """Return a function that maps paths to a dataset. It is traced once for all shards."""
     import tensorflow as tf
 
     def dataset(paths: Any) -> Any:
@@ -99,7 +106,7 @@ def _make_file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
 def content_batches(
     contents: Iterable[bytes], pixels: PixelSpec, batch_size: int, threads: int
 ) -> Iterator[Batch]:
-    """Decode the contents of image files, as :func:`file_batches` does."""
+    """Like :func:`file_batches`, for the contents of image files."""
     import tensorflow as tf
 
     records = tf.data.Dataset.from_generator(
@@ -112,7 +119,7 @@ def content_batches(
 
 
 def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int) -> Iterator[Batch]:
-    """Prepare images in memory: an array (n, H, W, C), or a list of (H, W, C) of any sizes."""
+    """Preprocess in-memory images: an array (n, H, W, C), or a list of (H, W, C) of any sizes."""
     import tensorflow as tf
 
     if isinstance(images, np.ndarray):
@@ -133,10 +140,10 @@ def _batch_records(records: Any, decode: Any, batch_size: int, threads: int) -> 
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.autotune.enabled = False
-    # They find nothing to do here, and take longer per shard than decoding many images.
+    # Graph optimizations do not help here, and take longer per shard than decoding many images.
     options.experimental_optimization.apply_default_optimizations = False
     images = records.map(decode, threads, deterministic=True).ignore_errors()
-    return images.batch(batch_size).prefetch(_AHEAD).with_options(options)
+    return images.batch(batch_size).prefetch(_PREFETCHED_BATCHES).with_options(options)
 
 
 def _iterate_batches(dataset: Any) -> Iterator[Batch]:
@@ -166,8 +173,8 @@ def _make_content_decoder(pixels: PixelSpec) -> Any:
 
 
 def _keep_bytes(content: Any, prepared: tuple[Any, ...], pixels: PixelSpec) -> tuple[Any, ...]:
-    """Return the file in place of its pixels, if the encoder takes files."""
-    # It is decoded anyway: a file that is no image must not reach the encoder.
+    """Replace the pixels by the file contents if the encoder takes encoded images."""
+    # Files are decoded in any case, so that invalid images never reach the encoder.
     return (content, *prepared[1:]) if pixels.takes_bytes else prepared
 
 
@@ -175,9 +182,9 @@ def _decode_content(content: Any, pixels: PixelSpec) -> tuple[Any, ...]:
     import tensorflow as tf
 
     kind, count, scanned = read_header(content)
-    known = tf.not_equal(kind, UNKNOWN) & tf.not_equal(kind, OTHER_BMP)
-    fits = (count <= pixels.max_pixels) & (scanned <= MOST_SCANNED)
-    # Decoding an empty text fails.
+    known = tf.not_equal(kind, UNKNOWN) & tf.not_equal(kind, UNSUPPORTED_BMP)
+    fits = (count <= pixels.max_pixels) & (scanned <= MAX_SCANNED_PIXELS)
+    # Decoding an empty string fails, which rejects the record.
     return _decode_image(tf.where(known & fits, content, b""), kind, pixels)
 
 
@@ -187,25 +194,28 @@ def _make_array_decoder(pixels: PixelSpec) -> Any:
 
     @tf.function(autograph=False, reduce_retracing=True)  # type: ignore[untyped-decorator]
     def decode(position: Any, image: Any) -> Any:
-        levels = image if image.dtype == tf.uint8 else to_levels(image)
+        levels = image if image.dtype == tf.uint8 else scale_to_255(image)
         return position, *_prepare_image(image, levels, pixels), tf.constant(False)
 
     return decode
 
 
 def _decode_image(content: Any, kind: Any, pixels: PixelSpec) -> tuple[Any, ...]:
-    """Decode a file; return what :func:`_prepare_image` does, and whether it is to be turned."""
+    """Decode a file.
+
+    Return the result of :func:`_prepare_image`, and whether the file has a non-default orientation.
+    """
     image = _decode_to_channels(content, kind, pixels.shape[2])
-    if pixels.turn_upright:
+    if pixels.apply_orientation:
         image = turn_upright(image, content)
     return *_prepare_image(image, image, pixels), is_turned(content)
 
 
 def _decode_to_channels(content: Any, kind: Any, channels: int) -> Any:
-    """Decode to 1, 3 or 4 channels, as Keras' `color_mode` does if TensorFlow can.
+    """Decode to 1, 3 or 4 channels, like Keras' `color_mode`.
 
-    Of GIF, BMP and CMYK JPEG TensorFlow makes three channels only: gray is made of these by
-    `tf.image.rgb_to_grayscale`. All but PNG get an opaque alpha as the fourth channel.
+    TensorFlow decodes GIF, BMP and CMYK JPEG to three channels only; these are converted to
+    grayscale with `tf.image.rgb_to_grayscale`. All formats except PNG get an opaque alpha channel.
     """
     import tensorflow as tf
 
@@ -232,16 +242,16 @@ def _decode_to_channels(content: Any, kind: Any, channels: int) -> Any:
 
 
 def _prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
-    """Make the encoder's input, and the thumbnail.
+    """Return the preprocessed image and its thumbnail.
 
     Args:
-        image: (h, w, c), as stored.
-        levels: the same with values from 0 to 255.
-        pixels: what the encoder takes.
+        image: the decoded image, (h, w, c).
+        levels: the same image with values from 0 to 255.
+        pixels: the preprocessing.
 
     Returns:
-        (H, W, C) float32, resized, with the encoder's channels, and scaled; the thumbnail uint8,
-        padded to a square; its height and width.
+        The preprocessed image, (H, W, C) float32; the uint8 thumbnail, padded to a square; and the
+        height and width of the thumbnail.
     """
     import tensorflow as tf
 
@@ -259,7 +269,7 @@ def _prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any
         )
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
     if image is levels and min(height, width) >= thumbnails_module.MAX_SIDE:
-        # The encoder's input shrinks in a fraction of the time of a big image.
+        # Downscaling the resized image is much faster than downscaling a large original.
         if pixels.resize != "stretch" or pixels.crop_fraction is not None:
             sides = tf.constant([height, width], tf.float32)
         method = "bilinear" if max(height, width) < 2 * thumbnails_module.MAX_SIDE else "area"
@@ -272,7 +282,7 @@ def _prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any
 
 
 def _normalize(image: Any, pixels: PixelSpec) -> Any:
-    """Bring resized pixels, (H, W, c) float32, to the encoder's channels and range."""
+    """Convert resized pixels, (H, W, c) float32, to the encoder's channels and value range."""
     import tensorflow as tf
 
     if pixels.repeat_channel and image.shape[-1] == 1:
@@ -292,7 +302,10 @@ def _normalize(image: Any, pixels: PixelSpec) -> Any:
 
 
 def _make_thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
-    """Shrink an image, 0 to 255, to these sides; return it padded, and its height and width."""
+    """Downscale an image with values from 0 to 255.
+
+    Return the padded thumbnail, and its height and width.
+    """
     import tensorflow as tf
 
     channels = image.shape[-1]
@@ -308,8 +321,8 @@ def _make_thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
     return tf.pad(tf.saturate_cast(tf.round(small), tf.uint8), right), size
 
 
-def to_levels(image: Any) -> Any:
-    """Bring float pixels to 0 to 255, from [0,1], [-1,1], [0,255] or, stretched, any range."""
+def scale_to_255(image: Any) -> Any:
+    """Scale float pixels from [0, 1], [-1, 1] or [0, 255] to [0, 255]; stretch other ranges."""
     import tensorflow as tf
 
     image = tf.cast(image, tf.float32)
@@ -322,10 +335,10 @@ def to_levels(image: Any) -> Any:
 
 
 def decode_file(content: bytes) -> Array:
-    """Return the pixels of an image file as it is stored, (h, w, c) uint8.
+    """Decode an image file without preprocessing, to (h, w, c) uint8.
 
     Raises:
-        tf.errors.InvalidArgumentError: it cannot be decoded.
+        tf.errors.InvalidArgumentError: the file cannot be decoded.
     """
     import tensorflow as tf
 
@@ -334,7 +347,7 @@ def decode_file(content: bytes) -> Array:
 
 
 def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
-    """Return why a file was left out, as one of the fixed reasons; or the image, if it decodes."""
+    """Return why a file was skipped, as a fixed reject reason, or the image if it decodes."""
     import tensorflow as tf
 
     if not content:
@@ -345,11 +358,11 @@ def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
         return "corrupt image"
     if kind == UNKNOWN:
         return "not an image"
-    if kind == OTHER_BMP:
+    if kind == UNSUPPORTED_BMP:
         return "unsupported image"
     if count > pixels.max_pixels:
         return "too many pixels"
-    if scanned > MOST_SCANNED:
+    if scanned > MAX_SCANNED_PIXELS:
         return "too many scans"
     try:
         decoded = _decode_image(tf.constant(content), tf.constant(kind, tf.int64), pixels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The headers of image files: their format, and how much decoding them would take."""
+"""Read image headers: the format, and the cost of decoding."""
 
 from typing import Any
 
@@ -7,17 +7,17 @@ import numpy as np
 
 from ray_embed.core.arrays import Array
 
-UNKNOWN, JPEG, PNG, GIF, BMP, OTHER_BMP, CMYK_JPEG = range(7)
-# A JPEG may scan its pixels any number of times, usually about ten; this many pixels times scans
-# take about ten seconds. A scan has at least this many bytes.
-MOST_SCANNED, _SCAN_BYTES = 10**11, 10
-_HEADER = 32
+UNKNOWN, JPEG, PNG, GIF, BMP, UNSUPPORTED_BMP, CMYK_JPEG = range(7)
+# A progressive JPEG can have any number of scans (usually about ten). Decoding MAX_SCANNED_PIXELS
+# pixels × scans takes about ten seconds. A scan has at least _SCAN_BYTES bytes.
+MAX_SCANNED_PIXELS, _SCAN_BYTES = 10**11, 10
+_HEADER_BYTES = 32
 
 
 def read_header(content: Any) -> tuple[Any, Any, Any]:
-    """Return an image file's format, its number of pixels, and pixels times scans.
+    """Return the format, the number of pixels, and pixels × scans of an image file.
 
-    The last number is 0 for a file that is too short to reach MOST_SCANNED.
+    The last number is exact only if it can exceed MAX_SCANNED_PIXELS.
     """
     import tensorflow as tf
 
@@ -25,7 +25,7 @@ def read_header(content: Any) -> tuple[Any, Any, Any]:
         height, width, channels = tf.unstack(tf.io.extract_jpeg_shape(content, tf.int64))
         count = height * width
         most = count * tf.cast(tf.strings.length(content), tf.int64) // _SCAN_BYTES
-        scanned = tf.where(most > MOST_SCANNED, content, b"")
+        scanned = tf.where(most > MAX_SCANNED_PIXELS, content, b"")
         pieces = tf.raw_ops.StringSplitV2(input=scanned[None], sep=b"\xff\xda").values
         kind = tf.where(tf.equal(channels, 4), _constant(CMYK_JPEG), _constant(JPEG))
         return kind, count, count * tf.size(pieces, tf.int64)
@@ -44,18 +44,18 @@ def read_header(content: Any) -> tuple[Any, Any, Any]:
 
 
 def _read_other_header(content: Any) -> tuple[Any, Any]:
-    """Read format and pixels of other files, without branches, which take long to set up."""
+    """Read the format and the number of pixels of other files, without slow graph branches."""
     import tensorflow as tf
 
-    start = tf.strings.substr(content, 0, _HEADER)
-    padded = tf.strings.substr(tf.strings.join([start, "\0" * _HEADER]), 0, _HEADER)
-    head = tf.ensure_shape(tf.cast(tf.io.decode_raw(padded, tf.uint8), tf.int64), (_HEADER,))
+    start = tf.strings.substr(content, 0, _HEADER_BYTES)
+    padded = tf.strings.substr(tf.strings.join([start, "\0" * _HEADER_BYTES]), 0, _HEADER_BYTES)
+    head = tf.ensure_shape(tf.cast(tf.io.decode_raw(padded, tf.uint8), tf.int64), (_HEADER_BYTES,))
     png_width, png_height, bmp_width, bmp_height, bits, packed = tf.unstack(
         tf.linalg.matvec(_NUMBERS, head)
     )
-    # TensorFlow reads BMP correctly with 24 or 32 bits a pixel, without palette or compression.
-    plain_bmp = tf.where(tf.equal(bits, 24) & tf.equal(packed, 0), BMP, OTHER_BMP)
-    # A BMP stored from the top has a negative height.
+    # TensorFlow decodes only 24-bit uncompressed BMP correctly.
+    plain_bmp = tf.where(tf.equal(bits, 24) & tf.equal(packed, 0), BMP, UNSUPPORTED_BMP)
+    # The height of a top-down BMP is negative.
     bmp_height = tf.minimum(bmp_height, (1 << 32) - bmp_height)
     kinds = [
         (b"\x89PNG\r\n\x1a\n", _constant(PNG), png_width * png_height),
@@ -69,10 +69,10 @@ def _read_other_header(content: Any) -> tuple[Any, Any]:
 
 
 def _count_gif_pixels(given: Any) -> Any:
-    """Return the pixels that decoding a GIF takes; the size in its header may be wrong.
+    """Return the number of pixels to decode for a GIF.
 
-    TensorFlow makes an image of the largest frame's width and height, in three bytes a pixel, and
-    keeps all frames, in one byte. The blocks are those of the GIF89a specification.
+    The size in its header may be wrong. TensorFlow allocates an RGB image of the size of the
+    largest frame, and all frames with one byte per pixel. Blocks follow the GIF89a specification.
     """
     content: bytes = given.item() if isinstance(given, np.ndarray) else given
     width, height = (int.from_bytes(content[at : at + 2], "little") for at in (6, 8))
@@ -96,7 +96,7 @@ def _count_gif_pixels(given: Any) -> Any:
 
 
 def _count_color_bytes(flags: bytes) -> int:
-    """Return the bytes of a color table; 0 if there is none."""
+    """Return the size of a color table in bytes, or 0 if there is none."""
     return 3 << (flags[0] & 7) + 1 if flags and flags[0] & 0x80 else 0
 
 
@@ -107,9 +107,9 @@ def _constant(value: int) -> Any:
 
 
 def _make_number_matrix() -> Array:
-    """Return the matrix from the first bytes to numbers: width and height in each format."""
+    """Return a matrix that maps header bytes to the width and height fields of each format."""
     little, big = 256 ** np.arange(4), 256 ** np.arange(4)[::-1]
-    matrix = np.zeros((6, _HEADER), np.int64)
+    matrix = np.zeros((6, _HEADER_BYTES), np.int64)
     for row, (at, weights) in enumerate(
         [
             *((16, big), (20, big)),

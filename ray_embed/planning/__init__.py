@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan: which record is which row of which shard, stored as Parquet.
+"""The plan assigns every record to a row of a shard. It is stored as Parquet.
 
-The records of each split are in ``plan/<ordinal>-<split>/part-*.parquet``, one row group a shard,
-so that an actor reads only the rows of its shard. The outline with the number of records is beside
-them, in ``plan/plan.json``.
+The records of each split are in ``plan/<ordinal>-<split>/part-*.parquet``, with one row group per
+shard, so that an actor reads only the rows of its shard. A summary with the record counts is in
+``plan/plan.json``.
 """
 
 from ray_embed.planning.builder import make_plan, plan_split

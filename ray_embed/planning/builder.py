@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From sources to the plan: their records are cut into shards and written, one split at a time.
+"""Build the plan: divide the records of each source into shards and write them, one split at a
+time.
 
-Boundaries follow from the sources and the shard size alone, never from who does the work.
+Shard boundaries depend only on the sources and the shard size, never on the actors.
 """
 
 from collections import Counter
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ray_embed.core.uri import redact_uri
-from ray_embed.options import SHARD_RECORDS
+from ray_embed.options import DEFAULT_SHARD_SIZE
 from ray_embed.planning.digest import Digest
 from ray_embed.planning.plan import Plan, SplitPlan
 from ray_embed.sources import label_schema
@@ -22,7 +23,7 @@ from ray_embed.sources.missing_files import explain_all_missing
 from ray_embed.storage.filesystem import Folder
 
 _SHARDS_PER_FILE = 256
-_ARRAY_BYTES = 64 << 20
+_MAX_SHARD_BYTES = 64 << 20
 
 
 def make_plan(
@@ -34,18 +35,19 @@ def make_plan(
     batch_size: int,
     limit: int | None,
 ) -> Plan:
-    """Write the planned records below `target`; those of a sequential source follow while it runs.
+    """Write the planned records to `target`. Records of sequential sources are added during the
+    run.
 
     Args:
         sources: the sources, in the order of the splits.
-        infos: what the readers of sequential sources have found out, by split.
-        target: where to write the records.
-        shard_size: the number of records a shard; None to choose it.
-        batch_size: the number of images a batch.
-        limit: the number of records to take of each source; None for all.
+        infos: the properties of the sequential sources, by split.
+        target: the folder to write the records to.
+        shard_size: the number of records per shard; None to choose automatically.
+        batch_size: the number of images per batch.
+        limit: the maximum number of records per source; None for all.
 
     Raises:
-        InputError: a source cannot be listed, is empty, or none of its files exists.
+        InputError: a source cannot be listed or is empty, or none of its files exists.
     """
     splits: list[SplitPlan] = []
     counts: dict[str, LabelCounts] = {}
@@ -54,7 +56,7 @@ def make_plan(
         info = source.info or infos[source.split]
         size = shard_size or _choose_shard_size(info, batch_size)
         split = plan_split(ordinal, source, info, size)
-        notes += [f"{split.split}: {note}" for note in info.notes]
+        notes += [f"{split.name}: {note}" for note in info.notes]
         skipped: Counter[str] = Counter()
         batches = source.records(skipped)
         if batches is not None:
@@ -64,11 +66,13 @@ def make_plan(
                     written.records, written.first_path, source.location, source.split
                 )
             split = _complete_split(split, written, skipped)
-            counts[split.split] = written.labels
+            counts[split.name] = written.labels
             notes += _describe_labels(split, info, written.labels)
         splits.append(split)
-    alike = label_schema.describe_look_alikes({name: seen.counts for name, seen in counts.items()})
-    notes += [f"warning: {note}" for note in alike]
+    look_alikes = label_schema.describe_look_alikes(
+        {name: seen.counts for name, seen in counts.items()}
+    )
+    notes += [f"warning: {note}" for note in look_alikes]
     label_type = label_schema.find_common_type(
         pa.type_for_alias(split.label_type) for split in splits
     )
@@ -77,37 +81,39 @@ def make_plan(
 
 
 def plan_split(ordinal: int, source: Source, info: SourceInfo, shard_size: int) -> SplitPlan:
-    """Return the plan of a split before its records are read."""
+    """Return the plan of a split whose records have not been read yet."""
     return SplitPlan(
-        ordinal,
-        source.split,
-        source.kind,
-        redact_uri(source.location),
-        str(info.label_type),
-        info.extras,
-        shard_size,
-        # A sequential source is planned shard by shard.
-        _SHARDS_PER_FILE if source.info else 1,
+        ordinal=ordinal,
+        name=source.split,
+        root=redact_uri(source.location),
+        label_type=str(info.label_type),
+        extras=info.extras,
+        shard_size=shard_size,
+        # Sequential sources are planned one shard at a time.
+        shards_per_file=_SHARDS_PER_FILE if source.info else 1,
         image_shape=info.image_shape,
         image_dtype=info.image_dtype,
     )
 
 
 def _choose_shard_size(info: SourceInfo, batch_size: int) -> int:
-    """Return the number of records a shard: fewer for large arrays.
+    """Return the number of records per shard, which is smaller for large arrays.
 
-    Depends on the source and the batch size alone, so that boundaries are always the same.
+    It depends only on the source and the batch size, so that shard boundaries are reproducible.
     """
     if info.image_shape is None:
-        return SHARD_RECORDS
+        return DEFAULT_SHARD_SIZE
     height, width, channels = info.image_shape
-    fitting = _ARRAY_BYTES // (height * width * channels * 4)
-    return max(batch_size, min(SHARD_RECORDS, fitting // batch_size * batch_size))
+    fitting = _MAX_SHARD_BYTES // (height * width * channels * 4)
+    return max(batch_size, min(DEFAULT_SHARD_SIZE, fitting // batch_size * batch_size))
 
 
 @dataclass
-class _WrittenRecords:
-    """What the written records of a split add up to; `missing` counts those without a file."""
+class _SplitStatistics:
+    """Statistics of the written records of a split.
+
+    `missing` is the number of records without a file.
+    """
 
     digest: Digest
     labels: LabelCounts = field(default_factory=LabelCounts)
@@ -116,7 +122,7 @@ class _WrittenRecords:
     first_path: bytes = b""
 
     def add(self, table: pa.Table) -> None:
-        """Take a shard into account."""
+        """Add the records of a shard."""
         self.digest.update(table.drop_columns(["path", "mtime"]))
         if not self.records:
             self.first_path = table["path"][0].as_py() or b""
@@ -126,7 +132,7 @@ class _WrittenRecords:
 
     @property
     def are_all_missing(self) -> bool:
-        """Whether there are records, and none has a file."""
+        """Whether there are records, but no files."""
         return self.records > 0 and self.missing == self.records
 
 
@@ -136,13 +142,13 @@ def _write_records(
     batches: Iterator[pa.RecordBatch],
     target: Folder,
     limit: int | None,
-) -> _WrittenRecords:
-    """Write the records of a split as Parquet, one row group a shard."""
-    written = _WrittenRecords(Digest((info.image_shape, info.image_dtype, info.checksum)))
+) -> _SplitStatistics:
+    """Write the records of a split to Parquet, with one row group per shard."""
+    written = _SplitStatistics(Digest((info.image_shape, info.image_dtype, info.checksum)))
     writer: pq.ParquetWriter | None = None
     try:
         for number, table in enumerate(_cut_shards(batches, split.shard_size, limit)):
-            if number % split.shards_a_file == 0:
+            if number % split.shards_per_file == 0:
                 if writer:
                     writer.close()
                 path = target.join(split.file_of(number))
@@ -160,7 +166,7 @@ def _write_records(
 
 
 def _complete_split(
-    split: SplitPlan, written: _WrittenRecords, skipped: Mapping[str, int]
+    split: SplitPlan, written: _SplitStatistics, skipped: Mapping[str, int]
 ) -> SplitPlan:
     has_labels = written.labels.nulls < written.records
     return replace(
@@ -173,11 +179,11 @@ def _complete_split(
 
 
 def _describe_labels(split: SplitPlan, info: SourceInfo, labels: LabelCounts) -> list[str]:
-    notes = [f"{split.split}: {note}" for note in labels.notes()]
+    notes = [f"{split.name}: {note}" for note in labels.notes()]
     if info.has_label_column and labels.nulls:
         notes.append(
-            f"{split.split}: {labels.nulls:,} of {split.records:,} records have an empty label "
-            "cell, so no label"
+            f"{split.name}: {labels.nulls:,} of {split.records:,} records have an empty label "
+            "cell and are unlabeled"
         )
     return notes
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A checksum of planned records that does not depend on the batches they come in."""
+"""A checksum of planned records that is independent of batch boundaries."""
 
 import hashlib
 from collections import defaultdict
@@ -9,32 +9,32 @@ import pyarrow as pa
 
 
 class Digest:
-    """The checksum of a table's columns, updated with some rows at a time.
+    """An incremental checksum of the columns of a table.
 
     Args:
-        about: plain values that are part of it, too.
+        about: plain values to include in the checksum.
     """
 
     def __init__(self, about: tuple[object, ...]) -> None:
         self._about = repr(about)
-        # The lengths of the texts, and the texts, each as one long row of bytes: batches leave no
-        # trace.
+        # Hash lengths and texts separately, as two byte streams, so that batch boundaries have no
+        # effect.
         self._columns: defaultdict[str, tuple[hashlib._Hash, hashlib._Hash]] = defaultdict(
             lambda: (hashlib.sha256(), hashlib.sha256())
         )
 
     def update(self, rows: pa.Table) -> None:
-        """Add rows, any number; a missing value differs from an empty text."""
+        """Add any number of rows. Null and the empty string have different checksums."""
         for name, column in zip(rows.column_names, rows.columns, strict=True):
             lengths, texts = self._columns[name]
-            # Numbers as text, too: every NaN is the same.
+            # Numbers are hashed as text, so that all NaNs are equal.
             values = column.cast(pa.string()).to_pylist()
             counts = [-1 if value is None else len(value) for value in values]
             lengths.update(np.array(counts, "<i4").tobytes())
             texts.update("".join(value or "" for value in values).encode())
 
     def hexdigest(self) -> str:
-        """Return the checksum of all rows so far, in hex."""
+        """Return the checksum of all rows so far, as hex."""
         columns = [
             (name, *(part.hexdigest() for part in parts)) for name, parts in self._columns.items()
         ]

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The plan's outline: the splits, how many records each has, and how they fall into shards."""
+"""The plan summary: the splits, their record counts, and their division into shards."""
 
+import dataclasses
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import pyarrow as pa
 
@@ -12,24 +14,25 @@ from ray_embed.sources import label_schema
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
 
+# The keys of a split in plan.json that are not the names of its fields.
+_KEYS = {"name": "split", "shards_per_file": "shards_a_file"}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class SplitPlan:
-    """One split of the plan.
+    """The plan of one split.
 
-    `kind` is the source's form, which no code reads; `root` names its place, for messages. For a
-    sequential source, `records` and `shards` are None until it has been read, and `digest` is
-    always None.
+    `root` names the source's place, for messages. For a sequential source, `records` and `shards`
+    are None until it has been read, and `digest` is always None.
     """
 
     ordinal: int
-    split: str
-    kind: str
+    name: str
     root: str
     label_type: str
     extras: tuple[str, ...]
     shard_size: int
-    shards_a_file: int
+    shards_per_file: int
     records: int | None = None
     digest: str | None = None
     skipped: dict[str, int] = field(default_factory=dict)
@@ -38,19 +41,19 @@ class SplitPlan:
 
     @property
     def shards(self) -> int | None:
-        """The number of shards; None until it is known."""
+        """The number of shards, or None if unknown."""
         return None if self.records is None else -(-self.records // self.shard_size)
 
     def file_of(self, shard: int) -> str:
-        """Return the name of the plan file that holds the shard number `shard` of this split."""
+        """Return the name of the plan file that contains shard number `shard` of this split."""
         return (
-            f"plan/{self.ordinal:02d}-{self.split}/part-{shard // self.shards_a_file:08d}.parquet"
+            f"plan/{self.ordinal:02d}-{self.name}/part-{shard // self.shards_per_file:08d}.parquet"
         )
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The splits in order, the columns that all parts share, and lines for the user."""
+    """The plan: the splits in order, the columns shared by all parts, and notes for the user."""
 
     splits: tuple[SplitPlan, ...]
     label_type: str
@@ -59,23 +62,23 @@ class Plan:
 
     @property
     def records(self) -> int | None:
-        """The number of records; None while the length of a split is unknown."""
+        """The total number of records, or None if the length of a split is unknown."""
         return _add_counts([split.records for split in self.splits])
 
     @property
     def shards(self) -> int | None:
-        """The number of shards; None while the length of a split is unknown."""
+        """The total number of shards, or None if the length of a split is unknown."""
         return _add_counts([split.shards for split in self.splits])
 
     def schema(self) -> pa.Schema:
-        """Return the columns of a part before its features."""
+        """Return the schema of a part, without the features."""
         return label_schema.make_record_schema(
             pa.type_for_alias(self.label_type),
             [pa.field(name, pa.string()) for name in self.extras],
         )
 
     def with_records(self, ordinal: int, records: int) -> "Plan":
-        """Return the plan with the length of a sequential split filled in."""
+        """Return a copy of the plan with the length of a sequential split set."""
         splits = [
             replace(split, records=records) if split.ordinal == ordinal else split
             for split in self.splits
@@ -83,21 +86,24 @@ class Plan:
         return replace(self, splits=tuple(splits))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Shard:
     """Consecutive records of one split.
 
     `number` counts over all splits and names the part, `local` within the split; `index` is the
-    position of the first record among all records, `position` within its split; `records` is how
-    many there are.
+    position of the first record among all records; `records` is how many there are.
     """
 
     number: int
     split: SplitPlan
     local: int
     index: int
-    position: int
     records: int
+
+    @property
+    def position(self) -> int:
+        """The position of the first record within its split."""
+        return self.local * self.split.shard_size
 
 
 def _add_counts(counts: Iterable[int | None]) -> int | None:
@@ -106,32 +112,41 @@ def _add_counts(counts: Iterable[int | None]) -> int | None:
 
 
 def save(folder: Folder, plan: Plan) -> None:
-    """Write the plan's outline to the run folder, after its records."""
-    folder.write(layout.PLAN, json.dumps(asdict(plan), indent=1).encode())
+    """Write the plan summary to the run folder. The records must be written first."""
+    splits = [
+        {_KEYS.get(name, name): value for name, value in asdict(split).items()}
+        for split in plan.splits
+    ]
+    content = asdict(replace(plan, splits=())) | {"splits": splits}
+    folder.write(layout.PLAN, json.dumps(content, indent=1).encode())
 
 
 def load(folder: Folder) -> Plan:
-    """Read the outline of the plan of a run folder.
+    """Read the plan summary from the run folder.
 
     Raises:
-        InputError: it is missing or damaged.
+        InputError: the plan is missing or damaged.
     """
-    advice = "`ray-embed run` with the same options writes it again"
+    advice = "run `ray-embed run` with the same options to write it again"
     if not folder.exists(layout.PLAN):
-        raise InputError(f"{folder.display_path(layout.PLAN)}: it is missing; {advice}")
+        raise InputError(f"{folder.display_path(layout.PLAN)}: missing; {advice}")
     try:
         data = json.loads(folder.read(layout.PLAN))
-        splits = [
-            SplitPlan(
-                **split
-                | {
-                    "extras": tuple(split["extras"]),
-                    "image_shape": tuple(split["image_shape"]) if split["image_shape"] else None,
-                }
-            )
-            for split in data["splits"]
-        ]
+        splits = [_parse_split(split) for split in data["splits"]]
         notes = tuple(data.get("notes", ()))
         return Plan(tuple(splits), data["label_type"], tuple(data["extras"]), notes)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(f"{folder.display_path(layout.PLAN)}: damaged; {advice}") from error
+
+
+def _parse_split(data: dict[str, Any]) -> SplitPlan:
+    fields = {
+        _KEYS.get(field.name, field.name): field.name for field in dataclasses.fields(SplitPlan)
+    }
+    # Runs of earlier versions have more keys.
+    content = {fields[key]: value for key, value in data.items() if key in fields}
+    shape = data["image_shape"]
+    return SplitPlan(
+        **content
+        | {"extras": tuple(data["extras"]), "image_shape": tuple(shape) if shape else None}
+    )

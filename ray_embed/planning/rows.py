@@ -58,7 +58,7 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
 
     def read(stream: pa.NativeFile) -> pa.Table:
         part = pq.ParquetFile(stream, page_checksum_verification=True)
-        return part.read_row_group(local % split.shards_a_file)
+        return part.read_row_group(local % split.shards_per_file)
 
     try:
         return folder.read_with(name, read)
@@ -106,7 +106,7 @@ def _list_files(split: SplitPlan, source: Folder) -> Iterator[str]:
     number = 0
     while source.exists(name := split.file_of(number)):
         yield name
-        number += split.shards_a_file
+        number += split.shards_per_file
 
 
 def _read_undamaged(folder: Folder, name: str) -> pa.Table | None:
@@ -129,7 +129,7 @@ def _refuse_changed(split: SplitPlan, before: pa.Table, now: pa.Table) -> None:
         # As text, in which NaN is the same as NaN.
         if repr(old) != repr(new):
             raise InputError(
-                f"--source {split.split}={split.root}: {new['key']!r} has changed since the run "
+                f"--source {split.name}={split.root}: {new['key']!r} has changed since the run "
                 "was planned; restore what was there (with its time), or start again with "
                 "--overwrite"
             )
@@ -145,7 +145,7 @@ def make_record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
         "label": label_schema.cast_labels(
             rows["label"].combine_chunks(), schema.field("label").type
         ),
-        "split": pa.array([shard.split.split] * count, pa.string()),
+        "split": pa.array([shard.split.name] * count, pa.string()),
     }
     for name in plan.extras:
         columns[name] = rows[name] if name in rows.column_names else pa.nulls(count, pa.string())

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Saved views of the projector: maps that its page shows without computing them.
+"""Projector bookmarks: saved views that TensorBoard shows without recomputing them.
 
-The page reads them in TensorBoard's vz-projector.ts (`loadState`) and
-vz-projector-projections-panel.ts (`restoreUIFromBookmark`). A view removes all earlier coordinates
-of the points, so every view holds those of all maps.
+TensorBoard loads them in vz-projector.ts (`loadState`) and vz-projector-projections-panel.ts
+(`restoreUIFromBookmark`). Loading a view discards all previous coordinates, so every view contains
+the coordinates of all maps.
 """
 
 import io
@@ -22,56 +22,58 @@ from ray_embed.runs.reader import RunReader
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# The page's own t-SNE takes no more points.
-MAPPED = 10_000
-# The page offers so many components as axes.
-COMPONENTS = 10
+# TensorBoard's t-SNE is limited to this many points.
+MAX_TSNE_POINTS = 10_000
+# TensorBoard offers this many PCA components as axes.
+MAX_PCA_AXES = 10
 _NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
-# Opening a t-SNE view starts the page's own iterations from it. With coordinates as large as this,
-# its forces are negligible and the points stay. The page scales the axes to the picture.
-_TSNE_FACTOR = 1e6
-# The page does not color by a column with more distinct texts.
-_COLORED = 50
+# When a t-SNE view is opened, TensorBoard continues to iterate from it. Scaling the coordinates by
+# this factor makes its forces negligible, so the points stay in place. The axes are rescaled for
+# display.
+_TSNE_SCALE = 1e6
+# TensorBoard does not color by columns with more distinct text values.
+_MAX_COLORS = 50
 
 
 def save_maps(run: RunReader, column: str, index: Array, maps: Mapping[str, Matrix]) -> None:
-    """Save maps in the run folder, outside the projector, which `reduce` replaces.
+    """Save maps in the run folder, but not in `projector/`, which `reduce` replaces.
 
     Args:
         run: the run.
         column: the column of the features.
-        index: (n,) int64, of the records.
-        maps: by name, `pca`, `tsne` or `umap`, (n, k) float32 each.
+        index: the record indices, (n,) int64.
+        maps: the coordinates, (n, k) float32, by name: `pca`, `tsne` or `umap`.
     """
     columns = {name: as_column(points.astype(np.float32)) for name, points in maps.items()}
     table = pa.table({"index": index, **columns})
     table = table.replace_schema_metadata({"ray_embed.fingerprint": run.fingerprint})
     sink = io.BytesIO()
     pq.write_table(table, sink)
-    run.folder.write(_name_maps(column), sink.getvalue())
+    run.folder.write(_format_maps_path(column), sink.getvalue())
 
 
-def _name_maps(column: str) -> str:
+def _format_maps_path(column: str) -> str:
     return f"{layout.MAPS}/{column}.parquet"
 
 
 @dataclass(frozen=True)
-class Views:
-    """Saved views: their names, and the files of the projector that hold them, the config last."""
+class Bookmarks:
+    """The names of the saved views, and the projector files to write, the configuration last."""
 
     names: tuple[str, ...]
     files: dict[str, bytes]
 
 
-def make_views(run: RunReader, read: Callable[[str], bytes]) -> Views:
-    """Make the views of the tensors that the page shows first, if there are coordinates for them.
+def make_bookmarks(run: RunReader, read: Callable[[str], bytes]) -> Bookmarks:
+    """Make the bookmarks of the first tensor of each feature column.
 
-    There is a view of the PCA if ``pca/`` or the saved maps hold the points shown, and views of
-    t-SNE and UMAP if the saved maps are of exactly these points.
+    PCA is included if ``pca/`` or the saved maps contain the displayed points; t-SNE and UMAP are
+    included if the saved maps contain exactly these points.
 
     Args:
         run: the run.
-        read: returns a file of the projector, which may not be in its place yet.
+        read: function that returns the contents of a projector file, which may still be in a
+            temporary folder.
     """
     config = read(layout.PROJECTOR_CONFIG).decode()
     shown = checkpoint.metadata_of(config)
@@ -95,25 +97,25 @@ def make_views(run: RunReader, read: Callable[[str], bytes]) -> Views:
         names |= {_NAMES[name]: None for name in maps}
     if paths:
         files[layout.PROJECTOR_CONFIG] = checkpoint.add_bookmarks(config, paths).encode()
-    return Views(tuple(names), files)
+    return Bookmarks(tuple(names), files)
 
 
 def _list_variables(column: str) -> list[str]:
-    """List the tensors that may show the points of a feature column, or their components."""
+    """List the names of the tensors that can belong to a feature column."""
     variable, components = checkpoint.variable_of(column), layout.pca_column(column)
     return [variable, checkpoint.sampled(variable), components, f"sample_{components}"]
 
 
 def _parse_metadata(content: bytes) -> tuple[list[bytes], Array]:
-    """Return the label and the index of each point from its metadata."""
+    """Return the labels and record indices of the points."""
     rows = [line.split(b"\t", 4) for line in content.split(b"\n")[1:] if line]
     return [row[0] for row in rows], np.array([int(row[3]) for row in rows], np.int64)
 
 
 def _read_maps(folder: Folder, fingerprint: str, column: str, index: Array) -> dict[str, Matrix]:
-    """Read the saved maps of exactly these points; else their exact PCA, if there is one."""
-    if folder.exists(_name_maps(column)):
-        table: pa.Table = folder.read_with(_name_maps(column), pq.read_table)
+    """Return the saved maps of exactly these points, else their PCA coordinates, if any."""
+    if folder.exists(_format_maps_path(column)):
+        table: pa.Table = folder.read_with(_format_maps_path(column), pq.read_table)
         owner = (table.schema.metadata or {}).get(b"ray_embed.fingerprint", b"").decode()
         if owner == fingerprint and np.array_equal(table["index"].to_numpy(), index):
             return {name: as_matrix(table[name]) for name in _NAMES if name in table.column_names}
@@ -121,14 +123,14 @@ def _read_maps(folder: Folder, fingerprint: str, column: str, index: Array) -> d
 
 
 def _read_components(folder: Folder, column: str, index: Array) -> dict[str, Matrix]:
-    """Read the exact coordinates of points where `reduce` has computed them for all."""
+    """Read the PCA coordinates of the points, or return nothing unless all points have them."""
     coordinates = np.empty((len(index), 0), np.float32)
     order = np.argsort(index)
     sorted_index = index[order]
 
     def read(number: int) -> tuple[Array, Matrix]:
         part = part_files.read_part(folder, layout.PCA, number, ["index", column])
-        return part["index"].to_numpy(), as_matrix(part[column])[:, :COMPONENTS]
+        return part["index"].to_numpy(), as_matrix(part[column])[:, :MAX_PCA_AXES]
 
     for part_index, values in part_files.map_parts(
         folder, read, part_files.list_part_numbers(folder, layout.PCA)
@@ -146,16 +148,16 @@ def _read_components(folder: Folder, column: str, index: Array) -> dict[str, Mat
 
 
 def format_views(maps: Mapping[str, Matrix], dimension: int, labels: list[bytes]) -> str:
-    """Format the views as the page's JSON.
+    """Format the views as TensorBoard's JSON.
 
     Args:
-        maps: by name, `pca` (n, k) and maybe `tsne` and `umap` (n, 3), float32.
-        dimension: of the tensor.
-        labels: (n,) what the page shows as the label.
+        maps: float32 coordinates by name: `pca` (n, k) and optionally `tsne` and `umap` (n, 3).
+        dimension: the dimension of the tensor.
+        labels: the displayed labels, (n,).
     """
     axes = [f"{name}-{axis}" for name in maps for axis in range(maps[name].shape[1])]
     line = "{" + ",".join(f'"{axis}":%.6g' for axis in axes) + "}"
-    scaled = [points * (_TSNE_FACTOR if name == "tsne" else 1) for name, points in maps.items()]
+    scaled = [points * (_TSNE_SCALE if name == "tsne" else 1) for name, points in maps.items()]
     rows = np.concatenate(scaled, axis=1).tolist()
     points = "[" + ",\n".join(line % tuple(row) for row in rows) + "]"
     colored = _can_color_by(labels)
@@ -169,7 +171,7 @@ def format_views(maps: Mapping[str, Matrix], dimension: int, labels: list[bytes]
 def _describe_view(
     name: str, maps: Mapping[str, Matrix], shape: tuple[int, int], colored: bool
 ) -> dict[str, Any]:
-    """Return a view without its points, as the page writes it with its initial controls."""
+    """Return a view without its points, with TensorBoard's default settings."""
     texts = {f"custom{side}Text": "" for side in ("XLeft", "XRight", "YUp", "YDown")}
     patterns = {f"custom{side}Regex": False for side in ("XLeft", "XRight", "YUp", "YDown")}
     return {
@@ -197,9 +199,9 @@ def _describe_view(
 
 
 def _can_color_by(labels: list[bytes]) -> bool:
-    """Whether the page offers to color by these labels: few, or all numbers."""
+    """Return whether TensorBoard can color by these labels: few distinct, or all numbers."""
     distinct = set(labels)
-    if len(distinct) <= _COLORED:
+    if len(distinct) <= _MAX_COLORS:
         return True
     try:
         return all(np.isfinite(float(label)) for label in distinct)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ray_embed.core.arrays import Matrix
-from ray_embed.encoders.tensorflow_setup import quiet_start
+from ray_embed.encoders.tensorflow_setup import hide_startup_messages
 
 # In a run folder.
 CHECKPOINT = "embedding.ckpt-1"
@@ -60,7 +60,7 @@ def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
     Returns:
         the index, which joining needs, and the file.
     """
-    with quiet_start():
+    with hide_startup_messages():
         import tensorflow as tf
 
     prefix = f"{folder}/slices"
@@ -81,7 +81,7 @@ def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes
     TensorFlow joins indexes while it renames the data files, but does not read these. So empty
     files replace the data files, which may be on another machine.
     """
-    with quiet_start():
+    with hide_startup_messages():
         import tensorflow as tf
 
     with tempfile.TemporaryDirectory(prefix=".slices-", dir=folder) as scratch:

@@ -15,7 +15,7 @@ from ray_embed.core.arrays import Array, Matrix, as_matrix
 from ray_embed.core.threads import OrderedMap, limit_blas_to_one_thread
 from ray_embed.errors import DamagedError
 from ray_embed.projector import pca, wide_pca
-from ray_embed.projector.merge_task import Group
+from ray_embed.projector.merge_task import PartGroup
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -47,7 +47,7 @@ def count_parallel_blocks(dimensions: Collection[int]) -> int:
 def compute_components(
     out: str,
     fingerprint: str,
-    groups: tuple[Group, ...],
+    groups: tuple[PartGroup, ...],
     dimensions: dict[str, int],
     mapped: OrderedMap,
 ) -> dict[str, pca.Components]:
@@ -110,7 +110,9 @@ def _read_features(folder: Folder, fingerprint: str, column: str, number: int) -
     return as_matrix(part[column])
 
 
-def _get_shift(folder: Folder, fingerprint: str, groups: tuple[Group, ...], column: str) -> Array:
+def _get_shift(
+    folder: Folder, fingerprint: str, groups: tuple[PartGroup, ...], column: str
+) -> Array:
     """Return the mean of the first part that has rows. The mean of equal numbers is exact."""
     parts = (number for group in groups if group.rows for number in group.parts)
     values = (_read_features(folder, fingerprint, column, number) for number in parts)
@@ -118,7 +120,7 @@ def _get_shift(folder: Folder, fingerprint: str, groups: tuple[Group, ...], colu
     return np.asarray(first.mean(axis=0, dtype=np.float64))
 
 
-def _divide_into_blocks(groups: tuple[Group, ...], size: int) -> Iterator[tuple[int, ...]]:
+def _divide_into_blocks(groups: tuple[PartGroup, ...], size: int) -> Iterator[tuple[int, ...]]:
     waiting: list[int] = []
     weight = 0
     for group in groups:

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One piece of the merge: consecutive parts become a data file of the checkpoint, and text.
+"""One merge task: turn consecutive parts into a checkpoint data file and metadata lines, and write
+the PCA coordinates of their points.
 
-The coordinates of their points among the principal components are written too.
-
-Pieces do not depend on each other, so that any process may do any of them; what joins them needs
-only their indexes and their text.
+Pieces are independent, so any process can merge any task. Joining the tasks needs only their
+indexes and metadata lines.
 """
 
 import tempfile
@@ -23,20 +22,20 @@ from ray_embed.runs import stratified
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# TensorBoard's page spherizes tensors of this many dimensions or more, and above 200 dimensions it
-# first applies a random projection. With one dimension fewer it uses them unchanged. It does not
-# spherize narrower tensors, although its t-SNE and UMAP need that.
+# TensorBoard "spherizes" tensors from this many dimensions on (and above 200 dimensions first
+# applies a random projection), but not tensors with fewer, although its t-SNE and UMAP need
+# normalized rows.
 _SPHERED = 50
-# It shows nothing of a tensor with two dimensions, as it looks for a third component.
+# TensorBoard cannot show tensors with two dimensions, because it expects a third component.
 _FLAT = 2
 _AT_ONCE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
-class Group:
-    """Consecutive parts that become the data file `number`.
+class PartGroup:
+    """Consecutive parts that become data file `number`.
 
-    `start` is the number of rows before theirs, `rows` that of theirs.
+    `start` is their first row in the checkpoint; `rows` is their number of rows.
     """
 
     number: int
@@ -46,33 +45,36 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A group, and the rows sampled from its parts; `first` is the number sampled before."""
+class MergeTask:
+    """A group, and the rows sampled from its parts.
 
-    group: Group
+    `first` is the position of the first sampled row in the sample.
+    """
+
+    group: PartGroup
     drawn: tuple[stratified.Rows, ...] = ()
     first: int = 0
 
 
-def count_parallel_pieces(groups: Iterable[Group], width: int) -> int:
-    """Return how many groups may be merged at a time, so that they fit in memory.
+def count_parallel_tasks(groups: Iterable[PartGroup], width: int) -> int:
+    """Return the number of groups that can be merged in parallel within the memory limit.
 
     Args:
-        groups: all of them.
-        width: the numbers of a record, of all layers.
+        groups: all groups.
+        width: the number of values per record, over all layers.
     """
     largest = max(group.rows * width * 4 for group in groups)
     return max(1, min(MAX_THREADS, _AT_ONCE_BYTES // (2 * max(largest, 1))))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Merge:
-    """What all pieces of a merge have in common.
+class MergeSettings:
+    """The settings shared by all tasks of a merge.
 
-    `out` is the run folder; `target` is the folder of the data files, relative to it. The
-    checkpoint has `files` data files, one of which holds the object graph instead of rows, and
-    `points` rows, of which `shown` are on the page. `components` holds the principal components
-    by column.
+    `out` is the run folder; `target` is the folder of the data files, relative to `out`. The
+    checkpoint has `files` data files (one of which contains the object graph instead of rows) and
+    `points` rows, of which TensorBoard shows `shown`. `components` are the principal components by
+    column.
     """
 
     out: str
@@ -87,10 +89,10 @@ class Merge:
 
     @property
     def views(self) -> dict[str, str]:
-        """The variables that hold the first coordinates of what is shown, by column.
+        """The names of the PCA variables, by column.
 
-        A column has none if it has one dimension, or if the name is that of a layer's variable.
-        :func:`_prepare_coordinates` defines what is written.
+        Columns with one dimension, or whose PCA name collides with a layer's variable, have none.
+        See :func:`_prepare_coordinates` for their contents.
         """
         named = [checkpoint.variable_of(column) for column in self.columns]
         taken = {*named, *map(checkpoint.sampled, named)}
@@ -109,51 +111,51 @@ class Merge:
 
 
 @dataclass(frozen=True)
-class Merged:
-    """What joining needs of a piece: the index of its data file, and the lines of the metadata."""
+class MergeResult:
+    """The result of a merge task: the index of its data file, and its metadata lines."""
 
     index: bytes | None
     texts: tuple[bytes, ...]
 
 
-def merge_piece(merge: Merge, piece: Piece) -> Merged:
-    """Write the data file of a piece, and the coordinates of its points.
+def merge_parts(settings: MergeSettings, task: MergeTask) -> MergeResult:
+    """Write the data file of a task and the PCA coordinates of its points.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part is damaged.
         StorageError: the storage fails.
     """
-    folder = merge.folder
+    folder = settings.folder
     tables = [
-        part_files.read_part(folder, layout.FEATURES, number, fingerprint=merge.fingerprint)
-        for number in piece.group.parts
+        part_files.read_part(folder, layout.FEATURES, number, fingerprint=settings.fingerprint)
+        for number in task.group.parts
     ]
     with limit_blas_to_one_thread():
         coordinates = {
             column: [found.project(as_matrix(table[column])) for table in tables]
-            for column, found in merge.components.items()
+            for column, found in settings.components.items()
         }
     if coordinates:
         parts = [_make_coordinates_part(table, coordinates, at) for at, table in enumerate(tables)]
-        contents = dict(zip(piece.group.parts, parts, strict=True))
+        contents = dict(zip(task.group.parts, parts, strict=True))
         write = partial(_write_coordinates, folder, contents)
         for _ in part_files.map_parts(folder, write, contents):
             pass
-    slices = list(_make_slices(merge, piece, tables, coordinates))
-    index = _write_slices(merge, piece, slices) if slices else None
-    records = pa.concat_tables([table.select(merge.records) for table in tables])
+    slices = list(_make_slices(settings, task, tables, coordinates))
+    index = _write_slices(settings, task, slices) if slices else None
+    records = pa.concat_tables([table.select(settings.records) for table in tables])
     texts = [metadata.lines(records)]
-    if piece.drawn:
+    if task.drawn:
         starts = np.cumsum([0, *map(len, tables)])[:-1]
-        rows = [at + start for at, start in zip(piece.drawn, starts, strict=True)]
+        rows = [at + start for at, start in zip(task.drawn, starts, strict=True)]
         texts.append(metadata.lines(records.take(pa.array(np.concatenate(rows)))))
-    return Merged(index, tuple(texts))
+    return MergeResult(index, tuple(texts))
 
 
 def _make_coordinates_part(
     table: pa.Table, coordinates: dict[str, list[Matrix]], at: int
 ) -> pa.Table:
-    """Make the part that says where the points of a features part are."""
+    """Make the ``pca/`` part of a features part."""
     columns = {layout.pca_column(name): as_column(found[at]) for name, found in coordinates.items()}
     return pa.table({"index": table["index"], **columns}, metadata=table.schema.metadata)
 
@@ -162,12 +164,14 @@ def _write_coordinates(folder: Folder, parts: dict[int, pa.Table], number: int) 
     folder.write(part_files.part_name(layout.PCA, number), part_files.encode_part(parts[number]))
 
 
-def _write_slices(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) -> bytes:
-    """Write the slices to their place; gives their index."""
-    folder = merge.folder
-    name = f"{merge.target}/{checkpoint.data_file(piece.group.number, merge.files)}"
-    above = Path(folder.join(merge.target)) if folder.is_local else None
-    with tempfile.TemporaryDirectory(prefix=".piece-", dir=above) as scratch:
+def _write_slices(
+    settings: MergeSettings, task: MergeTask, slices: list[checkpoint.Slice]
+) -> bytes:
+    """Write the slices to the data file, and return its index."""
+    folder = settings.folder
+    name = f"{settings.target}/{checkpoint.data_file(task.group.number, settings.files)}"
+    above = Path(folder.join(settings.target)) if folder.is_local else None
+    with tempfile.TemporaryDirectory(prefix=".task-", dir=above) as scratch:
         index, data = checkpoint.write_slices(Path(scratch), slices)
         if folder.is_local:
             data.replace(folder.join(name))
@@ -177,31 +181,31 @@ def _write_slices(merge: Merge, piece: Piece, slices: list[checkpoint.Slice]) ->
 
 
 def _make_slices(
-    merge: Merge,
-    piece: Piece,
+    settings: MergeSettings,
+    task: MergeTask,
     tables: list[pa.Table],
     coordinates: dict[str, list[Matrix]],
 ) -> Iterator[checkpoint.Slice]:
-    """Yield the slices of each variable: one for each part, and one for each group's sample."""
-    for column in merge.columns:
+    """Yield the slices of each variable: one per part, and one for the group's sample."""
+    for column in settings.columns:
         name = checkpoint.variable_of(column)
         parts = [as_matrix(table[column]) for table in tables]
-        yield from _slice_all(merge, piece, name, parts)
-        yield from _slice_sample(merge, piece, checkpoint.sampled(name), parts)
-    for column, name in merge.views.items():
+        yield from _slice_all(settings, task, name, parts)
+        yield from _slice_sample(settings, task, checkpoint.sampled(name), parts)
+    for column, name in settings.views.items():
         parts = [_prepare_coordinates(part) for part in coordinates[column]]
-        if merge.shown < merge.points:
-            yield from _slice_sample(merge, piece, name, parts)
+        if settings.shown < settings.points:
+            yield from _slice_sample(settings, task, name, parts)
         else:
-            yield from _slice_all(merge, piece, name, parts)
+            yield from _slice_all(settings, task, name, parts)
 
 
 def _prepare_coordinates(coordinates: Matrix) -> Matrix:
-    """Return rows of coordinates (n, k) as the page needs them.
+    """Prepare PCA coordinates, (n, k), for TensorBoard.
 
-    Two dimensions get a third one of zeros. More are cut to 49, and each row is scaled to length
-    one, as the page's own "Spherize data" does. Its t-SNE and UMAP find neighbors by 1 - x·y. For
-    rows of other lengths this can be negative, and then they fail.
+    Two dimensions are padded with zeros to three. Otherwise at most 49 dimensions are kept and rows
+    are L2-normalized, as "Spherize data" does: TensorBoard's t-SNE and UMAP use the distance 1 -
+    x·y, which fails if it is negative.
     """
     if coordinates.shape[1] == _FLAT:
         return np.pad(coordinates, ((0, 0), (0, 1)))
@@ -210,18 +214,18 @@ def _prepare_coordinates(coordinates: Matrix) -> Matrix:
 
 
 def _slice_all(
-    merge: Merge, piece: Piece, name: str, parts: list[Matrix]
+    settings: MergeSettings, task: MergeTask, name: str, parts: list[Matrix]
 ) -> Iterator[checkpoint.Slice]:
-    start = piece.group.start
+    start = task.group.start
     for part in parts:
         if len(part):
-            yield checkpoint.Slice(name, start, merge.points, part)
+            yield checkpoint.Slice(name, start, settings.points, part)
         start += len(part)
 
 
 def _slice_sample(
-    merge: Merge, piece: Piece, name: str, parts: list[Matrix]
+    settings: MergeSettings, task: MergeTask, name: str, parts: list[Matrix]
 ) -> Iterator[checkpoint.Slice]:
-    if any(map(len, piece.drawn)):
-        rows = np.concatenate([part[at] for part, at in zip(parts, piece.drawn, strict=True)])
-        yield checkpoint.Slice(name, piece.first, merge.shown, rows)
+    if any(map(len, task.drawn)):
+        rows = np.concatenate([part[at] for part, at in zip(parts, task.drawn, strict=True)])
+        yield checkpoint.Slice(name, task.first, settings.shown, rows)

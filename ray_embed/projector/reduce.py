@@ -24,7 +24,7 @@ from ray_embed.projector import (
     sprite,
     staging,
 )
-from ray_embed.projector.merge_task import Group, Merge, Piece, merge_piece
+from ray_embed.projector.merge_task import MergeSettings, MergeTask, PartGroup, merge_parts
 from ray_embed.runs import integrity, stratified
 from ray_embed.runs.reader import RunReader, open_run
 from ray_embed.storage import layout, part_files
@@ -41,7 +41,7 @@ _GROUP_BYTES = 16 << 20
 class _Survey:
     """What must be known of all parts before the first data file is written."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[PartGroup, ...]
     points: int
     strata: Counter[stratified.Stratum] | None
 
@@ -83,7 +83,7 @@ def merge(
             was started with. If there are more points, a sample is written too.
         threads: the number of threads, at most 8; None for the number of processors. The files are
             the same with any number.
-        elsewhere: maps blocks and pieces on other machines; None to do all on this one.
+        elsewhere: maps blocks and tasks on other machines; None to do all on this one.
 
     Returns:
         The number of points.
@@ -110,7 +110,7 @@ def merge(
     components = _compute_components(out, run, survey, threads, elsewhere)
     row_bytes = 4 * (width + sum(len(each.vectors) for each in components.values()))
     with staging.target(folder, survey.points, row_bytes) as target:
-        merge = Merge(
+        settings = MergeSettings(
             out=out,
             target=f"{TEMPORARY}/{target.name}" if folder.is_local else layout.PROJECTOR,
             fingerprint=run.fingerprint,
@@ -124,11 +124,11 @@ def merge(
         if not folder.is_local:
             # Without it TensorBoard sees no projector: it is deleted first and written last.
             folder.delete(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}")
-        together = merge_task.count_parallel_pieces(survey.groups, width)
+        together = merge_task.count_parallel_tasks(survey.groups, width)
         with staging.writing(target), open_ordered_map(threads, together) as mapped:
-            _write_projector(merge, target, survey, mapped, elsewhere)
+            _write_projector(settings, target, survey, mapped, elsewhere)
             _copy_evaluation(run, target)
-            views = bookmarks.make_views(run, lambda name: (target / name).read_bytes())
+            views = bookmarks.make_bookmarks(run, lambda name: (target / name).read_bytes())
             for name, content in views.files.items():
                 (target / name).write_bytes(content)
             target.chmod(0o755)
@@ -136,7 +136,7 @@ def merge(
         if folder.is_local:
             folder.move(f"{TEMPORARY}/{target.name}", layout.PROJECTOR)
         else:
-            staging.publish(merge, target)
+            staging.publish(settings, target)
     return survey.points
 
 
@@ -225,7 +225,7 @@ def _survey_parts(
     """Read the footers, and count the strata if there may be more points than are shown."""
     strata = None if planned is not None and planned <= limit else stratified.Strata(limit)
     columns = list(_STRATUM) if strata else []
-    groups: list[Group] = []
+    groups: list[PartGroup] = []
     waiting: list[int] = []
     start = rows = weight = files = 0
 
@@ -243,17 +243,21 @@ def _survey_parts(
         weight += footer.planned * width * 4
         if weight >= _GROUP_BYTES or number == numbers[-1]:
             # A group without rows has no data file, as TensorFlow refuses one without slices.
-            groups.append(Group(files, tuple(waiting), start, rows - start))
+            groups.append(PartGroup(files, tuple(waiting), start, rows - start))
             files += rows > start
             waiting, start, weight = [], rows, 0
     return _Survey(tuple(groups), rows, strata.counts if strata and rows > limit else None)
 
 
 def _write_projector(
-    merge: Merge, target: Path, survey: _Survey, mapped: OrderedMap, elsewhere: OrderedMap | None
+    settings: MergeSettings,
+    target: Path,
+    survey: _Survey,
+    mapped: OrderedMap,
+    elsewhere: OrderedMap | None,
 ) -> None:
     """Write the metadata, checkpoint, sprite and configuration into `target`."""
-    variables = [checkpoint.variable_of(column) for column in merge.columns]
+    variables = [checkpoint.variable_of(column) for column in settings.columns]
     is_sampled = survey.strata is not None
     shown = [checkpoint.sampled(name) if is_sampled else name for name in variables]
     drawn: list[stratified.Rows] = []
@@ -263,58 +267,63 @@ def _write_projector(
         writers = [
             metadata.Writer(
                 stack.enter_context(open(target / name, "wb")),
-                metadata.columns_of(merge.records),
+                metadata.columns_of(settings.records),
             )
             for name in files
         ]
-        pieces = _make_pieces(merge, survey, drawn)
-        for merged in (elsewhere or mapped)(partial(merge_piece, merge), pieces):
+        tasks = _make_tasks(settings, survey, drawn)
+        for merged in (elsewhere or mapped)(partial(merge_parts, settings), tasks):
             indexes += [] if merged.index is None else [merged.index]
             for writer, text in zip(writers, merged.texts, strict=True):
                 writer.add(text)
         for writer in writers:
             writer.end()
-    shown += merge.views.values()
+    shown += settings.views.values()
     # Only these can be restored with `tf.train.Checkpoint`. Samples and PCA are for display.
     checkpoint.write_checkpoint(target, variables, indexes)
-    side = sprite.sprite_cell(merge.shown)
+    side = sprite.choose_cell_size(settings.shown)
     if side:
-        pngs = _read_thumbnails(merge, survey.groups, drawn, mapped)
-        sprite.write_sprite(target / "sprite.png", merge.shown, pngs, mapped)
+        pngs = _read_thumbnails(settings, survey.groups, drawn, mapped)
+        sprite.write_sprite(target / "sprite.png", settings.shown, pngs, mapped)
     checkpoint.write_config(target / layout.PROJECTOR_CONFIG, shown, files[-1], side)
     checkpoint.write_event_file(target)
 
 
-def _make_pieces(merge: Merge, survey: _Survey, drawn: list[stratified.Rows]) -> Iterator[Piece]:
+def _make_tasks(
+    settings: MergeSettings, survey: _Survey, drawn: list[stratified.Rows]
+) -> Iterator[MergeTask]:
     """Draw the sample, group by group; append the rows drawn of each part to `drawn`."""
     if survey.strata is None:
-        yield from map(Piece, survey.groups)
+        yield from map(MergeTask, survey.groups)
         return
-    draw = stratified.Draw(survey.strata, merge.shown)
+    draw = stratified.Draw(survey.strata, settings.shown)
     numbers = [number for group in survey.groups for number in group.parts]
-    read = partial(_read_strata, merge)
-    tables = part_files.map_parts(merge.folder, read, numbers)
+    read = partial(_read_strata, settings)
+    tables = part_files.map_parts(settings.folder, read, numbers)
     first = 0
     for group in survey.groups:
         rows = tuple(draw.take(next(tables)) for _ in group.parts)
         drawn += rows
-        yield Piece(group, rows, first)
+        yield MergeTask(group, rows, first)
         first += sum(map(len, rows))
 
 
-def _read_strata(merge: Merge, number: int) -> pa.Table:
-    return part_files.read_part(merge.folder, layout.FEATURES, number, list(_STRATUM))
+def _read_strata(settings: MergeSettings, number: int) -> pa.Table:
+    return part_files.read_part(settings.folder, layout.FEATURES, number, list(_STRATUM))
 
 
 def _read_thumbnails(
-    merge: Merge, groups: tuple[Group, ...], drawn: list[stratified.Rows], mapped: OrderedMap
+    settings: MergeSettings,
+    groups: tuple[PartGroup, ...],
+    drawn: list[stratified.Rows],
+    mapped: OrderedMap,
 ) -> Iterator[bytes]:
     """Yield the thumbnail of each point that is shown."""
     numbers = [number for group in groups for number in group.parts]
 
     def read_part(position: int) -> list[bytes]:
         part = part_files.read_part(
-            merge.folder, layout.THUMBNAILS, numbers[position], ["png"], merge.fingerprint
+            settings.folder, layout.THUMBNAILS, numbers[position], ["png"], settings.fingerprint
         )
         pngs = part["png"].take(pa.array(drawn[position])) if drawn else part["png"]
         content: list[bytes] = pngs.to_pylist()

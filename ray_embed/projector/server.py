@@ -17,7 +17,7 @@ from typing import NoReturn
 from pyarrow.fs import FileType
 
 from ray_embed.core.uri import join_uri, redact_uri
-from ray_embed.encoders.tensorflow_setup import quiet_start
+from ray_embed.encoders.tensorflow_setup import hide_startup_messages
 from ray_embed.errors import InputError, RunError
 from ray_embed.runs.reader import open_run
 from ray_embed.storage import layout, manifest
@@ -141,7 +141,7 @@ def view(runs: Sequence[str], host: str, port: int | None, say: Callable[[str], 
     """
     with open_log_folder(runs, say) as folder:
         # TensorBoard imports TensorFlow once it is asked for the runs.
-        with quiet_start():
+        with hide_startup_messages():
             url = _serve(folder, host, port).rstrip("/")
         say(f"{url}/#projector")
         if "SSH_CONNECTION" in os.environ:

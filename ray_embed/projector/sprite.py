@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``sprite.png``: a square grid of images, made and compressed by rows of the grid.
+"""Write ``sprite.png``, a square grid of thumbnails, one grid row at a time.
 
-TensorFlow compresses an image as a whole on one thread, and tries all filters for every line. Here
-each row of the grid is compressed alone (DEFLATE allows this if rows end with a full flush), and
-each line is its difference from the line above. So threads share the work, and the sprite is never
-in memory as a whole.
+TensorFlow encodes a PNG on one thread and tries all filters for every line. Here, grid rows are
+compressed independently (which DEFLATE allows if each ends with a full flush), and every line uses
+the "up" filter. The rows can therefore be compressed in parallel, and the sprite is never held in
+memory as a whole.
 """
 
 import math
@@ -27,26 +27,26 @@ SPRITE_SIDE = 8192
 _ZLIB_HEADER, _LAST_BLOCK = b"\x78\x01", b"\x03\x00"
 
 
-def sprite_cell(points: int) -> int:
-    """Return the side in pixels of an image in the sprite; 0 where no sprite can hold them."""
-    return min(64, SPRITE_SIDE // _count_cells(points))
+def choose_cell_size(points: int) -> int:
+    """Return the side of a sprite cell in pixels, or 0 if there are too many points for one."""
+    return min(64, SPRITE_SIDE // _count_cells_per_row(points))
 
 
-def _count_cells(points: int) -> int:
-    """Return the number of cells in a row of the grid."""
+def _count_cells_per_row(points: int) -> int:
+    """Return the number of cells per row of the grid."""
     return math.isqrt(max(points, 1) - 1) + 1
 
 
 def write_sprite(path: Path, points: int, pngs: Iterable[bytes], mapped: OrderedMap = map) -> None:
-    """Write the sprite: a square grid, row by row, of images fitted into square cells.
+    """Write the sprite row by row, fitting each image into a square cell.
 
     Args:
         path: the file.
         points: the number of images.
-        pngs: the images.
-        mapped: processes the rows of the grid: `map`, or a map on threads.
+        pngs: the images, as PNG.
+        mapped: the `map` function for the grid rows: the builtin, or one that uses threads.
     """
-    side, grid = sprite_cell(points), _count_cells(points)
+    side, grid = choose_cell_size(points), _count_cells_per_row(points)
     length = side * grid
     checksum = zlib.adler32(b"")
     with open(path, "wb") as file:
@@ -60,16 +60,16 @@ def write_sprite(path: Path, points: int, pngs: Iterable[bytes], mapped: Ordered
 
 
 def _divide_into_rows(pngs: Iterable[bytes], grid: int) -> Iterator[list[bytes]]:
-    """Yield the images of each row of the grid. The last rows may have fewer images, or none."""
+    """Yield the images of each grid row. The last rows may have fewer images or none."""
     remaining = iter(pngs)
     for _ in range(grid):
         yield list(islice(remaining, grid))
 
 
 def _pack_row(side: int, grid: int, pngs: list[bytes]) -> tuple[Pixels, bytes]:
-    """Return the filtered lines of a row of the grid, and the PNG chunk that holds them."""
+    """Return the filtered lines of a grid row, and the PNG chunk that contains them."""
     lines = _filter_lines(_draw_row(side, grid, pngs))
-    # Matching only runs takes half the time, and the result is hardly larger.
+    # Z_RLE takes half the time, and the result is hardly larger.
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS, strategy=zlib.Z_RLE)
     return lines, png.make_chunk(
         b"IDAT", packer.compress(lines.data) + packer.flush(zlib.Z_FULL_FLUSH)
@@ -79,12 +79,12 @@ def _pack_row(side: int, grid: int, pngs: list[bytes]) -> tuple[Pixels, bytes]:
 def _draw_row(side: int, grid: int, pngs: list[bytes]) -> Pixels:
     row = np.full((side, grid * side, 3), 255, np.uint8)
     for cell, content in enumerate(pngs):
-        _fit(thumbnails.decode_png(content), row[:, cell * side : (cell + 1) * side])
+        _draw_fitted(thumbnails.decode_png(content), row[:, cell * side : (cell + 1) * side])
     return row
 
 
-def _fit(picture: Pixels, cell: Pixels) -> None:
-    """Draw an image into a square cell, as large as fits, with its proportions."""
+def _draw_fitted(picture: Pixels, cell: Pixels) -> None:
+    """Draw an image into a square cell, as large as possible, keeping the aspect ratio."""
     side = len(cell)
     rows, columns = _map_pixels(picture.shape[0], picture.shape[1], side)
     top, left = (side - len(rows)) // 2, (side - len(columns)) // 2
@@ -95,9 +95,9 @@ def _fit(picture: Pixels, cell: Pixels) -> None:
 
 @lru_cache(maxsize=4096)
 def _map_pixels(height: int, width: int, side: int) -> tuple[Any, Any]:
-    """Return the rows and columns of an image to show in a cell of `side` pixels.
+    """Return the rows and columns to sample for a cell of `side` pixels.
 
-    Taking the nearest pixel keeps small images sharp.
+    Nearest-neighbor sampling keeps small images sharp.
     """
     factor = side / max(height, width)
     rows = np.minimum(np.arange(max(1, round(height * factor))) / factor, height - 1).astype(int)
@@ -106,7 +106,7 @@ def _map_pixels(height: int, width: int, side: int) -> tuple[Any, Any]:
 
 
 def _filter_lines(row: Pixels) -> Pixels:
-    """Apply a filter of PNG: each line but the first is its difference from the line above."""
+    """Apply PNG's "up" filter to all lines but the first, which is unfiltered."""
     flat = row.reshape(len(row), -1)
     lines = np.empty((len(flat), flat.shape[1] + 1), np.uint8)
     lines[0, 0], lines[1:, 0] = png.NONE, png.UP

@@ -7,10 +7,10 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ray_embed.encoders.tensorflow_setup import quiet_start
+from ray_embed.encoders.tensorflow_setup import hide_startup_messages
 from ray_embed.errors import StorageError, get_first_line
 from ray_embed.projector import checkpoint
-from ray_embed.projector.merge_task import Merge
+from ray_embed.projector.merge_task import MergeSettings
 from ray_embed.storage import layout
 from ray_embed.storage.download import check_space
 from ray_embed.storage.filesystem import TEMPORARY, Folder
@@ -48,11 +48,11 @@ def target(folder: Folder, points: int, row: int) -> Iterator[Path]:
         shutil.rmtree(target, ignore_errors=True)
 
 
-def publish(merge: Merge, target: Path) -> None:
+def publish(settings: MergeSettings, target: Path) -> None:
     """Upload the projector's files to a run folder on an object store, which has their data."""
-    folder = merge.folder
+    folder = settings.folder
     files = {path.name: path for path in target.iterdir()}
-    data = {checkpoint.data_file(number, merge.files) for number in range(merge.files)}
+    data = {checkpoint.data_file(number, settings.files) for number in range(settings.files)}
     for info in folder.list_infos(layout.PROJECTOR):
         if info.base_name not in files and info.base_name not in data:
             folder.delete(f"{layout.PROJECTOR}/{info.base_name}")
@@ -69,7 +69,7 @@ def writing(target: Path) -> Iterator[None]:
     Raises:
         StorageError: a file cannot be written.
     """
-    with quiet_start():
+    with hide_startup_messages():
         import tensorflow as tf
 
     try:

@@ -23,7 +23,7 @@ from ray_embed.core.arrays import Array, Matrix
 from ray_embed.core.threads import OrderedMap, limit_blas_to_one_thread
 from ray_embed.errors import DamagedError
 from ray_embed.projector import pca
-from ray_embed.projector.merge_task import Group
+from ray_embed.projector.merge_task import PartGroup
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -92,7 +92,7 @@ def count_parallel_blocks(dimension: int) -> int:
 def compute_components(
     out: str,
     fingerprint: str,
-    groups: tuple[Group, ...],
+    groups: tuple[PartGroup, ...],
     column: str,
     shift: Array,
     mapped: OrderedMap,
@@ -125,7 +125,7 @@ class _Features:
 
     out: str
     fingerprint: str
-    groups: tuple[Group, ...]
+    groups: tuple[PartGroup, ...]
     column: str
     mapped: OrderedMap
 

@@ -44,8 +44,8 @@ def make_identity(
         pixels: how pixels are prepared, as options and encoder decide together.
     """
     return {
-        "splits": [split.split for split in plan.splits],
-        **{f"source {split.split}": _describe_source(config, split) for split in plan.splits},
+        "splits": [split.name for split in plan.splits],
+        **{f"source {split.name}": _describe_source(config, split) for split in plan.splits},
         "model architecture": encoder.architecture,
         "model weights": encoder.weights_digest,
         "layers": [[o.layer, o.pool, o.dimension] for o in encoder.outputs],
@@ -82,7 +82,7 @@ def _describe_source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
         return {"records": split.digest, "columns": list(split.extras), **common}
     return {
         "callable": split.root,
-        "arguments": config.source_kwargs.get(split.split, {}),
+        "arguments": config.source_kwargs.get(split.name, {}),
         "image shape": list(split.image_shape or ()),
         **common,
     }

@@ -212,7 +212,13 @@ def _find_shard(folder: Folder, plan: planning.Plan, number: int) -> planning.Sh
             # Until the end of a dataset is reached, its last shard may have fewer records.
             remaining = split.shard_size if split.records is None else split.records - position
             records = min(split.shard_size, remaining)
-            return planning.Shard(number, split, local, index + position, position, records)
+            return planning.Shard(
+                number=number,
+                split=split,
+                local=local,
+                index=index + position,
+                records=records,
+            )
         if split.shards is None or split.records is None:
             return None
         first += split.shards

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The actor pool: as many actors as are asked for, or as fit on the nodes."""
+"""The actor pool: a fixed number of actors, or as many as fit on the nodes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,37 +9,38 @@ from ray_embed.runtime import capacity, nodes
 from ray_embed.runtime.actors import Worker
 from ray_embed.runtime.resources import Resources
 
-# After this many seconds an actor that has not started is reported as waiting.
+# Seconds after which an actor that has not started is reported as waiting.
 _PATIENCE_SECONDS = 10.0
 
 
 class ActorPool:
     """The actors of a session.
 
-    Actors without resources wait within Ray, so that an autoscaler sees the demand.
+    Actors are submitted even if there are no resources for them yet, so that the autoscaler sees
+    the demand.
 
     Args:
-        start: starts an actor, and returns at once.
+        start: function that starts an actor without waiting for it.
         resources: the resources of each actor.
-        size: the number of actors; None for as many as fit, also on nodes that join later.
+        size: the number of actors; None for as many as fit, including on nodes that join later.
     """
 
     def __init__(self, start: Callable[[], Any], resources: Resources, size: int | None) -> None:
         self._start, self._resources, self._size = start, resources, size
         self._reminder = Reminder(_PATIENCE_SECONDS)
-        # It starts at once, as importing TensorFlow takes seconds.
+        # Start the first actor immediately, because importing TensorFlow takes seconds.
         self.workers = [Worker(start)]
 
     @property
     def first(self) -> Worker:
-        """One actor, for work that needs only one. It is one that has started, if any has."""
+        """An actor for work that needs only one, preferably one that has started."""
         return next((worker for worker in self.workers if worker.node), self.workers[0])
 
     def fill(self, useful: int | None) -> list[Worker]:
-        """Start the actors that are missing, and return all; report those that wait.
+        """Start missing actors, report waiting actors, and return all actors.
 
         Args:
-            useful: the number of actors that there is work for; None if it is not known.
+            useful: the number of actors that there is work for; None if unknown.
         """
         count = self._size or self._resources.count_on(nodes.list_nodes())
         if useful is not None:
@@ -50,7 +51,7 @@ class ActorPool:
         return self.workers
 
     def dismiss_waiting(self) -> None:
-        """End the actors that have not started, as no work is left. One actor always stays."""
+        """Stop the actors that have not started. At least one actor is kept."""
         kept = [worker for worker in self.workers if worker.node] or self.workers[:1]
         for worker in self.workers:
             if worker not in kept:
@@ -58,7 +59,7 @@ class ActorPool:
         self.workers = kept
 
     def report_waiting(self) -> None:
-        """Report actors that wait for resources: once, or again and again while none runs."""
+        """Report actors that wait for resources: once, or repeatedly while no actor is running."""
         starting = [worker for worker in self.workers if worker.is_starting]
         none_runs = not any(worker.node for worker in self.workers)
         if not starting:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Restart actors that die, and wait for the results of their calls."""
+"""Restart dead actors, and wait for the results of calls."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,33 +16,35 @@ from ray.exceptions import (
 )
 
 from ray_embed.errors import RayEmbedError, RunError
-from ray_embed.runtime.nodes import Loss, find_loss
+from ray_embed.runtime.nodes import DeathCause, find_death_cause
 
 _POLL_SECONDS = 5.0
 
 
 class ActorDiedError(RunError):
-    """An actor's process ended while it was working.
+    """An actor died while executing a call.
 
     Args:
         message: Ray's message.
         can_resume: see RunError.
-        loss: why the actor died.
+        cause: why the actor died.
     """
 
-    def __init__(self, message: str, can_resume: bool = True, loss: Loss = Loss.PROCESS) -> None:
+    def __init__(
+        self, message: str, can_resume: bool = True, cause: DeathCause = DeathCause.PROCESS
+    ) -> None:
         super().__init__(message, can_resume)
-        self.loss = loss
+        self.cause = cause
 
 
 class Worker:
     """An actor that is restarted when it dies.
 
-    Ray could restart it, but then it would not be known which work an actor died of. `node` is the
-    node that the actor has answered from; None before its first answer.
+    Ray's own restarts are not used, because they hide which call killed the actor. `node` is the
+    node of the actor; None until its first response.
 
     Args:
-        start: starts the actor, and returns at once.
+        start: function that starts the actor without waiting for it.
     """
 
     def __init__(self, start: Callable[[], Any]) -> None:
@@ -52,14 +54,14 @@ class Worker:
 
     @property
     def actor(self) -> Any:
-        """The actor. It is started if it was dismissed."""
+        """The actor handle. A dismissed actor is started again."""
         if self._actor is None:
             self._actor = self._start()
         return self._actor
 
     @property
     def is_starting(self) -> bool:
-        """Whether the actor was started, and has not answered yet."""
+        """Whether the actor was started but has not responded yet."""
         return self._actor is not None and self.node is None
 
     def restart(self, dead: Any) -> None:
@@ -72,53 +74,57 @@ class Worker:
             self._actor = self._start()
 
     def dismiss(self) -> None:
-        """End the actor, to free its resources. It is started again when it is needed."""
+        """Stop the actor to free its resources. It is started again on demand."""
         if self._actor is not None:
             ray.kill(self._actor)
         self.node = self._actor = None
 
 
-def check_node() -> None:
-    """Check that Ray's process on this machine (the raylet) is alive.
+def check_raylet() -> None:
+    """Check that the raylet on this machine is alive.
 
-    It is called while waiting, since calls of actors that have not started would wait forever.
+    Call this while waiting, because calls to actors that have not started would otherwise wait
+    forever.
 
     Raises:
-        RunError: the process is gone.
+        RunError: the raylet has died.
     """
     ours = ray.get_runtime_context().get_node_id()
     if not any(node["Alive"] and node["NodeID"] == ours for node in ray.nodes()):
-        raise RunError("Ray's process on this machine (raylet) is gone: killed, or out of memory")
+        raise RunError(
+            "the Ray process on this machine (raylet) has died; it may have been killed, or have "
+            "run out of memory"
+        )
 
 
-def get_result(reference: Any, check: Callable[[], None] = check_node) -> Any:
+def get_result(reference: Any, check: Callable[[], None] = check_raylet) -> Any:
     """Wait for the result of a remote call.
 
     Args:
         reference: the reference that the call returned.
-        check: a function to call every few seconds while waiting.
+        check: function to call every few seconds while waiting.
 
     Raises:
-        RayEmbedError: the call raised it.
+        RayEmbedError: raised by the call itself.
         ActorDiedError: the actor's process ended.
-        RunError: the call failed otherwise, or Ray is gone.
+        RunError: the call failed for another reason, or Ray has died.
     """
     try:
         return _wait(reference, check)
     except RayTaskError as error:
         if isinstance(error.cause, RayEmbedError):
             raise error.cause from error
-        raise RunError(f"an error in an actor:\n{error}") from error
+        raise RunError(f"an actor raised an error:\n{error}") from error
     except RayActorError as error:
         if error.actor_init_failed:
-            raise RunError(f"an actor cannot start:\n{error}") from error
-        raise ActorDiedError(str(error), loss=find_loss(error)) from error
+            raise RunError(f"an actor failed to start:\n{error}") from error
+        raise ActorDiedError(str(error), cause=find_death_cause(error)) from error
     except NodeDiedError as error:
-        raise ActorDiedError(str(error), loss=Loss.NODE) from error
+        raise ActorDiedError(str(error), cause=DeathCause.NODE) from error
     except (OutOfMemoryError, WorkerCrashedError) as error:
         raise ActorDiedError(str(error)) from error
     except RayError as error:
-        raise RunError(f"Ray cannot go on: {error}") from error
+        raise RunError(f"Ray failed: {error}") from error
 
 
 def _wait(reference: Any, check: Callable[[], None]) -> Any:
@@ -127,6 +133,6 @@ def _wait(reference: Any, check: Callable[[], None]) -> Any:
             return ray.get(reference, timeout=_POLL_SECONDS)
         except GetTimeoutError as error:
             if isinstance(error, RayTaskError):
-                # The call itself raised it.
+                # A timeout raised inside the call.
                 raise
             check()

@@ -10,7 +10,7 @@ from ray_embed.config import RunConfig
 from ray_embed.core.console import Reminder
 from ray_embed.errors import InputError
 from ray_embed.runtime import nodes, resources
-from ray_embed.runtime.actors import check_node
+from ray_embed.runtime.actors import check_raylet
 from ray_embed.runtime.autoscaler import Autoscaler, Growth
 from ray_embed.runtime.nodes import Node
 from ray_embed.runtime.resources import Resources
@@ -87,7 +87,7 @@ def _wait_for_node(config: RunConfig, asked: Resources, threads: int | None) -> 
                 f"{describe_nodes(cluster)}; its autoscaler may start one{more}"
             )
             more = ""
-        check_node()
+        check_raylet()
         time.sleep(_POLL_SECONDS)
 
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keep the actors of a run for the next run of the same process, as starting one takes seconds.
+"""Reuse the actors of a run in the next run of the same process, because starting an actor takes
+seconds.
 
-Only within :func:`keep_actors`, and only actors that imported nothing of the user's.
+Only within :func:`keep_actors`, and only for actors that have not imported user code.
 """
 
 import contextlib
@@ -18,7 +19,7 @@ _TIMEOUT_SECONDS = 10.0
 
 
 class _Kept:
-    """The actors that were kept last, and what makes them fit another run."""
+    """The actors kept most recently, and the key that another run must match."""
 
     is_open = False
     key: Hashable = None
@@ -27,7 +28,7 @@ class _Kept:
 
 @contextlib.contextmanager
 def keep_actors() -> Iterator[None]:
-    """Keep the actors of runs in a Ray that is connected, until the context ends."""
+    """Keep the actors of runs alive until the context exits."""
     before, _Kept.is_open = _Kept.is_open, True
     try:
         yield
@@ -37,7 +38,7 @@ def keep_actors() -> Iterator[None]:
 
 
 def keep(key: Hashable, actors: list[Any]) -> None:
-    """Keep actors that finished a run; outside of :func:`keep_actors` they are ended."""
+    """Keep the actors of a finished run, or stop them outside of :func:`keep_actors`."""
     if _Kept.is_open:
         _Kept.key, _Kept.actors = key, tuple(actors)
     else:
@@ -45,10 +46,11 @@ def keep(key: Hashable, actors: list[Any]) -> None:
 
 
 def take(key: Hashable) -> list[Any]:
-    """Return the kept actors if they fit; else end them, as they hold resources.
+    """Return the kept actors if they match `key`; otherwise stop them to free their resources.
 
     Args:
-        key: what an actor depends on, such as its resources; None for a run that takes none.
+        key: everything an actor depends on, such as its resources; None if the run cannot reuse
+            actors.
     """
     actors, fit = list(_Kept.actors), key is not None and key == _Kept.key
     _Kept.key, _Kept.actors = None, ()
@@ -59,7 +61,7 @@ def take(key: Hashable) -> list[Any]:
 
 
 def hand_over(actor: Any, folder: str) -> bool:
-    """Move an actor to the folder of a run; return False if it cannot work there."""
+    """Change the working directory of an actor. Return False if that fails."""
     try:
         answer = actor.call.remote(user_code.change_folder, folder)
         return bool(ray.get(answer, timeout=_TIMEOUT_SECONDS))
@@ -68,7 +70,7 @@ def hand_over(actor: Any, folder: str) -> bool:
 
 
 def runs_user_code(config: RunConfig) -> bool:
-    """Return whether the encoder of a run needs Python code of the user's."""
+    """Return whether the encoder of a run needs user code."""
     given = (config.model, config.preprocess)
     return bool(config.imports) or any(
         value is not None and (not isinstance(value, str) or is_callable_reference(value))
@@ -77,9 +79,9 @@ def runs_user_code(config: RunConfig) -> bool:
 
 
 def end(actors: list[Any]) -> None:
-    """End actors. Those of a Ray that was shut down have ended with it."""
+    """Stop actors. Does nothing if Ray has been shut down."""
     if not ray.is_initialized():
-        # Any call would start another Ray.
+        # Any call would start Ray again.
         return
     for actor in actors:
         with contextlib.suppress(ActorHandleNotFoundError):

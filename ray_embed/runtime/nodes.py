@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The nodes of the cluster: which are alive or draining, and whether an actor died with its node.
+"""The state of cluster nodes (alive or draining), and why an actor died.
 
-What Ray does not tell counts as unknown.
+If Ray does not provide some information, it is treated as unknown.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ray_embed.runtime import ray_private
 
 @dataclass(frozen=True)
 class Node:
-    """A node: its id, and its CPUs and GPUs in total."""
+    """A node: its id, and its total CPUs and GPUs."""
 
     id: str
     cpus: int
@@ -26,8 +26,8 @@ class Node:
 
 
 def list_nodes() -> list[Node]:
-    """Return the nodes on which actors can be started: alive, and not being drained."""
-    draining = draining_nodes()
+    """Return the nodes that can run actors, that is, nodes that are alive and not draining."""
+    draining = get_draining_nodes()
     return [
         Node(node["NodeID"], int(node["Resources"].get("CPU", 0)), node["Resources"].get("GPU", 0))
         for node in ray.nodes()
@@ -35,48 +35,51 @@ def list_nodes() -> list[Node]:
     ]
 
 
-def this_node_id() -> str:
-    """Return the id of the node of this process; empty if it is not connected to Ray."""
+def get_node_id() -> str:
+    """Return the node id of this process, or "" if it is not connected to Ray."""
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""
 
 
 def schedule_on_this_node() -> NodeAffinitySchedulingStrategy:
-    """Return the strategy for an actor on this node, without which the run ends anyway."""
-    return NodeAffinitySchedulingStrategy(this_node_id(), soft=False)
+    """Return the scheduling strategy that pins an actor to this node.
+
+    If this node dies, the run ends anyway.
+    """
+    return NodeAffinitySchedulingStrategy(get_node_id(), soft=False)
 
 
-def draining_nodes() -> frozenset[str]:
-    """Return the ids of the nodes that are to be taken away. Nothing new is started there."""
+def get_draining_nodes() -> frozenset[str]:
+    """Return the ids of the draining nodes, on which nothing new should be started."""
     with contextlib.suppress(Exception):
         return ray_private.draining_node_ids()
     return frozenset()
 
 
 def is_placed(actor: Any) -> bool:
-    """Return whether an actor that is being started has got its resources on a node."""
+    """Return whether a starting actor has been placed on a node."""
     with contextlib.suppress(Exception):
         return ray_private.process_id_of(actor) > 0
     return True
 
 
-class Loss(Enum):
-    """Why an actor died, apart from its work: its own process, its node, or preemption."""
+class DeathCause(Enum):
+    """How an actor died: its process, its node, or preemption."""
 
     PROCESS = "its process ended"
     NODE = "its node died"
-    PREEMPTED = "its node was taken away after a notice"
+    PREEMPTED = "its node was preempted"
 
 
-def find_loss(error: RayActorError) -> Loss:
+def find_death_cause(error: RayActorError) -> DeathCause:
     """Return why an actor died."""
     if error.preempted:
-        return Loss.PREEMPTED
+        return DeathCause.PREEMPTED
     with contextlib.suppress(Exception):
         node = ray_private.node_of_death(error.actor_id)
         if node is None:
-            return Loss.PROCESS
-        return Loss.PREEMPTED if _was_draining(node) else Loss.NODE
-    return Loss.NODE if "its node has died" in str(error) else Loss.PROCESS
+            return DeathCause.PROCESS
+        return DeathCause.PREEMPTED if _was_draining(node) else DeathCause.NODE
+    return DeathCause.NODE if "its node has died" in str(error) else DeathCause.PROCESS
 
 
 def _was_draining(node: str) -> bool:

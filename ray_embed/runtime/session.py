@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A session: Ray, joined or started on this machine, and the actors of a run."""
+"""A Ray session (an existing cluster, or Ray started on this machine) and the actors of a run."""
 
 import contextlib
 import itertools
@@ -19,30 +19,31 @@ from ray_embed.core.uri import redact_uri
 from ray_embed.errors import RunError, get_first_line
 from ray_embed.runtime import capacity, kept_actors, ray_private, resources
 from ray_embed.runtime.actor_pool import ActorPool
-from ray_embed.runtime.actors import ActorDiedError, Worker, check_node, get_result
+from ray_embed.runtime.actors import ActorDiedError, Worker, check_raylet, get_result
 from ray_embed.runtime.connect import join_cluster
-from ray_embed.runtime.nodes import Loss, Node, list_nodes
+from ray_embed.runtime.nodes import DeathCause, Node, list_nodes
 from ray_embed.runtime.resources import Resources
 
-# One shard is computed while the other one is decoded.
+# An actor encodes one shard while it decodes another.
 SHARDS_PER_ACTOR = 2
 
 Result = TypeVar("Result")
 
 
 class Session:
-    """A connection to Ray, and the actors that were started in it.
+    """A connection to Ray and the actors started through it.
 
     Args:
         config: the options of the run.
-        actor_class: the class of the pool's actors. Each is created with its number of threads and
-            the folder of the user's modules, and has a method ``call(function, *arguments)``.
-        each: the resources of each actor of the pool.
-        actors: the number of actors in the pool; None for as many as fit on the nodes, also on
+        actor_class: the class of the pool's actors. It is instantiated with the number of threads
+            and the folder of the user's modules, and must have a method ``call(function,
+            *arguments)``.
+        each: the resources per actor.
+        actors: the number of actors in the pool; None for as many as fit on all nodes, including
             nodes that join later.
-        inherits: whether actors have the environment of this process, as they do in a Ray that
-            this process has started.
-        kept: actors of an earlier run for the pool to take over.
+        inherits: whether actors inherit the environment of this process, which is the case if this
+            process started Ray.
+        kept: actors of an earlier run to reuse.
     """
 
     def __init__(
@@ -62,27 +63,28 @@ class Session:
         self._attempts = config.max_attempts
         self._started: list[Any] = []
         self._kept = list(kept)
-        # It is unique, as other runs may use the same Ray.
+        # Unique, because other runs may use the same cluster.
         run = Path(redact_uri(config.out or "run")).absolute().name or "run"
         self._name = f"{run}-{uuid.uuid4().hex[:6]}"
         self._numbers = itertools.count()
         self.pool = ActorPool(self._start_actor, each, actors)
 
     def list_other_actors(self) -> list[Any]:
-        """Return the started actors of the pool that are not on the first actor's node."""
+        """Return the started actors that run on other nodes than the first actor."""
         first = self.pool.first
         return [
             worker.actor for worker in self.pool.workers if worker.node not in (None, first.node)
         ]
 
     def start(self, name: str, actor: type[Any], *arguments: Any, **options: Any) -> Any:
-        """Start an actor that ends with the session, and return at once.
+        """Start an actor that lives as long as the session. Does not wait for it.
 
         Args:
-            name: its name in the dashboard, after the name of the run. It must be unique.
+            name: the (unique) suffix of its name in the dashboard; the prefix is the name of the
+                run.
             actor: its class.
             arguments: the arguments of the class.
-            options: the options of Ray.
+            options: Ray actor options.
         """
         options["name"] = f"{self._name}-{name}"
         if self._environment:
@@ -96,7 +98,7 @@ class Session:
         kept_actors.end([*self._started, *self._kept])
 
     def release_pool(self) -> list[Any]:
-        """Return the pool's actors that have started, which :meth:`close` then leaves alone."""
+        """Return the started actors, which :meth:`close` no longer stops."""
         actors = [
             worker.actor
             for worker in self.pool.workers
@@ -106,19 +108,19 @@ class Session:
         return actors
 
     def call(self, function: Callable[..., Result], *arguments: Any) -> Callable[[], Result]:
-        """Start to call a function in an actor of the pool.
+        """Start a function call in an actor of the pool.
 
-        Returns:
-            a function that waits for the result. If the actor dies, it calls another one.
+        Returns: a function that waits for the result, and retries on another actor if the actor
+        dies.
         """
 
         def start_call() -> tuple[Worker, Any, Any]:
-            # It is one that has started. If one has died, there may be no room for a new one.
+            # Use a started actor: if an actor has died, there may be no resources for a new one.
             worker = self.pool.first
             return worker, worker.actor, worker.actor.call.remote(function, *arguments)
 
         def check_while_waiting() -> None:
-            check_node()
+            check_raylet()
             self.pool.report_waiting()
 
         first = start_call()
@@ -130,7 +132,7 @@ class Session:
                 try:
                     return get_result(reference, check_while_waiting)  # type: ignore[no-any-return]
                 except ActorDiedError as error:
-                    tries += error.loss is Loss.PROCESS
+                    tries += error.cause is DeathCause.PROCESS
                     if tries > self._attempts:
                         raise
                 worker.restart(actor)
@@ -146,7 +148,8 @@ class Session:
                 return actor
             kept_actors.end([actor])
         return self.start(
-            # The name of an actor that died stays taken for a moment, so each gets a new number.
+            # Use a new number each time, because the name of a dead actor stays reserved for a
+            # moment.
             f"{self._actor_class.__name__.lower()}-{next(self._numbers)}",
             self._actor_class,
             self.resources.cpus,
@@ -158,7 +161,7 @@ class Session:
 
 
 def starts_own_ray(config: RunConfig) -> bool:
-    """Return whether :func:`open_session` starts a Ray here, as there is none to join."""
+    """Return whether :func:`open_session` will start Ray on this machine."""
     return not ray.is_initialized() and choose_ray_address(config.address) == LOCAL
 
 
@@ -166,15 +169,16 @@ def starts_own_ray(config: RunConfig) -> bool:
 def open_session(
     config: RunConfig, actor_class: type[Any], threads: int | None = None
 ) -> Iterator[Session]:
-    """Connect to Ray, or start one on this machine; leave it as it was found.
+    """Connect to Ray, or start it on this machine. An existing Ray is left as it was found.
 
     Args:
         config: the options of the run.
         actor_class: the class of the actor pool; see :class:`Session`.
-        threads: the threads of an actor that the run was started with; None for a new run.
+        threads: the threads per actor of the run that is resumed; None for a new run.
 
     Raises:
-        InputError: the cluster cannot be reached, or lacks what an actor asks for.
+        InputError: the cluster cannot be reached, or does not have the resources that an actor
+            needs.
     """
     threads = config.cpus_per_actor or threads
     if ray.is_initialized():
@@ -210,10 +214,10 @@ def open_session(
 
 
 def _connect(config: RunConfig, threads: int | None) -> list[Node]:
-    """Connect to Ray, or start one on this machine; return the nodes.
+    """Connect to Ray, or start it on this machine, and return the nodes.
 
-    A Ray that is started here gets enough CPUs for the actors that were asked for, even if the
-    machine has fewer.
+    A local Ray is started with enough (logical) CPUs for the requested actors, even if the machine
+    has fewer.
     """
     address = choose_ray_address(config.address)
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -226,10 +230,9 @@ def _connect(config: RunConfig, threads: int | None) -> list[Node]:
 
 
 def _start(cpus: int, options: dict[str, Any]) -> None:
-    """Start a Ray that listens on the loopback address only.
+    """Start Ray, listening only on the loopback address.
 
-    Raises:
-        RunError: it does not start.
+    Raises: RunError: Ray cannot be started.
     """
     try:
         with ray_private.only_on_loopback():
@@ -237,10 +240,12 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
                 LOCAL,
                 num_cpus=cpus,
                 include_dashboard=False,
-                # Idle workers would take the cores while the first actor starts.
+                # Prestarted workers would compete for cores with the first actor.
                 _system_config={"prestart_worker_first_driver": False},
                 **options,
             )
     except Exception as error:
-        # Ray has no class of errors for this.
-        raise RunError(f"Ray does not start on this machine: {get_first_line(error)}") from error
+        # Ray has no specific exception for this.
+        raise RunError(
+            f"Ray could not be started on this machine: {get_first_line(error)}"
+        ) from error

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where images and labels come from: one module for each form of data."""
+"""Sources of images and labels, with one module per source type."""

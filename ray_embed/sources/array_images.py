@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in memory, of a shard, as batches."""
+"""Batches of the in-memory images of a shard."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from ray_embed.errors import InputError, RunError
 from ray_embed.images import decode
 from ray_embed.images.decode import Batch, PixelSpec
 
-# The number of images that show the range of a shard's values.
-_IMAGES_MEASURED = 16
+# Number of images used to estimate the value range of a shard.
+_RANGE_SAMPLE_IMAGES = 16
 
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images in memory: an array (n, H, W, C), or a list of (H, W, C) of any sizes."""
+    """In-memory images: an array (n, H, W, C), or a list of (H, W, C) arrays of different sizes."""
 
     images: Any
     pixels: PixelSpec
@@ -28,48 +28,48 @@ class ArrayImages:
 
     @property
     def size(self) -> int:
-        """The bytes in memory."""
+        """The size of the images in bytes."""
         return sum(image.nbytes for image in self.images)
 
     def find_value_range(self) -> tuple[float, float] | None:
-        """Return the lowest and highest value of the first images; None for uint8."""
+        """Return the minimum and maximum of the first images, or None for uint8 images."""
         if not len(self) or self.images[0].dtype == np.uint8:
             return None
-        first = [image[np.isfinite(image)] for image in self.images[:_IMAGES_MEASURED]]
+        first = [image[np.isfinite(image)] for image in self.images[:_RANGE_SAMPLE_IMAGES]]
         values = np.concatenate(first)
         return (float(values.min()), float(values.max())) if values.size else None
 
     def batches(self, batch_size: int, threads: int) -> Iterator[Batch]:
-        """Yield the images as the encoder takes them."""
+        """Yield batches of preprocessed images."""
         if not len(self):
             return iter(())
         return decode.array_batches(self.images, self.pixels, batch_size, threads)
 
     def diagnose(self, number: int) -> str | Batch:
-        """Refuse: arrays need no decoding, so none can be left out.
+        """Never called, because arrays need no decoding; raise an error.
 
         Raises:
             RunError: always.
         """
-        raise RunError(f"image {number} of a shard in memory was not prepared")
+        raise RunError(f"image {number} of an in-memory shard was not preprocessed")
 
     def load(self, number: int) -> Array:
-        """Return an image as it is, (h, w, c)."""
+        """Return an unmodified image, (h, w, c)."""
         image: Array = self.images[number]
         return image
 
 
 def open_arrays(images: Any, positions: Array, pixels: PixelSpec, where: str) -> ArrayImages:
-    """Return images in memory once they are known to fit the encoder.
+    """Check that in-memory images fit the encoder, and return them as ArrayImages.
 
     Args:
         images: each (h, w, c).
-        positions: those of the images in their split.
-        pixels: what the encoder takes.
-        where: the source, for the message.
+        positions: the positions of the images in their split.
+        pixels: how images are preprocessed.
+        where: how error messages refer to the source.
 
     Raises:
-        InputError: one has another number of channels, or another size and is not to be resized.
+        InputError: the number of channels differs, or the size differs and resizing is off.
     """
     for position, image in zip(positions, images, strict=False):
         channels = image.shape[-1]
@@ -78,7 +78,7 @@ def open_arrays(images: Any, positions: Array, pixels: PixelSpec, where: str) ->
         fits = pixels.resize is not None or image.shape[:2] == pixels.shape[:2]
         if channels != pixels.shape[2] or not fits:
             raise InputError(
-                f"{where}: image {position} has the shape {image.shape}, the encoder takes "
+                f"{where}: image {position} has shape {image.shape}, but the encoder takes "
                 f"{pixels.shape}; give "
                 + ("--image-size to have images resized" if not fits else "all images its channels")
             )

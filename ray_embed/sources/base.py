@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a source is: the protocols that every form of data implements.
+"""The protocols that every source type implements.
 
-A :class:`Source` lists records in the process that plans a run. Its :class:`ImageReader` goes to
-the actors and opens the images of a shard. Everything else asks these two, never for the form.
+A :class:`Source` lists records in the process that plans a run. Its :class:`ImageReader` is sent to
+the actors and opens the images of a shard. All other code uses only these two protocols.
 """
 
 from collections import Counter
@@ -19,12 +19,12 @@ from ray_embed.images.decode import Batch, PixelSpec
 
 @dataclass(frozen=True, kw_only=True)
 class SourceInfo:
-    """What is known about a source before its records are read.
+    """Properties of a source that are known before its records are read.
 
-    `extras` names the columns, all text, that become metadata. `image_shape` is (H, W, C) of image
-    arrays, None for image files; `image_dtype` is ``uint8`` or ``float``. `checksum` is that of
-    images that all lie in one file. `has_label_column` is whether a listing has one, None for a
-    source that is no listing. `notes` are lines for the user.
+    `extras` are the names of the (text) metadata columns. `image_shape` is (H, W, C) for arrays and
+    None for image files; `image_dtype` is ``uint8`` or ``float``. `checksum` is set if all images
+    are in a single file. `has_label_column` is None for sources other than listings. `notes` are
+    messages for the user.
     """
 
     label_type: pa.DataType
@@ -38,11 +38,11 @@ class SourceInfo:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedRecords:
-    """Planned records whose images are wanted.
+    """Planned records whose images are to be opened.
 
-    `rows` are their rows of the plan, `positions` (n,) int64 where they are in their split, in
-    ascending order. `images` holds their images if a sequential source delivered them with the
-    shard, as one array (n, H, W, C) or a list; otherwise it is None.
+    `rows` are their plan rows. `positions`, (n,) int64, are their ascending positions in the split.
+    `images` contains the images, as an array (n, H, W, C) or a list, if they were delivered by a
+    sequential source; otherwise it is None.
     """
 
     rows: pa.Table
@@ -53,7 +53,7 @@ class PlannedRecords:
         return len(self.positions)
 
     def select(self, chosen: Array) -> "PlannedRecords":
-        """Return the records at some positions among these, (m,) int64 in ascending order."""
+        """Return some of the records, by their ascending indices in this object, (m,) int64."""
         if len(chosen) == len(self):
             return self
         images = self.images
@@ -64,36 +64,37 @@ class PlannedRecords:
 
 
 class ShardImages(Protocol):
-    """The opened images of some planned records, numbered from 0."""
+    """The images of planned records, numbered from 0."""
 
     def __len__(self) -> int:
         """Return the number of images."""
 
     @property
     def size(self) -> int:
-        """The bytes of all images: of files as they are stored, of arrays in memory."""
+        """The total size in bytes: file sizes, or the memory size of arrays."""
 
     def find_value_range(self) -> tuple[float, float] | None:
-        """Return the lowest and highest value of the first float images; None for others."""
+        """Return the minimum and maximum of the first images, or None if they are not floats."""
 
     def batches(self, batch_size: int, threads: int) -> Iterator[Batch]:
-        """Yield the images as the encoder takes them; leave out those that cannot be decoded.
+        """Yield batches of preprocessed images, skipping those that cannot be decoded.
 
         Raises:
-            InputError: an image is gone or has changed since the run was planned.
+            InputError: an image is missing or has changed since the run was planned.
             StorageError: an image cannot be read.
         """
 
     def diagnose(self, number: int) -> str | Batch:
-        """Return why an image was left out, as a short fixed text, or the image after all.
+        """Return why an image was skipped, as one of the fixed reject reasons, or the image if it
+        can be decoded after all.
 
         Raises:
-            InputError: the image is gone or has changed since the run was planned.
+            InputError: the image is missing or has changed since the run was planned.
             StorageError: the image cannot be read.
         """
 
     def load(self, number: int) -> Array:
-        """Return an image as it is stored, (h, w, c), for the preview."""
+        """Return the unprocessed image, (h, w, c), for the preview."""
 
 
 class ImageReader(Protocol):
@@ -114,56 +115,53 @@ class ImageReader(Protocol):
         """
 
     def verify(self, rows: pa.Table) -> None:
-        """Compare the images of a shard with what they were when planned.
+        """Check that the images of a shard have not changed since the run was planned.
 
         Args:
             rows: all planned rows of the shard.
 
         Raises:
             InputError: an image has changed or is gone.
-            StorageError: the storage does not answer.
+            StorageError: the storage does not respond.
         """
 
 
 class Source(Protocol):
-    """Records with keys, labels and images: one ``--source``."""
+    """A source of records with keys, labels and images; one per ``--source``."""
 
     @property
     def split(self) -> str:
         """The name of the split."""
 
     @property
-    def kind(self) -> str:
-        """How the plan records the form: ``files``, ``array`` or ``stream``. Nothing reads it."""
-
-    @property
     def location(self) -> str:
-        """The path or URI that opens it, or the name of a callable or object."""
+        """The path or URI of the source, or the name of the callable or object."""
 
     @property
     def info(self) -> SourceInfo | None:
-        """What is known about it; None for a sequential source, before its first record is read."""
+        """The properties of the source, or None for a sequential source."""
 
     def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch] | None:
-        """Yield the records in a fixed order, as batches; never hold all of them.
+        """Yield the records in a fixed order, in batches, without keeping all of them in memory.
 
         The columns are `key`, `label`, the extras, `path` (binary, relative to `location`; null for
-        arrays), `size` (bytes of its file) and `mtime` (ns). A null `size` means that the file is
-        missing: the record will be rejected.
+        arrays), `size` (bytes of its file) and `mtime` (ns). If `size` is null, the file is missing
+        and the record will be rejected.
 
         Args:
-            skipped: counts what the source passes over, by reason.
+            skipped: counter to update with the number of skipped files, by reason.
 
         Returns:
-            None for a sequential source: its records are planned while one reader reads them.
+            The batches, or None for a sequential source, whose records are planned while they are
+            read.
         """
 
     def reader(self) -> ImageReader:
-        """Return what opens its images in the actors."""
+        """Return the reader that opens the images in the actors."""
 
 
 def find_missing(rows: pa.Table) -> list[int]:
-    """Return the positions among planned rows of the records that had no file when planned."""
+    """Return the indices of the rows whose file was missing when the run was planned."""
     if "size" not in rows.column_names:
         return []
     missing: list[int] = np.flatnonzero(rows["size"].is_null().to_numpy()).tolist()

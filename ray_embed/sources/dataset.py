@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tf.data dataset or a sequence: one reader reads it in order and cuts it into shards."""
+"""Datasets (tf.data or sequences), which a single reader reads in order and cuts into shards."""
 
 import itertools
 import numbers
@@ -29,9 +29,8 @@ _END = object()
 
 @dataclass(frozen=True)
 class Dataset:
-    """A sequential source: ``module:callable``, a function, or a dataset object in hand."""
+    """A sequential source: ``module:callable``, a function, or a dataset object."""
 
-    kind: ClassVar[str] = "stream"
     info: ClassVar[None] = None
     split: str
     source: Any
@@ -39,7 +38,7 @@ class Dataset:
 
     @property
     def location(self) -> str:
-        """The name of the callable, or of the object's type, as the run folder records it."""
+        """The name of the callable, or of the object's type, as recorded in the run folder."""
         if isinstance(self.source, str):
             return self.source
         function = getattr(self.source, "__qualname__", None)
@@ -47,25 +46,25 @@ class Dataset:
 
     @property
     def where(self) -> str:
-        """The source as messages name it."""
+        """How messages refer to this source."""
         return f"--source {self.split}={self.location}"
 
     def records(self, skipped: Counter[str]) -> None:
-        """Return None: the records are known only while one :class:`RecordReader` reads them."""
+        """Return None, because the records are not known until :class:`RecordReader` reads them."""
 
-    def reader(self) -> "DeliveredImages":
-        """Return what opens the images that the record reader has delivered."""
-        return DeliveredImages(self.where)
+    def reader(self) -> "DeliveredImageReader":
+        """Return a reader for the delivered images."""
+        return DeliveredImageReader(self.where)
 
 
 @dataclass(frozen=True)
-class DeliveredImages:
-    """Opens images that come with their shard; `where` names the source in messages."""
+class DeliveredImageReader:
+    """Opens images that were delivered together with their shard."""
 
     where: str
 
     def open(self, records: PlannedRecords, pixels: PixelSpec) -> ArrayImages:
-        """Take the images of planned records.
+        """Return the delivered images.
 
         Raises:
             InputError: they do not fit the encoder.
@@ -73,27 +72,27 @@ class DeliveredImages:
         return open_arrays(records.images, records.positions, pixels, self.where)
 
     def verify(self, rows: pa.Table) -> None:
-        """Do nothing: the record reader compares what it reads with the plan."""
+        """Do nothing, because the record reader already compares the records with the plan."""
 
 
 @dataclass(frozen=True)
 class DatasetShard:
-    """Consecutive records: `rows` (key, label, crc) and their images, each (H, W, C)."""
+    """A shard of records: `rows` with key, label and crc, and one (H, W, C) image per row."""
 
     rows: pa.Table
     images: list[Image]
 
 
 class RecordReader:
-    """Reads the records of one dataset, once, in order.
+    """Reads the records of a dataset once, in order.
 
     Args:
         source: the dataset.
-        limit: the number of records after which it ends; None for all.
+        limit: the maximum number of records, or None for all.
 
     Raises:
-        InputError: the callable cannot be found or returns something else, there is no record, or
-            an image or label has the wrong form.
+        InputError: the callable is missing or returns another type, the dataset is empty, or an
+            image or label has the wrong type or shape.
     """
 
     def __init__(self, source: Dataset, limit: int | None = None) -> None:
@@ -101,27 +100,27 @@ class RecordReader:
         opened = source.source
         if isinstance(opened, str) or _is_function(opened):
             opened = user_code.call_reference(opened, source.kwargs, self._where)
-        # "path" or "weight": the meaning of the first record's third element holds for all.
-        self._third: str | None = None
+        # "path" or "weight", decided by the third element of the first record.
+        self._third_element: str | None = None
         self._notes: list[str] = []
         records = itertools.islice(self._iterate_records(opened), limit)
         first = next(records, None)
         if first is None:
-            raise InputError(f"{self._where}: it yields no record")
+            raise InputError(f"{self._where}: the dataset is empty")
         self._rest = itertools.chain([first], records)
         self._position = 0
         image, label, _ = first
-        # The first label's type holds for all: a later one of another type is an error.
+        # All labels must have the type of the first one.
         self._label_type = self._find_type(label)
         self._first = image
 
     def describe(self) -> SourceInfo:
-        """Return label type, image shape and notes, from the first record."""
+        """Return the label type, image shape and notes, based on the first record."""
         height, width, channels = self._first.shape
         dtype = "uint8" if self._first.dtype == np.uint8 else "float"
         notes = tuple(self._notes)
         if pa.types.is_null(self._label_type):
-            notes += ("its records have no labels",)
+            notes += ("the records have no labels",)
         return SourceInfo(
             label_type=self._label_type,
             image_shape=(height, width, channels),
@@ -130,11 +129,11 @@ class RecordReader:
         )
 
     def read_shard(self, size: int) -> DatasetShard | None:
-        """Read the next shard of at most `size` records; return None after the last.
+        """Read the next shard of up to `size` records, or return None at the end.
 
         Raises:
-            InputError: an image or a label has the wrong form, or labels change their type.
-            RunError: the dataset itself failed; names the record.
+            InputError: an image or label has the wrong type or shape, or the label type changes.
+            RunError: the dataset raised an error; the message names the record.
         """
         records = list(itertools.islice(self._rest, size))
         if not records:
@@ -157,22 +156,23 @@ class RecordReader:
             type_ = self._find_type(label)
             if type_ not in (self._label_type, pa.null()):
                 raise InputError(
-                    f"{self._where}: record {start + offset} has the label {label!r} ({type_}), "
-                    f"the first record's label is {self._label_type}; give all labels one type"
+                    f"{self._where}: record {start + offset} has the label {label!r} of type "
+                    f"{type_}, but the first label has type {self._label_type}; all labels must "
+                    "have the same type"
                 )
         return pa.array(labels, self._label_type)
 
     def _find_type(self, label: Any) -> pa.DataType:
         if isinstance(label, int) and not -(2**63) <= label < 2**63:
             raise InputError(
-                f"{self._where}: the label {label} does not fit into 64 bits; give it as text"
+                f"{self._where}: the label {label} does not fit in 64 bits; use text instead"
             )
         try:
             type_ = pa.scalar(label).type
         except pa.ArrowInvalid as error:
             raise InputError(
-                f"{self._where}: {label!r} ({type(label).__name__}) is no label; a label is one "
-                "whole number, float, text or bool"
+                f"{self._where}: {label!r} ({type(label).__name__}) is not a valid label; a label "
+                "must be a single int, float, string or bool"
             ) from error
         return find_label_type(type_, self._where)
 
@@ -185,7 +185,8 @@ class RecordReader:
                 raise
             except Exception as error:
                 raise RunError(
-                    f"{self._where}: the dataset failed at element {position} (counted from 0): "
+                    f"{self._where}: the dataset raised an error at element {position} (counting "
+                    "from 0): "
                     f"{type(error).__name__}: {error}"
                 ) from error
             if element is _END:
@@ -202,29 +203,30 @@ class RecordReader:
                 yield opened[position]
         else:
             raise InputError(
-                f"{self._where}: got {type(opened).__name__}; a tf.data.Dataset or a sequence "
-                "(__len__ and __getitem__) of img, (img, gt) or (img, gt, img_path) is needed"
+                f"{self._where}: expected a tf.data.Dataset or a sequence (__len__ and "
+                "__getitem__) of img, (img, gt) or (img, gt, img_path), got "
+                f"{type(opened).__name__}"
             )
 
     def _unpack(self, element: Any, position: int) -> Iterator[Record]:
-        """Yield the records of one element, which is a record or a batch."""
+        """Yield the records of an element, which is a single record or a batch."""
         if hasattr(element, "shape"):
             element = (element,)
         if not isinstance(element, (tuple, list)) or len(element) not in (1, 2, 3):
             raise InputError(
-                f"{self._where}: element {position} is {_describe(element)}; "
-                "img, (img, gt) or (img, gt, img_path) is needed"
+                f"{self._where}: element {position} is {_describe(element)}; expected img, (img, "
+                "gt) or (img, gt, img_path)"
             )
         image = self._to_array(element[0], "img")
         label, third = (*element[1:], None, None)[:2]
         if image.dtype != np.uint8:
             if image.dtype.kind not in "fiu" and image.dtype.name != "bfloat16":
                 raise InputError(
-                    f"{self._where}: img is of type {image.dtype}; numbers are needed: decode the "
+                    f"{self._where}: img has dtype {image.dtype}; expected numbers. Decode the "
                     "images in the dataset function"
                 )
             image = image.astype(np.float32)
-        if image.ndim == 2 or self._is_grey_batch(image, label):
+        if image.ndim == 2 or self._is_gray_batch(image, label):
             image = image[..., None]
         self._check_channels(image.shape)
         if image.ndim == 3:
@@ -238,12 +240,12 @@ class RecordReader:
             )
         else:
             raise InputError(
-                f"{self._where}: img has the shape {image.shape}; "
-                "(H, W, C) or (H, W), or (N, H, W, C) for batches, is needed"
+                f"{self._where}: img has shape {image.shape}; expected (H, W, C), (H, W), or (N, "
+                "H, W, C) for batches"
             )
 
-    def _is_grey_batch(self, image: Image, label: Any) -> bool:
-        """Return whether an image of rank 3 is a batch (N, H, W): it has N labels, no channels."""
+    def _is_gray_batch(self, image: Image, label: Any) -> bool:
+        """Return whether a rank-3 array is a grayscale batch (N, H, W), judging by its N labels."""
         if image.ndim != 3 or image.shape[-1] <= 4:
             return False
         if label is None or isinstance(label, (dict, tuple)):
@@ -255,52 +257,55 @@ class RecordReader:
             return
         order = (1, 2, 0) if len(shape) == 3 else (0, 2, 3, 1)
         raise InputError(
-            f"{self._where}: img has the shape {shape}, with the channels first (NCHW); they are "
-            f"needed last: use np.transpose(img, {order}), or dataset.map(lambda img, *others: "
+            f"{self._where}: img has shape {shape}, with the channels first (NCHW); they must be "
+            f"last: use np.transpose(img, {order}), or dataset.map(lambda img, *others: "
             f"(tf.transpose(img, {order}), *others))"
         )
 
     def _flatten_labels(self, labels: Any, count: int) -> list[Any]:
-        """Return `count` labels as Python values; each must be a scalar or of shape (1,)."""
-        advice = "give one number or text a record (not the image, a mask or a one-hot vector)"
+        """Return `count` labels as Python values. Each must be a scalar or have shape (1,)."""
+        advice = "give one number or string per record (not the image, a mask or a one-hot vector)"
         if _is_one_hot(labels):
             advice = (
-                "it looks one-hot, so give the number of the class: tf.argmax(gt, -1), or in Keras "
+                "this looks like a one-hot vector; use the class index instead: tf.argmax(gt, -1), "
+                "or in Keras "
                 "label_mode='int'"
             )
         return self._flatten(labels, count, "gt", advice)
 
     def _flatten_paths(self, values: Any, count: int, position: int) -> list[str | None]:
-        """Return `count` paths; None for each if the third element is a sample weight."""
-        flat = self._flatten(values, count, "img_path", "give one text a record")
+        """Return `count` paths, or a list of None if the third element is a sample weight."""
+        flat = self._flatten(values, count, "img_path", "give one string per record")
         for value in flat:
             self._check_third(value, position)
-        if self._third == "weight":
+        if self._third_element == "weight":
             return [None] * count
         return [value if value is None else str(value) for value in flat]
 
     def _check_third(self, value: Any, position: int) -> None:
-        """Check that the third element is what it was in the first record: a path or a weight."""
+        """Check that the third element is consistently a path or a sample weight."""
         if value is None:
             return
         is_path = isinstance(value, (str, os.PathLike))
         if not is_path and not isinstance(value, numbers.Real):
             raise InputError(
                 f"{self._where}: img_path is {value!r} ({type(value).__name__}) in element "
-                f"{position}; a path is text or bytes"
+                f"{position}; expected a string, bytes or path"
             )
         meaning = "path" if is_path else "weight"
-        if self._third is None:
-            self._third = meaning
+        if self._third_element is None:
+            self._third_element = meaning
             if meaning == "weight":
                 self._notes.append(
-                    f"the third element of a record is a number ({value!r}), taken for a sample "
-                    "weight and left out; keys are positions (give what is meant as a key as text)"
+                    f"the third element of each record is a number ({value!r}); it is treated as a "
+                    "sample weight and ignored, and positions are used as keys (to use it as a "
+                    "key, convert it to text)"
                 )
-        elif meaning != self._third:
+        elif meaning != self._third_element:
             raise InputError(
-                f"{self._where}: the third element is {value!r} in element {position}, a "
-                f"{meaning}, but a {self._third} before; give a path in each record, or in none"
+                f"{self._where}: the third element is a {meaning} ({value!r}) in element "
+                f"{position}, but was a {self._third_element} before; give a path in all records "
+                "or in none"
             )
 
     def _flatten(self, values: Any, count: int, what: str, advice: str) -> list[Any]:
@@ -319,7 +324,7 @@ class RecordReader:
         return [make_key(value) if isinstance(value, (bytes, str)) else value for value in flat]
 
     def _add_batch_axis(self, value: Any, what: str) -> Any:
-        """Return a batch of one for the value of a single record."""
+        """Add a batch axis to the value of a single record."""
         if value is None or isinstance(value, (dict, tuple)):
             return value
         return self._to_array(value, what)[None]
@@ -328,7 +333,9 @@ class RecordReader:
         try:
             return np.asarray(value)
         except (TypeError, ValueError) as error:
-            raise InputError(f"{self._where}: {what} is no array of one shape: {error}") from error
+            raise InputError(
+                f"{self._where}: {what} cannot be converted to an array: {error}"
+            ) from error
 
 
 def _is_function(source: Any) -> bool:
@@ -340,7 +347,7 @@ def _is_function(source: Any) -> bool:
 
 
 def _is_one_hot(labels: Any) -> bool:
-    """Return whether labels are rows of zeros with a single one in each."""
+    """Return whether each row contains a single 1 and otherwise zeros."""
     if isinstance(labels, (dict, tuple)) or labels is None:
         return False
     rows = np.asarray(labels)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sort any number of names while holding few: sorted runs go to files, which are then merged."""
+"""External merge sort of names with bounded memory."""
 
 import contextlib
 import heapq
@@ -9,16 +9,17 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import TextIO
 
-_NAMES_A_LINE = 1024
+_NAMES_PER_LINE = 1024
 
 
 def sort_names(names: Iterable[str], held: int) -> Iterator[str]:
-    """Yield the names in code-point order, holding little more than `held` of them in memory.
+    """Yield the names in code-point order, keeping at most about `held` of them in memory.
 
     Args:
-        names: the names, in any order; they may hold bytes that are no text (PEP 383).
-        held: the number of names sorted at once. The rest goes to temporary files, one for each
-            `held` names, which stay open until the last name is yielded.
+        names: the names, in any order. They may contain undecodable bytes (surrogate escapes, PEP
+            383).
+        held: the number of names to sort in memory. Larger inputs are spilled to temporary files of
+            `held` names each, which stay open until the last name is yielded.
     """
     remaining = iter(names)
     with contextlib.ExitStack() as files:
@@ -30,15 +31,15 @@ def sort_names(names: Iterable[str], held: int) -> Iterator[str]:
             file = files.enter_context(tempfile.TemporaryFile("w+", encoding="ascii"))
             _write_run(file, run)
             runs.append(_read_run(file))
-        # Otherwise it would stay in memory while the merged names are yielded.
+        # Free the memory before the names are merged.
         del run
         yield from heapq.merge(*runs)
 
 
 def _write_run(file: TextIO, names: list[str]) -> None:
-    # JSON escapes newlines, and what is no text.
-    for start in range(0, len(names), _NAMES_A_LINE):
-        file.write(json.dumps(names[start : start + _NAMES_A_LINE]) + "\n")
+    # JSON escapes newlines and surrogates.
+    for start in range(0, len(names), _NAMES_PER_LINE):
+        file.write(json.dumps(names[start : start + _NAMES_PER_LINE]) + "\n")
     file.seek(0)
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images in files, on a local disk or an object store, as batches."""
+"""Batches of images from files on a local disk or an object store."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,19 +17,20 @@ from ray_embed.sources.files import File, FileContents, SizeAndTime
 
 @dataclass(frozen=True)
 class FileReader:
-    """Opens image files below a folder, a path or URI; records may also name a file anywhere."""
+    """Opens image files. Relative paths are resolved against `location`, a path or URI."""
 
     location: str
 
     def open(self, records: PlannedRecords, pixels: PixelSpec) -> "FileImages":
-        """Open the files of planned records; nothing is read yet."""
+        """Return the files of planned records, without reading them."""
         return FileImages(self._resolve(records.rows), _planned_stats(records.rows), pixels)
 
     def verify(self, rows: pa.Table) -> None:
-        """Compare local files with what they were when planned; objects were when they were read.
+        """Check that local files have not changed since they were planned. Remote files were
+        already checked when they were read.
 
         Raises:
-            InputError: one has changed, or is gone.
+            InputError: a file has changed or is missing.
         """
         pairs = zip(self._resolve(rows), _planned_stats(rows), strict=True)
         local = [(file, planned) for file, planned in pairs if not file.is_remote]
@@ -42,7 +43,7 @@ class FileReader:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files; `planned` is the size and time of each when the run was planned."""
+    """Image files, with the size and modification time that each had when the run was planned."""
 
     files: Sequence[File]
     planned: Sequence[SizeAndTime]
@@ -53,18 +54,18 @@ class FileImages:
 
     @property
     def size(self) -> int:
-        """The bytes of the files."""
+        """The total size of the files in bytes."""
         return sum(size or 0 for size, _ in self.planned)
 
     def find_value_range(self) -> None:
-        """Return None: the values in image files are whole levels from 0 to 255."""
+        """Return None, because decoded image files are always uint8."""
 
     def batches(self, batch_size: int, threads: int) -> Iterator[Batch]:
-        """Yield the decoded files; leave out those that cannot be decoded.
+        """Yield batches of decoded files, skipping those that cannot be decoded.
 
         Raises:
-            InputError: a file on an object store is gone or has changed.
-            StorageError: a file on an object store cannot be read.
+            InputError: a remote file is missing or has changed.
+            StorageError: a remote file cannot be read.
         """
         if not any(file.is_remote for file in self.files):
             if self.files:
@@ -76,11 +77,12 @@ class FileImages:
         contents.raise_error()
 
     def diagnose(self, number: int) -> str | Batch:
-        """Return why a file was left out, as one of the fixed reasons; or the image after all.
+        """Return why a file was skipped, as one of the fixed reject reasons, or the image if it can
+        be decoded after all.
 
         Raises:
-            InputError: the file was there when planned and is gone.
-            StorageError: the storage fails.
+            InputError: the file existed when the run was planned and is missing now.
+            StorageError: the file cannot be read.
         """
         content = files.read_file(self.files[number], self.planned[number])
         return content if isinstance(content, str) else decode.diagnose(content, self.pixels)
@@ -89,7 +91,7 @@ class FileImages:
         """Return an image as it is stored, (h, w, c) uint8.
 
         Raises:
-            InputError: it is gone, or cannot be read.
+            InputError: the file is missing or cannot be read.
         """
         content = files.read_file(self.files[number], (None, None))
         if isinstance(content, str):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files of sources, on a local disk or an object store: locate, stat and read them."""
+"""Locate, stat and read source files on a local disk or an object store."""
 
 import os
 import stat as status_of
@@ -20,16 +20,19 @@ from ray_embed.errors import InputError, StorageError
 from ray_embed.storage.filesystem import format_path, locate
 from ray_embed.storage.retry import call_with_retries, explain_error
 
-# Bytes, and modification time in ns; both None where there is no file.
+# Size in bytes and modification time in ns, or (None, None) if the file does not exist.
 SizeAndTime = tuple[int | None, int | None]
 
-# An object store answers slowly, and many requests at a time. What is read ahead is bounded.
-_MAX_REQUESTS, _AHEAD_BYTES = 32, 256 << 20
+# Object stores have high latency but serve many requests in parallel. Read-ahead is limited.
+_MAX_REQUESTS, _MAX_READ_AHEAD_BYTES = 32, 256 << 20
 
 
 @dataclass(frozen=True)
 class File:
-    """A file: `path` as the operating system has it, or as `filesystem` has it, in UTF-8."""
+    """A file.
+
+    `path` is an OS path for local files, and a UTF-8 path within `filesystem` for remote files.
+    """
 
     path: bytes
     filesystem: pafs.FileSystem | None = None
@@ -45,7 +48,7 @@ class File:
 
 
 def locate_file(name: str) -> File:
-    """Return the file or folder of a path or URI."""
+    """Return the File for a path or URI."""
     if not is_uri(name):
         return File(os.fsencode(name))
     filesystem, path = locate(name)
@@ -54,11 +57,11 @@ def locate_file(name: str) -> File:
 
 
 def resolve_path(folder: File, path: bytes) -> File:
-    """Return the file that a record names.
+    """Resolve the path of a record.
 
     Args:
-        folder: what a relative path starts at.
-        path: a relative path, an absolute local one, or a URI.
+        folder: the base folder for relative paths.
+        path: a relative path, an absolute local path, or a URI.
     """
     if b"://" in path and is_uri(path.decode("utf-8", "replace")):
         return locate_file(path.decode())
@@ -67,22 +70,22 @@ def resolve_path(folder: File, path: bytes) -> File:
 
 
 def stat_local_file(path: str | bytes | Path) -> SizeAndTime:
-    """Return the size and time of a local file."""
+    """Return the size and modification time of a local file."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
         return None, None
     if not (status_of.S_ISREG(status.st_mode) or status_of.S_ISDIR(status.st_mode)):
-        # A pipe or a device would be read for ever.
+        # Reading a pipe or a device might never end.
         return None, None
     return status.st_size, status.st_mtime_ns
 
 
 def stat_files(files: Sequence[File]) -> list[SizeAndTime]:
-    """Return the size and time of files; ask an object store for many at a time.
+    """Return the sizes and modification times of files, with parallel requests for remote files.
 
     Raises:
-        StorageError: the store does not answer, or refuses to.
+        StorageError: the object store does not respond or denies access.
     """
     if not any(file.is_remote for file in files):
         return [stat_local_file(file.path) for file in files]
@@ -115,15 +118,15 @@ def open_file(file: File) -> IO[bytes]:
 
 
 def read_file(file: File, planned: SizeAndTime) -> bytes | str:
-    """Read a whole file; return the reason instead if its record is to be rejected.
+    """Return the contents of a file, or the reason (a str) if its record must be rejected.
 
     Args:
         file: the file.
-        planned: its size and time when the run was planned; an object is compared with them.
+        planned: its size and modification time when the run was planned; checked for remote files.
 
     Raises:
-        InputError: it has been removed or has changed since then.
-        StorageError: the storage fails, or refuses to.
+        InputError: the file has been removed or has changed since then.
+        StorageError: the storage fails or denies access.
     """
     try:
         if file.filesystem is None:
@@ -131,7 +134,7 @@ def read_file(file: File, planned: SizeAndTime) -> bytes | str:
                 return local.read()
         content, time = call_with_retries(partial(_read_object, file))
     except (FileNotFoundError, NotADirectoryError, ValueError) as error:
-        raise InputError(f"{file}: it is gone since the run was planned") from error
+        raise InputError(f"{file}: the file was removed after the run was planned") from error
     except OSError as error:
         if file.filesystem is None and isinstance(error, (PermissionError, IsADirectoryError)):
             return "unreadable"
@@ -139,21 +142,21 @@ def read_file(file: File, planned: SizeAndTime) -> bytes | str:
     size, before = planned
     if size is None:
         return content
-    # Not every store tells the time with the object.
+    # Not every object store returns the modification time with the contents.
     if size != len(content) or (None not in (time, before) and time != before):
         raise explain_change(file)
     return content
 
 
 def _read_object(file: File) -> tuple[bytes, int | None]:
-    """Return the content and the time of an object."""
+    """Return the contents and modification time of a remote file."""
     filesystem: Any = file.filesystem
     with filesystem.open_input_file(file.path.decode()) as stream:
         return stream.read(), _parse_time(stream.metadata())
 
 
 def _parse_time(metadata: dict[str, bytes] | None) -> int | None:
-    """Return the time in an object's metadata, in ns; None if the store reports none."""
+    """Return the modification time in ns from an object's metadata, or None if there is none."""
     modified = (metadata or {}).get("Last-Modified")
     if modified is None:
         return None
@@ -161,19 +164,19 @@ def _parse_time(metadata: dict[str, bytes] | None) -> int | None:
 
 
 def explain_change(file: File, what: str = "has changed") -> InputError:
-    """Return the error for a file that is not what was planned."""
+    """Return the error for a file that has changed since the run was planned."""
     return InputError(
-        f"{file}: it {what} since the run was planned; restore what was there (with its time), or "
-        "start again with --overwrite"
+        f"{file}: the file {what} since the run was planned; restore the original file, including "
+        "its modification time, or start over with --overwrite"
     )
 
 
 class FileContents:
-    """Iterates over the contents of files, which it reads ahead; the first error ends it.
+    """Iterates over the contents of files with read-ahead, and stops at the first error.
 
     Args:
         files: the files, in order.
-        planned: the size and time of each when the run was planned.
+        planned: the size and modification time of each file when the run was planned.
     """
 
     def __init__(self, files: Sequence[File], planned: Sequence[SizeAndTime]) -> None:
@@ -187,7 +190,10 @@ class FileContents:
             self._error = error
 
     def raise_error(self) -> None:
-        """Raise the error that ended the iteration, if any; a TensorFlow graph would drop it."""
+        """Raise the error that stopped the iteration, if any.
+
+        TensorFlow would swallow an exception raised in the iterator.
+        """
         if self._error:
             raise self._error
 
@@ -198,7 +204,9 @@ class FileContents:
             try:
                 for file, planned in zip(self._files, self._planned, strict=True):
                     size = planned[0] or 0
-                    while waiting and (len(waiting) >= _MAX_REQUESTS or held + size > _AHEAD_BYTES):
+                    while waiting and (
+                        len(waiting) >= _MAX_REQUESTS or held + size > _MAX_READ_AHEAD_BYTES
+                    ):
                         first, weight = waiting.popleft()
                         held -= weight
                         yield first.result()
@@ -212,16 +220,16 @@ class FileContents:
 
 def _read_content(file: File, planned: SizeAndTime) -> bytes:
     content = read_file(file, planned)
-    # Nothing cannot be decoded either; the reason is found then.
+    # Empty contents fail to decode, so the reason is determined later by `diagnose`.
     return content if isinstance(content, bytes) else b""
 
 
 def check_unchanged(files: Iterable[File], planned: Iterable[SizeAndTime]) -> None:
-    """Compare the size and time of files with those when planned.
+    """Check that files still have their planned size and modification time.
 
     Raises:
-        InputError: one has changed, or is gone.
-        StorageError: the store does not answer.
+        InputError: a file has changed or is missing.
+        StorageError: the object store does not respond.
     """
     all_files = list(files)
     for file, before, now in zip(all_files, planned, stat_files(all_files), strict=True):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder tree of images: the label is the first folder under the root."""
+"""A local folder of images, labeled by first-level subfolder."""
 
 import os
 from collections import Counter
@@ -18,50 +18,48 @@ from ray_embed.sources.external_sort import sort_names
 from ray_embed.sources.file_images import FileReader
 from ray_embed.sources.files import SizeAndTime, stat_local_file
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
-BATCH = 4096
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+RECORDS_PER_BATCH = 4096
 _NAMES_HELD = 100_000
 
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The images below a local folder, by relative path in code-point order."""
+    """The images below a local folder, sorted by relative path in code-point order."""
 
-    kind: ClassVar[str] = "files"
     info: ClassVar[SourceInfo] = SourceInfo(label_type=pa.string())
     split: str
     location: str
 
     def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the images.
+        """Yield the records of all images.
 
-        Raises:
-            InputError: a folder cannot be listed.
+        Raises: InputError: a folder cannot be listed.
         """
         prefix = os.path.join(self.location, "")
         files = _walk(self.location, skipped, lambda names: sort_names(names, _NAMES_HELD))
-        while paths := list(islice(files, BATCH)):
+        while paths := list(islice(files, RECORDS_PER_BATCH)):
             yield make_records(paths, [stat_local_file(prefix + path) for path in paths])
 
     def reader(self) -> FileReader:
-        """Return what opens the files."""
+        """Return the reader for the image files."""
         return FileReader(self.location)
 
 
 def open_folder(split: str, root: str | Path) -> ImageFolder:
-    """Open a folder tree as a source of image files.
+    """Open a local folder as a source.
 
     Raises:
-        InputError: there is no image in it.
+        InputError: the folder contains no images.
     """
-    # Any image will do, so that a large folder is neither listed to its end nor sorted for it.
+    # Stop at the first image, so that a large folder is neither listed completely nor sorted.
     if next(_walk(str(root), Counter(), iter), None) is None:
         raise explain_no_image(str(root))
     return ImageFolder(split, str(root))
 
 
 def make_records(paths: list[str], stats: list[SizeAndTime]) -> pa.RecordBatch:
-    """Return the records of image files by their relative paths: the first folder is the label."""
+    """Build records from relative paths. The first folder of each path is the label."""
     folders = (path.partition("/") for path in paths)
     sizes, times = zip(*stats, strict=True)
     return pa.record_batch(
@@ -78,18 +76,19 @@ def make_records(paths: list[str], stats: list[SizeAndTime]) -> pa.RecordBatch:
 
 
 def find_skip_reason(name: str) -> str | None:
-    """Return why a file or a folder, which ends in "/", is no record; None if it may be one."""
+    """Return why a file or folder is skipped, or None. Names of folders end with "/"."""
     if name.startswith("."):
         return "hidden"
-    if name.endswith("/") or name.lower().endswith(ENDINGS):
+    if name.endswith("/") or name.lower().endswith(IMAGE_ENDINGS):
         return None
-    return "other endings"
+    return "other file types"
 
 
 def explain_no_image(root: str) -> InputError:
     """Return the error for a folder without images."""
     return InputError(
-        f"--source {root}: no image in this folder; the endings {' '.join(ENDINGS)} count"
+        f"--source {root}: no images in this folder; supported extensions are "
+        f"{' '.join(IMAGE_ENDINGS)}"
     )
 
 
@@ -100,10 +99,10 @@ def _walk(
     folder: str = "",
     ancestors: frozenset[tuple[int, int]] = frozenset(),
 ) -> Iterator[str]:
-    """Yield the relative paths of the images, each folder in the given order of its names.
+    """Yield the relative paths of the images, visiting the names of each folder in the order given
+    by `order`.
 
-    Sorting each folder with its subfolders' names ending in "/" gives the order of the whole
-    paths.
+    Because folder names end with "/", sorting each folder by name yields globally sorted paths.
     """
     path = os.path.join(root, folder)
     try:
@@ -112,7 +111,7 @@ def _walk(
         raise _explain_unlistable(root, path, error) from error
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
-        skipped["links to a folder above"] += 1
+        skipped["links to a parent folder"] += 1
         return
     for name in order(_list_names(root, path)):
         if reason := find_skip_reason(name):
@@ -124,7 +123,7 @@ def _walk(
 
 
 def _list_names(root: str, path: str) -> Iterator[str]:
-    """Yield what is directly in a folder, folders with a "/" at their end."""
+    """Yield the names of the direct children of a folder, with "/" appended to folders."""
     try:
         with os.scandir(path) as entries:
             for entry in entries:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The types of labels, and the one Arrow schema that all parts of a run share."""
+"""Label types, label checks, and the record schema shared by all parts of a run."""
 
 import unicodedata
 from collections import Counter
@@ -11,22 +11,22 @@ import pyarrow.compute as pc
 
 from ray_embed.errors import InputError
 
-OWN_COLUMNS = ("index", "key", "label", "split")
+RESERVED_COLUMNS = ("index", "key", "label", "split")
 
-# Texts that other programs write for a missing value.
-_MISSING = {"na", "n/a", "<na>", "nan", "null", "none"}
-# More different labels than this are names rather than classes.
+# Common representations of missing values.
+_MISSING_VALUES = {"na", "n/a", "<na>", "nan", "null", "none"}
+# With more distinct labels than this, labels are identifiers rather than classes.
 _MAX_CLASSES = 10_000
 _MAX_PAIRS = 3
-# Zero-width marks, the soft hyphen, and the micro sign, which looks like the Greek letter.
-_SAME_LOOK = str.maketrans("\u00b5", "\u03bc", "\u200b\u2060\ufeff\u00ad")
+# Map the micro sign to the Greek mu, and remove zero-width characters and soft hyphens.
+_LOOK_ALIKES = str.maketrans("\u00b5", "\u03bc", "\u200b\u2060\ufeff\u00ad")
 
 
 def find_common_type(types: Iterable[pa.DataType]) -> pa.DataType:
-    """Return the label type that holds the labels of all splits.
+    """Return the common label type of all splits.
 
-    One type stays itself, int64 and double become double, and any other mix becomes string. Splits
-    without labels (null) do not count; if there is no other, the type is string.
+    A single type is kept, int64 and double become double, and any other mix becomes string.
+    Unlabeled splits (null) are ignored; if all splits are unlabeled, the type is string.
     """
     kinds = {kind for kind in types if not pa.types.is_null(kind)}
     if len(kinds) == 1:
@@ -35,10 +35,10 @@ def find_common_type(types: Iterable[pa.DataType]) -> pa.DataType:
 
 
 def find_label_type(kind: pa.DataType, where: str) -> pa.DataType:
-    """Return the label type (int64, double, string, bool or null) that holds values of `kind`.
+    """Return the label type (int64, double, string, bool or null) for Arrow type `kind`.
 
     Raises:
-        InputError: values of `kind` cannot be labels.
+        InputError: `kind` is not a supported label type.
     """
     if pa.types.is_integer(kind):
         return pa.int64()
@@ -49,22 +49,23 @@ def find_label_type(kind: pa.DataType, where: str) -> pa.DataType:
     if pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return kind
     raise InputError(
-        f"{where}: {kind} is no label; a label is one whole number, float, text or bool"
+        f"{where}: labels cannot be of type {kind}; a label must be a single int, float, string or "
+        "bool"
     )
 
 
 def cast_labels(labels: pa.Array, target: pa.DataType) -> pa.Array:
-    """Cast labels to the run's label type; numbers become text as Python writes them."""
+    """Cast labels to the run's label type. Numbers are converted to text with `str`."""
     if labels.type == target:
         return labels
     if pa.types.is_string(target) and not pa.types.is_null(labels.type):
         return pa.array([None if v is None else str(v) for v in labels.to_pylist()], pa.string())
-    # Not safe: the largest whole numbers have more digits than a double.
+    # Unsafe cast, because large integers cannot be represented exactly as doubles.
     return labels.cast(target, safe=False)
 
 
 def make_record_schema(label: pa.DataType, extras: Iterable[pa.Field]) -> pa.Schema:
-    """Return the columns of a part before its features: ours, then the extra metadata columns."""
+    """Return the schema of a part without features: built-in columns, then the extra columns."""
     columns = [
         pa.field("index", pa.int64()),
         pa.field("key", pa.string()),
@@ -75,7 +76,10 @@ def make_record_schema(label: pa.DataType, extras: Iterable[pa.Field]) -> pa.Sch
 
 
 class LabelCounts:
-    """Counts the text labels of a split; of very many different ones, only those that mean none."""
+    """Counts the text labels of a split.
+
+    If there are too many distinct labels, counts only those that look like missing values.
+    """
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
@@ -83,40 +87,41 @@ class LabelCounts:
         self._are_few = True
 
     def add(self, labels: pa.Array | pa.ChunkedArray) -> None:
-        """Count the labels of some records."""
+        """Add the labels of a batch of records."""
         self.nulls += labels.null_count
         if not pa.types.is_string(labels.type):
             return
         labels = labels.drop_null()
         if not self._are_few:
             bare = pc.utf8_lower(pc.utf8_trim_whitespace(labels))
-            labels = labels.filter(pc.is_in(bare, pa.array(["", *_MISSING])))
+            labels = labels.filter(pc.is_in(bare, pa.array(["", *_MISSING_VALUES])))
         values, counts = pc.value_counts(labels).flatten()
         self.counts.update(dict(zip(values.to_pylist(), counts.to_pylist(), strict=True)))
         if self._are_few and len(self.counts) > _MAX_CLASSES:
             self._are_few = False
-            self.counts = Counter({n: c for n, c in self.counts.items() if means_no_label(n)})
+            self.counts = Counter({n: c for n, c in self.counts.items() if looks_missing(n)})
 
     def notes(self) -> Iterator[str]:
-        """Yield a note on the texts that may mean no label, each with its count."""
-        empty = {text: count for text, count in self.counts.items() if means_no_label(text)}
+        """Yield a note that lists labels that look like missing values, with their counts."""
+        empty = {text: count for text, count in self.counts.items() if looks_missing(text)}
         if empty:
             named = ", ".join(f"{text!r} ({count:,})" for text, count in sorted(empty.items()))
-            yield f"labels that may mean no label are kept as classes: {named}"
+            yield f"some labels look like missing values, but are kept as classes: {named}"
 
 
-def means_no_label(label: str) -> bool:
-    """Return whether a text label is blank, or what other programs write for a missing value."""
-    return not label.strip() or label.strip().casefold() in _MISSING
+def looks_missing(label: str) -> bool:
+    """Return whether a text label is blank or looks like a missing value."""
+    return not label.strip() or label.strip().casefold() in _MISSING_VALUES
 
 
 def describe_look_alikes(names: Mapping[str, Iterable[str]]) -> Iterator[str]:
-    """Yield a line on different labels that look the same: accents composed or not, spaces, case.
+    """Yield a warning for each pair of labels that look alike (Unicode composition, whitespace,
+    case).
 
-    Labels that differ in case alone are described only if no split has both.
+    Labels that differ only in case are reported only if no split contains both.
 
     Args:
-        names: the labels of each split.
+        names: the labels by split.
     """
     splits: dict[str, list[str]] = {}
     for split, labels in names.items():
@@ -132,17 +137,17 @@ def describe_look_alikes(names: Mapping[str, Iterable[str]]) -> Iterator[str]:
         if _normalize_label(a) == _normalize_label(b) or not set(splits[a]) & set(splits[b])
     ]
     for pair in pairs[:_MAX_PAIRS]:
-        # In ASCII, so that what differs is seen.
+        # ASCII representation, to make the difference visible.
         a, b = (f"{label!a} in {' and '.join(splits[label])}" for label in pair)
         how = (
             "look the same" if len(set(map(_normalize_label, pair))) == 1 else "differ only in case"
         )
-        yield f"two labels {how}, but are two classes: {a}, {b}; rename one"
+        yield f"these two labels {how}, but are separate classes: {a}, {b}; rename one of them"
     if len(pairs) > _MAX_PAIRS:
-        yield f"{len(pairs) - _MAX_PAIRS} more such pairs of labels"
+        yield f"… and {len(pairs) - _MAX_PAIRS} more pairs of similar labels"
 
 
 def _normalize_label(label: str) -> str:
-    """Return a label without what nobody sees: composition, outer spaces, zero-width marks."""
-    text = unicodedata.normalize("NFC", label).translate(_SAME_LOOK)
+    """Normalize Unicode composition and whitespace, and remove zero-width characters."""
+    text = unicodedata.normalize("NFC", label).translate(_LOOK_ALIKES)
     return " ".join(text.split())

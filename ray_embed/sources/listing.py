@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A CSV or TSV listing: a path and a label a row, any other columns become metadata."""
+"""CSV and TSV listings: one path and one label per row. Other columns become metadata."""
 
 import contextlib
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,9 +18,9 @@ from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.file_images import FileReader
 from ray_embed.sources.files import locate_file, resolve_path, stat_files
-from ray_embed.sources.label_schema import OWN_COLUMNS
+from ray_embed.sources.label_schema import RESERVED_COLUMNS
 from ray_embed.sources.listing_format import (
-    NAMES,
+    DELIMITER_NAMES,
     SAMPLE_BYTES,
     check_encoding,
     explain_columns,
@@ -38,13 +37,12 @@ _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
-    """The rows of a listing, in their order.
+    """The rows of a listing, in file order.
 
-    `label_type` is ``text``, ``int`` or ``float``; `keep_empty` keeps empty cells as text labels.
-    `header` holds the names of all columns.
+    `label_type` is ``text``, ``int`` or ``float``. If `keep_empty` is set, empty cells are text
+    labels. `header` contains all column names.
     """
 
-    kind: ClassVar[str] = "files"
     split: str
     uri: str
     delimiter: str
@@ -57,25 +55,24 @@ class Listing:
 
     @property
     def location(self) -> str:
-        """The folder that relative paths start at."""
+        """The base folder for relative paths."""
         return _find_folder(self.uri)
 
     def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the rows.
+        """Yield the rows as records.
 
-        Raises:
-            InputError: a row has no path, or its label is of another type; says which.
+        Raises: InputError: a row has no path or an invalid label; the message names the row.
         """
         row = 0
         folder = locate_file(self.location)
-        # A file's name may be any bytes; other cells are checked one by one, to name the first
-        # wrong one.
+        # Read all cells as bytes: file names may be any bytes, and other cells are decoded one by
+        # one so that an error can name the cell.
         types = {name: pa.binary() for name in self.header}
         with _open_csv(self.uri, self.delimiter, types) as reader:
             for batch in reader:
                 if batch.num_rows:
                     paths = batch[self.path_column].to_pylist()
-                    _reject_empty(paths, row, self._name)
+                    _check_paths(paths, row, self._name)
                     stats = stat_files([resolve_path(folder, path) for path in paths])
                     yield pa.record_batch(
                         {
@@ -97,7 +94,7 @@ class Listing:
         return redact_uri(self.uri)
 
     def _decode_cells(self, batch: pa.RecordBatch, row: int) -> dict[str, pa.Array]:
-        """Return the labels and the extra columns of rows of which the first is number `row`."""
+        """Return the labels and extra columns of a batch whose first row is number `row`."""
         texts = {
             name: _decode_text(batch[name], row, name, self._name)
             for name in self.header
@@ -120,22 +117,22 @@ class Listing:
                 values.append(parse(text) if text.strip() else None)
             except ValueError as error:
                 raise InputError(
-                    f"{self._name}: row {row + offset + 1} has the label {text!r}, which is no "
-                    f"{self.label_type}; correct it, or omit --label-type to keep labels as text"
+                    f"{self._name}: row {row + offset + 1} has the label {text!r}, which is not a "
+                    f"valid {self.label_type}; fix it, or omit --label-type to read labels as text"
                 ) from error
         return pa.array(values, self.info.label_type)
 
 
 def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
-    """Open a listing; relative paths in it start at its folder, labels are text unless asked.
+    """Open a listing.
 
-    A path in it may also be a URI, or begin with ``/``: then it is a local one. Without a label
-    column its records have no labels.
+    Relative paths are resolved against its folder; paths can also be URIs or absolute local paths.
+    Labels are text by default. Without a label column, the records are unlabeled.
 
     Raises:
-        InputError: its name is not valid text, it cannot be parsed, has no path column or no
-            rows, an extra column has a name that this package writes, or the paths are not
-            written as the files lie.
+        InputError: the column names are not UTF-8, the listing cannot be parsed, it has no path
+            column or no rows, an extra column has a reserved name, or (nearly) all files are
+            missing.
     """
     sample = _read_sample(uri)
     name = redact_uri(uri)
@@ -148,13 +145,13 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
     has_labels = config.label_column in header
     notes = []
     if delimiter != expected:
-        notes.append(f"{name}: its columns are separated by {NAMES[delimiter]}")
+        notes.append(f"{name}: columns are separated by {DELIMITER_NAMES[delimiter]}")
     if not has_labels:
         notes.append(_explain_no_labels(header, name, config.label_column))
     extras = [
         column for column in header if column not in (config.path_column, config.label_column)
     ]
-    reject_own_names(extras, name)
+    _check_reserved_columns(extras, name)
     listing = Listing(
         split=split,
         uri=uri,
@@ -173,23 +170,23 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
     )
     first = next(listing.records(Counter()), None)
     if first is None:
-        raise InputError(f"{name}: no rows; a listing has a row for each image")
+        raise InputError(f"{name}: the listing has no rows; it must have one row per image")
     is_there = first["size"].is_valid().to_pylist()
     check_files(first["path"].to_pylist(), is_there, listing.location, name)
     return listing
 
 
 def _explain_no_labels(header: list[str], name: str, label_column: str) -> str:
-    """Return the note on a listing without labels.
+    """Return the note for a listing without a label column.
 
     Raises:
-        InputError: there is a column of nearly the name of the label column.
+        InputError: another column has almost the same name as the label column.
     """
-    columns = f"its columns are {', '.join(header)}; name the right one with --label-column"
+    columns = f"the columns are {', '.join(header)}; select the label column with --label-column"
     for column in header:
         if column.strip().casefold() in (label_column.casefold(), f"{label_column.casefold()}s"):
             raise InputError(f"{name}: no column {label_column!r}; {columns} {column!r}")
-    return f"{name}: no column {label_column!r}, so its records have no labels; {columns}"
+    return f"{name}: no column {label_column!r}, so the records are unlabeled; {columns}"
 
 
 def _read_sample(uri: str) -> bytes:
@@ -204,17 +201,15 @@ def _read_sample(uri: str) -> bytes:
         ) from error
 
 
-def reject_own_names(extras: list[str], where: str) -> None:
-    """Refuse extra columns whose names the parts already use.
+def _check_reserved_columns(extras: list[str], where: str) -> None:
+    """Reject extra columns with reserved names.
 
     Raises:
-        InputError: naming the first such column.
+        InputError: a column has a reserved name.
     """
     for name in extras:
-        if name in OWN_COLUMNS or name == "feature" or name.startswith("feature_"):
-            raise InputError(
-                f"{where}: the column {name!r} has a name that ray_embed writes itself; rename it"
-            )
+        if name in RESERVED_COLUMNS or name == "feature" or name.startswith("feature_"):
+            raise InputError(f"{where}: the column name {name!r} is reserved; rename the column")
 
 
 def _find_folder(uri: str) -> str:
@@ -224,9 +219,11 @@ def _find_folder(uri: str) -> str:
 def _read_header(uri: str, delimiter: str) -> list[str]:
     with _open_csv(uri, delimiter, {}) as reader:
         names: list[str] = reader.schema.names
-    doubles = [name for name, count in Counter(names).items() if count > 1]
-    if doubles:
-        raise InputError(f"{redact_uri(uri)}: two columns are named {doubles[0]!r}; rename one")
+    duplicates = [name for name, count in Counter(names).items() if count > 1]
+    if duplicates:
+        raise InputError(
+            f"{redact_uri(uri)}: duplicate column {duplicates[0]!r}; rename one of them"
+        )
     return names
 
 
@@ -255,10 +252,9 @@ def _open_csv(
 
 
 def _decode_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Array:
-    """Return cells (binary) as text.
+    """Decode binary cells as UTF-8.
 
-    Raises:
-        InputError: naming the first that is not UTF-8.
+    Raises: InputError: a cell is not valid UTF-8; the message names it.
     """
     try:
         return cells.cast(pa.string())
@@ -271,15 +267,15 @@ def _decode_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Arr
         raise
 
 
-def _reject_empty(paths: list[bytes], row: int, listing: str) -> None:
+def _check_paths(paths: list[bytes], row: int, listing: str) -> None:
     if b"" in paths:
         raise InputError(
-            f"{listing}: row {row + paths.index(b'') + 1} has no path; give one, or drop the row"
+            f"{listing}: row {row + paths.index(b'') + 1} has no path; add one or remove the row"
         )
 
 
 def _parse_int64(text: str) -> int:
     value = int(text)
     if not -(2**63) <= value < 2**63:
-        raise ValueError("it does not fit into 64 bits")
+        raise ValueError("value does not fit in 64 bits")
     return value

@@ -1,37 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The format of a listing: its encoding, its delimiter, and whether it has a header."""
+"""Detect the encoding, delimiter and header of a listing."""
 
 import csv
 import io
 from collections.abc import Sequence
 
 from ray_embed.errors import InputError
-from ray_embed.sources.image_folder import ENDINGS
+from ray_embed.sources.image_folder import IMAGE_ENDINGS
 
 SAMPLE_BYTES = 1 << 16
 DELIMITERS = (",", ";", "\t", "|")
-NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+DELIMITER_NAMES = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 _UTF16_MARKS = {b"\xff\xfe": "UTF-16-LE", b"\xfe\xff": "UTF-16-BE"}
-_ROWS = 20
+_MAX_SAMPLE_ROWS = 20
 
 
 def check_encoding(sample: bytes, name: str) -> None:
-    """Refuse a listing in UTF-16, and column names that are not UTF-8.
+    """Reject UTF-16 listings and column names that are not UTF-8.
 
     Args:
         sample: the first bytes of the file.
         name: the listing, for the message.
 
     Raises:
-        InputError: names the encoding, what shows it, and how to convert the file.
+        InputError: the encoding is wrong; the message suggests how to convert the file.
     """
     mark = _UTF16_MARKS.get(sample[:2])
     if mark or b"\0" in sample:
         zero = sample.find(b"\0")
         encoding = mark or ("UTF-16-LE" if zero % 2 else "UTF-16-BE")
-        evidence = "its first two bytes are a byte order mark" if mark else f"byte {zero} is 0"
+        evidence = "it starts with a byte order mark" if mark else f"byte {zero} is 0"
         raise InputError(
-            f"{name}: this looks like {encoding} ({evidence}); "
+            f"{name}: the file looks like {encoding} ({evidence}); "
             f"{_suggest_conversion(name, encoding)}"
         )
     header = sample.partition(b"\n")[0]
@@ -39,14 +39,14 @@ def check_encoding(sample: bytes, name: str) -> None:
         header.decode()
     except UnicodeDecodeError as error:
         raise InputError(
-            f"{name}: the column names are not UTF-8: byte {error.start} is "
+            f"{name}: the column names are not valid UTF-8: byte {error.start} is "
             f"0x{header[error.start]:02x}, which is {_decode_cp1252(header)!r} in Windows-1252; "
             f"{_suggest_conversion(name)}"
         ) from error
 
 
 def explain_encoding(name: str, row: int, column: str, value: bytes) -> InputError:
-    """Return the error for a cell that is not UTF-8; `row` counts from 1 below the header."""
+    """Return the error for a cell that is not UTF-8. `row` 1 is the first row below the header."""
     return InputError(
         f"{name}: row {row}, column {column!r}: {value!r} is not UTF-8; in Windows-1252 it is "
         f"{_decode_cp1252(value)!r}; {_suggest_conversion(name)}"
@@ -65,15 +65,16 @@ def _decode_cp1252(value: bytes) -> str:
 
 
 def find_delimiter(sample: bytes, expected: str, path_column: str) -> str:
-    """Return what separates the columns.
+    """Detect the delimiter.
 
-    The first of these that applies: the expected delimiter if it yields the path column; any other
-    that does; what `csv.Sniffer` finds in rows of one length; the expected one.
+    Tries, in this order: the expected delimiter, if it yields the path column; any other delimiter
+    that does; the result of `csv.Sniffer`, if all rows then have the same length; the expected
+    delimiter.
 
     Args:
         sample: the first bytes of the file.
-        expected: the delimiter that the file's ending stands for.
-        path_column: the name of the column with the paths.
+        expected: the delimiter implied by the file extension.
+        path_column: the name of the path column.
     """
     text = _decode_sample(sample)
     for delimiter in (expected, *DELIMITERS):
@@ -82,8 +83,8 @@ def find_delimiter(sample: bytes, expected: str, path_column: str) -> str:
     if len(_read_first_row(text, expected)) > 1:
         return expected
     try:
-        # It takes long for long texts.
-        lines = "\n".join(text.splitlines()[:_ROWS])
+        # Sniffing long texts is slow.
+        lines = "\n".join(text.splitlines()[:_MAX_SAMPLE_ROWS])
         sniffed = csv.Sniffer().sniff(lines, "".join(DELIMITERS)).delimiter
     except csv.Error:
         return expected
@@ -92,14 +93,14 @@ def find_delimiter(sample: bytes, expected: str, path_column: str) -> str:
 
 
 def read_rows(sample: bytes, delimiter: str) -> list[list[str]]:
-    """Return the first rows of a listing, including the header."""
+    """Return the header and the first rows of a listing."""
     rows = csv.reader(io.StringIO(_decode_sample(sample), newline=""), delimiter=delimiter)
     first = []
     try:
         for row in rows:
             if row:
                 first.append(row)
-            if len(first) == _ROWS:
+            if len(first) == _MAX_SAMPLE_ROWS:
                 break
     except csv.Error:
         pass
@@ -107,7 +108,7 @@ def read_rows(sample: bytes, delimiter: str) -> list[list[str]]:
 
 
 def explain_columns(rows: Sequence[Sequence[str]], name: str, path_column: str) -> InputError:
-    """Return the error for a listing without the column of the paths.
+    """Return the error for a listing without a path column.
 
     Args:
         rows: the first rows, the header first.
@@ -118,20 +119,22 @@ def explain_columns(rows: Sequence[Sequence[str]], name: str, path_column: str) 
     first = next((cell for cell in header if is_image_path(cell)), None)
     if first is not None:
         return InputError(
-            f"{name}: it has no header: {first!r} in its first row looks like a path; put a row of "
-            "column names above it, like path,label"
+            f"{name}: the header is missing: {first!r} in the first row looks like a path; add a "
+            "header row such as path,label"
         )
-    problem = f"{name}: no column {path_column!r}; its columns are {', '.join(header)}; "
+    problem = f"{name}: no column {path_column!r}; the columns are {', '.join(header)}; "
     for i, column in enumerate(header):
         cells = [row[i] for row in others if i < len(row)]
         if cells and all(map(is_image_path, cells)):
-            return InputError(f"{problem}{column!r} looks like paths: --path-column {column}")
-    return InputError(f"{problem}name the right one with --path-column")
+            return InputError(
+                f"{problem}{column!r} seems to contain paths; use --path-column {column}"
+            )
+    return InputError(f"{problem}select the path column with --path-column")
 
 
 def is_image_path(cell: str) -> bool:
-    """Return whether a cell ends as the name of an image does."""
-    return cell.strip().lower().endswith(ENDINGS)
+    """Return whether a cell ends with an image file extension."""
+    return cell.strip().lower().endswith(IMAGE_ENDINGS)
 
 
 def _read_first_row(text: str, delimiter: str) -> list[str]:
@@ -142,7 +145,7 @@ def _read_first_row(text: str, delimiter: str) -> list[str]:
 
 
 def _decode_sample(sample: bytes) -> str:
-    """Return the sample as text, without the last line, which may be cut."""
+    """Decode the sample, without the last line, which may be truncated."""
     if len(sample) >= SAMPLE_BYTES:
         sample = sample[: sample.rfind(b"\n") + 1] or sample
     return sample.decode("utf-8-sig", "surrogateescape")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Explain why files of a listing are missing: find how its paths should be written."""
+"""Suggest corrections when the files of a listing are missing."""
 
 import functools
 import itertools
@@ -14,48 +14,50 @@ from typing import Literal
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.files import File, locate_file, resolve_path, stat_files
-from ray_embed.sources.image_folder import ENDINGS
+from ray_embed.sources.image_folder import IMAGE_ENDINGS
 from ray_embed.storage.filesystem import Folder
 
-_PATHS_TRIED = 16
-_FOLDERS = 32
-_PARENTS = 3
-_REQUESTS = 60
-# A function that rewrites a path, and what the user has to do to the same effect.
+_MAX_SAMPLE_PATHS = 16
+_MAX_SUBFOLDERS = 32
+_MAX_PARENTS = 3
+_MAX_REMOTE_ATTEMPTS = 60
+# A function that rewrites a path, and the equivalent instruction for the user.
 _Fix = tuple[Callable[[str], str], str]
 
 
 def check_files(paths: Sequence[bytes], is_there: Sequence[bool], root: str, listing: str) -> None:
-    """Refuse a listing whose files are nearly all missing, if other spellings of the paths exist.
+    """Raise an error if nearly all files are missing and a systematic correction of the paths finds
+    them.
 
     Args:
         paths: the first paths of the listing.
-        is_there: whether there is a file, for each of them.
-        root: the folder that relative paths start at.
+        is_there: whether each file exists.
+        root: the base folder for relative paths.
         listing: the listing, for the message.
 
     Raises:
-        InputError: names the first file looked for, and the fix.
+        InputError: nearly all files are missing; the message suggests a fix.
     """
-    # A listing of files that are partly gone is not a listing of paths written wrongly.
+    # If more than 2% of the files exist, the paths are written correctly and some files are simply
+    # missing.
     if 50 * sum(is_there) > len(paths):
         return
     missing = [path for path, exists in zip(paths, is_there, strict=True) if not exists]
-    # Not only the first ones, which may be of one class.
-    tried = missing[:: max(1, len(missing) // _PATHS_TRIED)][:_PATHS_TRIED]
+    # Spread the sample, because the first paths may all be of one class.
+    tried = missing[:: max(1, len(missing) // _MAX_SAMPLE_PATHS)][:_MAX_SAMPLE_PATHS]
     if fixed := _find_fix([os.fsdecode(path) for path in tried], root):
         example, fix = fixed
         raise InputError(
-            f"{listing}: {len(missing)} of its first {len(paths)} files are missing; looked first "
-            f"for {_name_file(root, missing[0])}, but there is {example}: {fix}"
+            f"{listing}: {len(missing)} of the first {len(paths)} files are missing, for example "
+            f"{_name_file(root, missing[0])}; found {example} instead: {fix}"
         )
 
 
 def explain_all_missing(count: int, path: bytes, root: str, split: str) -> InputError:
-    """Return the error for a listing of which no file is there at all."""
+    """Return the error for a listing of which no file exists."""
     return InputError(
-        f"--source {split}: none of its {count} files is there; looked first for "
-        f"{_name_file(root, path)}; relative paths start at the listing's folder"
+        f"--source {split}: none of the {count} files exists, for example "
+        f"{_name_file(root, path)}; relative paths are resolved against the folder of the listing"
     )
 
 
@@ -64,10 +66,12 @@ def _name_file(root: str, path: bytes) -> str:
 
 
 def _find_fix(paths: list[str], root: str) -> tuple[str, str] | None:
-    """Return the first file found by another spelling of the paths, and the fix in words."""
-    # An object store answers slowly.
+    """Return the file that the first successful correction finds, and describe the correction."""
+    # Requests to an object store are slow.
     is_remote = is_uri(root) or any(map(is_uri, paths))
-    for rewrite, fix in islice(_list_fixes(paths, root), _REQUESTS if is_remote else None):
+    for rewrite, fix in islice(
+        _list_fixes(paths, root), _MAX_REMOTE_ATTEMPTS if is_remote else None
+    ):
         rewritten = [rewrite(path) for path in paths]
         if rewritten == paths:
             continue
@@ -86,7 +90,7 @@ def _check_exist(files: Sequence[File]) -> list[bool]:
 
 
 def _list_fixes(paths: list[str], root: str) -> list[_Fix]:
-    """Return other spellings of the paths, those with the fewest changes first."""
+    """Return candidate corrections, those with the fewest changes first."""
     ways = itertools.product(
         _spell_paths(paths), _change_endings(paths), _change_folders(paths, root)
     )
@@ -114,7 +118,7 @@ def _spell_paths(paths: list[str]) -> Iterator[_Fix]:
     if any("\\" in path for path in paths):
         yield (
             lambda path: path.replace("\\", "/"),
-            r"""write / for \ in the paths (sed 's#\\#/#g')""",
+            r"""replace \ with / in the paths (sed 's#\\#/#g')""",
         )
     if any(path != path.strip() for path in paths):
         yield str.strip, "remove the spaces around the paths"
@@ -126,7 +130,8 @@ def _spell_paths(paths: list[str]) -> Iterator[_Fix]:
     for form in ("NFC", "NFD"):
         yield (
             functools.partial(_normalize, form),
-            f"write accents as the file names do (unicodedata.normalize({form!r}, path))",
+            f"use the Unicode normalization of the file names (unicodedata.normalize({form!r}, "
+            "path))",
         )
 
 
@@ -140,32 +145,36 @@ def _normalize(form: Literal["NFC", "NFD"], path: str) -> str:
 
 def _change_endings(paths: list[str]) -> Iterator[_Fix]:
     yield _keep_path, ""
-    for ending in (*ENDINGS, *(ending.upper() for ending in ENDINGS)):
-        yield functools.partial(_replace_ending, ending), f"end the paths in {ending}"
+    for ending in (*IMAGE_ENDINGS, *(ending.upper() for ending in IMAGE_ENDINGS)):
+        yield (
+            functools.partial(_replace_ending, ending),
+            f"add or change the file extension to {ending}",
+        )
 
 
 def _replace_ending(ending: str, path: str) -> str:
     stem, dot, last = path.rpartition(".")
-    return (stem if f"{dot}{last}".lower() in ENDINGS else path) + ending
+    return (stem if f"{dot}{last}".lower() in IMAGE_ENDINGS else path) + ending
 
 
 def _change_folders(paths: list[str], root: str) -> Iterator[_Fix]:
-    """Yield other folders that the paths may start at: those inside, and those above."""
+    """Yield other candidate base folders: subfolders and parent folders."""
     yield _keep_path, ""
     for name in _list_folders(root):
-        yield functools.partial(_prepend_folder, name), f"write {name}/ before each path"
+        yield functools.partial(_prepend_folder, name), f"prepend {name}/ to each path"
     parts = paths[0].replace("\\", "/").split("/")
     for count in range(1, len(parts)):
         dropped = "/".join(parts[:count])
-        yield functools.partial(_drop_folders, count), f"leave {dropped}/ out of the paths"
+        yield functools.partial(_drop_folders, count), f"remove {dropped}/ from the paths"
     if is_uri(root):
         return
     folder = Path(root).absolute()
-    for place in dict.fromkeys([*folder.parents[:_PARENTS], Path.cwd()]):
-        if place not in (folder, Path("/")):
+    for base in dict.fromkeys([*folder.parents[:_MAX_PARENTS], Path.cwd()]):
+        if base not in (folder, Path("/")):
             yield (
-                functools.partial(_prepend_folder, str(place)),
-                f"the paths start at {place}, not at the listing's folder: move the listing there",
+                functools.partial(_prepend_folder, str(base)),
+                f"the paths are relative to {base}, not to the folder of the listing: move the "
+                "listing there",
             )
 
 
@@ -178,22 +187,24 @@ def _drop_folders(count: int, path: str) -> str:
 
 
 def _list_folders(root: str) -> list[str]:
-    """Return some folders one and two levels below a folder, by their relative paths."""
+    """Return the relative paths of some subfolders, up to two levels deep."""
     if is_uri(root):
         infos = Folder.open(root).list_infos()
-        return sorted(info.base_name for info in infos if not info.is_file)[:_FOLDERS]
+        return sorted(info.base_name for info in infos if not info.is_file)[:_MAX_SUBFOLDERS]
     folders: list[str] = []
     for parent in ("", *_list_subfolders(root, "")):
         folders += _list_subfolders(root, parent)
-        if len(folders) >= _FOLDERS:
+        if len(folders) >= _MAX_SUBFOLDERS:
             break
-    return folders[:_FOLDERS]
+    return folders[:_MAX_SUBFOLDERS]
 
 
 def _list_subfolders(root: str, parent: str) -> list[str]:
     try:
         with os.scandir(os.path.join(root, parent)) as entries:
-            names = list(islice((entry.name for entry in entries if entry.is_dir()), _FOLDERS))
+            names = list(
+                islice((entry.name for entry in entries if entry.is_dir()), _MAX_SUBFOLDERS)
+            )
     except OSError:
         return []
     return sorted(os.path.join(parent, name) for name in names)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An ``.npz`` file with the arrays `images` (NHWC or NHW) and `labels`.
+"""``.npz`` files with the arrays `images` (NHWC or NHW) and `labels`.
 
-The images are read a range of rows at a time, straight from the archive's member, so that a file
-larger than memory can be a source, wherever it is.
+Images are read by row range directly from the archive, so the file can be larger than memory and
+can be remote.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, ClassVar
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -41,29 +41,28 @@ from ray_embed.sources.label_schema import find_label_type
 from ray_embed.storage.download import check_space
 from ray_embed.storage.retry import call_with_retries, explain_error
 
-_BATCH = 65_536
+_RECORDS_PER_BATCH = 65_536
 _OBJECTS_ADVICE = {
-    "labels": "save labels=labels.astype(str), or of numbers labels.astype(int); a None among them "
-    "would become the label 'None'",
-    "images": "save images of one size as images=np.stack(images), which gives an array of uint8",
+    "labels": "save labels=labels.astype(str), or for numbers labels.astype(int); the first makes "
+    "a None the label 'None'",
+    "images": "if all images have the same size, save images=np.stack(images)",
 }
 
 
 @dataclass(frozen=True)
 class Npz:
-    """The images of an ``.npz`` file, in their order; a record's key is its position."""
+    """The images of an ``.npz`` file, in order. The key of a record is its position."""
 
-    kind: ClassVar[str] = "array"
     split: str
     location: str
     info: SourceInfo
     labels: pa.Array
 
     def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
-        """Yield the images."""
+        """Yield the records of all images."""
         [(size, mtime)] = stat_files([locate_file(self.location)])
-        for start in range(0, len(self.labels), _BATCH):
-            rows = min(_BATCH, len(self.labels) - start)
+        for start in range(0, len(self.labels), _RECORDS_PER_BATCH):
+            rows = min(_RECORDS_PER_BATCH, len(self.labels) - start)
             yield pa.record_batch(
                 {
                     "key": pa.array([str(start + i) for i in range(rows)], pa.string()),
@@ -75,13 +74,13 @@ class Npz:
             )
 
     def reader(self) -> "NpzReader":
-        """Return what opens the images."""
+        """Return the reader for the images."""
         return NpzReader(self.location, f"--source {self.split}={redact_uri(self.location)}")
 
 
 @dataclass(frozen=True)
 class NpzReader:
-    """Opens images of an ``.npz`` file; `where` names the source in messages."""
+    """Reads images from an ``.npz`` file. `where` is how messages refer to the source."""
 
     location: str
     where: str
@@ -90,17 +89,17 @@ class NpzReader:
         """Read the images of planned records.
 
         Raises:
-            InputError: they do not fit the encoder.
+            InputError: the images do not fit the encoder.
             StorageError: the file cannot be read.
         """
         images = _read_positions(self.location, records.positions)
         return open_arrays(images, records.positions, pixels, self.where)
 
     def verify(self, rows: pa.Table) -> None:
-        """Compare the file with what it was when planned.
+        """Check that the file has not changed since the run was planned.
 
         Raises:
-            InputError: it has changed, or is gone.
+            InputError: the file has changed or is missing.
             StorageError: the storage does not answer.
         """
         if rows.num_rows:
@@ -111,28 +110,26 @@ class NpzReader:
 def open_npz(split: str, root: str | Path) -> Npz:
     """Open an ``.npz`` file, a path or URI, as a source.
 
-    Without an array `labels` its records have no labels.
+    Without an array `labels`, the records are unlabeled.
 
     Raises:
-        InputError: not an ``.npz``, the images are missing, an array is of another type or rank,
-            or their lengths differ.
+        InputError: the file is not an ``.npz`` file, has no images, an array has an unsupported
+            type or rank, or the lengths differ.
     """
     file, path = locate_file(str(root)), redact_uri(str(root))
     shape, dtype = read_array_header(file, "images")
     if dtype != np.uint8 and dtype.kind != "f":
-        raise InputError(f"{path}: images are {dtype}; uint8 or float is needed")
+        raise InputError(f"{path}: images have dtype {dtype}; expected uint8 or float")
     if len(shape) not in (3, 4):
-        raise InputError(
-            f"{path}: images have the shape {shape}; (N, H, W, C) or (N, H, W) is needed"
-        )
+        raise InputError(f"{path}: images have shape {shape}; expected (N, H, W, C) or (N, H, W)")
     if len(shape) == 4 and is_channels_first(shape[1:]):
         raise InputError(
-            f"{path}: images have the shape {shape}, with the channels first (NCHW); they are "
-            "needed last: save images=np.transpose(images, (0, 2, 3, 1))"
+            f"{path}: images have shape {shape}, with the channels first (NCHW); they must be "
+            "last: save images=np.transpose(images, (0, 2, 3, 1))"
         )
     count, height, width = shape[:3]
     if count == 0:
-        raise InputError(f"{path}: no images in it")
+        raise InputError(f"{path}: the array 'images' is empty")
     labels, notes = _read_labels(file, path, count)
     info = SourceInfo(
         label_type=find_label_type(labels.type, f"{path}: labels"),
@@ -145,28 +142,32 @@ def open_npz(split: str, root: str | Path) -> Npz:
 
 
 def is_channels_first(shape: Sequence[int]) -> bool:
-    """Return whether an image's shape is (C, H, W): 1, 3 or 4 channels first, and not last."""
+    """Return whether a shape looks like (C, H, W): 1, 3 or 4 first, but not last."""
     first, height, width = shape
     counts = (1, 3, 4)
     return first in counts and width not in counts and min(height, width) > max(counts)
 
 
 def _read_labels(file: File, path: str, count: int) -> tuple[pa.Array, tuple[str, ...]]:
-    """Return the labels of `count` images, null if there are none, and a note on that."""
+    """Return the labels of `count` images (null if there are none) and notes for the user."""
     names = _list_arrays(file)
     if "labels" not in names:
         others = ", ".join(name for name in names if name != "images")
-        advice = f"; it also has {others}: save the labels as labels=…" if others else ""
+        advice = f"; the file also contains {others}: save the labels as labels=…" if others else ""
         return pa.nulls(count), (
-            f"{path}: no array 'labels', so its records have no labels{advice}",
+            f"{path}: no array 'labels', so the records are unlabeled{advice}",
         )
     shape, _ = read_array_header(file, "labels")
     if shape not in ((count,), (count, 1)):
         one_hot = len(shape) == 2 and shape[0] == count
-        advice = "; of one-hot labels save labels=np.argmax(labels, axis=1)" if one_hot else ""
+        advice = (
+            "; if these are one-hot labels, save labels=np.argmax(labels, axis=1)"
+            if one_hot
+            else ""
+        )
         raise InputError(
-            f"{path}: labels have the shape {shape}; one label for each of the "
-            f"{count} images is needed{advice}"
+            f"{path}: labels have shape {shape}; expected one label for each of the {count} "
+            f"images{advice}"
         )
     with open_file(file) as stream:
         labels = np.load(stream, allow_pickle=False)["labels"].reshape(-1)
@@ -179,16 +180,16 @@ def _list_arrays(file: File) -> list[str]:
 
 
 def _read_checksum(file: File) -> str:
-    """Return the checksum of the images that the archive itself holds."""
+    """Return the CRC-32 of the images that is stored in the archive."""
     with open_file(file) as stream, zipfile.ZipFile(stream) as archive:
         return f"{archive.getinfo('images.npy').CRC:08x}"
 
 
 def convert_labels(labels: np.ndarray[Any, Any], where: str) -> pa.Array:
-    """Return NumPy labels (1-D) as an Arrow array of one of the label types.
+    """Convert 1-D NumPy labels to an Arrow array of one of the label types.
 
     Raises:
-        InputError: they are of a type that labels cannot have, or a number does not fit.
+        InputError: the labels have an unsupported type, or a number is out of range.
     """
     if labels.dtype.kind in "US":
         texts = (
@@ -196,19 +197,20 @@ def convert_labels(labels: np.ndarray[Any, Any], where: str) -> pa.Array:
         )
         return pa.array([str(text) for text in texts], pa.string())
     if labels.dtype.kind not in "biuf":
-        raise InputError(f"{where}: labels of type {labels.dtype} are no labels")
+        raise InputError(f"{where}: labels cannot be of type {labels.dtype}")
     try:
         array = pa.array(labels.astype(labels.dtype.newbyteorder("=")))
         return array.cast(find_label_type(array.type, where))
     except pa.ArrowInvalid as error:
-        raise InputError(f"{where}: a label does not fit into 64 bits: {error}") from error
+        raise InputError(f"{where}: a label does not fit in 64 bits: {error}") from error
 
 
 def read_array_header(file: File, name: str) -> tuple[tuple[int, ...], np.dtype[Any]]:
     """Read the shape and type of one array of an ``.npz``, without its data.
 
     Raises:
-        InputError: not an ``.npz``, no such array, or an array of Python objects.
+        InputError: the file is not an ``.npz`` file, or the array is missing or contains Python
+            objects.
     """
     with _open_array(file, name) as (_, shape, dtype):
         return shape, dtype
@@ -225,8 +227,8 @@ def _open_array(
             if f"{name}.npy" not in archive.namelist():
                 names = ", ".join(entry.removesuffix(".npy") for entry in archive.namelist())
                 raise InputError(
-                    f"{file}: no array {name!r} in it; it has {names}, but needs images and "
-                    "labels: np.savez(path, images=images, labels=labels)"
+                    f"{file}: no array {name!r}; the file contains {names}, but must contain "
+                    "images (and optionally labels): np.savez(path, images=images, labels=labels)"
                 )
             stream = stack.enter_context(archive.open(f"{name}.npy"))
             version = np.lib.format.read_magic(stream)
@@ -238,16 +240,18 @@ def _open_array(
             raise InputError(f"{file}: not an .npz file: {error}") from error
         if dtype.hasobject:
             raise InputError(
-                f"{file}: {name} holds Python objects, which are not safe to load; "
+                f"{file}: {name} contains Python objects, which are unsafe to load; "
                 + _OBJECTS_ADVICE.get(name, "save an array of numbers or text")
             )
         if fortran and len(shape) > 1:
-            raise InputError(f"{file}: {name} is in Fortran order; save np.ascontiguousarray of it")
+            raise InputError(
+                f"{file}: {name} is in Fortran order; save np.ascontiguousarray({name}) instead"
+            )
         yield stream, shape, dtype
 
 
 def _read_positions(location: str, positions: Array) -> Array:
-    """Read the images at some positions; consecutive ones at once."""
+    """Read the images at the given positions, with one read per range of consecutive positions."""
     breaks = np.flatnonzero(np.diff(positions) != 1) + 1
     ranges = [part for part in np.split(positions, breaks) if len(part)]
     arrays = [read_images(location, int(part[0]), len(part)) for part in ranges]
@@ -257,10 +261,10 @@ def _read_positions(location: str, positions: Array) -> Array:
 
 
 def read_images(root: str | Path, start: int, count: int) -> Array:
-    """Read the images `start` to `start + count` as (n, H, W, C), uint8 or float32.
+    """Read images[start : start + count] as (n, H, W, C), uint8 or float32.
 
     Raises:
-        InputError: the file is no longer an ``.npz`` with images.
+        InputError: the file is no longer a valid ``.npz`` file with images.
         StorageError: the file cannot be read.
     """
     file = locate_file(str(root))
@@ -270,7 +274,7 @@ def read_images(root: str | Path, start: int, count: int) -> Array:
         count = max(0, min(count, data.shape[0] - start))
         size = data.dtype.itemsize * math.prod(data.shape[1:])
         if data.copy is not None:
-            # Shards are read in parallel, and a file has one position.
+            # `pread`, because shards are read in parallel and share one file position.
             content = os.pread(data.copy.fileno(), count * size, start * size)
         else:
             offset = data.offset + start * size
@@ -291,7 +295,7 @@ def _read_range(file: File, start: int, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class _ImageData:
-    """Where the images are: from `offset` on in the file, or in a copy of a compressed one."""
+    """The location of the image data: at `offset` in the file, or in an uncompressed copy."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
@@ -301,13 +305,14 @@ class _ImageData:
 
 @functools.lru_cache(maxsize=8)
 def _locate_images(root: str, _stat: SizeAndTime) -> _ImageData:
-    # By size and time, too: another file may take its place.
+    # The stat is part of the cache key, because the file may be replaced.
     file = locate_file(root)
     with _open_array(file, "images") as (stream, shape, dtype):
         with open_file(file) as plain, zipfile.ZipFile(plain) as archive:
             member = archive.getinfo("images.npy")
             if member.compress_type == zipfile.ZIP_STORED:
-                # The local header has 30 bytes; the last four are the lengths of what follows.
+                # The local header has 30 bytes; the last four hold the lengths of the name and the
+                # extra field.
                 plain.seek(member.header_offset)
                 name, extra = struct.unpack("<HH", plain.read(30)[26:])
                 offset = member.header_offset + 30 + name + extra + stream.tell()

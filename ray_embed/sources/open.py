@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The forms of sources, and the choice between them by what a ``--source`` names."""
+"""The registry of source types, and the detection of the type of a ``--source``."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -19,10 +19,10 @@ from ray_embed.sources.npz import open_npz
 from ray_embed.sources.remote_image_folder import open_remote_folder
 from ray_embed.storage.filesystem import Folder
 
-# Opens a source: its split, the path, URI or object, and the options.
+# Opens a source, given its split, its path, URI or object, and the options.
 Opener = Callable[[str, Any, RunConfig], Source]
 
-# A source is known by what it names, or by the ending of its file. A new form is a line here.
+# Source types, by kind of location or by file extension. To add a type, add a line here.
 FORMS: dict[str, Opener] = {
     "callable": lambda split, named, config: Dataset(
         split, named, config.source_kwargs.get(split, {})
@@ -36,11 +36,11 @@ FORMS: dict[str, Opener] = {
 
 
 def open_sources(config: RunConfig) -> list[Source]:
-    """Open every source of the configuration, in order.
+    """Open all sources of the configuration, in order.
 
     Raises:
-        InputError: a source does not exist or has none of the forms, arguments are given to one
-            that is no callable, or no listing has the label column that was asked for.
+        InputError: a source does not exist or has an unknown type, arguments are given for a source
+            that is not a callable, or no listing has the requested label column.
     """
     sources = [_open(split, named, config) for split, named in config.sources.items()]
     if "label_column" in config.model_fields_set:
@@ -49,12 +49,12 @@ def open_sources(config: RunConfig) -> list[Source]:
 
 
 def select_datasets(sources: Sequence[Source]) -> list[Dataset]:
-    """Return the sequential sources, each of which one reader has to read in order."""
+    """Return the sequential sources, which need a dataset reader."""
     return [source for source in sources if isinstance(source, Dataset)]
 
 
 def _check_label_column(sources: list[Source]) -> None:
-    """Refuse a label column that was asked for and that none of the listings has."""
+    """Raise an error if none of the listings has the requested label column."""
     infos = [source.info for source in sources if source.info is not None]
     listings = [info for info in infos if info.has_label_column is not None]
     if listings and not any(info.has_label_column for info in listings):
@@ -65,24 +65,24 @@ def _open(split: str, named: Any, config: RunConfig) -> Source:
     form, location = _find_form(named)
     if form != "callable" and config.source_kwargs.get(split):
         raise InputError(
-            f"--source-kwargs for {split!r}: its source {redact_uri(location)} is no callable; "
-            "omit them, or give module:callable"
+            f"--source-kwargs for {split!r}: the source {redact_uri(location)} is not a callable; "
+            "remove these arguments, or use a module:callable source"
         )
     return FORMS[form](split, location, config)
 
 
 def _find_form(named: Any) -> tuple[str, Any]:
-    """Return the form of a source, and what opens it; the URI of a local file becomes its path.
+    """Return the type of a source and its location, with URIs of local files converted to paths.
 
     Raises:
-        InputError: it does not exist, has no known form, or its storage does not answer.
+        InputError: the source does not exist, has an unknown type, or its storage does not respond.
     """
     if not isinstance(named, str) or is_callable_reference(named):
         return "callable", named
     type_, uri = _inspect(named)
     endings = [form for form in FORMS if form.startswith(".")]
     advice = (
-        f"give a folder of images, a {', '.join(endings[:-1])} or {endings[-1]} file, or "
+        f"expected a folder of images, a {', '.join(endings[:-1])} or {endings[-1]} file, or "
         "module:callable"
     )
     if type_ is pafs.FileType.NotFound:
@@ -91,15 +91,15 @@ def _find_form(named: Any) -> tuple[str, Any]:
         return "remote folder" if is_uri(uri) else "folder", uri
     ending = PurePosixPath(urlsplit(uri).path if is_uri(uri) else uri).suffix.lower()
     if ending not in endings:
-        raise InputError(f"--source {redact_uri(uri)}: not a source; {advice}")
+        raise InputError(f"--source {redact_uri(uri)}: unsupported file type; {advice}")
     return ending, uri
 
 
 def _inspect(uri: str) -> tuple[pafs.FileType, str]:
-    """Return what a URI names, and the URI; for a local file, its path.
+    """Return the file type of a URI, and the URI (or the path if it is local).
 
     Raises:
-        InputError: its storage does not answer, or refuses to.
+        InputError: the storage does not respond or denies access.
     """
     if not is_uri(uri):
         path = Path(uri).absolute()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A folder tree of images on an object store: as a local one, but folders are listed in parallel.
+"""Folders of images on an object store.
 
-The names in one folder are in memory together, as the store lists them.
+Like local folders, but subfolders are listed in parallel, and all names of a folder are kept in
+memory.
 """
 
 from collections import Counter
@@ -19,19 +20,23 @@ from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.file_images import FileReader
 from ray_embed.sources.files import SizeAndTime
-from ray_embed.sources.image_folder import BATCH, explain_no_image, find_skip_reason, make_records
+from ray_embed.sources.image_folder import (
+    RECORDS_PER_BATCH,
+    explain_no_image,
+    find_skip_reason,
+    make_records,
+)
 from ray_embed.storage.filesystem import Folder
 
 _MAX_REQUESTS = 8
-# A name, which ends in "/" if it is a folder's, and its size and time.
+# A name (folders end with "/"), and the size and modification time.
 _Entry = tuple[str, SizeAndTime]
 
 
 @dataclass(frozen=True)
 class RemoteImageFolder:
-    """The images below a folder of an object store, by relative path in code-point order."""
+    """The images below a remote folder, sorted by relative path in code-point order."""
 
-    kind: ClassVar[str] = "files"
     info: ClassVar[SourceInfo] = SourceInfo(label_type=pa.string())
     split: str
     location: str
@@ -46,7 +51,7 @@ class RemoteImageFolder:
             try:
                 root = Folder.open(self.location)
                 files = _walk(root, _list_folder(root, ""), skipped, map_ordered)
-                while entries := list(islice(files, BATCH)):
+                while entries := list(islice(files, RECORDS_PER_BATCH)):
                     paths, stats = zip(*entries, strict=True)
                     yield make_records(list(paths), list(stats))
             except StorageError as error:
@@ -58,10 +63,10 @@ class RemoteImageFolder:
 
 
 def open_remote_folder(split: str, uri: str) -> RemoteImageFolder:
-    """Open a folder tree on an object store as a source of image files.
+    """Open a remote folder as a source.
 
     Raises:
-        InputError: there is no image in it, or it cannot be listed.
+        InputError: the folder contains no images or cannot be listed.
     """
     source = RemoteImageFolder(split, uri)
     if next(source.records(Counter()), None) is None:
@@ -76,7 +81,7 @@ def _walk(
     map_ordered: OrderedMap,
     folder: str = "",
 ) -> Iterator[_Entry]:
-    """Yield the images by relative path; folders are listed before it is their turn."""
+    """Yield the images sorted by relative path. Subfolders are listed ahead of time."""
     wanted = []
     for entry in entries:
         if reason := find_skip_reason(entry[0]):
@@ -93,7 +98,7 @@ def _walk(
 
 
 def _list_folder(root: Folder, folder: str) -> list[_Entry]:
-    """List a folder in the order of the whole paths below it."""
+    """List a folder, sorted so that the full paths below it are in order."""
     return sorted(
         (info.base_name, (info.size, info.mtime_ns))
         if info.is_file

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A few records of a source, for the preview."""
+"""Sample a few records of a source for the preview."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -11,33 +11,33 @@ import pyarrow as pa
 from ray_embed.sources.base import PlannedRecords, Source, SourceInfo, find_missing
 from ray_embed.sources.dataset import Dataset, RecordReader
 
-# Records to choose from: listing all of a large source would take long.
-_LISTED = 10_000
+# Sample from the first records only, because listing a large source takes long.
+_MAX_LISTED_RECORDS = 10_000
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A few records of a source; `info` describes the source."""
+    """A few records of a source, with the properties of the source."""
 
     info: SourceInfo
     records: PlannedRecords
 
 
 def draw_sample(source: Source, count: int, limit: int | None) -> Sample:
-    """Choose at most `count` records of a source, among its first `limit`.
+    """Sample up to `count` of the first `limit` records of a source.
 
-    A dataset is read up to its first `count` records. Elsewhere the records are spread over the
-    first ones, which are often sorted by label; those without a file are left out.
+    For a dataset, these are the first `count` records. For other sources, the sample is spread
+    evenly, because records are often sorted by label; records without a file are skipped.
 
     Raises:
-        InputError: the source cannot be read, or is empty.
-        RunError: a dataset fails.
+        InputError: the source cannot be read or is empty.
+        RunError: the dataset raised an error.
     """
     if isinstance(source, Dataset):
         return _read_dataset(source, min(count, limit or count))
     batches = source.records(Counter())
     assert batches is not None and source.info is not None  # noqa: S101 - no dataset
-    rows = _read_first(batches, min(_LISTED, limit or _LISTED))
+    rows = _read_first(batches, min(_MAX_LISTED_RECORDS, limit or _MAX_LISTED_RECORDS))
     chosen = np.unique(np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows), dtype=int))
     records = PlannedRecords(rows=rows, positions=np.arange(rows.num_rows)).select(chosen)
     has_file = np.setdiff1d(np.arange(len(records)), find_missing(records.rows))

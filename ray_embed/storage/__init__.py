@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files and run folders, on a local disk or an object store: read, write, lock, retry."""
+"""Read, write and lock files and run folders, locally or on object stores, with retries."""

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read and write the parts of a run folder. A part appears whole or not at all.
+"""Read and write the parts of a run folder.
 
-A shard is finished if its features part exists. Nothing else records progress.
+Parts are written atomically. A shard is finished when its features part exists; there is no other
+record of progress.
 """
 
 import contextlib
@@ -26,11 +27,10 @@ from ray_embed.storage.retry import explain_error, is_storage_error
 Result = TypeVar("Result")
 
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
-# How many parts on an object store are read at once: what is read of each is small.
+# Number of parts to read in parallel from an object store. Only little is read from each.
 _PARALLEL_READS = 32
-# Reading a whole part takes three times its size in memory. A large part is read some rows at a
-# time, through a buffer.
-_LARGE, _BUFFER, _BATCH_BYTES = 64 << 20, 1 << 20, 8 << 20
+# Reading a part takes three times its size in memory, so large parts are read in row batches.
+_LARGE_COLUMN_BYTES, _READ_BUFFER_BYTES, _BATCH_BYTES = 64 << 20, 1 << 20, 8 << 20
 
 REJECT_SCHEMA = pa.schema(
     [("index", pa.int64()), ("key", pa.string()), ("split", pa.string()), ("reason", pa.string())]
@@ -40,7 +40,7 @@ THUMBNAIL_SCHEMA = pa.schema([("index", pa.int64()), ("png", pa.binary())])
 
 @dataclass(frozen=True)
 class Part:
-    """The results of a shard: its features, rejects and thumbnails."""
+    """The features, rejects and thumbnails of a shard."""
 
     number: int
     features: pa.Table
@@ -49,21 +49,21 @@ class Part:
 
 
 def part_name(kind: str, number: int) -> str:
-    """Return the name of a shard's part, relative to the run folder."""
+    """Return the path of a part, relative to the run folder."""
     return f"{kind}/part-{number:08d}.parquet"
 
 
 def list_part_numbers(folder: Folder, kind: str = layout.FEATURES) -> Iterator[int]:
-    """Yield the numbers of the parts that exist, in order."""
+    """Yield the numbers of the existing parts, in order."""
     matches = (_PART.fullmatch(name) for name in folder.list_names(kind))
-    # An array takes 8 bytes per part.
+    # An array needs only 8 bytes per part.
     numbers = np.fromiter((int(match[1]) for match in matches if match), np.int64)
     numbers.sort()
     yield from map(int, numbers)
 
 
 class FinishedShards:
-    """The shards that have their features part at one moment, as one bit per shard.
+    """A snapshot of the finished shards, stored as one bit per shard.
 
     Args:
         folder: the run folder.
@@ -87,7 +87,10 @@ class FinishedShards:
 def map_parts(
     folder: Folder, read: Callable[[int], Result], numbers: Iterable[int]
 ) -> Iterator[Result]:
-    """Yield the result of `read` for each part, in order; on object stores, read many at once."""
+    """Yield the result of `read` for each part, in order.
+
+    On object stores, parts are read in parallel.
+    """
     if folder.is_local:
         yield from map(read, numbers)
         return
@@ -100,14 +103,14 @@ def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[st
 
     Args:
         folder: the run folder.
-        done: its finished shards, if they are known already.
+        done: the finished shards, if already known.
 
     Raises:
         DamagedError: a part is damaged.
     """
     done = done or FinishedShards(folder)
     reasons: Counter[str] = Counter()
-    # A killed attempt may have left rejects without features. Its shard will be extracted again.
+    # Skip rejects of unfinished shards, which a killed attempt may have left behind.
     numbers = (number for number in list_part_numbers(folder, layout.REJECTS) if number in done)
     read = partial(read_part, folder, layout.REJECTS, columns=["reason"])
     for rejects in map_parts(folder, read, numbers):
@@ -116,7 +119,7 @@ def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[st
 
 
 def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
-    """Write the parts of one shard, its features last, and replace those of a killed attempt."""
+    """Write the parts of a shard, features last, replacing those of a killed attempt."""
     footer = {
         "ray_embed.fingerprint": fingerprint,
         "ray_embed.shard": str(part.number),
@@ -136,11 +139,11 @@ def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> No
 
 
 def encode_part(table: pa.Table) -> bytes:
-    """Return the bytes of a part. The same table gives the same bytes."""
+    """Serialize a part. Equal tables give equal bytes."""
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
-    # Features hardly compress, but the thumbnails of a part do. Statistics of both are useless.
-    # Text repeats, so it gets a dictionary.
+    # Compress only the thumbnails, because features hardly compress. Write statistics only where
+    # they are useful, and dictionaries only for text.
     pq.write_table(
         table,
         sink,
@@ -156,7 +159,7 @@ def encode_part(table: pa.Table) -> bytes:
 def read_part_with(
     folder: Folder, kind: str, number: int, read: Callable[[pq.ParquetFile], Result]
 ) -> Result:
-    """Open a part, check its pages against their checksums, and return the result of `read`.
+    """Open a part with checksum verification, and return the result of `read`.
 
     Raises:
         DamagedError: the part is damaged.
@@ -164,20 +167,22 @@ def read_part_with(
     """
     name = part_name(kind, number)
     path = folder.display_path(name)
-    # With slow requests, pyarrow should ask for all columns at once.
+    # On object stores, fetch all columns in one request.
     options = {"page_checksum_verification": True, "pre_buffer": not folder.is_local}
 
     def read_stream(stream: pa.NativeFile) -> Result:
-        buffered = folder.is_local and stream.size() > _LARGE
-        return read(pq.ParquetFile(stream, **options, buffer_size=_BUFFER if buffered else 0))
+        buffered = folder.is_local and stream.size() > _LARGE_COLUMN_BYTES
+        return read(
+            pq.ParquetFile(stream, **options, buffer_size=_READ_BUFFER_BYTES if buffered else 0)
+        )
 
-    with _explain_errors(path, number):
+    with _convert_errors(path, number):
         return folder.read_with(name, read_stream)
 
 
 @contextlib.contextmanager
-def _explain_errors(path: str, number: int) -> Iterator[None]:
-    """Raise errors of the block as errors that name the part.
+def _convert_errors(path: str, number: int) -> Iterator[None]:
+    """Convert errors into StorageError or DamagedError with the name of the part.
 
     Raises:
         DamagedError: the part is damaged.
@@ -193,7 +198,7 @@ def _explain_errors(path: str, number: int) -> Iterator[None]:
 
 @dataclass(frozen=True, kw_only=True)
 class Footer:
-    """The footer of a part. A number that the footer lacks is -1."""
+    """The footer of a part. Missing numbers are -1."""
 
     rows: int
     fingerprint: str | None
@@ -240,7 +245,8 @@ def parse_footer(part: pq.ParquetFile) -> Footer:
 def read_footer_and_columns(
     folder: Folder, number: int, columns: list[str]
 ) -> tuple[Footer, pa.Table | None]:
-    """Read the footer of a features part, and the columns if any are named, in one go.
+    """Read the footer of a features part and, if `columns` is not empty, these columns, opening the
+    file only once.
 
     Raises:
         DamagedError: the part is damaged.
@@ -255,13 +261,13 @@ def read_footer_and_columns(
 
 
 def check_owner(name: str, footer: Footer, number: int, fingerprint: str) -> None:
-    """Check that a part belongs to the shard and the run.
+    """Check that a part belongs to this run and shard.
 
     Raises:
         DamagedError: the part belongs to another run or shard.
     """
     if (footer.fingerprint, footer.shard) != (fingerprint, number):
-        raise DamagedError(f"{name}: it belongs to another run or shard", number)
+        raise DamagedError(f"{name}: the part belongs to another run or shard", number)
 
 
 def read_part(
@@ -278,7 +284,7 @@ def read_part(
         kind: the folder of the part, such as `features`.
         number: the number of the shard.
         columns: the columns to read; None for all.
-        fingerprint: that of the run, to check that the part belongs to it; None for no check.
+        fingerprint: the fingerprint that the part must have; None to skip the check.
 
     Raises:
         DamagedError: the part is damaged, or belongs to another run or shard.
@@ -297,9 +303,9 @@ def read_part(
 def read_feature_batches(
     folder: Folder, number: int, column: str, fingerprint: str
 ) -> Iterator[Matrix]:
-    """Yield the features of a part as (n, D) float32 arrays of some rows each.
+    """Yield the features of a part in batches of rows, (n, D) float32.
 
-    A part on an object store is read as a whole, so that a failed request can be repeated.
+    On object stores, the part is read at once, so that failed requests can be retried.
 
     Raises:
         DamagedError: the part is damaged, or belongs to another run or shard.
@@ -310,16 +316,19 @@ def read_feature_batches(
         return
     path = folder.display_path(part_name(layout.FEATURES, number))
     with (
-        _explain_errors(path, number),
+        _convert_errors(path, number),
         folder.filesystem.open_input_file(
             folder.join(part_name(layout.FEATURES, number))
         ) as stream,
         pq.ParquetFile(
-            stream, page_checksum_verification=True, pre_buffer=False, buffer_size=_BUFFER
+            stream,
+            page_checksum_verification=True,
+            pre_buffer=False,
+            buffer_size=_READ_BUFFER_BYTES,
         ) as part,
     ):
         check_owner(path, parse_footer(part), number, fingerprint)
-        # `iter_batches` ignores a missing column; `field` raises an error.
+        # Raises if the column is missing; `iter_batches` would ignore it.
         dimension = part.schema_arrow.field(column).type.list_size
         yield from _read_batches(part, column, dimension)
 
@@ -340,9 +349,9 @@ def _read_columns(part: pq.ParquetFile, columns: list[str] | None) -> pa.Table:
                 part.schema_arrow.field(name), _read_large_column(part, name)
             )
         return table.select(wanted)
-    # Columns are small, so threads would cost more than they save.
+    # The columns are small, so threads do not pay off.
     table = part.read(columns, use_threads=False)
-    # `read` ignores a missing column; `select` raises an error.
+    # Raises if a column is missing; `read` would ignore it.
     return table if columns is None else table.select(columns)
 
 
@@ -351,11 +360,11 @@ def _is_large(part: pq.ParquetFile, name: str) -> bool:
     kind = part.schema_arrow.field(index).type if index >= 0 else None
     if kind is None or not pa.types.is_fixed_size_list(kind):
         return False
-    return bool(4 * kind.list_size * part.metadata.num_rows > _LARGE)
+    return bool(4 * kind.list_size * part.metadata.num_rows > _LARGE_COLUMN_BYTES)
 
 
 def _read_large_column(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray:
-    """Read a column of features without a second copy in memory."""
+    """Read a feature column without an extra copy."""
     dimension = part.schema_arrow.field(name).type.list_size
     values = np.empty((part.metadata.num_rows, dimension), np.float32)
     start = 0
@@ -366,5 +375,5 @@ def _read_large_column(part: pq.ParquetFile, name: str) -> pa.FixedSizeListArray
 
 
 def list_feature_columns(schema: pa.Schema) -> list[str]:
-    """Return the names of the columns that hold features."""
+    """Return the names of the feature columns."""
     return [field.name for field in schema if pa.types.is_fixed_size_list(field.type)]

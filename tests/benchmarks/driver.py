@@ -67,7 +67,7 @@ class Idle:
 
         return ShardResult(
             number=shard.number,
-            split=shard.split.split,
+            split=shard.split.name,
             rows=RECORDS,
             rejects={},
             brightest=255,
@@ -112,9 +112,16 @@ def resident() -> float:
 def outline(shards: int) -> Plan:
     """A plan of two splits of files."""
     split = SplitPlan(
-        0, "valid", "files", "/data/images/valid", "string", ("camera", "night"), RECORDS, 256,
-        records=shards // 2 * RECORDS, digest="0" * 64,
-    )  # fmt: skip
+        ordinal=0,
+        name="valid",
+        root="/data/images/valid",
+        label_type="string",
+        extras=("camera", "night"),
+        shard_size=RECORDS,
+        shards_per_file=256,
+        records=shards // 2 * RECORDS,
+        digest="0" * 64,
+    )
     rest = (shards - shards // 2) * RECORDS
     both = (split, SplitPlan(**{**vars(split), "ordinal": 1, "split": "test", "records": rest}))
     return Plan(both, "string", split.extras)
@@ -142,7 +149,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
 
     from ray_embed.core.console import Progress
     from ray_embed.extraction import driver
-    from ray_embed.extraction.prepare import Prepared, Target
+    from ray_embed.extraction.prepare import PreparedRun, Target
     from ray_embed.sources.file_images import FileReader
 
     ray.init("local", num_cpus=8, include_dashboard=False, log_to_driver=False)
@@ -167,7 +174,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     before = resident()
     began = time.perf_counter()
     target = Target(folder.path, folder, None)
-    prepared = Prepared(
+    prepared = PreparedRun(
         target=target,
         plan=planning.load(folder),
         encoder=encoder(),

@@ -83,7 +83,15 @@ def embed(paths: list[str], side: int, options: dict[str, Any]) -> tuple[np.ndar
     """Embed files as an actor does; returns features, engine, and the scale that was decided."""
     config = make_config({"sources": {"data": "."}, "engine": "tensorflow", **options})
     encoder = build(make_encoder_spec(config, None, _PICTURES))
-    split = SplitPlan(0, "data", "files", "", "string", (), _PICTURES, 1)
+    split = SplitPlan(
+        ordinal=0,
+        name="data",
+        root="",
+        label_type="string",
+        extras=(),
+        shard_size=_PICTURES,
+        shards_per_file=1,
+    )
     pixels.check(config, (split,), encoder)
     spec = pixels.make_pixel_spec(config, split, encoder)
     contents = [Path(path).read_bytes() for path in paths]

@@ -43,7 +43,16 @@ def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: boo
         return
     for part in parts_of(rows, dimension, splits, thumbnails):
         part_files.write_part(folder, part, "f" * 64, part.features.num_rows)
-    split = planning.SplitPlan(0, "split0", "files", "/", "string", (), SHARD, 64, records=rows)
+    split = planning.SplitPlan(
+        ordinal=0,
+        name="split0",
+        root="/",
+        label_type="string",
+        extras=(),
+        shard_size=SHARD,
+        shards_per_file=64,
+        records=rows,
+    )
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
     about = {"fingerprint": "f" * 64, "config": {}, "encoder": {"outputs": [output]}}

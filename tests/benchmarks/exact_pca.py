@@ -33,7 +33,7 @@ from threadpoolctl import threadpool_limits
 from ray_embed.core.arrays import as_matrix
 from ray_embed.core.threads import limit_blas_to_one_thread, open_ordered_map
 from ray_embed.projector import covariance
-from ray_embed.projector.merge_task import Group
+from ray_embed.projector.merge_task import PartGroup
 
 SIDES = ("pca", "reading", "products")
 SCRIPT = Path(__file__).name
@@ -46,7 +46,7 @@ def files_of(path: Path) -> list[Path]:
     return sorted((path / "features").iterdir())
 
 
-def groups_of(path: Path, rows: int, dimension: int) -> tuple[Group, ...]:
+def groups_of(path: Path, rows: int, dimension: int) -> tuple[PartGroup, ...]:
     """Cut the parts into groups as a merge does."""
     parts = range(len(files_of(path)))
     many = -(-GROUP_BYTES // (SHARD * dimension * 4))
@@ -54,7 +54,7 @@ def groups_of(path: Path, rows: int, dimension: int) -> tuple[Group, ...]:
     ends = [min(SHARD * (group[-1] + 1), rows) for group in cut]
     starts = [0, *ends]
     return tuple(
-        Group(number, group, start, end - start)
+        PartGroup(number, group, start, end - start)
         for number, (group, start, end) in enumerate(zip(cut, starts, ends, strict=False))
     )
 

@@ -53,7 +53,16 @@ def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
         return
     for part in parts_of(rows, dimension, thumbnails):
         part_files.write_part(folder, part, "f" * 64, part.features.num_rows)
-    split = planning.SplitPlan(0, "valid", "files", "/", "string", (), SHARD, 64, records=rows)
+    split = planning.SplitPlan(
+        ordinal=0,
+        name="valid",
+        root="/",
+        label_type="string",
+        extras=(),
+        shard_size=SHARD,
+        shards_per_file=64,
+        records=rows,
+    )
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
     manifest.write_run(
@@ -106,7 +115,7 @@ def without_thumbnails() -> None:
     """Let a run have no sprite: more points than a sheet has pixels are not made here."""
     from ray_embed.projector import sprite
 
-    sprite.sprite_cell = lambda points: 0
+    sprite.choose_cell_size = lambda points: 0
 
 
 def without_pca() -> None:

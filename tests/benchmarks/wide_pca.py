@@ -32,7 +32,7 @@ from ray_embed import planning
 from ray_embed.core.arrays import as_column, as_matrix
 from ray_embed.core.threads import open_ordered_map
 from ray_embed.projector import covariance, pca
-from ray_embed.projector.merge_task import Group
+from ray_embed.projector.merge_task import PartGroup
 from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -77,7 +77,16 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
         thumbnails = part_files.THUMBNAIL_SCHEMA.empty_table()
         part = part_files.Part(number, features, part_files.REJECT_SCHEMA.empty_table(), thumbnails)
         part_files.write_part(folder, part, "f" * 64, len(index))
-    split = planning.SplitPlan(0, "valid", "files", "/", "string", (), shard, 64, records=rows)
+    split = planning.SplitPlan(
+        ordinal=0,
+        name="valid",
+        root="/",
+        label_type="string",
+        extras=(),
+        shard_size=shard,
+        shards_per_file=64,
+        records=rows,
+    )
     planning.save(folder, planning.Plan((split,), "string", ()))
     output = {"layer": "top", "column": "feature", "dimension": dimension}
     about = {"config": {"projector_limit": 100_000}, "encoder": {"outputs": [output]}}
@@ -90,7 +99,7 @@ def components(path: Path, threads: int) -> Callable[[], pca.Components]:
     for number in part_files.list_part_numbers(folder):
         about = part_files.read_footer(folder, number)
         dimension = dict(about.columns)["feature"].list_size
-        groups.append(Group(number, (number,), start, about.rows))
+        groups.append(PartGroup(number, (number,), start, about.rows))
         start += about.rows
 
     def call() -> pca.Components:

@@ -118,4 +118,4 @@ def test_help_names_every_option_of_the_contract(command):
 
 def test_help_names_the_exit_codes():
     text = " ".join(invoke("--help").output.split())
-    assert "0 done, 1 failed while running, 2 wrong input, 130 interrupted" in text
+    assert "0 success, 1 runtime failure, 2 invalid input, 130 interrupted" in text

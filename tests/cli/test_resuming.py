@@ -43,9 +43,9 @@ def test_finished_shards_are_kept(here):
 
 
 def test_no_shards_are_kept_before_one_is_finished(here):
-    assert suggest(RUN) == f"Nothing is written yet. Start again with: ray-embed {' '.join(RUN)}"
+    assert suggest(RUN) == f"Nothing was written. Run again with: ray-embed {' '.join(RUN)}"
     begin(here / "r")
-    assert suggest(RUN) == f"No shard is finished yet. Start again with: ray-embed {' '.join(RUN)}"
+    assert suggest(RUN) == f"No shard was finished. Run again with: ray-embed {' '.join(RUN)}"
 
 
 def test_older_run_to_be_overwritten_does_not_count_as_kept(here):
@@ -53,10 +53,10 @@ def test_older_run_to_be_overwritten_does_not_count_as_kept(here):
     hour_ago = time.time() - 3600
     os.utime(here / "r" / "run.json", (hour_ago, hour_ago))
     line = suggest([*RUN, "--overwrite"])
-    assert line.startswith("Nothing is written yet. Start again with: ")
+    assert line.startswith("Nothing was written. Run again with: ")
     assert line.endswith("--overwrite")
     (here / "c.yaml").write_text("out: r\noverwrite: true\nmodel: m.keras\n")
-    assert suggest(["run", "--config", "c.yaml"]).startswith("Nothing is written yet.")
+    assert suggest(["run", "--config", "c.yaml"]).startswith("Nothing was written.")
 
 
 def test_run_folder_comes_from_yaml_or_the_model(here):

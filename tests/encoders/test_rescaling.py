@@ -208,7 +208,7 @@ def test_runs_feed_levels_to_whom_expects_them_and_say_so(ray_embed, saved):
         "--out", "s", "--actors", 1,
     )  # fmt: skip
     assert twice.code == 0, twice.err
-    assert "pixels are rescaled twice; give --scale none" in twice.err
+    assert "pixels are rescaled twice; use --scale none" in twice.err
 
     result = ray_embed(
         "extract", "--source", data, "--model", saved / "bytes.keras", "--out", "t", "--actors", 1
@@ -223,7 +223,7 @@ def test_runs_feed_levels_to_whom_expects_them_and_say_so(ray_embed, saved):
         "--out", "u",
     )  # fmt: skip
     assert refused.code == 2
-    assert "pixels must stay whole numbers" in refused.err
+    assert "pixels must remain integers" in refused.err
 
 
 def test_float_arrays_are_compared_with_what_the_encoder_expects(ray_embed, saved):
@@ -236,7 +236,7 @@ def test_float_arrays_are_compared_with_what_the_encoder_expects(ray_embed, save
         "--actors", 1,
     )  # fmt: skip
     assert result.code == 0, result.err
-    assert "warning: unit: float images go to the encoder as they are" in result.err
+    assert "warning: unit: float images are passed to the encoder unchanged" in result.err
     refused = ray_embed(
         "extract", "--source", "unit.npz", "--model", saved / "bytes.keras", "--out", "s",
         "--actors", 1,
@@ -261,7 +261,7 @@ def test_gray_arrays_are_repeated_for_encoders_of_three_channels(ray_embed, save
     )  # fmt: skip
     refused = ray_embed(*command)
     assert refused.code == 2
-    assert "give --channels repeat" in refused.err
+    assert "use --channels repeat" in refused.err
     assert "--image-size" not in refused.err
     result = ray_embed(*command, "--channels", "repeat")
     assert result.code == 0, result.err

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from ray_embed.encoders.tensorflow_setup import quiet_start
+from ray_embed.encoders.tensorflow_setup import hide_startup_messages
 
 
 @pytest.fixture(autouse=True)
@@ -15,14 +15,14 @@ def not_imported(monkeypatch):
 
 
 def test_remarks_are_hidden(capfd):
-    with quiet_start():
+    with hide_startup_messages():
         os.write(2, b"oneDNN custom operations are on")
     os.write(2, b"after it")
     assert capfd.readouterr().err == "after it"
 
 
 def test_remarks_are_shown_where_the_import_fails(capfd):
-    with pytest.raises(ImportError), quiet_start():
+    with pytest.raises(ImportError), hide_startup_messages():
         os.write(2, b"no such library")
         raise ImportError
     assert capfd.readouterr().err == "no such library"
@@ -30,6 +30,6 @@ def test_remarks_are_shown_where_the_import_fails(capfd):
 
 def test_remarks_are_shown_to_who_asks(capfd, monkeypatch):
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
-    with quiet_start():
+    with hide_startup_messages():
         os.write(2, b"oneDNN custom operations are on")
     assert capfd.readouterr().err == "oneDNN custom operations are on"

@@ -250,7 +250,7 @@ def test_when_every_record_is_rejected_the_run_fails(ray_embed, model, tmp_path)
         (tmp_path / "valid" / f"{number}.png").write_bytes(b"text")
     result = ray_embed("run", "--source", "valid", *options(model, "--out", "r"))
     assert result.code == 1
-    for token in ("every record", "not an image", "r/rejects"):
+    for token in ("all records", "not an image", "r/rejects"):
         assert token in result.err
     assert "Traceback" not in result.err
     assert rows("r", "rejects")["index"].to_pylist() == list(range(5))

@@ -268,8 +268,8 @@ def test_a_password_in_a_uri_is_shown_nowhere(
     [
         (["--source", "{0}/none"], "--source {0}/none: no such file or folder"),
         (["--source", "s3://no-such-bucket/x"], "s3://no-such-bucket/x: "),
-        (["--source", "{0}/data/list.txt"], "--source {0}/data/list.txt: not a source"),
-        (["--source", "{0}/empty"], "--source {0}/empty: no image in this folder"),
+        (["--source", "{0}/data/list.txt"], "--source {0}/data/list.txt: unsupported file type"),
+        (["--source", "{0}/empty"], "--source {0}/empty: no images in this folder"),
         (["--model", "{0}/none.keras"], "--model {0}/none.keras: no such file"),
         (["--weights", "{0}/none"], "--weights {0}/none: no such file"),
         (["--out", "s3://no-such-bucket/run"], "--out s3://no-such-bucket/run: "),

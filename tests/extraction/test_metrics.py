@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from ray_embed.extraction import metrics
-from ray_embed.extraction.metrics import Meter
+from ray_embed.extraction.metrics import ActorMetrics
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def clock(monkeypatch):
 
 
 def test_a_second_counts_once_and_as_computing_if_anything_computes(counted, clock):
-    meter = Meter()
+    meter = ActorMetrics()
     clock(1)
     with meter.measure("waiting"):
         clock(2)
@@ -66,7 +66,7 @@ def test_a_second_counts_once_and_as_computing_if_anything_computes(counted, clo
 
 
 def test_time_is_reported_once_also_of_what_goes_on(counted, clock):
-    meter = Meter()
+    meter = ActorMetrics()
     with meter.measure("computing"):
         clock(1)
         meter.report_shard(1, 0)
@@ -83,7 +83,7 @@ def test_only_the_making_of_items_is_waited_for(counted, clock):
             yield number
         clock(5)
 
-    meter = Meter()
+    meter = ActorMetrics()
     for _ in meter.measure_waiting(items()):
         clock(1)
     meter.report_read(7)
@@ -99,7 +99,7 @@ def test_an_error_ends_the_waiting(counted, clock):
         clock(1)
         raise RuntimeError
 
-    meter = Meter()
+    meter = ActorMetrics()
     with pytest.raises(RuntimeError):
         list(meter.measure_waiting(items()))
     clock(9)

@@ -25,8 +25,16 @@ from ray_embed.runtime.actors import Worker
 from ray_embed.sources.dataset import Dataset
 from ray_embed.storage.filesystem import Folder
 
-SPLIT = SplitPlan(0, "valid", "files", "/none", "string", (), 4, 256)
-STREAM = replace(SPLIT, kind="stream", shards_a_file=1)
+SPLIT = SplitPlan(
+    ordinal=0,
+    name="valid",
+    root="/none",
+    label_type="string",
+    extras=(),
+    shard_size=4,
+    shards_per_file=256,
+)
+STREAM = replace(SPLIT, shards_per_file=1)
 
 
 class Stub:
@@ -87,7 +95,7 @@ class Stub:
         rejects = dict.fromkeys(reasons, 1)
         return ShardResult(
             number=shard.number,
-            split=shard.split.split,
+            split=shard.split.name,
             rows=rows,
             rejects=rejects,
             brightest=255,
@@ -216,12 +224,14 @@ def test_a_lone_record_is_compared_with_those_of_other_shards(workers, tmp_path)
 
 
 def test_a_shard_that_ends_actors_without_a_record_that_does_is_named(workers, tmp_path):
-    with pytest.raises(RunError, match="shard 3: it crashes the process 2 times with no other"):
+    with pytest.raises(
+        RunError, match="shard 3: it crashes the process 2 times when extracted alone"
+    ):
         extracted(workers, job(tmp_path, "die", 3), 20)
 
 
 def test_the_first_shards_all_failing_end_the_run(workers, tmp_path):
-    with pytest.raises(RunError, match=r"the first \d shards have each cost 2 actors"):
+    with pytest.raises(RunError, match=r"the first \d shards each killed 2 actors"):
         extracted(workers, job(tmp_path, "all die"), 1000)
     assert len({path.name.split("-")[0] for path in tmp_path.iterdir()}) <= 8
 
@@ -239,9 +249,9 @@ def test_storage_is_tried_again_and_not_for_ever(workers, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("start", "what", "said"),
     [
-        ("raises", "", "an actor cannot start.*no TensorFlow here"),
-        ("dies", "", "actors die before they are ready"),
-        ("", "never ready", "actors die before they are ready"),
+        ("raises", "", "an actor failed to start.*no TensorFlow here"),
+        ("dies", "", "actors die during startup"),
+        ("", "never ready", "actors die during startup"),
     ],
 )
 def test_actors_that_cannot_start_end_the_run(ray_session, tmp_path, start, what, said):
@@ -355,17 +365,17 @@ def test_a_source_that_hangs_is_named(workers, tmp_path):
 def test_a_source_that_hangs_at_its_first_record_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(dataset_reader, "_POLL_SECONDS", 0.1)
     hangs = threading.Event()
-    with pytest.raises(RunError, match=r"valid=Slow: .* no shard for 0.5 s .* not even its first"):
+    with pytest.raises(RunError, match=r"valid=Slow: .* no shard for 0.5 s .* not even the first"):
         next(streamed([], b"", tmp_path, Slow(4, {0: hangs.wait}), shard_timeout=0.5))
     hangs.set()
 
 
 def test_waiting_for_a_source_is_said(workers, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(dataset_reader, "_PATIENCE", 0.5)
+    monkeypatch.setattr(dataset_reader, "_FIRST_MESSAGE_SECONDS", 0.5)
     source = Slow(8, {4: lambda: time.sleep(2)})
     assert sorted(streamed(workers, job(tmp_path), tmp_path, source)) == [0, 1]
     said = capsys.readouterr().err
-    assert said.count("waiting for --source valid=Slow: the dataset has given no shard") == 1
+    assert said.count("waiting for --source valid=Slow: the dataset has yielded no shard") == 1
     assert "after its first 4 records" in said
 
 
@@ -373,7 +383,7 @@ def test_errors_of_a_source_arrive_as_themselves(workers, tmp_path):
     def fail():
         raise OSError("the disk is gone")
 
-    with pytest.raises(RunError, match=r"failed at element 6.*the disk is gone"):
+    with pytest.raises(RunError, match=r"raised an error at element 6.*the disk is gone"):
         list(streamed(workers, job(tmp_path), tmp_path, Slow(16, {6: fail})))
     assert not readers()
 
@@ -390,7 +400,7 @@ def test_a_draining_node_is_seen_while_the_source_is_silent(workers, tmp_path, m
 
     tried = tmp_path / "tried"
     tried.mkdir()
-    monkeypatch.setattr(scheduler.nodes, "draining_nodes", draining)
+    monkeypatch.setattr(scheduler.nodes, "get_draining_nodes", draining)
     monkeypatch.setattr(scheduler, "_REFRESH_SECONDS", 0.2)
     waited = []
     source = Slow(16, {4: lambda: waited.append(seen.wait(20))})

@@ -138,7 +138,7 @@ def test_exif_orientation_turns_pictures_only_when_asked(tmp_path):
     upright = [np.asarray(ImageOps.exif_transpose(Image.open(path)), np.float32) for path in paths]
     expected = np.stack([tf.image.resize(pixels, (H, W)) for pixels in upright])
     # The two decoders differ by a few levels here and there.
-    assert np.abs(prepared(paths, turn_upright=True) - expected).max() <= 8
+    assert np.abs(prepared(paths, apply_orientation=True) - expected).max() <= 8
     stored = [np.asarray(Image.open(path), np.float32) for path in paths]
     as_stored = np.stack([tf.image.resize(pixels, (H, W)) for pixels in stored])
     assert np.abs(prepared(paths) - as_stored).max() <= 8
@@ -179,8 +179,8 @@ def test_thumbnails_show_what_a_crop_keeps(tmp_path):
     [
         ({"resize": "pad", "crop_fraction": 0.9}, "not both"),
         ({"crop_fraction": 1.5}, "less than or equal to 1"),
-        ({"std": "0.2,0,0.2"}, "above 0"),
-        ({"mean": "123.7,116.3,103.5"}, "scale none"),
+        ({"std": "0.2,0,0.2"}, "greater than 0"),
+        ({"mean": "123.7,116.3,103.5"}, "scale to none"),
         ({"mean": "0.5", "preprocess": "a:b"}, "takes the place of"),
         ({"interpolation": "cubic"}, "bicubic"),
     ],

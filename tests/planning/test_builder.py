@@ -136,7 +136,7 @@ def test_what_is_passed_over_is_counted_once_whatever_is_held(tmp_path, monkeypa
         for key in batch["key"].to_pylist()
     ]
     assert found == ["a/1.jpg", "b/4.jpg"]
-    assert skipped == {"hidden": 2, "other endings": 2, "links to a folder above": 1}
+    assert skipped == {"hidden": 2, "other file types": 2, "links to a parent folder": 1}
 
 
 # Opening

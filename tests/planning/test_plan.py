@@ -80,7 +80,11 @@ def columns(outline: Plan, folder: Folder) -> pa.Table:
             position = local * split.shard_size
             rows = planning.read_shard(folder, split, local)
             shard = Shard(
-                number + local, split, local, index + position, position, split.shard_size
+                number=number + local,
+                split=split,
+                local=local,
+                index=index + position,
+                records=split.shard_size,
             )
             tables.append(planning.make_record_columns(outline, shard, rows))
         number, index = number + split.shards, index + split.records
@@ -303,7 +307,7 @@ def test_the_shard_size_without_being_asked_depends_on_the_source_alone(planned,
     outline, _ = planned(
         {"files": files, "small": small, "large": large}, shard_size=None, batch_size=8
     )
-    sizes = {split.split: split.shard_size for split in outline.splits}
+    sizes = {split.name: split.shard_size for split in outline.splits}
     assert sizes["files"] == 512
     assert sizes["small"] == 512
     assert 8 <= sizes["large"] < 512
@@ -414,7 +418,15 @@ def stream_rows(labels: list[Any], crcs: list[int]) -> pa.Table:
 
 @pytest.fixture
 def stream_split() -> planning.SplitPlan:
-    return planning.SplitPlan(0, "s", "stream", "m:f", "double", (), 4, 1)
+    return planning.SplitPlan(
+        ordinal=0,
+        name="s",
+        root="m:f",
+        label_type="double",
+        extras=(),
+        shard_size=4,
+        shards_per_file=1,
+    )
 
 
 def test_a_stream_is_compared_with_what_it_gave_before(tmp_path, stream_split):

@@ -118,7 +118,7 @@ def test_a_sample_has_views_of_its_own_points(tmp_path):
 def test_many_points_have_the_view_of_the_exact_pca_alone(tmp_path, monkeypatch):
     run = tmp_path / "run"
     features = make(run, records=240)
-    monkeypatch.setattr(bookmarks, "MAPPED", 200)
+    monkeypatch.setattr(bookmarks, "MAX_TSNE_POINTS", 200)
     said = []
     plot(str(run), None, said.append)
     assert any("it shows 240 points, more than 200" in line for line in said)

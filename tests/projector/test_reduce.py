@@ -401,11 +401,11 @@ def test_run_of_one_row_says_so_too(one_row, runs, tmp_path, ray_embed):
 
 def test_nothing_but_rejects_is_exit_1(runs, tmp_path, ray_embed):
     source = write_listing(tmp_path / "valid", ["a", "b", "c", "d", "e"], {0, 1, 2, 3, 4})
-    with pytest.raises(package.RunError, match="every record was rejected"):
+    with pytest.raises(package.RunError, match="all records were rejected"):
         package.extract(config({"valid": source}, runs.model, tmp_path / "run"))
     result = ray_embed("reduce", "run")
     assert result.code == 1
-    assert "every record was rejected" in result.err
+    assert "all records were rejected" in result.err
     assert "Traceback" not in result.err
     assert not (tmp_path / "run" / "projector").exists()
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from ray_embed.core.threads import open_ordered_map
-from ray_embed.projector.sprite import sprite_cell, write_sprite
+from ray_embed.projector.sprite import choose_cell_size, write_sprite
 
 Image.MAX_IMAGE_PIXELS = None
 
@@ -30,7 +30,7 @@ def sprite_of(path, pngs):
     with Image.open(path) as image:
         assert image.format == "PNG"
         pixels = np.asarray(image.convert("RGB"))
-    side = sprite_cell(len(pngs))
+    side = choose_cell_size(len(pngs))
     assert pixels.shape[0] == pixels.shape[1]
     return pixels, side, pixels.shape[1] // side
 
@@ -45,7 +45,7 @@ def cell_of(sprite, at):
     "points", [1, 2, 4, 5, 10, 1797, 16384, 16385, 20_000, 60_000, 100_000, 8192**2]
 )
 def test_grid_fits_within_the_largest_picture_the_page_takes(points):
-    side = sprite_cell(points)
+    side = choose_cell_size(points)
     row = math.ceil(math.sqrt(points))
     assert 1 <= side <= 64
     assert row * side <= 8192
@@ -54,7 +54,7 @@ def test_grid_fits_within_the_largest_picture_the_page_takes(points):
 
 
 def test_more_points_than_pixels_have_no_sprite():
-    assert sprite_cell(8192**2 + 1) == 0
+    assert choose_cell_size(8192**2 + 1) == 0
 
 
 @pytest.mark.parametrize("points", [1, 2, 3, 4, 5, 9, 10, 17])

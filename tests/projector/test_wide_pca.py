@@ -14,7 +14,7 @@ from ray_embed.analysis.evaluation.measures import FeatureEvaluation
 from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, InputError
 from ray_embed.projector import covariance, pca, wide_pca
-from ray_embed.projector.merge_task import Group
+from ray_embed.projector.merge_task import PartGroup
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -52,7 +52,7 @@ def reduce(path, values, *, mapped=None, threads=1, **options):
     groups, start = [], 0
     for number in part_files.list_part_numbers(folder):
         rows = part_files.read_footer(folder, number).rows
-        groups.append(Group(number, (number,), start, rows))
+        groups.append(PartGroup(number, (number,), start, rows))
         start += rows
     size = values.shape[1]
     with open_ordered_map(threads, covariance.count_parallel_blocks([size])) as local_map:
@@ -248,7 +248,7 @@ def test_large_parts_are_read_a_few_rows_at_a_time(tmp_path, monkeypatch):
     assert np.array_equal(np.concatenate(batches), values[SHARD : 2 * SHARD])
     with pytest.raises(DamagedError, match="another run"):
         next(part_files.read_feature_batches(folder, 1, "feature", "0" * 64))
-    monkeypatch.setattr(part_files, "_LARGE", 1000)
+    monkeypatch.setattr(part_files, "_LARGE_COLUMN_BYTES", 1000)
     for columns in (None, ["feature", "index"], ["index"]):
         read = part_files.read_part(folder, layout.FEATURES, 1, columns)
         assert read.equals(whole if columns is None else whole.select(columns))

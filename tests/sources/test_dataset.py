@@ -293,7 +293,7 @@ ONE_HOT = np.eye(10, dtype=np.float32)
     [
         ((IMAGES, IMAGES), ["(4, 3, 3)"]),
         ((IMAGES, ONE_HOT), ["(10,)", "one-hot", "tf.argmax", "label_mode='int'"]),
-        ((IMAGES, ONE_HOT + 0.5), ["(10,)", "one number or text"]),
+        ((IMAGES, ONE_HOT + 0.5), ["(10,)", "one number or string"]),
         ((np.moveaxis(IMAGES.repeat(3, 1).repeat(3, 2), 3, 1), PATHS), ["NCHW", "tf.transpose"]),
         ((np.zeros((10, 1, 28, 28)), np.arange(10)), ["NCHW", "1, 28, 28)"]),
         ((IMAGES, IMAGES[..., :1]), ["(4, 3, 1)"]),
@@ -318,9 +318,9 @@ def test_what_is_no_record_is_refused_with_its_shape(batch, content, tokens):
     [
         (IMAGES[0][0, 0, 0], ["()", "(H, W, C)"]),
         (IMAGES[None], ["(1, 10, 4, 3, 3)", "(H, W, C)"]),
-        ("a.png", ["img", "decode"]),
-        (b"\x89PNG", ["img", "decode"]),
-        (np.array(["a", "b"]), ["img", "decode"]),
+        ("a.png", ["img", "Decode"]),
+        (b"\x89PNG", ["img", "Decode"]),
+        (np.array(["a", "b"]), ["img", "Decode"]),
         (None, ["img"]),
     ],
 )
@@ -331,8 +331,8 @@ def test_what_is_no_image_is_refused(image, tokens):
 
 
 def test_file_names_in_place_of_images_are_refused():
-    assert "decode" in refused(TENSORS((PATHS, np.arange(10))))
-    assert "decode" in refused(TENSORS((PATHS, np.arange(10))).batch(2))
+    assert "Decode" in refused(TENSORS((PATHS, np.arange(10))))
+    assert "Decode" in refused(TENSORS((PATHS, np.arange(10))).batch(2))
 
 
 @pytest.mark.parametrize(
@@ -349,7 +349,7 @@ def test_what_is_neither_dataset_nor_sequence_is_refused(source):
     "empty", [TENSORS((IMAGES[:0], PATHS[:0])), [], Batches(IMAGES[:0], IMAGES[:0], 2)]
 )
 def test_an_empty_dataset_is_refused(empty):
-    assert "no record" in refused(empty)
+    assert "empty" in refused(empty)
 
 
 def test_a_sequence_that_gives_none_in_the_middle_does_not_end_there():
@@ -441,14 +441,22 @@ def test_a_dataset_that_does_not_give_the_same_again_is_refused(tmp_path, now, t
         calls = (reader.read_shard(folder.path, split, local, True) for local in itertools.count())
         return [shard.records for shard in iter(lambda: next(calls), None)]
 
-    split = SplitPlan(0, "valid", "stream", "Sequence", "int64", (), 4, 1)
+    split = SplitPlan(
+        ordinal=0,
+        name="valid",
+        root="Sequence",
+        label_type="int64",
+        extras=(),
+        shard_size=4,
+        shards_per_file=1,
+    )
     outline = Plan((split,), "int64", ())
     planning.save(folder, outline)
     assert walk(RECORDS[:8]) == [4, 4]
     assert walk(RECORDS[:8]) == [4, 4]
     planning.save(folder, outline.with_records(0, 8))
     assert walk(RECORDS[:8]) == [4, 4]
-    with pytest.raises(InputError, match="not repeatable") as raised:
+    with pytest.raises(InputError, match="same records") as raised:
         walk(now)
     for part in ("valid", token, "seed", "--overwrite"):
         assert part in str(raised.value)
@@ -539,7 +547,7 @@ def test_datasets_and_sequences_in_hand(ray_session, model, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in stays} == stays
 
     sources["sequence"] = Sequence([*changing[:6], (changing[6][0], 99), changing[7]])
-    with pytest.raises(InputError, match="not repeatable") as raised:
+    with pytest.raises(InputError, match="same records") as raised:
         run()
     for token in ("sequence", "record 6", "--overwrite"):
         assert token in str(raised.value)
@@ -628,7 +636,7 @@ def test_a_callable_that_breaks_or_hangs_is_resumed_once_it_is_repaired(
     (tmp_path / "r" / "features" / "part-00000003.parquet").unlink()
     result = run("shuffled", "r")
     assert result.code == 2
-    for token in ("my_streams:make", "not repeatable", "seed"):
+    for token in ("my_streams:make", "same records", "seed"):
         assert token in result.err
     found.pop("features/part-00000003.parquet")
     assert parts("r") == found
@@ -663,7 +671,7 @@ def test_a_sequence_named_on_the_command_line(ray_embed: Command, model, tmp_pat
     table = package.load("r").to_table()
     assert table["label"].to_pylist() == images_of(9)[:5, 0, 0, 0].tolist()
     assert table["key"].to_pylist() == ["0", "1", "2", "3", "4"]
-    assert result.err.count("Pairs: the third element of a record is a number (0.5)") == 1
+    assert result.err.count("Pairs: the third element of each record is a number (0.5)") == 1
     assert set(table["split"].to_pylist()) == {parse_source("my_sequences:Pairs")[0]}
 
 

@@ -99,7 +99,7 @@ def test_a_listing_without_a_label_column_has_no_labels(tmp_path):
     assert outline.label_type == "string"
     assert [split.label_type for split in outline.splits] == ["null", "null"]
     assert len(outline.notes) == 2
-    for token in ("other: ", "no column 'label'", "no labels", "path, class", "--label-column"):
+    for token in ("other: ", "no column 'label'", "unlabeled", "path, class", "--label-column"):
         assert token in outline.notes[1]
 
 
@@ -119,7 +119,7 @@ def test_labels_that_only_look_the_same_are_named(tmp_path):
         touch(tmp_path / split, *(f"{name}/0.png" for name in names))
     sources = {split: tmp_path / split for split in ("valid", "test")}
     notes = planned(sources, tmp_path / "p").notes
-    assert all(note.startswith("warning: two labels ") for note in notes)
+    assert all(note.startswith("warning: these two labels ") for note in notes)
     same, case = sorted(notes, key=lambda note: "case" in note)
     assert "look the same" in same
     assert r"'caf\xe9' in valid" in same
@@ -149,7 +149,7 @@ def test_many_pairs_of_labels_are_counted():
     names = [f"c{at}" for at in range(9)]
     notes = list(describe_look_alikes({"s": [*names, *(f"{name} " for name in names)]}))
     assert len(notes) == 4
-    assert notes[-1] == "6 more such pairs of labels"
+    assert notes[-1] == "… and 6 more pairs of similar labels"
 
 
 def test_of_very_many_labels_those_of_no_label_are_still_counted():
@@ -204,8 +204,8 @@ def test_another_delimiter_is_found_and_said(tmp_path, name, delimiter, word):
             ["'path'", "--path-column file", "id, file, class"],
         ),
         ("id;file;class\n1;a.png;x\n2;b.png;y\n", ["--path-column file", "id, file, class"]),
-        ("a.png,cat\nb.png,dog\n", ["no header", "'a.png'", "path,label"]),
-        ("a.png;cat\nb.png;dog\n", ["no header", "'a.png'"]),
+        ("a.png,cat\nb.png,dog\n", ["header is missing", "'a.png'", "path,label"]),
+        ("a.png;cat\nb.png;dog\n", ["header is missing", "'a.png'"]),
         ("id,class\n1,x\n", ["'path'", "id, class", "--path-column"]),
     ],
 )
@@ -255,19 +255,22 @@ NAMES = [f"img/c{at % 3}/{at:03d}.png" for at in range(40)]
 @pytest.mark.parametrize(
     ("write_as", "fix"),
     [
-        (lambda name: name.replace("/", "\\"), "write / for \\"),
+        (lambda name: name.replace("/", "\\"), "replace \\ with /"),
         (
             lambda name: "D:\\data\\" + name.replace("/", "\\"),
-            "write / for \\ in the paths (sed 's#\\\\#/#g'); leave D:/data/ out",
+            "replace \\ with / in the paths (sed 's#\\\\#/#g'); remove D:/data/ from",
         ),
-        (lambda name: name.removesuffix(".png"), "end the paths in .png"),
-        (lambda name: name.replace(".png", ".JPG"), "end the paths in .png"),
-        (lambda name: name.removeprefix("img/"), "write img/ before each path"),
-        (lambda name: f"/home/ann/{name}", "leave /home/ann/ out"),
-        (lambda name: f"lists/{name}", "leave lists/ out"),
+        (lambda name: name.removesuffix(".png"), "change the file extension to .png"),
+        (lambda name: name.replace(".png", ".JPG"), "change the file extension to .png"),
+        (lambda name: name.removeprefix("img/"), "prepend img/ to each path"),
+        (lambda name: f"/home/ann/{name}", "remove /home/ann/ from"),
+        (lambda name: f"lists/{name}", "remove lists/ from"),
         (lambda name: f" {name} ", "spaces around"),
         (lambda name: name.replace("/", "%2F"), "%-escapes"),
-        (lambda name: name.removeprefix("img/").replace("/", "\\")[:-4], "end the paths in .png"),
+        (
+            lambda name: name.removeprefix("img/").replace("/", "\\")[:-4],
+            "change the file extension to .png",
+        ),
     ],
 )
 def test_paths_that_are_written_otherwise_get_the_fix(tmp_path, write_as, fix):
@@ -276,16 +279,16 @@ def test_paths_that_are_written_otherwise_get_the_fix(tmp_path, write_as, fix):
     lines = "".join(f'"{write_as(name)}",x\n' for name in NAMES)
     said = refused(write(root / "s.csv", f"path,label\n{lines}"))
     assert fix in said
-    assert f"looked first for {os.path.join(root, write_as(NAMES[0]))}, but there is" in said
-    assert "40 of its first 40 files are missing" in said
+    assert f"for example {os.path.join(root, write_as(NAMES[0]))}; found " in said
+    assert "40 of the first 40 files are missing" in said
 
 
 def test_ids_of_files_in_a_folder_below_get_the_fix(tmp_path):
     touch(tmp_path, *(f"images/all/{at:03d}.jpg" for at in range(9)), "images/a.txt")
     lines = "".join(f"{at:03d},x\n" for at in range(9))
     said = refused(write(tmp_path / "s.csv", f"path,label\n{lines}"))
-    assert "end the paths in .jpg; write images/all/ before each path" in said
-    assert f"looked first for {tmp_path / '000'}" in said
+    assert "change the file extension to .jpg; prepend images/all/ to each path" in said
+    assert f"for example {tmp_path / '000'}; found " in said
 
 
 @pytest.mark.parametrize("base", [".", "cwd"])
@@ -293,7 +296,7 @@ def test_paths_that_start_at_another_folder_get_the_fix(tmp_path, base):
     touch(tmp_path / base, *NAMES)
     lines = "".join(f"{name},x\n" for name in NAMES)
     said = refused(write(tmp_path / "lists" / "s.csv", f"path,label\n{lines}"))
-    assert f"the paths start at {(tmp_path / base).resolve()}, not at the listing's folder" in said
+    assert f"the paths are relative to {(tmp_path / base).resolve()}, not to the folder" in said
 
 
 @pytest.mark.parametrize(("listed", "on_disk"), [("NFC", "NFD"), ("NFD", "NFC")])
@@ -322,5 +325,5 @@ def test_a_listing_of_which_no_file_is_there_names_the_first_looked_for(tmp_path
     with pytest.raises(InputError) as raised:
         planned({"valid": file}, tmp_path / "p")
     said = str(raised.value)
-    for token in ("valid", "none of its 2 files", os.path.join(tmp_path, "x/a.png")):
+    for token in ("valid", "none of the 2 files", os.path.join(tmp_path, "x/a.png")):
         assert token in said

@@ -23,8 +23,8 @@ from ray_embed.storage.filesystem import Folder
 H, W = 4, 3
 
 # Actors import it from the working folder.
-NPY = '''
-    """The images of an .npy file, (N, H, W, C) uint8; the label is whether a position is odd."""
+TOY = '''
+    """The images of a .toy file, (N, H, W, C) uint8; the label is whether a position is odd."""
 
     from dataclasses import dataclass
     from typing import ClassVar
@@ -39,7 +39,7 @@ NPY = '''
 
 
     @dataclass(frozen=True)
-    class Npy:
+    class Toy:
         kind: ClassVar[str] = "array"
         split: str
         location: str
@@ -59,11 +59,11 @@ NPY = '''
             )
 
         def reader(self):
-            return NpyReader(self.location)
+            return ToyReader(self.location)
 
 
     @dataclass(frozen=True)
-    class NpyReader:
+    class ToyReader:
         location: str
 
         def open(self, records, pixels):
@@ -71,28 +71,34 @@ NPY = '''
             return open_arrays(images, records.positions, pixels, f"--source {self.location}")
 
         def verify(self, rows):
-            planned = (rows["size"][0].as_py(), rows["mtime"][0].as_py())
-            check_unchanged([locate_file(self.location)], [planned])
+            if rows.num_rows:
+                planned = (rows["size"][0].as_py(), rows["mtime"][0].as_py())
+                check_unchanged([locate_file(self.location)], [planned])
 
 
-    def open_npy(split, path, config):
+    def open_toy(split, path, config):
         images = np.load(path, mmap_mode="r")
         if images.dtype != np.uint8:
             raise InputError(f"--source {path}: its images are {images.dtype}; save uint8")
-        return Npy(split, path, SourceInfo(label_type=pa.bool_(), image_shape=images.shape[1:]))
+        return Toy(split, path, SourceInfo(label_type=pa.bool_(), image_shape=images.shape[1:]))
 '''
+
+
+def save(path: Path, images: np.ndarray) -> None:
+    with path.open("wb") as file:
+        np.save(file, images)
 
 
 @pytest.fixture
 def images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
-    """Register the form; return the images of data.npy in the working folder."""
-    (tmp_path / "npy_source.py").write_text(textwrap.dedent(NPY))
+    """Register the form; return the images of data.toy in the working folder."""
+    (tmp_path / "toy_source.py").write_text(textwrap.dedent(TOY))
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    module = importlib.reload(importlib.import_module("npy_source"))
-    monkeypatch.setitem(forms.FORMS, ".npy", module.open_npy)
+    module = importlib.reload(importlib.import_module("toy_source"))
+    monkeypatch.setitem(forms.FORMS, ".toy", module.open_toy)
     content = np.random.default_rng(0).integers(0, 256, (10, H, W, 3)).astype(np.uint8)
-    np.save(tmp_path / "data.npy", content)
+    save(tmp_path / "data.toy", content)
     return content
 
 
@@ -101,7 +107,7 @@ def config_of(path: Path, **options: Any) -> RunConfig:
 
 
 def test_a_new_form_is_planned_opened_and_verified(images, tmp_path):
-    (source,) = forms.open_sources(config_of(tmp_path / "data.npy"))
+    (source,) = forms.open_sources(config_of(tmp_path / "data.toy"))
     folder = Folder.open(str(tmp_path / "plan"))
     plan = planning.make_plan([source], {}, folder, shard_size=4, batch_size=2, limit=None)
     (split,) = plan.splits
@@ -118,13 +124,13 @@ def test_a_new_form_is_planned_opened_and_verified(images, tmp_path):
     assert opened.size == 2 * H * W * 3
 
     source.reader().verify(rows)
-    np.save(tmp_path / "data.npy", images[:5])
+    save(tmp_path / "data.toy", images[:5])
     with pytest.raises(InputError, match="has changed since the run was planned"):
         source.reader().verify(rows)
 
 
 def test_a_new_form_is_sampled_for_the_preview(images, tmp_path):
-    (source,) = forms.open_sources(config_of(tmp_path / "data.npy"))
+    (source,) = forms.open_sources(config_of(tmp_path / "data.toy"))
     sample = draw_sample(source, 3, None)
     assert sample.records.rows["key"].to_pylist() == ["image 0", "image 4", "image 9"]
     assert sample.info == source.info
@@ -132,18 +138,18 @@ def test_a_new_form_is_sampled_for_the_preview(images, tmp_path):
 
 def test_a_new_form_is_named_where_none_fits(images, tmp_path):
     (tmp_path / "data.txt").touch()
-    with pytest.raises(InputError, match=r"\.npz or \.npy file, or module:callable"):
+    with pytest.raises(InputError, match=r"\.npz or \.toy file, or module:callable"):
         forms.open_sources(config_of(tmp_path / "data.txt"))
-    np.save(tmp_path / "data.npy", images.astype(np.float64))
+    save(tmp_path / "data.toy", images.astype(np.float64))
     with pytest.raises(InputError, match="float64"):
-        forms.open_sources(config_of(tmp_path / "data.npy"))
+        forms.open_sources(config_of(tmp_path / "data.toy"))
 
 
 def test_a_new_form_runs_from_end_to_end(ray_session, images, tmp_path):
     keras.Sequential([keras.Input((H, W, 3)), keras.layers.Rescaling(1.0)]).save("m.keras")
     run = package.extract(
         config_of(
-            tmp_path / "data.npy",
+            tmp_path / "data.toy",
             pool="flatten",
             engine="tensorflow",
             out=str(tmp_path / "run"),
@@ -163,5 +169,5 @@ def test_a_new_form_runs_from_end_to_end(ray_session, images, tmp_path):
 
 def test_arguments_for_a_source_that_is_no_callable_are_refused(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.zeros((2, 3, 3), np.uint8))
-    with pytest.raises(InputError, match=r"--source-kwargs for 'toy': .*s\.npz is no callable"):
+    with pytest.raises(InputError, match=r"--source-kwargs for 'toy': .*s\.npz is not a callable"):
         forms.open_sources(config_of(tmp_path / "s.npz", source_kwargs={"toy": {"count": 1}}))

@@ -132,14 +132,14 @@ def test_images_of_a_dataset_come_with_their_shard():
         (batch,) = images.batches(4, 1)
         np.testing.assert_array_equal(batch.images, ARRAYS[chosen])
     reader.verify(shard.rows)
-    with pytest.raises(RunError, match="image 0 of a shard"):
+    with pytest.raises(RunError, match="image 0 of an in-memory shard"):
         images.diagnose(0)
 
 
 def test_arrays_that_do_not_fit_the_encoder_are_named_by_their_position(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.zeros((5, 8, 8, 1), np.uint8))
     (source,) = open_sources(RunConfig(sources={"s": tmp_path / "s.npz"}, model="m.keras"))
-    with pytest.raises(InputError, match=r"--source s=.*s\.npz: image 3 has the shape \(8, 8, 1\)"):
+    with pytest.raises(InputError, match=r"--source s=.*s\.npz: image 3 has shape \(8, 8, 1\)"):
         source.reader().open(plan(source).select(np.array([3, 4])), PIXELS)
     fixed = PixelSpec(shape=(9, 9, 3), scale="none", resize=None)
     with pytest.raises(InputError, match=r"here: image 7 .* --image-size"):

@@ -113,7 +113,7 @@ def test_only_the_endings_of_images_are_records_and_the_others_are_counted(tmp_p
     batches = list(opened(tmp_path).records(skipped))
     assert [key for batch in batches for key in batch["key"].to_pylist()] == images
     assert skipped["hidden"] == 3
-    assert skipped["other endings"] == 4
+    assert skipped["other file types"] == 4
 
 
 def test_a_folder_with_the_ending_of_an_image_is_a_folder(tmp_path):
@@ -311,9 +311,9 @@ def test_labels_of_an_npz_keep_their_type(tmp_path, labels, type_, expected):
     ("content", "tokens"),
     [
         ({}, ["images"]),
-        ({"x": np.zeros((2, 3, 3))}, ["'images'", "has x", "images and labels", "np.savez"]),
+        ({"p": np.zeros((2, 3, 3))}, ["'images'", "contains p", "np.savez"]),
         ({"labels": np.zeros(2)}, ["images", "labels"]),
-        ({"x": np.zeros(2), "y": np.zeros(2)}, ["images", "x, y"]),
+        ({"p": np.zeros(2), "q": np.zeros(2)}, ["images", "p, q"]),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3)}, ["labels", "(3,)", "2"]),
         (
             {"images": np.zeros((2, 3, 3)), "labels": np.zeros((2, 10))},
@@ -330,7 +330,7 @@ def test_labels_of_an_npz_keep_their_type(tmp_path, labels, type_, expected):
         ({"images": np.zeros((2, 3, 3, 3, 3)), "labels": np.zeros(2)}, ["(2, 3, 3, 3, 3)"]),
         ({"images": np.zeros((2, 3, 3), int), "labels": np.zeros(2)}, ["images", "int64"]),
         ({"images": np.zeros((2, 3, 3), "U3"), "labels": np.zeros(2)}, ["images", "<U3"]),
-        ({"images": np.zeros((0, 3, 3)), "labels": np.zeros(0)}, ["no images"]),
+        ({"images": np.zeros((0, 3, 3)), "labels": np.zeros(0)}, ["'images' is empty"]),
         (
             {"images": np.zeros((2, 3, 3), object), "labels": np.zeros(2)},
             ["images", "objects", "np.stack"],
@@ -363,7 +363,7 @@ def test_an_npz_without_labels_has_none_and_says_so(tmp_path):
     source = opened(tmp_path / "s.npz")
     assert [row["label"] for row in rows(source)] == [None, None]
     (note,) = source.info.notes
-    for token in ("s.npz", "'labels'", "no labels", "has y"):
+    for token in ("s.npz", "'labels'", "unlabeled", "y"):
         assert token in note
 
 
@@ -692,7 +692,7 @@ def test_files_that_were_passed_over_are_counted_for_the_user(forms, ray_embed):
     assert status.code == 0, status.err
     shown = ((forms / "said").read_text() + status.out).lower()
     assert "hidden" in shown
-    assert "ending" in shown
+    assert "other file types" in shown
 
 
 def test_grey_encoders_labels_of_two_number_types_and_a_split_without_labels(ray_embed, tmp_path):

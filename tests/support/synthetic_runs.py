@@ -76,7 +76,14 @@ def make_run(
     plan = planning.Plan(
         tuple(
             planning.SplitPlan(
-                number, name, "files", "/", str(label_type), (), shard, 64, records=length
+                ordinal=number,
+                name=name,
+                root="/",
+                label_type=str(label_type),
+                extras=(),
+                shard_size=shard,
+                shards_per_file=64,
+                records=length,
             )
             for number, (name, length) in enumerate(lengths.items())
         ),

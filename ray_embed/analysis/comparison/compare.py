@@ -16,7 +16,7 @@ from ray_embed.analysis.evaluation.intervals import Interval, compute_bootstrap_
 from ray_embed.analysis.evaluation.label_kind import LabelKind
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import evaluate_features
-from ray_embed.options import SAMPLE_RECORDS
+from ray_embed.options import DEFAULT_SAMPLE_SIZE
 from ray_embed.runs.sampling import Subset, check_finite, limit_by_memory
 
 NEIGHBORS = 10
@@ -80,7 +80,7 @@ class Comparison:
 def compare(
     runs: Sequence[str],
     layer: str | None = None,
-    sample: int = SAMPLE_RECORDS,
+    sample: int = DEFAULT_SAMPLE_SIZE,
     say: Callable[[str], None] = lambda line: None,
     labels: LabelKind | None = None,
 ) -> Comparison:

@@ -19,7 +19,7 @@ from ray_embed.analysis.evaluation.near_duplicates import (
 from ray_embed.analysis.evaluation.protocol import Protocol
 from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError
-from ray_embed.options import SAMPLE_RECORDS
+from ray_embed.options import DEFAULT_SAMPLE_SIZE
 from ray_embed.projector import pca
 from ray_embed.runs import sampling
 from ray_embed.runs.reader import Output, RunReader
@@ -71,7 +71,7 @@ class Evaluation:
 def evaluate(
     run: RunReader,
     layer: str | None = None,
-    sample: int = SAMPLE_RECORDS,
+    sample: int = DEFAULT_SAMPLE_SIZE,
     baseline: RunReader | None = None,
     labels: LabelKind | None = None,
 ) -> dict[str, Evaluation]:

@@ -100,13 +100,13 @@ def _save_views(run: RunReader, column: str, records: Subset, say: Say) -> None:
     """Map the points of the page if they are few enough, and write the views."""
     folder, limit = run.folder, int(run.config["projector_limit"])
     shown = min(records.total, limit)
-    most = sampling.limit_by_memory(bookmarks.MAPPED, records.features.shape[1])
+    most = sampling.limit_by_memory(bookmarks.MAX_TSNE_POINTS, records.features.shape[1])
     # The coordinates that `reduce` has written need less memory than features.
     is_reduced = all(
         folder.exists(part_files.part_name(layout.PCA, number))
         for number in part_files.list_part_numbers(folder)
     )
-    if shown > (bookmarks.MAPPED if is_reduced else most):
+    if shown > (bookmarks.MAX_TSNE_POINTS if is_reduced else most):
         say(f"no t-SNE and UMAP for the page: it shows {shown:,} points, more than {most:,}")
         return
     console.say(f"mapping the {shown:,} points of the page, in three dimensions")
@@ -118,11 +118,11 @@ def _save_views(run: RunReader, column: str, records: Subset, say: Say) -> None:
         components = load_or_compute_components(folder, column, records.features).coordinates
         index = records.index
     maps = projections.compute_projections(components, 3)
-    maps["pca"] = components[:, : bookmarks.COMPONENTS]
+    maps["pca"] = components[:, : bookmarks.MAX_PCA_AXES]
     bookmarks.save_maps(run, column, index, maps)
     if not folder.exists(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}"):
         return
-    views = bookmarks.make_views(run, lambda name: folder.read(f"{layout.PROJECTOR}/{name}"))
+    views = bookmarks.make_bookmarks(run, lambda name: folder.read(f"{layout.PROJECTOR}/{name}"))
     for name, content in views.files.items():
         folder.write(f"{layout.PROJECTOR}/{name}", content)
     if views.names:
