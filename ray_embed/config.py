@@ -21,6 +21,7 @@ _CALLABLE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 _IMAGE_SIZE = re.compile(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?")
 # The ending of a file, without which its name is the name of a split: .csv, .parquet, .h5.
 _ENDING = re.compile(r"\.([a-z][a-z0-9]{2,8}|h5)$", re.IGNORECASE)
+_WILDCARD = re.compile(r"[*?\[{]")
 
 # Ray's own name for a Ray that is started on this machine.
 LOCAL = "local"
@@ -194,6 +195,9 @@ def parse_source(text: str) -> tuple[str, str]:
         base = PurePosixPath(path.rstrip("/")).name or Path(text).resolve().name
         if not Path(path).is_dir():
             base = _ENDING.sub("", base)
+        # Of a pattern, what precedes the first wildcard, or else its folder.
+        if wildcard := _WILDCARD.search(base):
+            base = base[: wildcard.start()].rstrip("-_.") or PurePosixPath(path).parent.name
     return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data", text
 
 

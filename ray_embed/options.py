@@ -116,9 +116,9 @@ class RunOptions:
         Option(
             group=Group.DATA,
             help="Images to embed: a folder (the first subfolder is the label), a .csv or .tsv "
-            "listing, an .npz file, or a module:callable that returns a tf.data.Dataset or a "
-            "sequence. Paths can be URIs, such as s3://bucket/valid. Repeat for more splits; the "
-            "first one is the reference for evaluation.",
+            "listing, .parquet or .tar files, an .npz file, or a module:callable that returns a "
+            "tf.data.Dataset or a sequence. Paths can be URIs, such as s3://bucket/valid. Repeat "
+            "for more splits; the first one is the reference for evaluation.",
             metavar="[SPLIT=]URI",
             repeatable=True,
         ),
@@ -131,11 +131,35 @@ class RunOptions:
             '\'{"valid": {"folder": "data"}}\'.',
         ),
     ] = {}  # noqa: RUF012 - pydantic copies it
+    image_column: Annotated[
+        str | None,
+        Option(
+            group=Group.DATA,
+            help="Column of a Parquet file, or array of an .npz file, with the images.",
+            metavar="COLUMN",
+            default="the one with images",
+        ),
+    ] = None
+    key_column: Annotated[
+        str | None,
+        Option(
+            group=Group.DATA,
+            help="Column of a Parquet file with the keys of the records.",
+            metavar="COLUMN",
+            default="the path of the image, else file and row",
+        ),
+    ] = None
     path_column: Annotated[
         str, Option(group=Group.DATA, help="Listing column with the image paths.")
     ] = "path"
     label_column: Annotated[
-        str, Option(group=Group.DATA, help="Listing column with the labels.")
+        str,
+        Option(
+            group=Group.DATA,
+            help="Column of a listing or a Parquet file, field of the .json files in a tar, or "
+            "array of an .npz file, with the labels.",
+            metavar="COLUMN",
+        ),
     ] = "label"
     label_type: Annotated[
         LabelType,

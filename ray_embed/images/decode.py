@@ -106,16 +106,27 @@ def _make_file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
 def content_batches(
     contents: Iterable[bytes], pixels: PixelSpec, batch_size: int, threads: int
 ) -> Iterator[Batch]:
-    """Like :func:`file_batches`, for the contents of image files."""
+    """Like :func:`file_batches`, for the contents of image files; raises what `contents` raises."""
     import tensorflow as tf
 
+    # TensorFlow would end the dataset where the iterator raises, and drop the error.
+    errors: list[Exception] = []
+
+    def number_contents() -> Iterator[tuple[int, bytes]]:
+        try:
+            yield from enumerate(contents)
+        except Exception as error:
+            errors.append(error)
+
     records = tf.data.Dataset.from_generator(
-        lambda: enumerate(contents),
+        number_contents,
         output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string)),
     )
-    return _iterate_batches(
+    yield from _iterate_batches(
         _batch_records(records, _make_content_decoder(pixels), batch_size, threads)
     )
+    if errors:
+        raise errors[0]
 
 
 def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int) -> Iterator[Batch]:

@@ -101,6 +101,8 @@ def _choose_shard_size(info: SourceInfo, batch_size: int) -> int:
 
     It depends only on the source and the batch size, so that shard boundaries are reproducible.
     """
+    if info.shard_size is not None:
+        return info.shard_size
     if info.image_shape is None:
         return DEFAULT_SHARD_SIZE
     height, width, channels = info.image_shape

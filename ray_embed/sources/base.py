@@ -23,8 +23,8 @@ class SourceInfo:
 
     `extras` are the names of the (text) metadata columns. `image_shape` is (H, W, C) for arrays and
     None for image files; `image_dtype` is ``uint8`` or ``float``. `checksum` is set if all images
-    are in a single file. `has_label_column` is None for sources other than listings. `notes` are
-    messages for the user.
+    are in a single file. `has_label_column` is None for sources without columns. `shard_size` is
+    the number of records that are best read together. `notes` are messages for the user.
     """
 
     label_type: pa.DataType
@@ -33,6 +33,7 @@ class SourceInfo:
     image_dtype: str = "uint8"
     checksum: str = ""
     has_label_column: bool | None = None
+    shard_size: int | None = None
     notes: tuple[str, ...] = ()
 
 

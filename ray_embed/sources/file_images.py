@@ -12,7 +12,7 @@ from ray_embed.images import decode
 from ray_embed.images.decode import Batch, PixelSpec
 from ray_embed.sources import files
 from ray_embed.sources.base import PlannedRecords
-from ray_embed.sources.files import File, FileContents, SizeAndTime
+from ray_embed.sources.files import File, SizeAndTime
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,8 @@ class FileImages:
                 paths = [file.path for file in self.files]
                 yield from decode.file_batches(paths, self.pixels, batch_size, threads)
             return
-        contents = FileContents(self.files, self.planned)
+        contents = files.read_contents(self.files, self.planned)
         yield from decode.content_batches(contents, self.pixels, batch_size, threads)
-        contents.raise_error()
 
     def diagnose(self, number: int) -> str | Batch:
         """Return why a file was skipped, as one of the fixed reject reasons, or the image if it can

@@ -171,51 +171,35 @@ def explain_change(file: File, what: str = "has changed") -> InputError:
     )
 
 
-class FileContents:
-    """Iterates over the contents of files with read-ahead, and stops at the first error.
+def read_contents(files: Sequence[File], planned: Sequence[SizeAndTime]) -> Iterator[bytes]:
+    """Yield the contents of files in order, with read-ahead.
 
     Args:
-        files: the files, in order.
-        planned: the size and modification time of each file when the run was planned.
+        files: the files.
+        planned: the size and modification time of each when the run was planned.
+
+    Raises:
+        InputError: a file has been removed or has changed since then.
+        StorageError: the storage fails or denies access.
     """
-
-    def __init__(self, files: Sequence[File], planned: Sequence[SizeAndTime]) -> None:
-        self._files, self._planned = files, planned
-        self._error: Exception | None = None
-
-    def __iter__(self) -> Iterator[bytes]:
+    waiting: deque[tuple[Future[bytes], int]] = deque()
+    held = 0
+    with ThreadPoolExecutor(min(_MAX_REQUESTS, len(files))) as pool:
         try:
-            yield from self._read_ahead()
-        except (InputError, StorageError) as error:
-            self._error = error
-
-    def raise_error(self) -> None:
-        """Raise the error that stopped the iteration, if any.
-
-        TensorFlow would swallow an exception raised in the iterator.
-        """
-        if self._error:
-            raise self._error
-
-    def _read_ahead(self) -> Iterator[bytes]:
-        waiting: deque[tuple[Future[bytes], int]] = deque()
-        held = 0
-        with ThreadPoolExecutor(min(_MAX_REQUESTS, len(self._files))) as pool:
-            try:
-                for file, planned in zip(self._files, self._planned, strict=True):
-                    size = planned[0] or 0
-                    while waiting and (
-                        len(waiting) >= _MAX_REQUESTS or held + size > _MAX_READ_AHEAD_BYTES
-                    ):
-                        first, weight = waiting.popleft()
-                        held -= weight
-                        yield first.result()
-                    waiting.append((pool.submit(_read_content, file, planned), size))
-                    held += size
-                for first, _ in waiting:
+            for file, stat in zip(files, planned, strict=True):
+                size = stat[0] or 0
+                while waiting and (
+                    len(waiting) >= _MAX_REQUESTS or held + size > _MAX_READ_AHEAD_BYTES
+                ):
+                    first, weight = waiting.popleft()
+                    held -= weight
                     yield first.result()
-            finally:
-                pool.shutdown(wait=False, cancel_futures=True)
+                waiting.append((pool.submit(_read_content, file, stat), size))
+                held += size
+            for first, _ in waiting:
+                yield first.result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _read_content(file: File, planned: SizeAndTime) -> bytes:

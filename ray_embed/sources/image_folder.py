@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from ray_embed.config import RunConfig
 from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
@@ -46,7 +47,7 @@ class ImageFolder:
         return FileReader(self.location)
 
 
-def open_folder(split: str, root: str | Path) -> ImageFolder:
+def open_folder(split: str, root: str | Path, config: RunConfig | None = None) -> ImageFolder:
     """Open a local folder as a source.
 
     Raises:

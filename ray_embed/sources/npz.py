@@ -23,11 +23,13 @@ from typing import IO, Any
 import numpy as np
 import pyarrow as pa
 
+from ray_embed.config import RunConfig
 from ray_embed.core.arrays import Array
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.images.decode import PixelSpec
 from ray_embed.sources.array_images import ArrayImages, open_arrays
+from ray_embed.sources.array_names import choose_arrays
 from ray_embed.sources.base import PlannedRecords, SourceInfo
 from ray_embed.sources.files import (
     File,
@@ -57,6 +59,7 @@ class Npz:
     location: str
     info: SourceInfo
     labels: pa.Array
+    array: str
 
     def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
         """Yield the records of all images."""
@@ -75,7 +78,8 @@ class Npz:
 
     def reader(self) -> "NpzReader":
         """Return the reader for the images."""
-        return NpzReader(self.location, f"--source {self.split}={redact_uri(self.location)}")
+        where = f"--source {self.split}={redact_uri(self.location)}"
+        return NpzReader(self.location, self.array, where)
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class NpzReader:
     """Reads images from an ``.npz`` file. `where` is how messages refer to the source."""
 
     location: str
+    array: str
     where: str
 
     def open(self, records: PlannedRecords, pixels: PixelSpec) -> ArrayImages:
@@ -92,7 +97,7 @@ class NpzReader:
             InputError: the images do not fit the encoder.
             StorageError: the file cannot be read.
         """
-        images = _read_positions(self.location, records.positions)
+        images = _read_positions(self.location, self.array, records.positions)
         return open_arrays(images, records.positions, pixels, self.where)
 
     def verify(self, rows: pa.Table) -> None:
@@ -107,17 +112,22 @@ class NpzReader:
             check_unchanged([locate_file(self.location)], [planned])
 
 
-def open_npz(split: str, root: str | Path) -> Npz:
+def open_npz(split: str, root: str | Path, config: RunConfig | None = None) -> Npz:
     """Open an ``.npz`` file, a path or URI, as a source.
 
-    Without an array `labels`, the records are unlabeled.
+    Without an array of labels, the records are unlabeled.
 
     Raises:
         InputError: the file is not an ``.npz`` file, has no images, an array has an unsupported
             type or rank, or the lengths differ.
     """
     file, path = locate_file(str(root)), redact_uri(str(root))
-    shape, dtype = read_array_header(file, "images")
+    names = _list_arrays(file)
+    image, label = config.image_column if config else None, None
+    if config and "label_column" in config.model_fields_set:
+        label = config.label_column
+    name, label = choose_arrays(names, split, image, label, path)
+    shape, dtype = read_array_header(file, name)
     if dtype != np.uint8 and dtype.kind != "f":
         raise InputError(f"{path}: images have dtype {dtype}; expected uint8 or float")
     if len(shape) not in (3, 4):
@@ -129,16 +139,18 @@ def open_npz(split: str, root: str | Path) -> Npz:
         )
     count, height, width = shape[:3]
     if count == 0:
-        raise InputError(f"{path}: the array 'images' is empty")
-    labels, notes = _read_labels(file, path, count)
+        raise InputError(f"{path}: the array {name!r} is empty")
+    labels, notes = _read_labels(file, path, label, count)
+    if name != "images":
+        notes = (f"{path}: images from {name}, labels from {label or 'no array'}", *notes)
     info = SourceInfo(
-        label_type=find_label_type(labels.type, f"{path}: labels"),
+        label_type=find_label_type(labels.type, f"{path}: {label}"),
         image_shape=(height, width, shape[3] if len(shape) == 4 else 1),
         image_dtype="uint8" if dtype == np.uint8 else "float",
-        checksum=_read_checksum(file),
+        checksum=_read_checksum(file, name),
         notes=notes,
     )
-    return Npz(split, str(root), info, labels)
+    return Npz(split, str(root), info, labels, name)
 
 
 def is_channels_first(shape: Sequence[int]) -> bool:
@@ -148,16 +160,16 @@ def is_channels_first(shape: Sequence[int]) -> bool:
     return first in counts and width not in counts and min(height, width) > max(counts)
 
 
-def _read_labels(file: File, path: str, count: int) -> tuple[pa.Array, tuple[str, ...]]:
+def _read_labels(
+    file: File, path: str, label: str | None, count: int
+) -> tuple[pa.Array, tuple[str, ...]]:
     """Return the labels of `count` images (null if there are none) and notes for the user."""
-    names = _list_arrays(file)
-    if "labels" not in names:
-        others = ", ".join(name for name in names if name != "images")
-        advice = f"; the file also contains {others}: save the labels as labels=…" if others else ""
+    if label is None:
         return pa.nulls(count), (
-            f"{path}: no array 'labels', so the records are unlabeled{advice}",
+            f"{path}: no array 'labels', so the records are unlabeled; the file contains "
+            f"{', '.join(_list_arrays(file))}; select the labels with --label-column",
         )
-    shape, _ = read_array_header(file, "labels")
+    shape, _ = read_array_header(file, label)
     if shape not in ((count,), (count, 1)):
         one_hot = len(shape) == 2 and shape[0] == count
         advice = (
@@ -166,23 +178,32 @@ def _read_labels(file: File, path: str, count: int) -> tuple[pa.Array, tuple[str
             else ""
         )
         raise InputError(
-            f"{path}: labels have shape {shape}; expected one label for each of the {count} "
+            f"{path}: {label} have shape {shape}; expected one label for each of the {count} "
             f"images{advice}"
         )
     with open_file(file) as stream:
-        labels = np.load(stream, allow_pickle=False)["labels"].reshape(-1)
+        labels = np.load(stream, allow_pickle=False)[label].reshape(-1)
     return convert_labels(labels, path), ()
 
 
 def _list_arrays(file: File) -> list[str]:
-    with open_file(file) as stream, zipfile.ZipFile(stream) as archive:
+    with _open_archive(file) as archive:
         return [entry.removesuffix(".npy") for entry in archive.namelist()]
 
 
-def _read_checksum(file: File) -> str:
+def _read_checksum(file: File, name: str) -> str:
     """Return the CRC-32 of the images that is stored in the archive."""
-    with open_file(file) as stream, zipfile.ZipFile(stream) as archive:
-        return f"{archive.getinfo('images.npy').CRC:08x}"
+    with _open_archive(file) as archive:
+        return f"{archive.getinfo(f'{name}.npy').CRC:08x}"
+
+
+@contextlib.contextmanager
+def _open_archive(file: File) -> Iterator[zipfile.ZipFile]:
+    try:
+        with open_file(file) as stream, zipfile.ZipFile(stream) as archive:
+            yield archive
+    except (OSError, zipfile.BadZipFile) as error:
+        raise InputError(f"{file}: not an .npz file: {error}") from error
 
 
 def convert_labels(labels: np.ndarray[Any, Any], where: str) -> pa.Array:
@@ -250,17 +271,17 @@ def _open_array(
         yield stream, shape, dtype
 
 
-def _read_positions(location: str, positions: Array) -> Array:
+def _read_positions(location: str, array: str, positions: Array) -> Array:
     """Read the images at the given positions, with one read per range of consecutive positions."""
     breaks = np.flatnonzero(np.diff(positions) != 1) + 1
     ranges = [part for part in np.split(positions, breaks) if len(part)]
-    arrays = [read_images(location, int(part[0]), len(part)) for part in ranges]
+    arrays = [read_images(location, int(part[0]), len(part), array) for part in ranges]
     if not arrays:
         return np.zeros(0)
     return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
 
 
-def read_images(root: str | Path, start: int, count: int) -> Array:
+def read_images(root: str | Path, start: int, count: int, array: str = "images") -> Array:
     """Read images[start : start + count] as (n, H, W, C), uint8 or float32.
 
     Raises:
@@ -270,7 +291,7 @@ def read_images(root: str | Path, start: int, count: int) -> Array:
     file = locate_file(str(root))
     [stat] = stat_files([file])
     try:
-        data = _locate_images(str(root), stat)
+        data = _locate_images(str(root), array, stat)
         count = max(0, min(count, data.shape[0] - start))
         size = data.dtype.itemsize * math.prod(data.shape[1:])
         if data.copy is not None:
@@ -304,12 +325,12 @@ class _ImageData:
 
 
 @functools.lru_cache(maxsize=8)
-def _locate_images(root: str, _stat: SizeAndTime) -> _ImageData:
+def _locate_images(root: str, array: str, _stat: SizeAndTime) -> _ImageData:
     # The stat is part of the cache key, because the file may be replaced.
     file = locate_file(root)
-    with _open_array(file, "images") as (stream, shape, dtype):
+    with _open_array(file, array) as (stream, shape, dtype):
         with open_file(file) as plain, zipfile.ZipFile(plain) as archive:
-            member = archive.getinfo("images.npy")
+            member = archive.getinfo(f"{array}.npy")
             if member.compress_type == zipfile.ZIP_STORED:
                 # The local header has 30 bytes; the last four hold the lengths of the name and the
                 # extra field.

@@ -12,27 +12,30 @@ from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.base import Source
+from ray_embed.sources.container_files import is_pattern, list_names
 from ray_embed.sources.dataset import Dataset
-from ray_embed.sources.image_folder import open_folder
+from ray_embed.sources.image_folder import IMAGE_ENDINGS, open_folder
 from ray_embed.sources.listing import open_listing
 from ray_embed.sources.npz import open_npz
+from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.remote_image_folder import open_remote_folder
+from ray_embed.sources.webdataset import open_webdataset
 from ray_embed.storage.filesystem import Folder
 
 # Opens a source, given its split, its path, URI or object, and the options.
 Opener = Callable[[str, Any, RunConfig], Source]
 
-# Source types, by kind of location or by file extension. To add a type, add a line here.
+# Source types by file extension. To add a type, add a line here.
 FORMS: dict[str, Opener] = {
-    "callable": lambda split, named, config: Dataset(
-        split, named, config.source_kwargs.get(split, {})
-    ),
-    "folder": lambda split, path, config: open_folder(split, path),
-    "remote folder": lambda split, uri, config: open_remote_folder(split, uri),
     ".csv": open_listing,
     ".tsv": open_listing,
-    ".npz": lambda split, uri, config: open_npz(split, uri),
+    ".npz": open_npz,
+    ".parquet": open_parquet,
+    ".tar": open_webdataset,
 }
+
+# Source types of folders, by the files directly in them. Other folders are folders of images.
+FOLDERS: dict[str, Opener] = {".parquet": open_parquet, ".tar": open_webdataset}
 
 
 def open_sources(config: RunConfig) -> list[Source]:
@@ -62,37 +65,54 @@ def _check_label_column(sources: list[Source]) -> None:
 
 
 def _open(split: str, named: Any, config: RunConfig) -> Source:
-    form, location = _find_form(named)
-    if form != "callable" and config.source_kwargs.get(split):
+    arguments = config.source_kwargs.get(split, {})
+    if not isinstance(named, str) or is_callable_reference(named):
+        return Dataset(split, named, arguments)
+    if arguments:
         raise InputError(
-            f"--source-kwargs for {split!r}: the source {redact_uri(location)} is not a callable; "
+            f"--source-kwargs for {split!r}: the source {redact_uri(named)} is not a callable; "
             "remove these arguments, or use a module:callable source"
         )
-    return FORMS[form](split, location, config)
+    opener, location = _find_opener(named)
+    return opener(split, location, config)
 
 
-def _find_form(named: Any) -> tuple[str, Any]:
-    """Return the type of a source and its location, with URIs of local files converted to paths.
+def _find_opener(named: str) -> tuple[Opener, str]:
+    """Return what opens a source, and its location; the URI of a local file becomes its path.
 
     Raises:
         InputError: the source does not exist, has an unknown type, or its storage does not respond.
     """
-    if not isinstance(named, str) or is_callable_reference(named):
-        return "callable", named
-    type_, uri = _inspect(named)
-    endings = [form for form in FORMS if form.startswith(".")]
+    *others, last = FORMS
     advice = (
-        f"expected a folder of images, a {', '.join(endings[:-1])} or {endings[-1]} file, or "
-        "module:callable"
+        f"expected a folder of images, a {', '.join(others)} or {last} file, or module:callable"
     )
+    is_local = not is_uri(named)
+    ending = PurePosixPath(named if is_local else urlsplit(named).path).suffix.lower()
+    if is_pattern(named):
+        if ending not in FOLDERS:
+            raise InputError(
+                f"--source {redact_uri(named)}: patterns are for {' and '.join(FOLDERS)} files"
+            )
+        return FOLDERS[ending], named
+    type_, uri = _inspect(named)
     if type_ is pafs.FileType.NotFound:
         raise InputError(f"--source {redact_uri(uri)}: no such file or folder; {advice}")
     if type_ is pafs.FileType.Directory:
-        return "remote folder" if is_uri(uri) else "folder", uri
-    ending = PurePosixPath(urlsplit(uri).path if is_uri(uri) else uri).suffix.lower()
-    if ending not in endings:
+        return _find_folder_opener(uri), uri
+    if ending not in FORMS:
         raise InputError(f"--source {redact_uri(uri)}: unsupported file type; {advice}")
-    return ending, uri
+    return FORMS[ending], uri
+
+
+def _find_folder_opener(uri: str) -> Opener:
+    """Return what opens a folder, by the files directly in it; images come first."""
+    endings = {PurePosixPath(name).suffix.lower() for name in list_names(uri)}
+    if not endings.intersection(IMAGE_ENDINGS):
+        for ending, opener in FOLDERS.items():
+            if ending in endings:
+                return opener
+    return open_remote_folder if is_uri(uri) else open_folder
 
 
 def _inspect(uri: str) -> tuple[pafs.FileType, str]:

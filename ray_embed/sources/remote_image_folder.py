@@ -14,6 +14,7 @@ from typing import ClassVar
 
 import pyarrow as pa
 
+from ray_embed.config import RunConfig
 from ray_embed.core.threads import OrderedMap, open_ordered_map
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, StorageError
@@ -62,7 +63,7 @@ class RemoteImageFolder:
         return FileReader(self.location)
 
 
-def open_remote_folder(split: str, uri: str) -> RemoteImageFolder:
+def open_remote_folder(split: str, uri: str, config: RunConfig | None = None) -> RemoteImageFolder:
     """Open a remote folder as a source.
 
     Raises:

@@ -311,7 +311,7 @@ def test_labels_of_an_npz_keep_their_type(tmp_path, labels, type_, expected):
     ("content", "tokens"),
     [
         ({}, ["images"]),
-        ({"p": np.zeros((2, 3, 3))}, ["'images'", "contains p", "np.savez"]),
+        ({"p": np.zeros((2, 3, 3))}, ["'images'", "contains p", "--image-column", "np.savez"]),
         ({"labels": np.zeros(2)}, ["images", "labels"]),
         ({"p": np.zeros(2), "q": np.zeros(2)}, ["images", "p, q"]),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3)}, ["labels", "(3,)", "2"]),
@@ -363,7 +363,7 @@ def test_an_npz_without_labels_has_none_and_says_so(tmp_path):
     source = opened(tmp_path / "s.npz")
     assert [row["label"] for row in rows(source)] == [None, None]
     (note,) = source.info.notes
-    for token in ("s.npz", "'labels'", "unlabeled", "y"):
+    for token in ("s.npz", "'labels'", "unlabeled", "images, y", "--label-column"):
         assert token in note
 
 

@@ -1,0 +1,351 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tar files in the WebDataset format: the files of one sample follow each other.
+
+The base name up to the first dot is the key of a sample, and the rest says what a file is: ``jpg``
+or ``png`` an image, ``cls`` a label, ``json`` metadata, ``txt`` a text
+(https://github.com/webdataset/webdataset#the-webdataset-format). Planning reads the headers of a
+tar and these small files; the actors read the images, by their byte offsets.
+"""
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import IO, Any
+
+import pyarrow as pa
+
+from ray_embed.config import RunConfig
+from ray_embed.core.keys import make_key
+from ray_embed.core.uri import redact_uri
+from ray_embed.errors import InputError, get_first_line
+from ray_embed.sources.base import SourceInfo
+from ray_embed.sources.container_files import ContainerFiles, find_files
+from ray_embed.sources.files import File, SizeAndTime, open_file
+from ray_embed.sources.image_folder import IMAGE_ENDINGS
+from ray_embed.sources.label_schema import RESERVED_COLUMNS, find_label_type
+from ray_embed.sources.packed_images import PackedReader, Place
+from ray_embed.storage.retry import explain_error
+
+ENDINGS = (".tar",)
+_RECORDS_PER_BATCH = 4096
+# The first samples show which labels and fields there are.
+_SAMPLES_INSPECTED = 100
+_MAX_SMALL_FILE = 1 << 20
+# A request to a store costs as much time as reading some megabytes.
+_CHUNK_BYTES = 8 << 20
+_COMPRESSED = {
+    b"\x1f\x8b": ("gzip", "gunzip"),
+    b"BZh": ("bzip2", "bunzip2"),
+    b"\xfd7zXZ": ("xz", "unxz"),
+    b"\x28\xb5\x2f\xfd": ("zstd", "unzstd"),
+}
+
+
+@dataclass
+class _Sample:
+    """The files of one sample: where its image is, and the contents of its small files."""
+
+    key: str
+    place: Place | None = None
+    texts: dict[str, bytes] = field(default_factory=dict)
+
+    def find_label(self, column: str, where: str) -> Any:
+        """Return the label: from the ``cls`` file, the field of the ``json`` file, or ``txt``."""
+        if (text := self._read_text("cls", where)) is not None:
+            return int(text) if text.lstrip("-").isdigit() else text
+        fields = self.read_fields(where)
+        if column in fields:
+            return fields[column]
+        return self._read_text("txt", where)
+
+    def read_fields(self, where: str) -> dict[str, Any]:
+        """Return the fields of the ``json`` file; none if there is no such file.
+
+        Raises:
+            InputError: it is not a JSON object.
+        """
+        if "json" not in self.texts:
+            return {}
+        try:
+            fields = json.loads(self.texts["json"])
+        except ValueError as error:
+            raise InputError(f"{where}: {self.key}.json is not JSON: {error}") from error
+        if not isinstance(fields, dict):
+            raise InputError(f"{where}: {self.key}.json is not a JSON object")
+        return fields
+
+    def _read_text(self, ending: str, where: str) -> str | None:
+        if ending not in self.texts:
+            return None
+        try:
+            return self.texts[ending].decode().strip()
+        except UnicodeDecodeError as error:
+            raise InputError(f"{where}: {self.key}.{ending} is not UTF-8: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebDataset:
+    """The samples of tar files: the files by name, and in each the samples in their order."""
+
+    split: str
+    files: ContainerFiles
+    label_column: str
+    info: SourceInfo
+
+    @property
+    def location(self) -> str:
+        """The folder of the files."""
+        return self.files.folder
+
+    def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
+        """Yield the samples that have an image.
+
+        Raises:
+            InputError: a file is not a tar or is cut off, a key occurs twice, or a label has
+                another type than the first ones.
+        """
+        for name, file, stat in self.files.locate():
+            samples = _read_samples(file, skipped)
+            while batch := list(islice(samples, _RECORDS_PER_BATCH)):
+                yield self._make_records(batch, name, str(file), stat)
+
+    def _make_records(
+        self, samples: list[_Sample], name: str, where: str, stat: SizeAndTime
+    ) -> pa.RecordBatch:
+        count = len(samples)
+        size, mtime = stat
+        fields = [sample.read_fields(where) for sample in samples]
+        places = [sample.place or Place(0, None) for sample in samples]
+        extras = {
+            extra: pa.array([_to_text(item.get(extra)) for item in fields], pa.string())
+            for extra in self.info.extras
+        }
+        return pa.record_batch(
+            {
+                "key": pa.array([sample.key for sample in samples], pa.string()),
+                "label": self._make_labels(samples, where),
+                **extras,
+                "path": pa.repeat(pa.scalar(name.encode(), pa.binary()), count),
+                "size": pa.repeat(pa.scalar(size, pa.int64()), count),
+                "mtime": pa.repeat(pa.scalar(mtime, pa.int64()), count),
+                "position": pa.array([place.position for place in places], pa.int64()),
+                "length": pa.array([place.length for place in places], pa.int64()),
+            }
+        )
+
+    def _make_labels(self, samples: list[_Sample], where: str) -> pa.Array:
+        target = self.info.label_type
+        labels = [sample.find_label(self.label_column, where) for sample in samples]
+        if pa.types.is_string(target):
+            labels = [_to_text(label) for label in labels]
+        try:
+            return pa.array(labels, target)
+        except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
+            for sample, label in zip(samples, labels, strict=True):
+                if label is not None and _find_type(label, where) != target:
+                    raise InputError(
+                        f"{where}: {sample.key} has the label {label!r}, but the first labels have "
+                        f"the type {target}; give all labels one type"
+                    ) from None
+            raise
+
+    def reader(self) -> PackedReader:
+        """Return what opens the images."""
+        return PackedReader(self.location, read_ranges)
+
+
+def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
+    """Open a tar file, a folder of them or a pattern as a source.
+
+    Raises:
+        InputError: a file is not a tar, is compressed, or has no images.
+    """
+    files = find_files(named, ENDINGS)
+    _, first, _ = files.locate()[0]
+    where = str(first)
+    skipped: Counter[str] = Counter()
+    samples = list(islice(_read_samples(first, skipped), _SAMPLES_INSPECTED))
+    if not samples:
+        endings = ", ".join(IMAGE_ENDINGS)
+        found = ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
+        raise InputError(
+            f"{where}: no images in it (supported extensions are {endings})"
+            + (f"; it has {found}" if found else "")
+        )
+    labels = [sample.find_label(config.label_column, where) for sample in samples]
+    types = {_find_type(label, where) for label in labels if label is not None}
+    label_type = _join_types(types)
+    fields = [sample.read_fields(where) for sample in samples]
+    # Lists and objects have no place in a column of text.
+    scalars = [
+        name
+        for item in fields
+        for name, value in item.items()
+        if not isinstance(value, (list, dict)) and name != config.label_column
+    ]
+    extras = tuple(dict.fromkeys(scalars))
+    for name in extras:
+        if name in RESERVED_COLUMNS or name == "feature" or name.startswith("feature_"):
+            raise InputError(f"{where}: the json field {name!r} has a reserved name; rename it")
+    notes = []
+    if not types:
+        names = ", ".join(dict.fromkeys(name for item in fields for name in item)) or "none"
+        notes.append(
+            f"{redact_uri(named)}: no .cls or .txt file and no json field "
+            f"{config.label_column!r}, so the records are unlabeled (json fields: {names}); select "
+            "one with --label-column"
+        )
+    return WebDataset(
+        split=split,
+        files=files,
+        label_column=config.label_column,
+        info=SourceInfo(
+            label_type=label_type,
+            extras=extras,
+            has_label_column=bool(types),
+            notes=tuple(notes),
+        ),
+    )
+
+
+def read_ranges(file: File, places: Sequence[Place]) -> Iterator[bytes | None]:
+    """Yield the bytes at some ranges of a file; a store is asked for neighboring ranges at once.
+
+    Raises:
+        OSError: the file cannot be read, or ends before a range does.
+    """
+    with open_file(file) as stream:
+        for chunk in _group_ranges(places, _CHUNK_BYTES if file.is_remote else 0):
+            start = chunk[0].position
+            stop = chunk[-1].position + (chunk[-1].length or 0)
+            stream.seek(start)
+            content = stream.read(stop - start)
+            if len(content) < stop - start:
+                raise OSError(f"the file ends before byte {stop}")
+            for place in chunk:
+                begin = place.position - start
+                yield content[begin : begin + (place.length or 0)]
+
+
+def _group_ranges(places: Sequence[Place], size: int) -> Iterator[list[Place]]:
+    """Yield neighboring places, as many at a time as lie within `size` bytes."""
+    chunk: list[Place] = []
+    for place in places:
+        if chunk and place.position + (place.length or 0) - chunk[0].position > size:
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    if chunk:
+        yield chunk
+
+
+def _read_samples(file: File, skipped: Counter[str]) -> Iterator[_Sample]:
+    """Yield the samples of a tar that have an image, in order.
+
+    Raises:
+        InputError: the file is not a tar, is compressed or cut off, or a key occurs twice.
+    """
+    seen: set[int] = set()
+    sample: _Sample | None = None
+    for name, place, content in _read_members(file):
+        base, ending = _split_name(name)
+        if ending is None:
+            skipped["hidden"] += 1
+            continue
+        if sample is None or sample.key != base:
+            if sample is not None:
+                yield from _finish(sample, skipped)
+            if hash(base) in seen:
+                raise InputError(
+                    f"{file}: the key {base!r} occurs twice, or its files do not follow each "
+                    "other; write the tar with sorted names"
+                )
+            seen.add(hash(base))
+            sample = _Sample(base)
+        if f".{ending}" in IMAGE_ENDINGS:
+            if sample.place is not None:
+                raise InputError(
+                    f"{file}: the key {base!r} has two images; give each image a key of its own"
+                )
+            sample.place = place
+        elif content is not None:
+            sample.texts[ending] = content
+        else:
+            skipped[f".{ending}"] += 1
+    if sample is not None:
+        yield from _finish(sample, skipped)
+
+
+def _finish(sample: _Sample, skipped: Counter[str]) -> Iterator[_Sample]:
+    if sample.place is None:
+        skipped["samples without an image"] += 1
+    else:
+        yield sample
+
+
+def _read_members(file: File) -> Iterator[tuple[str, Place, bytes | None]]:
+    """Yield the name and place of each file in a tar, and the content of labels and metadata."""
+    try:
+        with open_file(file) as stream:
+            _refuse_compressed(stream, file)
+            with tarfile.open(fileobj=stream, mode="r:") as tar:
+                for member in tar:
+                    if member.isfile():
+                        place = Place(member.offset_data, member.size)
+                        yield make_key(member.name), place, _read_small(tar, member)
+                    # Otherwise tarfile keeps every header in memory.
+                    vars(tar)["members"] = []
+    except tarfile.TarError as error:
+        raise InputError(
+            f"{file}: cannot be read as a tar: {get_first_line(error)}; is the file complete?"
+        ) from error
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read: {explain_error(error)}") from error
+
+
+def _read_small(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    """Return the content of a label or of metadata; None for other files."""
+    if _split_name(member.name)[1] not in ("cls", "json", "txt") or member.size > _MAX_SMALL_FILE:
+        return None
+    content = tar.extractfile(member)
+    return None if content is None else content.read()
+
+
+def _refuse_compressed(stream: IO[bytes], file: File) -> None:
+    start = stream.read(8)
+    stream.seek(0)
+    for magic, (name, tool) in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise InputError(
+                f"{file}: the tar is compressed with {name}, so that its images cannot be read one "
+                f"by one; uncompress it with {tool} (JPEG and PNG files hardly get larger)"
+            )
+
+
+def _split_name(name: str) -> tuple[str, str | None]:
+    """Split a name at the first dot of its base name; the ending is None for a hidden file."""
+    folder, slash, base = name.rpartition("/")
+    stem, dot, ending = base.partition(".")
+    return folder + slash + stem, ending.lower() if stem and dot else None
+
+
+def _find_type(label: Any, where: str) -> pa.DataType:
+    try:
+        return find_label_type(pa.scalar(label).type, where)
+    except (pa.ArrowInvalid, OverflowError) as error:
+        raise InputError(f"{where}: {label!r} is not a valid label: {error}") from error
+
+
+def _join_types(types: set[pa.DataType]) -> pa.DataType:
+    if not types:
+        return pa.null()
+    if types == {pa.int64(), pa.float64()}:
+        return pa.float64()
+    return next(iter(types)) if len(types) == 1 else pa.string()
+
+
+def _to_text(value: Any) -> str | None:
+    return None if value is None else str(value)

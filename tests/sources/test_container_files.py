@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that hold many images: folders, patterns and braces."""
+
+import pytest
+
+from ray_embed.errors import InputError
+from ray_embed.sources.container_files import expand_braces, find_files, is_pattern
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expanded"),
+    [
+        ("a.tar", ["a.tar"]),
+        ("s-{08..11}.tar", ["s-08.tar", "s-09.tar", "s-10.tar", "s-11.tar"]),
+        ("s-{2..0}", ["s-2", "s-1", "s-0"]),
+        ("{a,b}-{0..1}", ["a-0", "a-1", "b-0", "b-1"]),
+        ("{a}", ["{a}"]),
+    ],
+)
+def test_braces_expand_as_in_a_shell(pattern, expanded):
+    assert expand_braces(pattern) == expanded
+
+
+def test_pattern_is_no_existing_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a[1].tar").touch()
+    assert not is_pattern("a[1].tar")
+    assert not is_pattern("{x}.tar")
+    assert is_pattern("*.tar")
+    assert is_pattern("s3://bucket/{0..3}.tar")
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_files_are_found_in_the_order_of_their_names(scheme, tmp_path):
+    for name in ("b.tar", "a.tar", "c.txt", ".d.tar"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "e.tar").touch()
+    root = f"{scheme}{tmp_path}"
+    assert find_files(root, (".tar",)).names == ("a.tar", "b.tar")
+    assert find_files(f"{root}/*.tar", (".tar",)).names[-2:] == ("a.tar", "b.tar")
+    assert find_files(f"{root}/{{b,a}}.tar", (".tar",)).names == ("b.tar", "a.tar")
+    assert find_files(f"{root}/*/e.tar", (".tar",)).names == ("sub/e.tar",)
+    assert find_files(f"{root}/a.tar", (".tar",)).names == ("a.tar",)
+    located = find_files(f"{root}/*/e.tar", (".tar",)).locate()
+    assert [(name, size) for name, _, (size, _) in located] == [("sub/e.tar", 0)]
+
+
+@pytest.mark.parametrize("named", ["none-*.tar", "{0..2}.tar", ""])
+def test_missing_files_are_refused_by_name(named, tmp_path):
+    (tmp_path / "0.tar").touch()
+    with pytest.raises(InputError, match=r"--source .*: no file"):
+        find_files(f"{tmp_path}/{named}".rstrip("/"), (".tgz",) if not named else (".tar",))
