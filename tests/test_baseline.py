@@ -247,7 +247,7 @@ def test_missing_and_changed_inputs_and_resuming(project):
         (data, f"--source valid was '{data}'"),
     ):
         gone.rename(elsewhere)
-        said = assert_refused_baseline(run, "Start in the folder that the run was started in")
+        said = assert_refused_baseline(run, "Run the command in the original working directory")
         assert said.startswith(f"run/run.json: {was}, which is not available")
         elsewhere.rename(gone)
     # A second call does only what is missing.

@@ -45,4 +45,4 @@ def test_raylet_is_killed_before_an_actor_is_there(tmp_path):
     assert process.returncode == 1, said
     assert "Traceback" not in said
     # The run folder may have been begun by then.
-    assert "yet. Start again with: ray-embed run" in said
+    assert "Run again with: ray-embed run" in said

@@ -222,8 +222,8 @@ def test_each_path_that_a_node_does_not_see_is_named_before_work_starts(apart, t
         f"--out {run}",
     ):
         (line,) = [line for line in lines if f"{given}: " in line]
-        assert re.search(r"not seen on [\d.]+ \(node [0-9a-f]{8}\);", line)
-        assert "a disk that all nodes share, or on object storage (s3://" in line
+        assert re.search(r"not accessible on [\d.]+ \(node [0-9a-f]{8}\);", line)
+        assert "use a shared file system or object storage (s3://" in line
     assert len(lines) == 6
     assert not run.exists()
 
