@@ -162,6 +162,7 @@ def open_parquet(split: str, named: str, config: RunConfig) -> ParquetSource:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     columns = find_columns(schema, str(first), wanted)
+    _check_has_bytes(metadata, columns, str(first))
     name = redact_uri(named)
     if columns.label is None:
         notes.append(
@@ -295,6 +296,28 @@ def _open_parquet(file: File) -> Iterator[pq.ParquetFile]:
         ) from error
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {explain_error(error)}") from error
+
+
+def _check_has_bytes(metadata: pq.FileMetaData, columns: Columns, where: str) -> None:
+    """Refuse a file whose image structs have paths only, as far as its footer tells.
+
+    Raises:
+        InputError: no row has the bytes of an image.
+    """
+    for group in range(metadata.num_row_groups):
+        row_group = metadata.row_group(group)
+        for number in range(row_group.num_columns):
+            chunk = row_group.column(number)
+            if chunk.path_in_schema == columns.content:
+                counts = chunk.statistics and chunk.statistics.null_count
+                if counts is None or counts < row_group.num_rows:
+                    return
+    if metadata.num_rows:
+        raise InputError(
+            f"{where}: the column {columns.image!r} has no bytes of images, perhaps only their "
+            "paths; write it with the bytes (in Hugging Face datasets, to_parquet embeds files "
+            "that exist), or give a listing: a .csv file with the columns path and label"
+        )
 
 
 def _read_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

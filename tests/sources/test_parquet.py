@@ -127,11 +127,16 @@ def test_unlabeled_file_is_said(tmp_path):
         ({"url": ["http://x/1.png"], "n": [1]}, ["'url' has text"]),
         ({"image": [[1, 2]]}, ["'image' has the type list", "binary"]),
         ({"a": [b"x"], "b": [b"y"]}, ["a, b", "--image-column"]),
+        ({"image": [{"bytes": None, "path": "a.png"}]}, ["'image' has no bytes", "listing"]),
         ({"image": [b"x"], "index": [1]}, ["'index'", "reserved"]),
         ({"image": [b"x"], "label": [[1, 2]]}, ["'label'", "list"]),
     ],
 )
 def test_file_without_usable_columns_is_refused(columns, tokens, tmp_path):
+    image = columns.get("image", [None])[0]
+    if isinstance(image, dict):
+        struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        columns = {"image": pa.array(columns["image"], struct)}
     pq.write_table(pa.table(columns), tmp_path / "d.parquet")
     with pytest.raises(InputError) as caught:
         open_source(tmp_path / "d.parquet")
