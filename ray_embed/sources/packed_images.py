@@ -15,10 +15,12 @@ from ray_embed.errors import InputError, StorageError, get_first_line
 from ray_embed.images import decode
 from ray_embed.images.decode import Batch, PixelSpec
 from ray_embed.sources.base import PlannedRecords
-from ray_embed.sources.files import File, check_unchanged, locate_file, resolve_path
+from ray_embed.sources.files import File, check_unchanged, locate_file, open_file, resolve_path
 from ray_embed.storage.retry import call_with_retries, explain_error
 
 _NO_IMAGE = "missing"
+# A request to a store costs as much time as reading some megabytes.
+_CHUNK_BYTES = 8 << 20
 
 
 @dataclass(frozen=True)
@@ -162,3 +164,36 @@ def _read_with_retries(
             raise StorageError(f"{file}: cannot be read: {get_first_line(error)}") from error
         done += 1
         yield content
+
+
+def read_ranges(file: File, places: Sequence[Place]) -> Iterator[bytes | None]:
+    """Yield the bytes at some ranges of a file; a store is asked for neighboring ranges at once.
+
+    A place without a length is a record without an image.
+
+    Raises:
+        OSError: the file cannot be read, or ends before a range does.
+    """
+    with open_file(file) as stream:
+        for chunk in _group_ranges(places, _CHUNK_BYTES if file.is_remote else 0):
+            start = chunk[0].position
+            stop = chunk[-1].position + (chunk[-1].length or 0)
+            stream.seek(start)
+            content = stream.read(stop - start)
+            if len(content) < stop - start:
+                raise OSError(f"the file ends before byte {stop}")
+            for place in chunk:
+                begin = place.position - start
+                yield None if place.length is None else content[begin : begin + place.length]
+
+
+def _group_ranges(places: Sequence[Place], size: int) -> Iterator[list[Place]]:
+    """Yield neighboring places, as many at a time as lie within `size` bytes."""
+    chunk: list[Place] = []
+    for place in places:
+        if chunk and place.position + (place.length or 0) - chunk[0].position > size:
+            yield chunk
+            chunk = []
+        chunk.append(place)
+    if chunk:
+        yield chunk

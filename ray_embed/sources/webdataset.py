@@ -10,7 +10,7 @@ tar and these small files; the actors read the images, by their byte offsets.
 import json
 import tarfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import IO, Any
@@ -26,7 +26,7 @@ from ray_embed.sources.container_files import ContainerFiles, find_files
 from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_folder import IMAGE_ENDINGS
 from ray_embed.sources.label_schema import RESERVED_COLUMNS, find_label_type
-from ray_embed.sources.packed_images import PackedReader, Place
+from ray_embed.sources.packed_images import PackedReader, Place, read_ranges
 from ray_embed.storage.retry import explain_error
 
 ENDINGS = (".tar",)
@@ -34,8 +34,6 @@ _RECORDS_PER_BATCH = 4096
 # The first samples show which labels and fields there are.
 _SAMPLES_INSPECTED = 100
 _MAX_SMALL_FILE = 1 << 20
-# A request to a store costs as much time as reading some megabytes.
-_CHUNK_BYTES = 8 << 20
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -209,37 +207,6 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
             notes=tuple(notes),
         ),
     )
-
-
-def read_ranges(file: File, places: Sequence[Place]) -> Iterator[bytes | None]:
-    """Yield the bytes at some ranges of a file; a store is asked for neighboring ranges at once.
-
-    Raises:
-        OSError: the file cannot be read, or ends before a range does.
-    """
-    with open_file(file) as stream:
-        for chunk in _group_ranges(places, _CHUNK_BYTES if file.is_remote else 0):
-            start = chunk[0].position
-            stop = chunk[-1].position + (chunk[-1].length or 0)
-            stream.seek(start)
-            content = stream.read(stop - start)
-            if len(content) < stop - start:
-                raise OSError(f"the file ends before byte {stop}")
-            for place in chunk:
-                begin = place.position - start
-                yield content[begin : begin + (place.length or 0)]
-
-
-def _group_ranges(places: Sequence[Place], size: int) -> Iterator[list[Place]]:
-    """Yield neighboring places, as many at a time as lie within `size` bytes."""
-    chunk: list[Place] = []
-    for place in places:
-        if chunk and place.position + (place.length or 0) - chunk[0].position > size:
-            yield chunk
-            chunk = []
-        chunk.append(place)
-    if chunk:
-        yield chunk
 
 
 def _read_samples(file: File, skipped: Counter[str]) -> Iterator[_Sample]:

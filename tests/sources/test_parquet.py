@@ -15,6 +15,7 @@ from support.opened import list_records, open_source, read_images
 from ray_embed.errors import InputError, StorageError
 from ray_embed.images.decode import PixelSpec
 from ray_embed.sources import parquet
+from ray_embed.sources.image_columns import convert_labels
 from ray_embed.sources.packed_images import Place
 
 PIXELS = PixelSpec(shape=(*SIZE, 3), scale="none")
@@ -90,7 +91,7 @@ def test_class_names_of_hugging_face_become_labels(tmp_path):
     assert records.rows["label"].to_pylist() == ["dog", "cat", "dog"]
     np.testing.assert_array_equal(read_images(source, records, SIZE), pixels_of([0, 1, 2]))
     unlabeled = pa.array([-1, 0], pa.int64())
-    assert parquet.convert_labels(unlabeled, ("cat",), pa.string()).to_pylist() == [None, "cat"]
+    assert convert_labels(unlabeled, ("cat",), pa.string()).to_pylist() == [None, "cat"]
 
 
 def test_row_without_an_image_is_missing_and_damaged_ones_are_diagnosed(tmp_path):

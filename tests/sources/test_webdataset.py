@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tar files in the WebDataset format."""
 
-import io
 import pickle
 from collections import Counter
 
@@ -14,8 +13,6 @@ from support.opened import list_records, open_source, read_images
 from ray_embed.errors import InputError, StorageError
 from ray_embed.images.decode import PixelSpec
 from ray_embed.sources import webdataset as source_module
-from ray_embed.sources.files import File
-from ray_embed.sources.packed_images import Place
 
 PIXELS = PixelSpec(shape=(*SIZE, 3), scale="none")
 
@@ -145,21 +142,3 @@ def test_changed_or_cut_off_tar_is_noticed(tmp_path):
         source.reader().verify(records.rows)
     with pytest.raises(StorageError, match=r"d\.tar: cannot be read: the file ends before"):
         list(source.reader().open(records, PIXELS).batches(4, 1))
-
-
-def test_a_store_is_asked_for_neighboring_ranges_at_once(tmp_path, monkeypatch):
-    class Counting(io.BytesIO):
-        reads = 0
-
-        def read(self, size=-1):
-            Counting.reads += 1
-            return super().read(size)
-
-    content = bytes(range(256)) * 8
-    monkeypatch.setattr(source_module, "open_file", lambda file: Counting(content))
-    monkeypatch.setattr(source_module, "_CHUNK_BYTES", 500)
-    places = [Place(start, 10) for start in (0, 100, 450, 600, 2000)]
-    file = File(b"x", filesystem=object())  # type: ignore[arg-type]
-    found = list(source_module.read_ranges(file, places))
-    assert found == [content[place.position :][:10] for place in places]
-    assert Counting.reads == 3

@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Tables with a column of encoded images: what each column is for, and the records of its rows.
+
+The image column is binary, or a struct of `bytes` and `path` (the `Image` feature of Hugging Face
+datasets, https://huggingface.co/docs/datasets/image_load).
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ray_embed.config import RunConfig
+from ray_embed.core.uri import redact_uri
+from ray_embed.errors import InputError
+from ray_embed.sources.base import SourceInfo
+from ray_embed.sources.files import SizeAndTime
+from ray_embed.sources.label_schema import RESERVED_COLUMNS, find_label_type
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """What the columns are for; `class_names` are those of integer labels, if the schema has them.
+
+    `key` and `label` are None where there is no such column.
+    """
+
+    image: str
+    is_struct: bool
+    key: str | None
+    label: str | None
+    extras: tuple[str, ...]
+    class_names: tuple[str, ...]
+
+    @property
+    def content(self) -> str:
+        """The path of the column of encoded images."""
+        return f"{self.image}.bytes" if self.is_struct else self.image
+
+
+def get_wanted_columns(config: RunConfig) -> Columns:
+    """Return the columns that the options name, for `find_columns`."""
+    return Columns(
+        image=config.image_column or "",
+        is_struct=False,
+        key=config.key_column,
+        label=config.label_column,
+        extras=(),
+        class_names=(),
+    )
+
+
+def find_columns(schema: pa.Schema, where: str, wanted: Columns) -> Columns:
+    """Find out what each column is for.
+
+    Args:
+        schema: the columns, with the metadata of Hugging Face if it has some.
+        where: the file, for the message.
+        wanted: `image` (empty to choose it), `key` and `label` as asked for.
+
+    Raises:
+        InputError: there is no column with images, or no key column of the name given.
+    """
+    features = _read_features(schema)
+    image = wanted.image or _choose_image_column(schema, features, where)
+    if image not in schema.names:
+        raise InputError(
+            f"{where}: no column {image!r} for --image-column; the columns are "
+            f"{_describe_schema(schema)}"
+        )
+    type_ = schema.field(image).type
+    is_struct = pa.types.is_struct(type_) and type_.get_field_index("bytes") >= 0
+    if not is_struct and not _is_binary(type_):
+        raise _explain_no_bytes(image, type_, where)
+    if wanted.key is not None and wanted.key not in schema.names:
+        raise InputError(
+            f"{where}: no column {wanted.key!r} for --key-column; the columns are "
+            f"{_describe_schema(schema)}"
+        )
+    label = wanted.label if wanted.label in schema.names else None
+    others = [name for name in schema.names if name not in (image, wanted.key, label)]
+    extras = tuple(name for name in others if _is_scalar(schema.field(name).type))
+    for name in extras:
+        if name in RESERVED_COLUMNS or name == "feature" or name.startswith("feature_"):
+            raise InputError(f"{where}: the column name {name!r} is reserved; rename the column")
+    names = features.get(label or "", {}).get("names") or ()
+    return Columns(
+        image=image,
+        is_struct=is_struct,
+        key=wanted.key,
+        label=label,
+        extras=extras,
+        class_names=tuple(names),
+    )
+
+
+def check_columns(schema: pa.Schema, columns: Columns, where: str, first: str) -> None:
+    """Check that a file has the columns of the first file.
+
+    Args:
+        schema: the columns of the file.
+        columns: those of the first file.
+        where: the file, for the message.
+        first: the first file, for the message.
+
+    Raises:
+        InputError: a column is missing, added, or is for something else.
+    """
+    if find_columns(schema, where, columns) != columns:
+        raise InputError(
+            f"{where}: its columns ({_describe_schema(schema)}) differ from those of {first}; give "
+            "such files as another --source"
+        )
+
+
+def describe_source(
+    schema: pa.Schema, columns: Columns, config: RunConfig, named: str, where: str
+) -> SourceInfo:
+    """Return the properties of a source, with a note if there is no label column.
+
+    Args:
+        schema: the columns of its first file.
+        columns: what they are for.
+        config: the options, which name the label column.
+        named: the source, for the note.
+        where: the first file, for the message.
+
+    Raises:
+        InputError: the label column has an unsupported type.
+    """
+    notes: tuple[str, ...] = ()
+    if columns.label is None:
+        notes = (
+            f"{redact_uri(named)}: no column {config.label_column!r}, so the records are "
+            f"unlabeled; the columns are {_describe_schema(schema)}; select the label column with "
+            "--label-column",
+        )
+    return SourceInfo(
+        label_type=_find_label_type(schema, columns, where),
+        extras=columns.extras,
+        has_label_column=columns.label is not None,
+        notes=notes,
+    )
+
+
+def make_records(
+    batch: pa.RecordBatch,
+    columns: Columns,
+    label_type: pa.DataType,
+    name: str,
+    stat: SizeAndTime,
+    *,
+    start: int,
+    positions: pa.Array,
+    lengths: pa.Array,
+) -> pa.RecordBatch:
+    """Return the records of some rows of a file.
+
+    Args:
+        batch: the rows: at least the columns of keys, labels and extras.
+        columns: what the columns are for.
+        label_type: the label type of the source.
+        name: the name of the file, below the location of the source.
+        stat: its size and modification time.
+        start: the number of the first of these rows in the file.
+        positions: where the images are in the file.
+        lengths: their lengths in bytes; null if they are not known.
+    """
+    count = batch.num_rows
+    size, mtime = stat
+    labels = pa.nulls(count) if columns.label is None else batch[columns.label]
+    return pa.record_batch(
+        {
+            "key": _make_keys(batch, columns, name, start),
+            "label": convert_labels(labels, columns.class_names, label_type),
+            **{extra: _to_text(batch[extra]) for extra in columns.extras},
+            "path": pa.repeat(pa.scalar(name.encode(), pa.binary()), count),
+            "size": pa.repeat(pa.scalar(size, pa.int64()), count),
+            "mtime": pa.repeat(pa.scalar(mtime, pa.int64()), count),
+            "position": positions,
+            "length": lengths,
+        }
+    )
+
+
+def convert_labels(labels: pa.Array, names: Sequence[str], target: pa.DataType) -> pa.Array:
+    """Return labels as the label type of the source; class numbers become the names of classes.
+
+    Args:
+        labels: the labels as they are stored.
+        names: the class names of whole numbers; empty if there are none.
+        target: the label type.
+    """
+    if names:
+        # Hugging Face writes -1 for a record without a label.
+        known = pc.if_else(pc.greater_equal(labels, 0), labels, pa.scalar(None, labels.type))
+        return pa.array(list(names), pa.string()).take(known.cast(pa.int64()))
+    if pa.types.is_dictionary(labels.type):
+        labels = labels.cast(labels.type.value_type)
+    return labels.cast(target)
+
+
+def _make_keys(batch: pa.RecordBatch, columns: Columns, name: str, start: int) -> pa.Array:
+    """Return the keys: the key column, else the paths of the images, else file and row."""
+    rows = pa.array([f"{name}#{start + i}" for i in range(batch.num_rows)], pa.string())
+    if columns.key is not None:
+        return pc.coalesce(_to_text(batch[columns.key]), rows)
+    index = batch.schema.get_field_index(columns.image)
+    if index < 0 or not _has_paths(batch.schema.field(index).type):
+        return rows
+    return pc.coalesce(_to_text(pc.struct_field(batch[columns.image], "path")), rows)
+
+
+def _has_paths(type_: pa.DataType) -> bool:
+    return pa.types.is_struct(type_) and type_.get_field_index("path") >= 0
+
+
+def _read_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
+    """Return the features that Hugging Face datasets keeps in the schema's metadata."""
+    content = (schema.metadata or {}).get(b"huggingface")
+    if content is None:
+        return {}
+    try:
+        features = json.loads(content)["info"]["features"]
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {name: value for name, value in features.items() if isinstance(value, dict)}
+
+
+def _choose_image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], where: str) -> str:
+    declared = [name for name, value in features.items() if value.get("_type") == "Image"]
+    binary = [field.name for field in schema if _may_hold_images(field.type)]
+    for names in (declared, [name for name in binary if name == "image"], binary):
+        if len(names) == 1:
+            return names[0]
+        if names:
+            raise InputError(
+                f"{where}: several columns may hold the images: {', '.join(names)}; choose one "
+                "with --image-column"
+            )
+    for name in ("image", "img", "url", "path", "file_name"):
+        if name in schema.names:
+            raise _explain_no_bytes(name, schema.field(name).type, where)
+    raise InputError(
+        f"{where}: no column with encoded images; the columns are {_describe_schema(schema)}"
+    )
+
+
+def _explain_no_bytes(name: str, type_: pa.DataType, where: str) -> InputError:
+    if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+        return InputError(
+            f"{where}: the column {name!r} has text, such as paths or URLs, and not the bytes of "
+            f"images; download what it names, and give a listing: a .csv file with the columns "
+            "path and label"
+        )
+    return InputError(
+        f"{where}: the column {name!r} has the type {type_}; encoded images (JPEG, PNG, …) are "
+        "binary, or a struct with a field bytes"
+    )
+
+
+def _find_label_type(schema: pa.Schema, columns: Columns, where: str) -> pa.DataType:
+    if columns.label is None:
+        return pa.null()
+    if columns.class_names:
+        return pa.string()
+    type_ = schema.field(columns.label).type
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    return find_label_type(type_, f"{where}: column {columns.label!r}")
+
+
+def _to_text(values: pa.Array) -> pa.Array:
+    """Return scalar values as text; a dictionary is decoded."""
+    if pa.types.is_dictionary(values.type):
+        values = values.cast(values.type.value_type)
+    return values.cast(pa.string())
+
+
+def _is_binary(type_: pa.DataType) -> bool:
+    return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
+
+
+def _may_hold_images(type_: pa.DataType) -> bool:
+    if pa.types.is_struct(type_):
+        index = type_.get_field_index("bytes")
+        return index >= 0 and _is_binary(type_.field(index).type)
+    return _is_binary(type_)
+
+
+def _is_scalar(type_: pa.DataType) -> bool:
+    if pa.types.is_dictionary(type_):
+        type_ = type_.value_type
+    if isinstance(type_, pa.BaseExtensionType):
+        # Such as the arrays of Hugging Face, if its library is imported.
+        return False
+    return not (pa.types.is_nested(type_) or _is_binary(type_) or pa.types.is_null(type_))
+
+
+def _describe_schema(schema: pa.Schema) -> str:
+    return ", ".join(f"{field.name} ({field.type})" for field in schema)
