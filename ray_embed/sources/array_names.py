@@ -61,6 +61,19 @@ def choose_arrays(
     return chosen[1], label or chosen[2]
 
 
+def find_split(names: Sequence[str], split: str) -> str | None:
+    """Return the name of a split, which may be an alias such as `val` for `valid`, or None."""
+    if split in names:
+        return split
+    aliases = _get_aliases(split)
+    matching = [name for name in names if name.lower() in aliases]
+    return matching[0] if len(matching) == 1 else None
+
+
+def _get_aliases(split: str) -> tuple[str, ...]:
+    return next((group for group in _SPLITS if split.lower() in group), ())
+
+
 # The split in the name of an array, or "", and the names of images and labels.
 _Pair = tuple[str, str, str | None]
 
@@ -80,7 +93,7 @@ def _find_pairs(names: Sequence[str]) -> list[_Pair]:
 
 
 def _choose_pair(pairs: Sequence[_Pair], split: str) -> _Pair | None:
-    aliases = next((group for group in _SPLITS if split.lower() in group), ())
+    aliases = _get_aliases(split)
     matching = [pair for pair in pairs if pair[0] in aliases] if aliases else []
     if not matching:
         # An array without a split in its name is for every split.

@@ -19,6 +19,7 @@ from ray_embed.sources.listing import open_listing
 from ray_embed.sources.npz import open_npz
 from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.remote_image_folder import open_remote_folder
+from ray_embed.sources.saved_dataset import SPLITS, STATE, open_saved_dataset
 from ray_embed.sources.webdataset import open_webdataset
 from ray_embed.storage.filesystem import Folder
 
@@ -36,6 +37,9 @@ FORMS: dict[str, Opener] = {
 
 # Source types of folders, by the files directly in them. Other folders are folders of images.
 FOLDERS: dict[str, Opener] = {".parquet": open_parquet, ".tar": open_webdataset}
+
+# Source types of folders, by the name of a file directly in them.
+MARKERS: dict[str, Opener] = {SPLITS: open_saved_dataset, STATE: open_saved_dataset}
 
 
 def open_sources(config: RunConfig) -> list[Source]:
@@ -107,10 +111,12 @@ def _find_opener(named: str) -> tuple[Opener, str]:
 
 def _find_folder_opener(uri: str) -> Opener:
     """Return what opens a folder, by the files directly in it; images come first."""
-    endings = {PurePosixPath(name).suffix.lower() for name in list_names(uri)}
-    if not endings.intersection(IMAGE_ENDINGS):
-        for ending, opener in FOLDERS.items():
-            if ending in endings:
+    found = {
+        name if name in MARKERS else PurePosixPath(name).suffix.lower() for name in list_names(uri)
+    }
+    if not found.intersection(IMAGE_ENDINGS):
+        for name, opener in (MARKERS | FOLDERS).items():
+            if name in found:
                 return opener
     return open_remote_folder if is_uri(uri) else open_folder
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,3 +57,13 @@ def sample(seed: int, label: int | None = None, **fields: Any) -> tuple[str, dic
     if fields:
         contents["json"] = json.dumps(fields).encode()
     return f"{seed:05d}", contents
+
+
+def make_dataset(seeds: Sequence[int], image: str = "image", **columns: Any) -> datasets.Dataset:
+    """A dataset of Hugging Face: images, and other columns."""
+    features = datasets.Dataset.from_dict(columns).features if columns else {}
+    contents = [{"bytes": encode(seed), "path": f"{seed}.png"} for seed in seeds]
+    return datasets.Dataset.from_dict(
+        {image: contents, **columns},
+        features=datasets.Features({image: datasets.Image(), **features}),
+    )
