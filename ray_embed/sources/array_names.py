@@ -2,7 +2,8 @@
 """Find the images and labels among named arrays, by the names that people give them.
 
 ``images`` and ``labels``, ``x`` and ``y``, and for several splits in one file ``x_train``,
-``y_train`` (Keras) or ``train_images``, ``train_labels`` (MedMNIST).
+``y_train`` (Keras) or ``train_images``, ``train_labels`` (MedMNIST). In HDF5, ``train/images`` and
+``train/labels``.
 """
 
 import re
@@ -21,7 +22,8 @@ _LABELS = {
 }
 _IMAGES = "|".join(sorted(_LABELS, key=len, reverse=True))
 _ALL_SPLITS = "|".join(name for names in _SPLITS for name in names)
-_NAME = re.compile(rf"(?:({_ALL_SPLITS})_)?({_IMAGES})(?:_({_ALL_SPLITS}))?")
+# In HDF5, a split may be a group: train/images.
+_NAME = re.compile(rf"(?:({_ALL_SPLITS})([_/]))?({_IMAGES})(?:_({_ALL_SPLITS}))?")
 
 
 def choose_arrays(
@@ -82,14 +84,19 @@ def _find_pairs(names: Sequence[str]) -> list[_Pair]:
     pairs: list[_Pair] = []
     for name in names:
         if match := _NAME.fullmatch(name):
-            before, images, after = match.groups()
-            candidates = (
-                "_".join(part for part in (before, label, after) if part)
-                for label in _LABELS[images]
-            )
-            labels = next((label for label in candidates if label in names), None)
-            pairs.append((before or after or "", name, labels))
+            labels = next((label for label in find_label_names(name) if label in names), None)
+            pairs.append((match[1] or match[4] or "", name, labels))
     return pairs
+
+
+def find_label_names(name: str) -> tuple[str, ...]:
+    """Return the names that the labels may have; none if the images have no usual name."""
+    match = _NAME.fullmatch(name)
+    if match is None:
+        return ()
+    before = (match[1] or "") + (match[2] or "")
+    after = f"_{match[4]}" if match[4] else ""
+    return tuple(f"{before}{label}{after}" for label in _LABELS[match[3]])
 
 
 def _choose_pair(pairs: Sequence[_Pair], split: str) -> _Pair | None:

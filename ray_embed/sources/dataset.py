@@ -17,10 +17,10 @@ from ray_embed.core import user_code
 from ray_embed.core.keys import make_key
 from ray_embed.errors import InputError, RayEmbedError, RunError
 from ray_embed.images.decode import PixelSpec
+from ray_embed.sources.array_checks import is_channels_first
 from ray_embed.sources.array_images import ArrayImages, open_arrays
 from ray_embed.sources.base import PlannedRecords, SourceInfo
 from ray_embed.sources.label_schema import find_label_type
-from ray_embed.sources.npz import is_channels_first
 
 Image = np.ndarray[Any, Any]
 Record = tuple[Image, Any, str | None]

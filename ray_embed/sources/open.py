@@ -14,8 +14,10 @@ from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.base import Source
 from ray_embed.sources.container_files import is_pattern, list_names
 from ray_embed.sources.dataset import Dataset
+from ray_embed.sources.hdf5 import open_hdf5
 from ray_embed.sources.image_folder import IMAGE_ENDINGS, open_folder
 from ray_embed.sources.listing import open_listing
+from ray_embed.sources.npy import open_npy
 from ray_embed.sources.npz import open_npz
 from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.remote_image_folder import open_remote_folder
@@ -30,6 +32,9 @@ Opener = Callable[[str, Any, RunConfig], Source]
 FORMS: dict[str, Opener] = {
     ".csv": open_listing,
     ".tsv": open_listing,
+    ".h5": open_hdf5,
+    ".hdf5": open_hdf5,
+    ".npy": open_npy,
     ".npz": open_npz,
     ".parquet": open_parquet,
     ".tar": open_webdataset,

@@ -4,7 +4,7 @@
 import pytest
 
 from ray_embed.errors import InputError
-from ray_embed.sources.array_names import choose_arrays
+from ray_embed.sources.array_names import choose_arrays, find_split
 
 KERAS = ["x_train", "y_train", "x_test", "y_test"]
 MEDMNIST = [f"{s}_{what}" for s in ("train", "val", "test") for what in ("images", "labels")]
@@ -22,6 +22,12 @@ MEDMNIST = [f"{s}_{what}" for s in ("train", "val", "test") for what in ("images
         (KERAS, "test", ("x_test", "y_test")),
         (MEDMNIST, "valid", ("val_images", "val_labels")),
         (MEDMNIST, "Validation", ("val_images", "val_labels")),
+        (
+            ["train/images", "train/labels", "test/images"],
+            "train",
+            ("train/images", "train/labels"),
+        ),
+        (["train/images", "train/labels", "test/images"], "test", ("test/images", None)),
         (["x_test", "y_test"], "mine", ("x_test", "y_test")),
         (["images", "labels", "x_train"], "mine", ("images", "labels")),
     ],
@@ -50,3 +56,17 @@ def test_missing_or_ambiguous_arrays_are_refused(names, split, image, tokens):
         choose_arrays(names, split, image, None, "a.npz")
     for token in ["a.npz", *tokens]:
         assert token in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("names", "split", "expected"),
+    [
+        (["train", "test"], "test", "test"),
+        (["Train", "validation"], "valid", "validation"),
+        (["val", "validation"], "valid", None),
+        (["train", "test"], "mine", None),
+        (["fold1", "fold2"], "fold2", "fold2"),
+    ],
+)
+def test_split_is_found_by_its_name_or_an_alias(names, split, expected):
+    assert find_split(names, split) == expected

@@ -28,6 +28,7 @@ from ray_embed import RunConfig
 from ray_embed.cli.commands import main
 from ray_embed.errors import InputError
 from ray_embed.sources import npz
+from ray_embed.sources.array_files import read_positions
 from ray_embed.sources.base import Source
 from ray_embed.sources.open import open_sources
 
@@ -378,13 +379,19 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path):
         opened(tmp_path / "t.npz")
 
 
+def read_npz(path: Path, start: int, count: int) -> np.ndarray:
+    """Some images of an .npz file."""
+    positions = np.arange(start, start + count)
+    return read_positions(str(path), "images", npz.read_rows, positions)
+
+
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float64, np.float16, ">f4"])
 def test_any_range_of_an_npz_can_be_read(tmp_path, save, dtype):
     images = np.random.default_rng(1).integers(0, 255, (9, 4, 3, 3)).astype(dtype)
     save(tmp_path / "s.npz", images=images, labels=np.zeros(9))
     for start, count in ((0, 9), (0, 2), (4, 3), (8, 1)):
-        found = npz.read_images(tmp_path / "s.npz", start, count)
+        found = read_npz(tmp_path / "s.npz", start, count)
         assert found.dtype == (np.uint8 if dtype == np.uint8 else np.float32)
         np.testing.assert_array_equal(found, images[start : start + count].astype(np.float32))
 
@@ -398,7 +405,7 @@ def test_an_npz_is_opened_and_read_without_holding_it(tmp_path, save):
     tracemalloc.start()
     source = opened(tmp_path / "s.npz")
     assert len(rows(source)) == 2000
-    found = npz.read_images(tmp_path / "s.npz", 1500, 8)
+    found = read_npz(tmp_path / "s.npz", 1500, 8)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.shape == (8, 256, 256, 1)
