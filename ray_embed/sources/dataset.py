@@ -6,7 +6,7 @@ import numbers
 import os
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,20 +21,29 @@ from ray_embed.sources.array_checks import is_channels_first
 from ray_embed.sources.array_images import ArrayImages, open_arrays
 from ray_embed.sources.base import PlannedRecords, SourceInfo
 from ray_embed.sources.label_schema import find_label_type
+from ray_embed.sources.pillow_images import choose_mode, convert_image, is_pillow_image
 
 Image = np.ndarray[Any, Any]
 Record = tuple[Image, Any, str | None]
 _END = object()
+# The fields of elements that are dicts, unless the options name others.
+_IMAGE_FIELDS, _LABEL_FIELD = ("image", "img"), "label"
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A sequential source: ``module:callable``, a function, or a dataset object."""
+    """A sequential source: ``module:callable``, a function, or a dataset object.
+
+    `image_column` and `label_column` are the fields of elements that are dicts, or None if they are
+    not named.
+    """
 
     info: ClassVar[None] = None
     split: str
     source: Any
     kwargs: dict[str, Any]
+    image_column: str | None = None
+    label_column: str | None = None
 
     @property
     def location(self) -> str:
@@ -97,11 +106,15 @@ class RecordReader:
 
     def __init__(self, source: Dataset, limit: int | None = None) -> None:
         self._where = source.where
+        self._columns = (source.image_column, source.label_column)
         opened = source.source
         if isinstance(opened, str) or _is_function(opened):
             opened = user_code.call_reference(opened, source.kwargs, self._where)
         # "path" or "weight", decided by the third element of the first record.
         self._third_element: str | None = None
+        # The mode of the first Pillow image.
+        self._first_mode: str | None = None
+        self._has_said_fields = False
         self._notes: list[str] = []
         records = itertools.islice(self._iterate_records(opened), limit)
         first = next(records, None)
@@ -210,14 +223,16 @@ class RecordReader:
 
     def _unpack(self, element: Any, position: int) -> Iterator[Record]:
         """Yield the records of an element, which is a single record or a batch."""
-        if hasattr(element, "shape"):
+        if isinstance(element, dict):
+            element = self._choose_fields(element, position)
+        elif hasattr(element, "shape") or is_pillow_image(element):
             element = (element,)
         if not isinstance(element, (tuple, list)) or len(element) not in (1, 2, 3):
             raise InputError(
                 f"{self._where}: element {position} is {_describe(element)}; expected img, (img, "
-                "gt) or (img, gt, img_path)"
+                "gt) or (img, gt, img_path), or a dict of image and label"
             )
-        image = self._to_array(element[0], "img")
+        image = self._to_image(element[0])
         label, third = (*element[1:], None, None)[:2]
         if image.dtype != np.uint8:
             if image.dtype.kind not in "fiu" and image.dtype.name != "bfloat16":
@@ -243,6 +258,45 @@ class RecordReader:
                 f"{self._where}: img has shape {image.shape}; expected (H, W, C), (H, W), or (N, "
                 "H, W, C) for batches"
             )
+
+    def _choose_fields(self, element: dict[Any, Any], position: int) -> tuple[Any, ...]:
+        """Return the image and the label of an element that is a dict."""
+        image, label = self._columns
+        image = image or next((name for name in _IMAGE_FIELDS if name in element), _IMAGE_FIELDS[0])
+        for name, flag in ((image, "--image-column"), (label, "--label-column")):
+            if name is not None and name not in element:
+                raise InputError(
+                    f"{self._where}: element {position} is a dict without {name!r}; it has "
+                    f"{_list_names(element)}; select one with {flag}, or yield (img, gt)"
+                )
+        label = label or _LABEL_FIELD
+        others = [name for name in element if name not in (image, label)]
+        if others and not self._has_said_fields:
+            self._notes.append(
+                f"the elements are dicts, of which {image!r}"
+                + (f" and {label!r} are" if label in element else " is")
+                + f" used; {_list_names(others)} {'are' if len(others) > 1 else 'is'} ignored"
+            )
+        self._has_said_fields = True
+        return element[image], element.get(label)
+
+    def _to_image(self, value: Any) -> Image:
+        """Return an image as an array; the notes say how Pillow images are converted."""
+        if not is_pillow_image(value):
+            return self._to_array(value, "img")
+        if self._first_mode is None:
+            self._first_mode = choose_mode(value)
+            self._notes.append(
+                "the images are Pillow images: palette and CMYK images become RGB, and gray ones "
+                "lose their alpha channel"
+                + ("; gray and RGBA images become RGB" if self._first_mode == "RGB" else "")
+            )
+        try:
+            return convert_image(value, self._first_mode)
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"{self._where}: a Pillow image cannot be converted to an array: {error}"
+            ) from error
 
     def _is_gray_batch(self, image: Image, label: Any) -> bool:
         """Return whether a rank-3 array is a grayscale batch (N, H, W), judging by its N labels."""
@@ -336,6 +390,10 @@ class RecordReader:
             raise InputError(
                 f"{self._where}: {what} cannot be converted to an array: {error}"
             ) from error
+
+
+def _list_names(names: Iterable[Any]) -> str:
+    return ", ".join(map(str, names)) or "no keys"
 
 
 def _is_function(source: Any) -> bool:

@@ -11,6 +11,7 @@ from pyarrow import fs as pafs
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
+from ray_embed.sources.array_checks import get_wanted_labels
 from ray_embed.sources.base import Source
 from ray_embed.sources.container_files import is_pattern, list_names
 from ray_embed.sources.dataset import Dataset
@@ -76,7 +77,7 @@ def _check_label_column(sources: list[Source]) -> None:
 def _open(split: str, named: Any, config: RunConfig) -> Source:
     arguments = config.source_kwargs.get(split, {})
     if not isinstance(named, str) or is_callable_reference(named):
-        return Dataset(split, named, arguments)
+        return Dataset(split, named, arguments, config.image_column, get_wanted_labels(config))
     if arguments:
         raise InputError(
             f"--source-kwargs for {split!r}: the source {redact_uri(named)} is not a callable; "

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Datasets and sequences: walked once by one reader, and compared when walked again."""
 
+import io
 import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +12,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import tensorflow as tf
+from PIL import Image
 from support.command import Command
+from support.containers import make_dataset, pixels_of
 from support.features import assert_features_equal
-from support.pictures import make_folder
+from support.opened import open_source
+from support.pictures import make_folder, picture
 
 import ray_embed as package
 from ray_embed import InputError, Run, RunConfig, RunError, planning
@@ -281,6 +285,90 @@ def test_every_label_mode_of_keras(tmp_path, mode, type_, expected):
     assert len(reader.describe().notes) == (mode is None)
 
 
+# Dicts and Pillow images
+
+
+@pytest.mark.parametrize("batch", [None, 3])
+@pytest.mark.parametrize("name", ["image", "img"])
+def test_a_tf_data_dataset_of_dicts(name, batch):
+    dataset = TENSORS({name: IMAGES, "label": np.arange(10), "id": PATHS, "box": np.zeros((10, 4))})
+    rows, images, reader = walked(dataset.batch(batch) if batch else dataset)
+    assert rows["label"].to_pylist() == list(range(10))
+    assert rows["key"].to_pylist() == [str(i) for i in range(10)]
+    np.testing.assert_array_equal(images, IMAGES)
+    (note,) = reader.describe().notes
+    assert f"{name!r} and 'label' are used; " in note
+    assert "id" in note
+    assert "box" in note
+    assert note.endswith("are ignored")
+
+
+def test_dicts_without_labels_or_with_other_names():
+    rows, _, reader = walked([{"image": image} for image in IMAGES])
+    assert rows["label"].null_count == 10
+    assert reader.describe().notes == ("the records have no labels",)
+
+    records = [{"scan": image, "kind": "x", "label": 1} for image in IMAGES]
+    reader = RecordReader(Dataset("valid", records, {}, "scan", "kind"))
+    assert reader.read_shard(10).rows["label"].to_pylist() == ["x"] * 10
+    assert "label is ignored" in reader.describe().notes[0]
+    for columns, token in (
+        (("scan", "none"), "--label-column"),
+        (("none", None), "--image-column"),
+    ):
+        with pytest.raises(InputError, match=rf"a dict without 'none'; it has scan.*{token}"):
+            RecordReader(Dataset("valid", records, {}, *columns))
+
+
+def test_the_columns_of_dicts_are_those_of_the_options():
+    records = [{"scan": IMAGES[0], "kind": "x"}]
+    source = open_source(records, image_column="scan", label_column="kind")
+    assert RecordReader(source).read_shard(1).rows["label"].to_pylist() == ["x"]
+    assert RecordReader(open_source([{"image": IMAGES[0]}])).read_shard(1).rows.num_rows == 1
+
+
+def test_a_dataset_of_hugging_face_gives_dicts_of_pillow_images():
+    dataset = make_dataset(range(4), image="img", label=[1, 0, 1, 0], camera=["a"] * 4)
+    rows, images, reader = walked(dataset)
+    assert rows["label"].to_pylist() == [1, 0, 1, 0]
+    np.testing.assert_array_equal(images, pixels_of(range(4)))
+    ignored, converted = reader.describe().notes
+    assert ignored.endswith("camera is ignored")
+    assert "Pillow" in converted
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "LA", "RGBA", "CMYK", "PA"])
+@pytest.mark.parametrize("form", [lambda image: image, lambda image: {"image": image}])
+def test_pillow_images_of_any_mode_join_an_rgb_one(form, mode):
+    first = picture(0, (H, W))
+    other = first.convert("P" if mode == "PA" else mode).convert(mode)
+    _, images, reader = walked([form(image) for image in (first, other)])
+    assert [image.shape for image in images] == [(H, W, 3)] * 2
+    assert [image.dtype for image in images] == [np.uint8] * 2
+    np.testing.assert_array_equal(images[0], np.asarray(first))
+    np.testing.assert_array_equal(images[1], np.asarray(other.convert("RGB")))
+    assert "RGBA images become RGB" in reader.describe().notes[0]
+
+
+@pytest.mark.parametrize(
+    ("mode", "channels", "dtype"),
+    [("L", 1, np.uint8), ("1", 1, np.uint8), ("LA", 1, np.uint8), ("P", 3, np.uint8),
+     ("RGBA", 4, np.uint8), ("CMYK", 3, np.uint8), ("I;16", 1, np.float32), ("F", 1, np.float32)],
+)  # fmt: skip
+def test_the_first_pillow_image_sets_the_channels(mode, channels, dtype):
+    image = picture(0, (H, W)).convert("L" if mode == "I;16" else "RGB").convert(mode)
+    _, images, _ = walked([(image, "a"), (image, "b")])
+    assert [image.shape for image in images] == [(H, W, channels)] * 2
+    assert images[0].dtype == dtype
+
+
+def test_a_truncated_pillow_image_is_refused():
+    content = io.BytesIO()
+    picture(0, (40, 40)).save(content, "PNG")
+    image = Image.open(io.BytesIO(content.getvalue()[:-60]))
+    assert "cannot be converted" in refused([image])
+
+
 # What is none
 
 
@@ -302,7 +390,7 @@ ONE_HOT = np.eye(10, dtype=np.float32)
         ((IMAGES, {"class": np.arange(10)}), ["gt"]),
         ((IMAGES, np.arange(10), IMAGES[..., 0]), ["img_path", "(4, 3)"]),
         ((IMAGES, np.arange(10).astype(np.complex64)), ["complex"]),
-        ({"image": IMAGES, "label": np.arange(10)}, ["(img, gt)"]),
+        ({"pixels": IMAGES, "label": np.arange(10)}, ["'image'", "pixels, label", "(img, gt)"]),
         ((IMAGES, np.arange(10), PATHS, PATHS), ["(img, gt, img_path)"]),
     ],
 )
