@@ -116,9 +116,10 @@ class RunOptions:
         Option(
             group=Group.DATA,
             help="Images to embed: a folder (the first subfolder is the label), a .csv or .tsv "
-            "listing, .parquet or .tar files, an .npz file, or a module:callable that returns a "
-            "tf.data.Dataset or a sequence. Paths can be URIs, such as s3://bucket/valid. Repeat "
-            "for more splits; the first one is the reference for evaluation.",
+            "listing, .parquet or .tar files, a folder saved by Hugging Face datasets, an .npz, "
+            ".npy or .h5 file, or a module:callable that returns a tf.data.Dataset or a sequence. "
+            "Paths can be URIs, such as s3://bucket/valid. Repeat for more splits; the first one "
+            "is the reference for evaluation.",
             metavar="[SPLIT=]URI",
             repeatable=True,
         ),
@@ -135,7 +136,8 @@ class RunOptions:
         str | None,
         Option(
             group=Group.DATA,
-            help="Column of a Parquet file, or array of an .npz file, with the images.",
+            help="Column of a Parquet file or a saved dataset, array of an .npz or .h5 file, or "
+            "field of the dicts of a module:callable, with the images.",
             metavar="COLUMN",
             default="the one with images",
         ),
@@ -144,7 +146,7 @@ class RunOptions:
         str | None,
         Option(
             group=Group.DATA,
-            help="Column of a Parquet file with the keys of the records.",
+            help="Column of a Parquet file or a saved dataset with the keys of the records.",
             metavar="COLUMN",
             default="the path of the image, else file and row",
         ),
@@ -156,8 +158,9 @@ class RunOptions:
         str,
         Option(
             group=Group.DATA,
-            help="Column of a listing or a Parquet file, field of the .json files in a tar, or "
-            "array of an .npz file, with the labels.",
+            help="Column of a listing, a Parquet file or a saved dataset, field of the .json files "
+            "in a tar, array of an .npz or .h5 file, .npy file, or field of the dicts of a "
+            "module:callable, with the labels.",
             metavar="COLUMN",
         ),
     ] = "label"

@@ -33,7 +33,7 @@ def check_images(name: str, shape: Sequence[int], dtype: np.dtype[Any], where: s
         raise InputError(f"{where}: images have shape {shape}; expected (N, H, W, C) or (N, H, W)")
     if len(shape) == 4 and is_channels_first(shape[1:]):
         raise InputError(
-            f"{where}: images have shape {shape}, which looks channels-first; channels must be "
+            f"{where}: images have shape {shape}, with the channels first (NCHW); they must be "
             "last: save images=np.transpose(images, (0, 2, 3, 1))"
         )
     if shape[0] == 0:

@@ -23,8 +23,9 @@ class SourceInfo:
 
     `extras` are the names of the (text) metadata columns. `image_shape` is (H, W, C) for arrays and
     None for image files; `image_dtype` is ``uint8`` or ``float``. `checksum` is set if all images
-    are in a single file. `has_label_column` is None for sources without columns. `shard_size` is
-    the number of records that are best read together. `notes` are messages for the user.
+    are one array in a single file: that of the array if the file stores one, else that of its first
+    and last image. `has_label_column` is None for sources without columns. `shard_size` is the
+    number of records that are best read together. `notes` are messages for the user.
     """
 
     label_type: pa.DataType

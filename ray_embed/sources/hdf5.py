@@ -46,7 +46,8 @@ def open_hdf5(split: str, named: str, config: RunConfig) -> ArraySource:
         names = _list_datasets(file)
         wanted = get_wanted_labels(config)
         name, label = choose_arrays(names, split, config.image_column, wanted, where)
-        shape, dtype = file[name].shape or (), file[name].dtype
+        shape: tuple[int, ...] = file[name].shape or ()
+        dtype = file[name].dtype
         check_images(name, shape, dtype, where)
         labels = _read_labels(file, label, shape[0], where)
     return ArraySource(

@@ -215,7 +215,7 @@ def _make_keys(batch: pa.RecordBatch, columns: Columns, name: str, start: int) -
 
 
 def _has_paths(type_: pa.DataType) -> bool:
-    return pa.types.is_struct(type_) and type_.get_field_index("path") >= 0
+    return bool(pa.types.is_struct(type_) and type_.get_field_index("path") >= 0)
 
 
 def _read_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:

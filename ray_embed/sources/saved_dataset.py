@@ -269,7 +269,8 @@ class _Images:
                 f"{file}: its record batches are compressed, so that images cannot be read one by "
                 "one; load the dataset and save it again with `save_to_disk`"
             )
-        return start + self._bounds[:-1]
+        offsets_in_body: np.ndarray[Any, Any] = start + self._bounds[:-1]
+        return offsets_in_body
 
     def check_embedded(self, file: File, start: int) -> None:
         """Check that the images are in the file.
