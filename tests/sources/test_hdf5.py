@@ -107,7 +107,7 @@ def test_groups_are_splits_or_part_of_the_name(tmp_path):
         ({"a/b": [1]}, ["no array 'images'", "a/b", "--image-column"]),
         ({}, ["no arrays"]),
         ({"images": IMAGES.astype(np.int32)}, ["int32", "uint8 or float"]),
-        ({"images": np.moveaxis(IMAGES, 3, 1)}, ["channels-first"]),
+        ({"images": np.moveaxis(IMAGES, 3, 1)}, ["NCHW"]),
         ({"images": IMAGES[0, 0]}, ["(9, 3)"]),
         ({"images": IMAGES[:0]}, ["empty"]),
         ({"images": h5py.Empty("f4")}, ["()"]),

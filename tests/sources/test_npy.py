@@ -70,7 +70,7 @@ def test_images_without_labels_are_said(name, token, tmp_path):
     ("images", "labels", "tokens"),
     [
         (IMAGES.astype(np.int32), None, ["int32", "uint8 or float"]),
-        (np.moveaxis(IMAGES, 3, 1), None, ["channels-first"]),
+        (np.moveaxis(IMAGES, 3, 1), None, ["NCHW"]),
         (IMAGES[0, 0], None, ["(9, 3)"]),
         (np.uint8(1), None, ["()"]),
         (IMAGES[:0], None, ["empty"]),
