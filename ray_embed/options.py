@@ -116,8 +116,8 @@ class RunOptions:
         Option(
             group=Group.DATA,
             help="Images to embed: a folder (the first subfolder is the label), a .csv or .tsv "
-            "listing, .parquet or .tar files, a folder saved by Hugging Face datasets, an .npz, "
-            ".npy or .h5 file, or a module:callable that returns a tf.data.Dataset or a sequence. "
+            "listing, .parquet, .tar, .tfrecord, .npz, .npy or .h5 files, a folder saved by Hugging "
+            "Face datasets, or a module:callable that returns a tf.data.Dataset or a sequence. "
             "Paths can be URIs, such as s3://bucket/valid. Repeat for more splits; the first one "
             "is the reference for evaluation.",
             metavar="[SPLIT=]URI",
@@ -136,8 +136,7 @@ class RunOptions:
         str | None,
         Option(
             group=Group.DATA,
-            help="Column of a Parquet file or a saved dataset, array of an .npz or .h5 file, or "
-            "field of the dicts of a module:callable, with the images.",
+            help="Column, array or feature with the images, for sources that have several.",
             metavar="COLUMN",
             default="the one with images",
         ),
@@ -146,7 +145,7 @@ class RunOptions:
         str | None,
         Option(
             group=Group.DATA,
-            help="Column of a Parquet file or a saved dataset with the keys of the records.",
+            help="Column or feature with the keys of the records.",
             metavar="COLUMN",
             default="the path of the image, else file and row",
         ),
@@ -158,9 +157,7 @@ class RunOptions:
         str,
         Option(
             group=Group.DATA,
-            help="Column of a listing, a Parquet file or a saved dataset, field of the .json files "
-            "in a tar, array of an .npz or .h5 file, .npy file, or field of the dicts of a "
-            "module:callable, with the labels.",
+            help="Column, field, array or feature with the labels.",
             metavar="COLUMN",
         ),
     ] = "label"

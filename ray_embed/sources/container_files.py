@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ray_embed.core.uri import get_base_name, get_parent_uri, is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
@@ -19,6 +19,7 @@ from ray_embed.storage.filesystem import Folder
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARD = re.compile(r"[*?\[]")
+_SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")
 
 
 @dataclass(frozen=True)
@@ -66,12 +67,22 @@ def find_files(named: str, endings: tuple[str, ...]) -> ContainerFiles:
             return ContainerFiles(get_parent_uri(named), (get_base_name(named),))
         path = Path(named).absolute()
         return ContainerFiles(str(path.parent), (path.name,))
-    names = sorted(name for name in list_names(named) if name.lower().endswith(endings))
+    names = sorted(name for name in list_names(named) if get_ending(name) in endings)
     if not names:
         raise InputError(
             f"--source {redact_uri(named)}: no file ending in {' or '.join(endings)} in this folder"
         )
     return ContainerFiles(named, tuple(names))
+
+
+def get_ending(name: str) -> str:
+    """Return the ending of the name of a file, in lower case.
+
+    The number of a shard may follow the ending: ``train.tfrecord-00000-of-00010``. If there is no
+    ending before the number, the file is a TFRecord.
+    """
+    stem = _SHARD_NUMBER.sub("", name)
+    return PurePosixPath(stem).suffix.lower() or (".tfrecord" if stem != name else "")
 
 
 def list_names(folder: str) -> Iterator[str]:

@@ -2,7 +2,7 @@
 """The registry of source types, and the detection of the type of a ``--source``."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -13,7 +13,7 @@ from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.array_checks import get_wanted_labels
 from ray_embed.sources.base import Source
-from ray_embed.sources.container_files import is_pattern, list_names
+from ray_embed.sources.container_files import find_files, get_ending, is_pattern, list_names
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.hdf5 import open_hdf5
 from ray_embed.sources.image_folder import IMAGE_ENDINGS, open_folder
@@ -23,6 +23,7 @@ from ray_embed.sources.npz import open_npz
 from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.remote_image_folder import open_remote_folder
 from ray_embed.sources.saved_dataset import SPLITS, STATE, open_saved_dataset
+from ray_embed.sources.tfrecord import open_tfrecord
 from ray_embed.sources.webdataset import open_webdataset
 from ray_embed.storage.filesystem import Folder
 
@@ -39,10 +40,19 @@ FORMS: dict[str, Opener] = {
     ".npz": open_npz,
     ".parquet": open_parquet,
     ".tar": open_webdataset,
+    ".tfrec": open_tfrecord,
+    ".tfrecord": open_tfrecord,
+    ".tfrecords": open_tfrecord,
 }
 
 # Source types of folders, by the files directly in them. Other folders are folders of images.
-FOLDERS: dict[str, Opener] = {".parquet": open_parquet, ".tar": open_webdataset}
+FOLDERS: dict[str, Opener] = {
+    ".parquet": open_parquet,
+    ".tar": open_webdataset,
+    ".tfrec": open_tfrecord,
+    ".tfrecord": open_tfrecord,
+    ".tfrecords": open_tfrecord,
+}
 
 # Source types of folders, by the name of a file directly in them.
 MARKERS: dict[str, Opener] = {SPLITS: open_saved_dataset, STATE: open_saved_dataset}
@@ -97,14 +107,20 @@ def _find_opener(named: str) -> tuple[Opener, str]:
     advice = (
         f"expected a folder of images, a {', '.join(others)} or {last} file, or module:callable"
     )
-    is_local = not is_uri(named)
-    ending = PurePosixPath(named if is_local else urlsplit(named).path).suffix.lower()
     if is_pattern(named):
+        # The ending may be part of what the wildcards stand for.
+        ending = get_ending(find_files(named, ()).names[0])
         if ending not in FOLDERS:
             raise InputError(
-                f"--source {redact_uri(named)}: patterns are for {' and '.join(FOLDERS)} files"
+                f"--source {redact_uri(named)}: patterns are for {', '.join(FOLDERS)} files, and "
+                f"not for {ending or 'files without an ending'}"
             )
         return FOLDERS[ending], named
+    path = urlsplit(named).path if is_uri(named) else named
+    ending = get_ending(path)
+    if ending == ".gz" and (inner := get_ending(path[:-3])) in FOLDERS:
+        # It is refused with the reason by what would open it.
+        ending = inner
     type_, uri = _inspect(named)
     if type_ is pafs.FileType.NotFound:
         raise InputError(f"--source {redact_uri(uri)}: no such file or folder; {advice}")
@@ -117,9 +133,7 @@ def _find_opener(named: str) -> tuple[Opener, str]:
 
 def _find_folder_opener(uri: str) -> Opener:
     """Return what opens a folder, by the files directly in it; images come first."""
-    found = {
-        name if name in MARKERS else PurePosixPath(name).suffix.lower() for name in list_names(uri)
-    }
+    found = {name if name in MARKERS else get_ending(name) for name in list_names(uri)}
     if not found.intersection(IMAGE_ENDINGS):
         for name, opener in (MARKERS | FOLDERS).items():
             if name in found:

@@ -67,3 +67,33 @@ def make_dataset(seeds: Sequence[int], image: str = "image", **columns: Any) -> 
         {image: contents, **columns},
         features=datasets.Features({image: datasets.Image(), **features}),
     )
+
+
+def write_tfrecord(path: Path, examples: Sequence[dict[str, Any]], compression: str = "") -> Path:
+    """Write a TFRecord file of Examples; a value is a text, number, bytes or a list of them."""
+    import tensorflow as tf
+
+    with tf.io.TFRecordWriter(str(path), compression) as writer:
+        for example in examples:
+            features = {name: _make_feature(value) for name, value in example.items()}
+            message = tf.train.Example(features=tf.train.Features(feature=features))
+            writer.write(message.SerializeToString())
+    return path
+
+
+def _make_feature(value: Any) -> Any:
+    import tensorflow as tf
+
+    values = value if isinstance(value, list) else [value]
+    values = [item.encode() if isinstance(item, str) else item for item in values]
+    if values and isinstance(values[0], bytes):
+        return tf.train.Feature(bytes_list=tf.train.BytesList(value=values))
+    if values and isinstance(values[0], float):
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+    return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+
+
+def example(seed: int, **features: Any) -> dict[str, Any]:
+    """An Example with an image, as the tools of TensorFlow Models name its features."""
+    named = {"encoded": encode(seed), "filename": f"{seed}.png", **features}
+    return {f"image/{name}": value for name, value in named.items()}
