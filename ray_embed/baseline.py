@@ -9,7 +9,7 @@ from ray_embed.config import RunConfig, is_callable_reference, lists_to_tuples, 
 from ray_embed.core.console import say as print_to_stderr
 from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
-from ray_embed.options import RANDOM
+from ray_embed.options import RANDOM, get_default
 from ray_embed.results import Run
 from ray_embed.runs import identity
 from ray_embed.runs.reader import RunReader, open_run
@@ -77,6 +77,9 @@ def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
     machines = dict.fromkeys(_MACHINE_OPTIONS)
     out = join_uri(run, layout.RANDOM_WEIGHTS)
     # Runs that predate this option kept empty labels.
+    if options.get("label_column") == get_default("label_column"):
+        # As an option that is given, it would forbid other names of the labels.
+        options = {name: value for name, value in options.items() if name != "label_column"}
     changed = {"empty_label": "keep"} | options | machines | {"weights": RANDOM, "out": out}
     arguments = {name: lists_to_tuples(options[name]) for name in ("model_kwargs", "source_kwargs")}
     return make_config(changed | arguments)

@@ -16,6 +16,7 @@ from support.pictures import make_folder
 from support.sample_runs import config, contents, part_files, read_parts
 
 import ray_embed as package
+from ray_embed.baseline import _make_config as make_config
 from ray_embed.baseline import extract_baseline
 from ray_embed.encoders.build import build
 from ray_embed.runs.identity import name_object
@@ -168,6 +169,15 @@ def assert_baseline(run, baseline, said):
     assert features_of(baseline).shape == features_of(run).shape
     assert not np.isclose(features_of(baseline), features_of(run)).all(axis=1).any()
     assert json.loads(Path(baseline.path, "run.json").read_text())["config"]["weights"] == "random"
+
+
+def test_label_column_is_given_to_the_baseline_only_if_it_was_chosen(tmp_path):
+    (tmp_path / "m.keras").touch()
+    usual = config({"s": tmp_path}, tmp_path / "m.keras", tmp_path / "run")
+    given = usual.model_copy(update={"label_column": "kind"})
+    made = [make_config(str(tmp_path), options.model_dump()) for options in (usual, given)]
+    assert ["label_column" in options.model_fields_set for options in made] == [False, True]
+    assert made[1].label_column == "kind"
 
 
 def test_baseline_of_a_model_file_and_folders(project):
