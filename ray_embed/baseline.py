@@ -5,7 +5,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ray_embed.config import RunConfig, is_callable_reference, lists_to_tuples, make_config
+from ray_embed.config import (
+    RunConfig,
+    is_callable_reference,
+    lists_to_tuples,
+    make_config,
+    names_data_set,
+)
 from ray_embed.core.console import say as print_to_stderr
 from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
@@ -86,7 +92,9 @@ def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
 
 
 def _is_available(name: str) -> bool:
-    return is_uri(name) or is_callable_reference(name) or Path(name).exists()
+    if is_uri(name) or is_callable_reference(name) or names_data_set(name):
+        return True
+    return Path(name).exists()
 
 
 def _check_same_records(trained: RunReader, baseline: RunReader) -> None:

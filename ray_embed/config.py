@@ -22,6 +22,11 @@ _IMAGE_SIZE = re.compile(r"\s*(\d+)\s*(?:[,x×]\s*(\d+)\s*)?")
 # The ending of a file, without which its name is the name of a split: .csv, .parquet, .h5.
 _ENDING = re.compile(r"\.([a-z][a-z0-9]{2,8}|h5)$", re.IGNORECASE)
 _WILDCARD = re.compile(r"[*?\[{]")
+# What follows the name of a set in the names of its numbered files: train.tfrecord-00000-of-00010.
+_SHARD = re.compile(r"(\.tfrec(ords?)?)?(-\d+-of-\d+)?$", re.IGNORECASE)
+
+# How the name of a data set of another library begins; it is neither a path nor a callable.
+DATA_SET_PREFIXES = ("tfds:",)
 
 # Ray's own name for a Ray that is started on this machine.
 LOCAL = "local"
@@ -175,7 +180,14 @@ def _list_sources(value: Any) -> list[Any]:
 
 def is_callable_reference(text: str) -> bool:
     """Return whether `text` is ``module:callable`` and not an existing file."""
+    if names_data_set(text):
+        return False
     return bool(_CALLABLE.fullmatch(text)) and not Path(text).exists()
+
+
+def names_data_set(text: str) -> bool:
+    """Return whether `text` names a data set of another library, such as ``tfds:mnist``."""
+    return text.startswith(DATA_SET_PREFIXES)
 
 
 def choose_ray_address(address: str | None) -> str:
@@ -190,14 +202,19 @@ def parse_source(text: str) -> tuple[str, str]:
         return name, uri
     if is_callable_reference(text):
         base = text.rpartition(":")[2]
+    elif names_data_set(text):
+        base = text.split(":")[1]
     else:
         path = urlsplit(text).path if is_uri(text) else text
         base = PurePosixPath(path.rstrip("/")).name or Path(text).resolve().name
-        if not Path(path).is_dir():
+        is_folder = Path(path).is_dir()
+        if not is_folder:
             base = _ENDING.sub("", base)
         # Of a pattern, what precedes the first wildcard, or else its folder.
         if wildcard := _WILDCARD.search(base):
             base = base[: wildcard.start()].rstrip("-_.") or PurePosixPath(path).parent.name
+        if not is_folder:
+            base = _SHARD.sub("", base) or base
     return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data", text
 
 
@@ -293,7 +310,7 @@ def _resolve_sources(sources: Any, folder: Path) -> Any:
 
 
 def _resolve(path: str, folder: Path) -> str:
-    if is_uri(path) or is_callable_reference(path):
+    if is_uri(path) or is_callable_reference(path) or names_data_set(path):
         return path
     return str(folder / path)
 

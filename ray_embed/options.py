@@ -116,10 +116,11 @@ class RunOptions:
         Option(
             group=Group.DATA,
             help="Images to embed: a folder (the first subfolder is the label), a .csv or .tsv "
-            "listing, .parquet, .tar, .tfrecord, .npz, .npy or .h5 files, a folder saved by Hugging "
-            "Face datasets, or a module:callable that returns a tf.data.Dataset or a sequence. "
-            "Paths can be URIs, such as s3://bucket/valid. Repeat for more splits; the first one "
-            "is the reference for evaluation.",
+            "listing, .parquet, .tar, .tfrecord, .npz, .npy or .h5 files, a folder written by "
+            "Hugging Face datasets or TensorFlow Datasets, tfds:NAME, or a module:callable that "
+            "returns a tf.data.Dataset or a sequence. Paths can be URIs, such as "
+            "s3://bucket/valid. Repeat for more splits; the first one is the reference for "
+            "evaluation.",
             metavar="[SPLIT=]URI",
             repeatable=True,
         ),

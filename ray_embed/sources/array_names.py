@@ -73,6 +73,7 @@ def find_split(names: Sequence[str], split: str) -> str | None:
 
 
 def _get_aliases(split: str) -> tuple[str, ...]:
+    """Return the usual names of a split, such as ``valid`` and ``val``; none if it has no other."""
     return next((group for group in _SPLITS if split.lower() in group), ())
 
 

@@ -23,6 +23,7 @@ from ray_embed.sources.npz import open_npz
 from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.remote_image_folder import open_remote_folder
 from ray_embed.sources.saved_dataset import SPLITS, STATE, open_saved_dataset
+from ray_embed.sources.tfds import FEATURES, PREFIX, open_named, open_prepared
 from ray_embed.sources.tfrecord import open_tfrecord
 from ray_embed.sources.webdataset import open_webdataset
 from ray_embed.storage.filesystem import Folder
@@ -55,7 +56,14 @@ FOLDERS: dict[str, Opener] = {
 }
 
 # Source types of folders, by the name of a file directly in them.
-MARKERS: dict[str, Opener] = {SPLITS: open_saved_dataset, STATE: open_saved_dataset}
+MARKERS: dict[str, Opener] = {
+    SPLITS: open_saved_dataset,
+    STATE: open_saved_dataset,
+    FEATURES: open_prepared,
+}
+
+# Named data sets of other libraries, by how their names begin (`DATA_SET_PREFIXES`).
+PREFIXES: dict[str, Opener] = {PREFIX: open_named}
 
 
 def open_sources(config: RunConfig) -> list[Source]:
@@ -103,6 +111,9 @@ def _find_opener(named: str) -> tuple[Opener, str]:
     Raises:
         InputError: the source does not exist, has an unknown type, or its storage does not respond.
     """
+    for prefix, opener in PREFIXES.items():
+        if named.startswith(prefix):
+            return opener, named
     *others, last = FORMS
     advice = (
         f"expected a folder of images, a {', '.join(others)} or {last} file, or module:callable"

@@ -12,6 +12,7 @@ import tensorflow as tf
 from support.containers import SIZE, encode, example, pixels_of, write_tfrecord
 from support.opened import list_records, open_source, read_images
 
+from ray_embed.config import parse_source
 from ray_embed.errors import InputError, StorageError
 from ray_embed.images.decode import PixelSpec
 from ray_embed.sources import tfrecord as source_module
@@ -78,6 +79,22 @@ def test_files_are_found_by_their_names(names, given, scheme, tmp_path):
     records = list_records(source)
     assert records.rows["key"].to_pylist() == ["0.png", "1.png"]
     np.testing.assert_array_equal(read_images(source, records, SIZE), pixels_of([0, 1]))
+
+
+@pytest.mark.parametrize(
+    "named",
+    [
+        "d.tfrecord",
+        "s3://b/d.tfrecord-00000-of-00010",
+        "a/d-00000-of-00010",
+        "d.tfrecord*",
+        "d.tfrecords-{00..10}-of-10",
+        "d-*-of-10",
+        "d.TFRec",
+    ],
+)
+def test_split_is_named_after_its_files(named):
+    assert parse_source(named) == ("d", named)
 
 
 def test_image_of_tfds_and_records_without_a_name(tmp_path):

@@ -6,7 +6,7 @@ import json
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import numpy as np
@@ -97,3 +97,44 @@ def example(seed: int, **features: Any) -> dict[str, Any]:
     """An Example with an image, as the tools of TensorFlow Models name its features."""
     named = {"encoded": encode(seed), "filename": f"{seed}.png", **features}
     return {f"image/{name}": value for name, value in named.items()}
+
+
+def prepare_data_set(
+    folder: Path,
+    name: str = "toy",
+    variant: str | None = None,
+    version: str = "1.0.0",
+    shards: int = 1,
+    features: dict[str, Any] | None = None,
+    file_format: str = "tfrecord",
+    **splits: Sequence[dict[str, Any]],
+) -> Path:
+    """Prepare a data set with TensorFlow Datasets; return its folder."""
+    import tensorflow_datasets as tfds
+
+    usual = {
+        "image": tfds.features.Image(shape=(*SIZE, 3)),
+        "label": tfds.features.ClassLabel(names=["cat", "dog"]),
+    }
+
+    class Toy(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version(version)
+        BUILDER_CONFIGS: ClassVar[list[Any]] = (
+            [tfds.core.BuilderConfig(name=variant)] if variant else []
+        )
+
+        def _info(self) -> Any:
+            named = tfds.features.FeaturesDict(features or usual)
+            return tfds.core.DatasetInfo(builder=self, features=named)
+
+        def _split_generators(self, dl_manager: Any) -> Any:
+            return {split: list(enumerate(records)) for split, records in splits.items()}
+
+        def _generate_examples(self, **_: Any) -> Any:
+            raise NotImplementedError
+
+    Toy.name = name
+    builder = Toy(data_dir=folder, file_format=file_format)
+    count = tfds.download.DownloadConfig(num_shards=shards)
+    builder.download_and_prepare(download_config=count)
+    return Path(builder.data_dir)
