@@ -9,13 +9,14 @@ from header to header; the actors read the data of their records and check it.
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import IO
 
 from ray_embed.errors import InputError
 from ray_embed.sources.files import File, open_file
 from ray_embed.sources.packed_images import Place
 from ray_embed.sources.webdataset import read_ranges
-from ray_embed.storage.retry import explain_error
+from ray_embed.storage.retry import call_with_retries, explain_error
 
 _HEADER = struct.Struct("<QI")
 _CHECKSUM_BYTES = 4
@@ -36,7 +37,7 @@ class RangeReader:
     """Reads ranges of a file, a block at a time."""
 
     stream: IO[bytes]
-    block: int
+    is_remote: bool
     _start: int = 0
     _content: bytes = b""
 
@@ -48,10 +49,14 @@ class RangeReader:
         """
         begin = start - self._start
         if begin < 0 or begin + size > len(self._content):
-            self.stream.seek(start)
-            self._start, self._content = start, self.stream.read(max(size, self.block))
-            begin = 0
+            read = partial(self._read_block, start, size)
+            self._content = call_with_retries(read) if self.is_remote else read()
+            self._start, begin = start, 0
         return self._content[begin : begin + size]
+
+    def _read_block(self, start: int, size: int) -> bytes:
+        self.stream.seek(start)
+        return self.stream.read(max(size, _STORE_BLOCK if self.is_remote else _LOCAL_BLOCK))
 
 
 def find_records(file: File, size: int) -> Iterator[tuple[Place, RangeReader]]:
@@ -67,7 +72,7 @@ def find_records(file: File, size: int) -> Iterator[tuple[Place, RangeReader]]:
     """
     try:
         with open_file(file) as stream:
-            reader = RangeReader(stream, _STORE_BLOCK if file.is_remote else _LOCAL_BLOCK)
+            reader = RangeReader(stream, file.is_remote)
             start = number = 0
             while start < size:
                 length = _read_length(reader, start, file, number)

@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from support import object_store
 from support.containers import SIZE, encode, pixels_of, prepare_data_set, write_tfrecord
 from support.opened import list_records, open_source, read_images
 
@@ -248,3 +249,12 @@ def test_changed_file_is_noticed(copy):
     write_tfrecord(copy / "toy-train.tfrecord-00000-of-00002", [])
     with pytest.raises(InputError, match="has changed since the run was planned"):
         source.reader().verify(listed.rows)
+
+
+def test_data_set_on_a_store_is_read(data, bucket, monkeypatch):
+    object_store.upload(data / "toy" / "1.0.0", f"{bucket}/data/toy/1.0.0")
+    monkeypatch.setenv("TFDS_DATA_DIR", f"{bucket}/data")
+    source = open_source("tfds:toy", "valid")
+    listed = list_records(source)
+    assert sorted(listed.rows["label"].to_pylist()) == ["cat", "dog", "dog"]
+    assert read_images(source, listed, SIZE).shape == (3, *SIZE, 3)

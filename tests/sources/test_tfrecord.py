@@ -9,6 +9,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import tensorflow as tf
+from support import object_store
 from support.containers import SIZE, encode, example, pixels_of, write_tfrecord
 from support.opened import list_records, open_source, read_images
 
@@ -329,3 +330,25 @@ def test_store_is_read_in_large_blocks(tmp_path, monkeypatch):
     assert Counting.reads <= path.stat().st_size / 3500 + 1
     data = list(tfrecord_format.read_records(locate_file(str(path)), places))
     assert data == [record.numpy() for record in tf.data.TFRecordDataset(str(path))]
+
+
+def test_files_on_a_store_are_planned_and_read_even_if_requests_fail(tmp_path, bucket, store):
+    for shard in range(2):
+        seeds = range(5 * shard, 5 * shard + 5)
+        write_tfrecord(tmp_path / f"d.tfrecord-{shard:05d}-of-00002", map(example, seeds))
+    object_store.upload(tmp_path, f"{bucket}/data")
+    for given in ("", "/d.tfrecord*"):
+        store.share = 0.2
+        source = open_source(f"{bucket}/data{given}")
+        listed = list_records(source)
+        assert listed.rows["key"].to_pylist() == [f"{seed}.png" for seed in range(10)]
+        np.testing.assert_array_equal(read_images(source, listed, SIZE), pixels_of(range(10)))
+        source.reader().verify(listed.rows)
+    store.share = 0
+    (tmp_path / "d.tfrecord-00000-of-00002").unlink()
+    write_tfrecord(tmp_path / "d.tfrecord-00001-of-00002", [example(0)])
+    object_store.upload(tmp_path, f"{bucket}/data")
+    with pytest.raises(InputError, match=r"s3://.*00001-of-00002: the file has changed"):
+        source.reader().verify(listed.rows)
+    with pytest.raises(StorageError, match=r"s3://.*00001-of-00002: cannot be read: .*ends before"):
+        read_images(source, listed, SIZE)
