@@ -19,6 +19,7 @@ from ray_embed.options import RANDOM, get_default
 from ray_embed.results import Run
 from ray_embed.runs import identity
 from ray_embed.runs.reader import RunReader, open_run
+from ray_embed.sources.container_files import is_pattern
 from ray_embed.storage import layout
 
 # Options that depend on the machine, which may differ for the baseline.
@@ -92,7 +93,7 @@ def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
 
 
 def _is_available(name: str) -> bool:
-    if is_uri(name) or is_callable_reference(name) or names_data_set(name):
+    if is_uri(name) or is_callable_reference(name) or names_data_set(name) or is_pattern(name):
         return True
     return Path(name).exists()
 

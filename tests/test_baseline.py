@@ -11,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from support.containers import sample, write_parquet, write_tar
 from support.encoders import PROJECT, my_encoders, spec
 from support.pictures import make_folder
 from support.sample_runs import config, contents, part_files, read_parts
@@ -244,6 +245,25 @@ def assert_refused_baseline(run, said):
     assert re.search(said, str(caught.value))
     assert contents(Path(run.path)) == before
     return str(caught.value)
+
+
+def test_baseline_opens_files_and_patterns_again(project):
+    data = make_folder(project / "data", {"a": 4, "b": 2})
+    paths = sorted(data.rglob("*.png"))
+    rows = [f"{path.relative_to(project)},{path.parent.name}" for path in paths]
+    (project / "list.csv").write_text("\n".join(["path,label", *rows, ""]))
+    # Other files beside them, which belong to no source.
+    for name in ("d.parquet", "other.parquet"):
+        write_parquet(project / name, range(len(name)))
+    for number in range(3):
+        write_tar(project / f"s-{number}.tar", [sample(number, 1)])
+    my_encoders.sequential().save("encoder.keras")
+    sources = {"list": "list.csv", "rows": "d.parquet", "tars": "s-{0..1}.tar"}
+    run = package.extract(config(sources, Path("encoder.keras"), Path("run")))
+    baseline = extract_baseline(run.path, [].append)
+    assert (run.rows, baseline.rows) == (17, 17)
+    columns = ["split", "key", "label"]
+    assert baseline.to_table().select(columns).equals(run.to_table().select(columns))
 
 
 @pytest.mark.slow

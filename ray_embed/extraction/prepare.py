@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_embed import planning
 from ray_embed._version import __version__
-from ray_embed.config import RunConfig, is_callable_reference
+from ray_embed.config import RunConfig, is_callable_reference, names_data_set
 from ray_embed.core import user_code
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri, redact_uri
@@ -23,7 +23,7 @@ from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import DatasetReader
 from ray_embed.options import RANDOM, OnResume, find_options
-from ray_embed.planning import Plan
+from ray_embed.planning import Plan, SplitPlan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime.session import Session
@@ -318,9 +318,21 @@ def _record_options(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
         "batch_size": prepared.encoder.spec.batch_size,
         "out": redact_uri(prepared.target.out),
         "address": None if config.address is None else redact_uri(config.address),
-        "sources": {split.name: redact_uri(split.root) for split in prepared.plan.splits},
+        "sources": {
+            split.name: _name_source(config.sources[split.name], split)
+            for split in prepared.plan.splits
+        },
     }
     return identity_module.to_plain_data(options)
+
+
+def _name_source(source: Any, split: SplitPlan) -> str:
+    """Return what opens a source again: the listing itself, and not the folder of its files."""
+    if not isinstance(source, str):
+        return split.root
+    if is_callable_reference(source) or names_data_set(source):
+        return source
+    return redact_uri(source) if is_uri(source) else str(Path(source).absolute())
 
 
 def _make_manifest(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
