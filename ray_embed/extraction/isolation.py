@@ -17,9 +17,10 @@ from typing import Any
 import ray
 
 from ray_embed.config import RunConfig
+from ray_embed.core.console import Reminder
 from ray_embed.errors import RunError
 from ray_embed.extraction.messages import Item, Job, Ready, ShardResult
-from ray_embed.runtime import nodes
+from ray_embed.runtime import capacity, nodes
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_raylet, get_result
 from ray_embed.runtime.nodes import DeathCause
 
@@ -222,7 +223,7 @@ class _ShardIsolator:
         raise RunError("actors fail: a record that succeeded before now fails")
 
     def _wait_for_actor(self) -> int:
-        tries = 0
+        tries, reminder = 0, Reminder()
         while True:
             actor = self._worker.actor
             reference = actor.ready.remote(self._job)
@@ -230,6 +231,8 @@ class _ShardIsolator:
                 while self._wait_for(reference, _CAPACITY_SECONDS) is None:
                     if not nodes.is_placed(actor):
                         self._free_capacity()
+                        if reminder.is_due():
+                            reminder.say(self._describe_waiting())
                 ready: Ready = get_result(reference)
             except ActorDiedError as error:
                 tries += error.cause is DeathCause.PROCESS
@@ -239,6 +242,12 @@ class _ShardIsolator:
                 continue
             self._worker.node, self._ready_actor = ready.node, actor
             return ready.batch_size
+
+    def _describe_waiting(self) -> str:
+        return (
+            f"waiting for room: an actor is to isolate records of shard {self._shard.number}, and "
+            f"the cluster has {capacity.describe_nodes(nodes.list_nodes())}"
+        )
 
     def _call(self, method: str, item: Item, *arguments: Any) -> tuple[Any, str | None]:
         """Call a method of the actor. Return the result, or the reason why the actor failed."""

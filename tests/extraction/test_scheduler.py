@@ -196,6 +196,18 @@ def test_a_record_that_ends_actors_is_set_aside(workers, tmp_path):
     assert found[3].rejects == {"crashes the process": 1}
 
 
+def test_waiting_for_room_while_records_are_isolated_is_said(
+    workers, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(isolation, "_CAPACITY_SECONDS", 0.1)
+    monkeypatch.setattr(isolation.nodes, "is_placed", lambda actor: False)
+    found = extracted(workers, job(tmp_path, "poison", 3), 20)
+    assert found[3].rejects == {"crashes the process": 1}
+    said = capsys.readouterr().err
+    assert "waiting for room: an actor is to isolate records of shard 3" in said
+    assert "the cluster has 1 node" in said
+
+
 @pytest.mark.slow
 def test_going_on_with_nothing_but_poisoned_shards(workers, tmp_path):
     given = job(tmp_path, "all have poison")
