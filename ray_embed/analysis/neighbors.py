@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The nearest records of a run, read part by part.
 
-Memory is needed for one part, and for the nearest records so far.
+Only one part and the nearest records so far are held in memory.
 """
 
 from collections.abc import Iterator
@@ -22,11 +22,11 @@ Points = np.ndarray[Any, np.dtype[np.float64]]
 
 METRICS = ("cosine", "l2")
 _RECORD = ["index", "key", "label", "split"]
-# Distances in memory at once.
+# How many distances are in memory at once.
 _AT_ONCE = 1 << 22
-# Records with more numbers than the first are wide. Of them, so many numbers are taken at once.
+# Records with more than `_WIDE` numbers are read in blocks of about `_NUMBERS` numbers.
 _WIDE, _NUMBERS = 8192, 1 << 23
-# Squared distances below this share of the squared lengths are rounding, of float32 features too.
+# Squared distances below this share of the squared lengths are rounding errors, even in float32.
 _ROUNDING = 1e-13
 
 
@@ -39,30 +39,30 @@ def neighbors(
     metric: str,
     split: str | None = None,
 ) -> pa.Table:
-    """Find the `k` nearest records of each query, among all embedded records or those of a split.
+    """Find the `k` nearest records of each query, in all splits or in one.
 
     Cosine distance is 1 - cos, in [0, 2], and 1 where a vector is zero. `l2` is the Euclidean
-    distance. Both are computed in float64 and compared in float32. Of equal distances, the record
-    with the lower index comes first.
+    distance. Both are computed in float64 and compared in float32. Records at equal distances are
+    ordered by index.
 
     Args:
         folder: the run folder.
-        numbers: its features parts, at least one, in order.
+        numbers: the numbers of its feature parts, at least one, in order.
         column: the column of the features.
-        query: features (D,) or (n, D), or the key of a record (``split/key`` where several splits
-            have the key), which is then not one of its own neighbors.
-        k: the number of neighbors of each query. There are fewer where the run has fewer records.
+        query: features (D,) or (n, D), or the key of a record (``split/key`` if several splits have
+            the key). A record given by its key is not its own neighbor.
+        k: the number of neighbors of each query. There are fewer if fewer records are searched.
         metric: ``cosine`` or ``l2``.
-        split: the split to search. None for all.
+        split: the split to search. If None, all splits are searched.
 
     Returns:
         a table, by query and rank: `query` int64 from 0, `rank` int64 from 1, `index` int64, `key`,
         `label`, `split`, and `distance` float32.
 
     Raises:
-        InputError: no such key, split or metric, a key of several records, features that are not
-            finite or of another dimension, or `k` is less than 1.
-        DamagedError: a part is not what was written.
+        InputError: the key, split or measure does not exist, several records have the key, the
+            query's features are not finite or have another dimension, or `k` is less than 1.
+        DamagedError: a part differs from what was written.
         StorageError: a part cannot be read.
     """
     if k < 1:
@@ -122,7 +122,7 @@ class _Search:
         self.positions: Array = np.zeros((len(points), 0), np.int64)
 
     def add(self, rows: Array, positions: Array) -> None:
-        """Search rows (m, D) too. Their positions (m,) come after those of all rows before."""
+        """Also search rows (m, D). Their positions (m,) must exceed all positions so far."""
         # In double precision, a part of wide features would take a gigabyte or more.
         size = max(1, _NUMBERS // rows.shape[1]) if rows.shape[1] > _WIDE else len(rows)
         for start in range(0, len(rows), max(1, size)):
@@ -161,7 +161,7 @@ def _check_points(query: Any) -> Points:
     """Return the queries as (n, D) float64.
 
     Raises:
-        InputError: they are not finite numbers of that shape.
+        InputError: the query does not consist of finite numbers of shape (D,) or (n, D).
     """
     try:
         points = np.asarray(query, np.float64)
@@ -175,12 +175,12 @@ def _check_points(query: Any) -> Points:
 
 
 def _locate_key(folder: Folder, numbers: list[int], key: str) -> tuple[int, int]:
-    """Find the part and row of a key, or of ``split/key`` where no record has it as its key.
+    """Find the part and row of a record by its key, or by ``split/key`` if no record has that key.
 
     Raises:
-        InputError: no record has it, or several have it.
+        InputError: no record has the key, or several do.
     """
-    # The name of a split holds no slash.
+    # The name of a split contains no slash.
     split, _, rest = key.partition("/")
     as_keys: list[tuple[int, int, str]] = []
     within_splits: list[tuple[int, int, str]] = []
@@ -208,7 +208,7 @@ def _locate_key(folder: Folder, numbers: list[int], key: str) -> tuple[int, int]
 def _read_records(
     folder: Folder, numbers: list[int], starts: list[int], positions: Array
 ) -> pa.Table:
-    """Read key, label and split of the rows at some positions, in their order."""
+    """Read the index, key, label and split of the rows at the given positions, in that order."""
     unique, order = np.unique(positions, return_inverse=True)
     ends = np.searchsorted(unique, starts)
     rows = {
@@ -217,7 +217,7 @@ def _read_records(
         if last > first
     }
     read = partial(part_files.read_part, folder, layout.FEATURES, columns=_RECORD)
-    # At least one part, for the types of the columns.
+    # Read at least one part, for the types of the columns.
     taken = rows or {numbers[0]: np.zeros(0, np.int64)}
     parts = part_files.map_parts(folder, lambda number: read(number).take(taken[number]), taken)
     return pa.concat_tables(list(parts)).combine_chunks().take(order)

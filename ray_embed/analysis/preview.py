@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``ray-embed preview``: a contact sheet of a few records as the encoder gets them."""
+"""``ray-embed preview``: a contact sheet of a few records as the encoder receives them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ _KEY_LENGTH = 28
 
 @dataclass(frozen=True)
 class _Chosen:
-    """A few records of one source, and the plan of a split of them."""
+    """A few records of one source, and a plan for a split that consists of them."""
 
     split: SplitPlan
     source: Source
@@ -40,8 +40,8 @@ class _Chosen:
 class _Prepared:
     """A few records of one source, with their images.
 
-    `stored` are the images as they are in the source, each (h, w, c); `given` are those that the
-    encoder gets, (n, H, W, C) float32; a file that cannot be decoded is in neither.
+    `stored` holds the images as they are in the source, each (h, w, c). `given` holds the images
+    that the encoder receives, (n, H, W, C) float32. A file that cannot be decoded is in neither.
     """
 
     split: SplitPlan
@@ -56,11 +56,11 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
 
     Args:
         config: the options of a run.
-        sheet: the .png file to write the picture to.
-        say: a function that takes the lines for the user.
+        sheet: the .png file to write the contact sheet to.
+        say: prints a line for the user.
 
     Raises:
-        InputError: an option, a source or the model does not fit, or matplotlib is missing.
+        InputError: an option, a source or the model is invalid, or matplotlib is missing.
     """
     from ray_embed.analysis.plotting import style
     from ray_embed.encoders.tensorflow_setup import start_tensorflow
@@ -76,7 +76,7 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
     chosen = _draw_samples(config, sources)
     infos = {item.split.name: item.sample.info for item in chosen}
     spec = make_encoder_spec(config, find_image_shape((), infos), RECORDS)
-    # The engine makes no difference to its input.
+    # The choice of engine does not affect the encoder's input.
     encoder = build(replace(spec, engine="tensorflow"), 1)
     if encoder.takes_bytes:
         raise InputError(
@@ -156,10 +156,10 @@ def _describe_samples(config: RunConfig, samples: list[_Prepared], encoder: Enco
 
 
 def _draw_sheet(samples: list[_Prepared], lines: list[str], sheet: str) -> str | None:
-    """Draw each record as it is stored and as the encoder gets it, below the lines.
+    """Draw each record as stored and as the encoder receives it, below the lines of text.
 
     Returns:
-        A line on letters that no font has, if there are any.
+        A line about letters that no font has, or None if there are no such letters.
     """
     import textwrap
 

@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Types of NumPy arrays, features in Arrow and NumPy, and what is computed row by row."""
+"""NumPy array types, conversion of features between Arrow and NumPy, and row-wise functions."""
 
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-# An array of any shape and type; docstrings give both.
+# An array of any shape and type; docstrings state both.
 Array = np.ndarray[Any, Any]
 Matrix = np.ndarray[Any, np.dtype[np.float32]]
 
-# Rows whose squares are in memory at once.
+# How many rows are squared in memory at once.
 _ROWS = 64
 
 
@@ -41,7 +41,7 @@ def unit_rows(values: Array, lengths: Array | None = None) -> Array:
 
     Args:
         values: (N, D).
-        lengths: (N, 1), as `row_lengths` returns them; None to compute them.
+        lengths: (N, 1), as returned by `row_lengths`. If None, they are computed.
     """
     lengths = row_lengths(values) if lengths is None else lengths
     scaled: Array = values / np.where(lengths == 0, 1, lengths)
@@ -51,14 +51,14 @@ def unit_rows(values: Array, lengths: Array | None = None) -> Array:
 def smallest_columns(values: Matrix, count: int) -> Array:
     """Return the columns (N, k) int64 of the `count` smallest values of each row, ascending.
 
-    Of equal values, the one in the lower column comes first. NaN counts as the largest.
+    Ties are broken by the lower column. NaN counts as the largest.
 
     Args:
         values: (N, M) float32.
-        count: how many; k is M where there are fewer.
+        count: how many values to return per row. k is `count`, or M if M is smaller.
     """
-    # Floats are in the order of their bits, or of the inverted bits where they are negative. With
-    # the column in the lower bits, no two keys are equal.
+    # Floats sort like their bits, or like their inverted bits if negative. With the column in the
+    # lower bits, no two keys are equal.
     bits, magnitude = values.view(np.int32), np.int32(0x7FFFFFFF)
     order = np.where(values < 0, bits ^ magnitude, bits & magnitude)
     keys = order.astype(np.int64) << 32

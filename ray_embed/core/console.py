@@ -54,7 +54,7 @@ class Progress:
     """Shows the progress: a bar on a terminal, and otherwise one plain line per minute.
 
     Args:
-        total: the number of records; None while it is unknown.
+        total: the number of records, or None if it is unknown.
     """
 
     def __init__(self, total: int | None) -> None:
@@ -91,7 +91,7 @@ class Progress:
 
     @property
     def rate(self) -> float:
-        """Images per second, without the first shard if there are more; 0 before any is done."""
+        """Images per second, excluding the first shard if there are more; 0 before any is done."""
         if self._first_advance is not None and self._last_advance > self._first_advance:
             seconds = self._last_advance - self._first_advance
             return (self._computed - self._first_records) / seconds
@@ -99,12 +99,12 @@ class Progress:
 
     @property
     def reliable_rate(self) -> float:
-        """The rate if it was measured for long enough, else 0."""
+        """The rate if it was measured for long enough, and 0 otherwise."""
         began = self._began if self._first_advance is None else self._first_advance
         return self.rate if self._last_advance - began >= _MIN_RATE_SECONDS else 0
 
     def skip(self, records: int) -> None:
-        """Count records that an earlier run has done."""
+        """Count records that an earlier run completed."""
         self._done += records
         if not self._bar.disable:
             # `initial` keeps them out of the speed that the bar shows.
@@ -112,7 +112,7 @@ class Progress:
             self._bar.update(records)
 
     def advance(self, records: int) -> None:
-        """Count records that are done now."""
+        """Count records that were just completed."""
         now = time.monotonic()
         self._done += records
         self._computed += records

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keys name records, and are valid Unicode text."""
+"""Make keys, which name records and are valid Unicode text."""
 
 
 def make_key(path: str | bytes) -> str:
     r"""Return a path as a key. Bytes that are not UTF-8 become ``\xNN``.
 
-    Names from the operating system hold such bytes as lone surrogates (PEP 383).
+    File names from the operating system represent such bytes as lone surrogates (PEP 383).
     """
     if isinstance(path, str):
         if path.isascii():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Recognize errors of code that was written for Keras 2, and suggest `TF_USE_LEGACY_KERAS=1`.
+"""Recognize errors in code that was written for Keras 2, and suggest `TF_USE_LEGACY_KERAS=1`.
 
 With that variable, `tf.keras` is Keras 2. Many packages for TensorFlow still use names of
 `tf.keras` that Keras 3 lacks.
@@ -36,10 +36,10 @@ def read_environment() -> dict[str, str]:
 
 
 def suggest_legacy_keras(error: BaseException) -> str:
-    """Return a suggestion to add to a message, if Keras 2 has what the code misses in Keras 3.
+    """Return a suggestion to add to a message, if Keras 2 has what the code lacks in Keras 3.
 
     Args:
-        error: an error of the user's code, or one that was raised from it.
+        error: an error from the user's code, or one that was raised from it.
 
     Returns:
         A sentence on a line of its own. It is empty if Keras 2 would not help, or is in use.
@@ -67,7 +67,7 @@ def suggest_legacy_keras(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def explain_legacy_errors() -> Iterator[None]:
-    """Add the suggestion to an InputError that was raised from an error of the user's code.
+    """Add the suggestion to an InputError that was raised from an error in the user's code.
 
     Raises:
         InputError: the same error with the suggestion.
@@ -82,7 +82,7 @@ def explain_legacy_errors() -> Iterator[None]:
 
 
 def _find_lacking_module(text: str) -> str:
-    """Return `tf.keras` or `keras` if it lacks a name that Keras 2 has, else an empty string."""
+    """Return `tf.keras` or `keras`, whichever lacks a name that Keras 2 has, or an empty string."""
     for pattern in _MISSING_NAME:
         for match in pattern.finditer(text):
             module, name = match["module"], match["name"]
@@ -98,7 +98,7 @@ def _find_lacking_module(text: str) -> str:
 def _keras_2_has(submodule: str, name: str) -> bool:
     """Return whether a public module of Keras 2 has a name."""
     if (submodule, name) == (".utils", "generic_utils"):
-        # Keras 2 has it in `keras` only; code that uses `tf.keras` does not need it.
+        # Keras 2 has this module only in `keras`; code that uses `tf.keras` does not need it.
         return True
     with contextlib.suppress(ImportError):
         if hasattr(importlib.import_module(f"tf_keras{submodule}"), name):

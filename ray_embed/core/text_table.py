@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tables of plain text."""
+"""Format plain-text tables."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -9,12 +9,12 @@ GAP = "  "
 def align(
     rows: Iterable[Sequence[str]], *, numeric: bool = False, first_width: int = 0
 ) -> Iterator[str]:
-    """Yield a line for each row, with the cells of a column below each other.
+    """Yield a line for each row, with the cells of each column aligned.
 
     Args:
-        rows: cells, as many in each row.
-        numeric: whether all columns but the first are aligned to the right.
-        first_width: the least width of the first column.
+        rows: the cells of each row, the same number in each.
+        numeric: whether to right-align all columns but the first.
+        first_width: the minimum width of the first column.
     """
     rows = list(rows)
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Threads: an ordered map with bounded lookahead, and BLAS limited to one thread."""
+"""Provide a threaded, ordered map with bounded lookahead, and limit BLAS to one thread."""
 
 import contextlib
 import os
@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-# Each thread holds some items in memory, so the number must not grow with the machine.
+# Each thread holds some items in memory, so their number must not grow with the machine.
 MAX_THREADS = 8
 
 _blas_lock = threading.Lock()
@@ -39,7 +39,7 @@ def open_ordered_map(
     raises, items that have not started are dropped.
 
     Args:
-        threads: number of threads; None for the machine's processors.
+        threads: the number of threads. If None, the number of the machine's processors.
         max_threads: upper limit of `threads`, because each thread holds items in memory.
     """
     count = min(threads or os.cpu_count() or 1, max_threads)
@@ -92,8 +92,8 @@ def limit_blas_to_one_thread() -> Iterator[None]:
 def _take_blas_control() -> None:
     """Let this thread change the setting.
 
-    threadpoolctl 3.8 silently ignores all threads but the first that changed it, until that thread
-    ends.
+    threadpoolctl 3.8 silently ignores changes from all threads but the first that made one, until
+    that thread ends.
     """
     from threadpoolctl import OpenBLASController
 

@@ -14,12 +14,12 @@ _SECRET = re.compile(
 
 
 def is_uri(text: str) -> bool:
-    """Return whether `text` begins with a scheme (``s3://…``), so that it is not a path."""
+    """Return whether `text` begins with a scheme (``s3://…``) and therefore is not a path."""
     return bool(_URI.match(text))
 
 
 def redact_uri(uri: str) -> str:
-    """Return the URI without user, password and query, so that it can be printed and stored."""
+    """Return the URI without user, password and query, so that it is safe to print and store."""
     if not is_uri(uri):
         return uri
     return remove_credentials(urlunsplit(urlsplit(uri)._replace(query="")))
@@ -30,7 +30,7 @@ def remove_credentials(text: str, replacement: str = "") -> str:
 
     Args:
         text: any text.
-        replacement: what to write in the place of the credentials.
+        replacement: what to write in place of the credentials.
     """
 
     def replace_user(match: re.Match[str]) -> str:
@@ -43,7 +43,7 @@ def remove_credentials(text: str, replacement: str = "") -> str:
 
 
 def join_uri(uri: str, name: str) -> str:
-    """Return the URI or path of `name` in a folder; it keeps the query of the folder's URI."""
+    """Return the URI or path of `name` in a folder, keeping the query of the folder's URI."""
     if not is_uri(uri):
         return f"{uri.rstrip('/')}/{name}"
     parts = urlsplit(uri)
@@ -57,12 +57,12 @@ def get_parent_uri(uri: str) -> str:
 
 
 def get_base_name(uri: str) -> str:
-    """Return the last name in the path of a URI; empty if the path is empty."""
+    """Return the last name in the path of a URI, or an empty string if the path is empty."""
     return urlsplit(uri).path.rstrip("/").rpartition("/")[2]
 
 
 def add_to_query(uri: str, **options: str) -> str:
-    """Return a URI with options added to its query; options that it has already are kept."""
+    """Return a URI with options added to its query. Options that it already has are kept."""
     parts = urlsplit(uri)
     items = [item for item in parts.query.split("&") if item]
     names = {item.partition("=")[0] for item in items}

@@ -26,12 +26,12 @@ _added: list[str] = []
 def add_to_path(folder: str) -> None:
     """Put `folder` on the import path, as `python -m` does for the folder it is started in.
 
-    If a node of a cluster has other code in a folder of that name, the code that was sent to the
-    node comes first.
+    If a cluster node has different code in a folder of that name, the code that was sent to the
+    node takes precedence.
     """
     _added.insert(0, folder)
     if not user_modules.is_as_sent(folder):
-        # Ray has put it first.
+        # Ray has put the sent code first.
         sys.path[:] = [*(path for path in sys.path if path != folder), folder]
     elif folder not in sys.path:
         sys.path.insert(0, folder)
@@ -41,7 +41,7 @@ def change_folder(folder: str) -> bool:
     """Work in another folder from now on, and import the user's modules from there.
 
     Returns:
-        False, and nothing is changed, if modules of the folder before were imported.
+        False if modules from the previous folder were already imported; then nothing is changed.
     """
     before = tuple(_added)
     files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
@@ -57,7 +57,7 @@ def change_folder(folder: str) -> bool:
 
 @contextlib.contextmanager
 def hide_modules(*names: str) -> Iterator[None]:
-    """Make modules appear as not installed, unless they are imported already."""
+    """Make modules appear not to be installed, unless they have already been imported."""
     hidden = [name for name in names if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
     try:
@@ -68,11 +68,11 @@ def hide_modules(*names: str) -> Iterator[None]:
 
 
 def import_module(name: str, given: str) -> Any:
-    """Import a module of the user.
+    """Import one of the user's modules.
 
     Args:
         name: the module.
-        given: the option that names it, with its value, for errors.
+        given: the option that names the module, with its value, for error messages.
 
     Raises:
         InputError: the module is not found, or its import fails.
@@ -100,7 +100,7 @@ def resolve_callable(reference: Any, option: str) -> Callable[..., Any]:
     """Return the callable that ``module:callable`` names; a callable is returned as it is.
 
     Raises:
-        InputError: it cannot be imported, or is not callable.
+        InputError: the reference cannot be imported, or is not callable.
     """
     if callable(reference):
         return reference  # type: ignore[no-any-return]
@@ -127,10 +127,10 @@ def is_factory(value: Any) -> bool:
 
 
 def call_reference(reference: Any, kwargs: dict[str, Any], option: str) -> Any:
-    """Call a callable of the user, or the one that ``module:callable`` names.
+    """Call a callable from the user, or the one that ``module:callable`` names.
 
     Raises:
-        InputError: it cannot be found, or it fails.
+        InputError: the callable cannot be found, or it fails.
     """
     function = resolve_callable(reference, option)
     try:

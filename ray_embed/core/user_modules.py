@@ -10,15 +10,15 @@ import warnings
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-# The environment variable that tells the processes of a cluster's nodes which modules were sent,
-# and the checksum of all files that came along.
+# The environment variable that tells processes on cluster nodes which modules were sent, and the
+# checksum of all files sent with them.
 SENT = "RAY_EMBED_SENT"
 
 
 def is_as_sent(folder: str) -> bool:
     """Return whether modules may be imported from `folder` on this machine.
 
-    A node of a cluster may have a folder of the same name that holds other code than what was sent.
+    A cluster node may have a folder of the same name whose code differs from what was sent.
     """
     names, _, checksum = os.environ.get(SENT, "").partition(" ")
     if not checksum:
@@ -32,12 +32,12 @@ def is_as_sent(folder: str) -> bool:
 
 
 def describe_sent(names: Iterable[str], files: Iterable[Path], folder: Path) -> str:
-    """Return the value of the variable `SENT` for files of modules that are sent."""
+    """Return the value of the environment variable `SENT` for the modules and files to send."""
     return f"{','.join(names)} {_compute_checksum(files, folder)}"
 
 
 def find_files(names: Iterable[str], folder: Path) -> list[Path]:
-    """Find the files in a folder that an import of some modules reads; nothing is imported.
+    """Find the files in a folder that importing some modules would read, without importing them.
 
     Args:
         names: the modules; those outside the folder are skipped.
@@ -56,7 +56,7 @@ def find_files(names: Iterable[str], folder: Path) -> list[Path]:
         seen.add(name)
         parent = name.rpartition(".")[0]
         if parent:
-            # A package is imported before what is in it.
+            # A package is imported before its modules.
             waiting.append(parent)
         file = _find_file(name, folder)
         if file is not None:

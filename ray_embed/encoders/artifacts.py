@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Save the encoder in the run folder, so that a resumed run uses the same one.
 
-``encoder/weights.npz`` has the weights in the model's order, ``encoder/graph.pb`` the graph with
-its variables folded in, and ``encoder/encoder.json`` a description with the names of its tensors.
+``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` holds the graph
+with its variables folded in, and ``encoder/encoder.json`` holds a description with the names of the
+graph's tensors.
 """
 
 import hashlib
@@ -27,7 +28,7 @@ _WEIGHTS, _GRAPH, _DESCRIPTION = (
 
 def save_encoder(folder: Folder, encoder: Encoder) -> None:
     """Write the encoder to the run folder."""
-    # NumPy's files have no bfloat16. float32 holds all of its values.
+    # NumPy files do not support bfloat16, but float32 can represent all of its values.
     arrays = {
         f"{index:05d}": value.astype(np.float32) if value.dtype.kind == "V" else value
         for index, value in enumerate(encoder.weights)
@@ -47,7 +48,7 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
 
 
 def is_intact(folder: Folder) -> bool:
-    """Return whether all files exist as they were written."""
+    """Return whether all files exist and are unchanged."""
     try:
         for name in _read_description(folder)["files"]:
             _read_file(folder, name)

@@ -14,12 +14,12 @@ from ray_embed.encoders.loaded_model import LoadedModel
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
 
-# Relative to the largest feature. Rounding moves features by less, in half precision too.
+# Relative to the largest feature. Rounding errors are smaller, even in half precision.
 _ROUNDING = 5e-2
 
 
 def fixed_batch_size(loaded: LoadedModel) -> int | None:
-    """Return the batch size that the model's input fixes, or None if it takes any.
+    """Return the batch size that the model's input is fixed to, or None if it accepts any.
 
     Call this before the model's first call, which fixes the size of a Sequential model without an
     input.
@@ -43,10 +43,10 @@ def check_batch_axis(
 
     Args:
         loaded: the model.
-        spec: names the layers.
-        images: the batch that it was called with.
+        spec: the request, which names the layers.
+        images: the batch that the model was called with.
         values: the outputs of the layers.
-        fewer: their outputs for one image less, or an empty dict if the batch size is fixed.
+        fewer: the outputs for one image fewer, or an empty dict if the batch size is fixed.
 
     Raises:
         InputError: the first axis of a layer is not the batch; the message names the axis.
@@ -70,12 +70,12 @@ def check_independent(spec: EncoderSpec, features: list[Array], fewer: list[Arra
     """Refuse features that depend on the other images of the batch.
 
     Args:
-        spec: names the model.
+        spec: the request, which names the model.
         features: the features of a batch, per output.
         fewer: the features of the same batch without its last image.
 
     Raises:
-        InputError: they differ by more than rounding can explain.
+        InputError: the features differ by more than rounding can explain.
     """
     for whole, part in zip(features, fewer, strict=True):
         count = min(len(whole), len(part))

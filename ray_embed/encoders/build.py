@@ -31,14 +31,14 @@ def build(
     """Build the encoder.
 
     Args:
-        spec: what is asked for.
-        threads: the number of threads, for engines that have their own.
+        spec: the requested encoder.
+        threads: the number of threads, for engines with their own thread pool.
         saved_weights: the weights that an earlier start of the run saved. A model from a callable
             without ``--weights`` has random initial weights, which must stay the same.
 
     Raises:
-        InputError: the model, its weights, a layer or the pooling does not fit, or two calls on
-            the same images give different features.
+        InputError: the model, its weights, a layer or the pooling is unsuitable, or two calls on
+            the same images return different features.
     """
     _check_backend(spec)
     setup = set_up_model(spec, saved_weights)
@@ -64,9 +64,9 @@ def _check_backend(spec: EncoderSpec) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class _LayerCalls:
-    """The outputs of the requested layers for a batch, and for one image less.
+    """The outputs of the requested layers for a batch, and for one image fewer.
 
-    `fewer` is empty if the model takes one batch size only.
+    `fewer` is empty if the model accepts only one batch size.
     """
 
     values: dict[str, Any]
@@ -83,7 +83,7 @@ def _call_layers(setup: ModelSetup) -> _LayerCalls:
     """Call the model, and describe the requested outputs.
 
     Raises:
-        InputError: a layer cannot be pooled, or does not give one row per image.
+        InputError: a layer cannot be pooled, or does not return one row per image.
     """
     loaded, spec, images = setup.loaded, setup.spec, setup.images
     with explain_call_errors(loaded, spec, images):
@@ -128,7 +128,7 @@ def _model_notes(loaded: LoadedModel, shape: tuple[int, int, int]) -> tuple[str,
 
 
 def _draft_encoder(setup: ModelSetup, outputs: tuple[Output, ...], encode: Encode) -> Encoder:
-    """Return the encoder with its graph, if it can be folded into one, and without an engine."""
+    """Return the encoder without an engine, but with its graph if it can be folded into one."""
     weights = get_weights(setup.loaded)
     draft = Encoder(
         spec=setup.spec,
@@ -147,7 +147,7 @@ def _draft_encoder(setup: ModelSetup, outputs: tuple[Output, ...], encode: Encod
 
 
 def _with_layer_names(draft: Encoder, loaded: LoadedModel) -> Encoder:
-    """Name the layers that rescale as the model does: Keras 3 numbers the scopes of its graph."""
+    """Use the model's own names for rescaling layers: Keras 3 appends numbers to graph scopes."""
     if keras_family(loaded.model) != "keras":
         return draft
     names = {layer.name for layer in loaded.model._flatten_layers()}
@@ -165,7 +165,7 @@ def _weights_digest(weights: tuple[Array, ...]) -> str:
 
 
 def _call_plainly(setup: ModelSetup, draft: Encoder, encode: Encode) -> Reference:
-    """Return the features of a plain call on noise, which those of an engine must equal."""
+    """Return the features of a plain call on noise, which the features of any engine must match."""
     count = min(IMAGES_TO_COMPARE, setup.spec.batch_size)
     levels = draft.rescaling.expects_levels
     images = probe_images(setup.loaded, setup.spec, setup.image_shape, count, levels)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the encoder in a separate process while Ray starts.
 
-The start of Ray is mostly waiting; importing TensorFlow and building is mostly computing. One after
-the other takes twice as long.
+Ray's startup mostly waits, while importing TensorFlow and building the encoder mostly compute.
+Running one after the other would take twice as long.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from ray_embed.errors import RayEmbedError, RunError
 Weights = tuple[Array, ...]
 Build = Callable[[EncoderSpec, Weights | None], Callable[[], Encoder]]
 
-# Modules are searched on the import path of this process, without its current folder.
+# The child searches modules on the import path of this process, without its current folder.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
     "from ray_embed.encoders.build_process import serve; serve(int(sys.argv[2]), sys.argv[3])"
@@ -35,8 +35,9 @@ _START = (
 def start_build_process(threads: int, folder: str) -> Iterator[Build]:
     """Start a process that builds an encoder, and yield a function that sends it the request.
 
-    The function may be called once. It returns at once a function that waits for the encoder, and
-    raises the errors of :func:`ray_embed.encoders.build.build`, or RunError if the process dies.
+    The function may be called once. It immediately returns a function that waits for the encoder,
+    and that raises the errors of :func:`ray_embed.encoders.build.build`, or RunError if the process
+    dies.
 
     Args:
         threads: the number of threads for computing.
@@ -70,8 +71,8 @@ def _request(
 
     Args:
         process: the build process.
-        output: the file of what it prints.
-        spec: what is asked for.
+        output: the file that its printed output is written to.
+        spec: the requested encoder.
         saved_weights: the weights that an earlier start of the run saved.
     """
     request, answer = process.stdin, process.stdout

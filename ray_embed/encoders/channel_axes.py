@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find the channel axis of each layer's output, by following it through every operation.
 
-TensorFlow reports each operation of an eager call. Convolutions and poolings say where their
-channels are; transpositions and reshapes move them; most other operations keep them. This works
-for layers without a `data_format`, and for code between layers. A SavedModel's signature is a
-single operation, so its graph is read instead.
+TensorFlow reports each operation of an eager call. Convolutions and pooling operations state where
+their channels are; transpositions and reshapes move them; most other operations keep them in place.
+This works for layers without a `data_format`, and for code between layers. A SavedModel's signature
+is a single operation, so its graph is read instead.
 """
 
 import contextlib
@@ -30,9 +30,9 @@ class ChannelAxes:
 
     Attributes:
         images: the batch to call the model with.
-        channels_first: whether any maps of the call have their channels in axis 1.
-        mismatch: describes the first convolution if it takes another axis for the channels than
-            the one that holds them; otherwise empty.
+        channels_first: whether any feature map of the call has its channels in axis 1.
+        mismatch: describes the first convolution if it treats the wrong axis as the channels;
+            otherwise empty.
     """
 
     images: Any
@@ -64,7 +64,7 @@ class ChannelAxes:
         """Record the channel axis of a tensor."""
         rank = tensor.shape.rank
         self._axes[tensor._id] = axis
-        # Tokens are not counted: mixers transpose them for a while.
+        # Token sequences do not count, because mixer models transpose them temporarily.
         self.channels_first |= bool(rank) and rank > 3 and axis == 1
 
     def record(self, kind: Any, inputs: Any, attributes: Any, outputs: Any) -> None:
@@ -132,7 +132,7 @@ def track_channels(images: Any) -> Iterator[ChannelAxes]:
 def find_channel_axes(
     loaded: LoadedModel, values: dict[str, Any], channels: ChannelAxes
 ) -> tuple[dict[str, int], list[str]]:
-    """Return each layer's channel axis, -1 for the last one, and notes on the others.
+    """Return each layer's channel axis, -1 if it is the last one, and notes on the other cases.
 
     Args:
         loaded: the model.
@@ -183,9 +183,9 @@ def _signature_axes(signature: Any, channels_first: bool) -> dict[str, tuple[Axi
         channels_first: whether the input is (N, C, H, W).
 
     Returns:
-        For each output, its axis or None, and whether any maps of the graph have their channels
+        For each output, its axis or None, and whether any feature map of the graph has its channels
         first. A graph that changes its variables cannot be followed: its axes are None, and its
-        maps may have their channels first.
+        feature maps are assumed to possibly have their channels first.
     """
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
@@ -228,7 +228,7 @@ def _graph_axes(frozen: Any, channels_first: bool) -> dict[str, Axis]:
 
 
 def _declared_axis(layer: Any, rank: int) -> Axis:
-    """Return the channel axis that the options of a layer name."""
+    """Return the channel axis that a layer's options declare, or None."""
     match getattr(layer, "data_format", None):
         case "channels_first":
             return 1

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the classes and functions that a stored model names in the modules of ``--import``.
+"""Find, in the modules of ``--import``, the classes and functions that a stored model names.
 
 Keras loads a model with custom classes if these are registered, or passed to it by name as
 `custom_objects`. Many modules register nothing, so the names in the file are looked up in them. The
-file chooses the names and the arguments of the classes. So Keras gets only classes that it can
-create from a configuration, and, if the file names a function, functions that the modules define.
+file chooses the names and the arguments of the classes. Therefore, Keras receives only classes that
+it can create from a configuration and, if the file names a function, functions that the modules
+define.
 """
 
 import importlib
@@ -23,7 +24,7 @@ _KERAS = ("keras", "tf_keras")
 # Modules in a file that cannot be imported again: a script, and an unknown module.
 _NOT_IMPORTABLE = ("", "builtins", "__main__")
 
-# Settings of layers whose values are words, but never names of functions.
+# Layer settings whose values are text, but never the name of a function.
 _WORDS = {
     *("name", "class_name", "registered_name", "module", "dtype", "padding", "data_format"),
     *("interpolation", "fill_mode", "output_mode", "mode", "build_config", "layer_name"),
@@ -54,11 +55,12 @@ def find_custom_objects(
     Args:
         configs: the stored configuration, parsed.
         imports: the modules of ``--import``, already imported.
-        family: the Keras that loads it, `keras` or `tf_keras`.
-        option: the option and value that named the file, for errors.
+        family: the Keras package that loads the model, `keras` or `tf_keras`.
+        option: the option and value that named the file, for error messages.
 
     Raises:
-        InputError: a module has several classes of a name, or the file would call a function.
+        InputError: a module has several classes with the same name, or the file would call a
+            function.
     """
     named = [
         *references(configs),
@@ -76,7 +78,7 @@ def find_custom_objects(
 
 
 def references(configs: Sequence[Config]) -> list[Reference]:
-    """Return the classes and functions that the file names, in its order."""
+    """Return the classes and functions that the file names, in the order of the file."""
     named: dict[Reference, None] = {}
     for item in _items(configs):
         name = item.get("registered_name", item["class_name"])
@@ -89,7 +91,7 @@ def references(configs: Sequence[Config]) -> list[Reference]:
 
 
 def missing_objects(configs: Sequence[Config], objects: Objects, family: str) -> list[Reference]:
-    """Return what the file names and Keras does not find: built in, registered, or in `objects`."""
+    """Return what the file names but is neither built into Keras, registered, nor in `objects`."""
     library = importlib.import_module(family)
     return [
         reference
@@ -150,13 +152,13 @@ def _module(item: Mapping[str, Any]) -> str:
 
 
 def _named_functions(value: Any) -> set[str]:
-    """Return the words in a configuration that may name a function, as in older formats."""
+    """Return the strings in a configuration that may name a function, as older formats do."""
     if isinstance(value, str):
         return {value}
     if isinstance(value, dict):
         parts = [_named_functions(item) for key, item in value.items() if key not in _WORDS]
     elif isinstance(value, (list, tuple)):
-        # Lists of texts are the names of connected layers.
+        # Lists of strings are the names of connected layers.
         parts = [_named_functions(item) for item in value if not isinstance(item, str)]
     else:
         parts = []
@@ -167,10 +169,10 @@ def _named_functions(value: Any) -> set[str]:
 
 
 def _look_up(reference: Reference, imports: Sequence[str], family: str) -> Any:
-    """Return the object of a module for a name in the file, or None if there is none.
+    """Return the module's object for a name in the file, or None if there is none.
 
     Raises:
-        InputError: there are several, and the file does not name the module.
+        InputError: there are several objects with that name, and the file does not name the module.
     """
     package = reference.module.partition(".")[0]
     if package in _KERAS or _is_own_function(reference, family):
@@ -202,13 +204,13 @@ def _values(imports: Sequence[str], name: str) -> list[tuple[str, Any]]:
         *(m for m in list(sys.modules) if m.startswith(prefixes) and m not in imports),
     ]
     modules = [(key, sys.modules.get(key)) for key in names]
-    # getattr would run the code of packages that import their parts late.
+    # getattr would run the code of packages that import their submodules lazily.
     values = [(key, vars(module).get(name)) for key, module in modules if module is not None]
     return [(key, value) for key, value in values if value is not None]
 
 
 def _fits(value: Any, reference: Reference, imports: Sequence[str], family: str) -> bool:
-    """Return whether Keras may get a module's value for what the file names."""
+    """Return whether a module's value may be passed to Keras for what the file names."""
     package = str(getattr(value, "__module__", "")).partition(".")[0]
     if reference.is_function:
         # A function that the module imported from elsewhere may do anything.
@@ -222,7 +224,7 @@ def _fits(value: Any, reference: Reference, imports: Sequence[str], family: str)
 
 
 def _family(value: Any) -> str:
-    """Return the Keras that a class derives from, or an empty string for other values."""
+    """Return the Keras package that a class derives from, or an empty string for other values."""
     for base in getattr(value, "__mro__", ()):
         package: str = base.__module__.partition(".")[0]
         if package in _KERAS:
@@ -231,7 +233,7 @@ def _family(value: Any) -> str:
 
 
 def _refuse_calls(configs: Sequence[Config], objects: Objects, family: str, option: str) -> None:
-    """Refuse a file that has arguments for a function: Keras would call it with them."""
+    """Refuse a file that stores arguments for a function: Keras would call it with them."""
     library = importlib.import_module(family)
     for item in _items(configs):
         for key in ("class_name", "registered_name"):
@@ -251,7 +253,7 @@ def _refuse_calls(configs: Sequence[Config], objects: Objects, family: str, opti
 
 
 def _layers_of_applications(family: str) -> Objects:
-    """Return the layers of Keras' applications, which not all of its readers find."""
+    """Return the layers of Keras' applications, which some of its loaders do not find."""
     return {
         name: value
         for module in _modules_of(f"{family}.src.applications.")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check that an encoder gives the same features for the same images on every call."""
+"""Check that an encoder returns the same features for the same images on every call."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from ray_embed.encoders.loaded_model import LoadedModel
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
 
-# A layer that flips an image or not gives the same result for this many images once in
+# A layer that flips each image at random returns the same result for this many images only once in
 # 2 ** IMAGES_TO_COMPARE calls.
 IMAGES_TO_COMPARE = 8
 
@@ -19,9 +19,9 @@ def check_deterministic(loaded: LoadedModel, spec: EncoderSpec, reference: Refer
     """Refuse an encoder whose features change from call to call.
 
     Raises:
-        InputError: they change; the message names layers that do not.
+        InputError: the features change; the message names layers whose outputs do not.
     """
-    # A smaller batch is encoded more often.
+    # A smaller batch is encoded more times.
     calls = (
         [np.asarray(value) for value in reference.encode(reference.images)]
         for _ in range(0, IMAGES_TO_COMPARE, len(reference.images))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the models that contain the encoder, so that a file with all their weights can be loaded.
 
-Keras creates the variables of a subclassed model in its first call. Of an auto-encoder, only the
-encoder has been called so far, not the decoder.
+Keras creates the variables of a subclassed model in its first call. In the case of an auto-encoder,
+only the encoder has been called so far, not the decoder.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.submodels import layers_of, nested_models
 from ray_embed.errors import strip_ansi
 
-# A model that contains an encoder may take pairs or triplets of images.
+# A model that contains an encoder may take pairs or triplets of images as its inputs.
 _MOST_INPUTS = 3
 
 
@@ -72,7 +72,7 @@ def build_models(models: Sequence[Any], images: Any) -> tuple[bool, list[str]]:
 
 
 def describe_inner_input(model: Any, holders: Sequence[Any], shape: tuple[int, ...]) -> str:
-    """Return a note on what the encoder gets inside the whole model for pixels from 0 to 255.
+    """Return a note on what the encoder receives inside the whole model for pixels from 0 to 255.
 
     Args:
         model: the encoder.
@@ -80,7 +80,8 @@ def describe_inner_input(model: Any, holders: Sequence[Any], shape: tuple[int, .
         shape: (H, W, C) of its images.
 
     Returns:
-        An empty string if it gets the pixels unchanged, or if that cannot be found out.
+        An empty string if the encoder receives the pixels unchanged, or if this cannot be
+        determined.
     """
     whole = next((holder for holder in holders if keras_family(holder)), None)
     if whole is None:
@@ -115,7 +116,7 @@ def _unbuilt(model: Any) -> list[Any]:
 
 
 def _build(model: Any, image: Any) -> str:
-    """Call the model, or its own `build`; return why that fails, or an empty string."""
+    """Call the model, or else its own `build`; return why that fails, or an empty string."""
     reasons = []
     with warnings.catch_warnings():
         # Keras warns about each attempt that fails.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SavedModels that take the contents of image files, and decode them in their own graph."""
+"""Support SavedModels that take the contents of image files and decode them in their graph."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ _DECODERS = {
 
 
 def decodes_images(graph: Any, signature: Any) -> bool:
-    """Return whether a signature decodes images; other string inputs are texts, for example.
+    """Return whether a signature decodes images. Other string inputs may be texts, for example.
 
     Args:
         graph: the meta graph.

@@ -18,10 +18,10 @@ Encode = Callable[[Any], list[Any]]
 
 
 def load_preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
-    """Return the user's function for float32 batches, or a function that changes nothing.
+    """Return the user's function for float32 batches, or the identity if there is none.
 
     Raises:
-        InputError: it cannot be imported.
+        InputError: the function cannot be imported.
     """
     import tensorflow as tf
 
@@ -30,7 +30,7 @@ def load_preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
     function = user_code.resolve_callable(spec.preprocess, "--preprocess")
 
     def prepare(images: Any) -> Any:
-        # The function may work in place, so each call gets a copy.
+        # The function may work in place, so each call receives a copy.
         copy = np.array(images) if tf.executing_eagerly() else images
         return tf.cast(tf.convert_to_tensor(function(copy)), tf.float32)
 
@@ -56,7 +56,8 @@ def layer_values(
 
     Args:
         loaded: the model.
-        spec: names the layers. Without layers, the model's only output is returned.
+        spec: the request, which names the layers. Without layers, the model's only output is
+            returned.
         images: (N, H, W, C) float32.
         watch: called with each layer and its output.
 
@@ -100,7 +101,7 @@ def _several_outputs(spec: EncoderSpec, outputs: dict[str, Any], recorded: Recor
 
 
 def pool_layers(values: dict[str, Any], outputs: tuple[Output, ...]) -> list[Any]:
-    """Return the (N, D) float32 features of each output, from what its layer returned."""
+    """Return the (N, D) float32 features of each output, pooled from its layer's output."""
     return [
         pooling.pool(value, output.pool, output.channel_axis)
         for value, output in zip(values.values(), outputs, strict=True)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Detect Keras' two file formats by content, whatever the name of the file is."""
+"""Detect Keras' two file formats by content, regardless of the file's name."""
 
 import contextlib
 import tempfile
@@ -13,8 +13,8 @@ ZIP, HDF5 = "zip", "hdf5"
 def detect_format(path: str | Path) -> str:
     """Return `zip` (usually a ``.keras`` file), `hdf5`, or an empty string for other files.
 
-    The first bytes decide. For other contents the suffix decides, so that an error about a damaged
-    file names the format that it should have.
+    The first bytes decide. If they match neither format, the suffix decides, so that an error about
+    a damaged file names the format that the file should have.
     """
     import h5py
 
@@ -22,7 +22,7 @@ def detect_format(path: str | Path) -> str:
     with contextlib.suppress(OSError):
         with path.open("rb") as file:
             start = file.read(4)
-        # A truncated archive still begins like one.
+        # A truncated archive still begins like an archive.
         if start.startswith(b"PK") or zipfile.is_zipfile(path):
             return ZIP
         if h5py.is_hdf5(path):

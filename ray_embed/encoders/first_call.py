@@ -12,23 +12,23 @@ from ray_embed.errors import InputError
 
 
 def create_variables(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> LoadedModel:
-    """Call a model that has no inputs yet, and find out whether it takes (N, C, H, W).
+    """Call a model that has no inputs yet, and determine whether it takes (N, C, H, W).
 
-    A functional model has its variables and its layout already. A subclassed model does not
-    declare its input. If it fails on (N, H, W, C), or if its first convolution expects the
-    channels elsewhere, (N, C, H, W) is tried.
+    A functional model already has its variables and its layout. A subclassed model does not
+    declare its input. If it fails on (N, H, W, C), or if its first convolution expects the channels
+    in another axis, (N, C, H, W) is tried.
 
     Args:
         loaded: the model.
-        spec: where it was loaded from; the files are on this machine.
+        spec: what the model was loaded from; its files must be on this machine.
         images: (N, H, W, C).
 
     Returns:
         The model, loaded again if it takes (N, C, H, W).
 
     Raises:
-        InputError: it takes (N, C, H, W), but its variables were created for another layout.
-        Exception: what the model raises for (N, H, W, C), if it takes neither layout.
+        InputError: the model takes (N, C, H, W), but its variables were created for another layout.
+        Exception: whatever the model raises for (N, H, W, C), if it takes neither layout.
     """
     if getattr(loaded.model, "inputs", None):
         return loaded
@@ -49,7 +49,7 @@ def create_variables(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> Loa
 
 
 def _try_call(loaded: LoadedModel, images: Any) -> tuple[Exception | None, str]:
-    """Call a model; return its error, and how its channels do not match those of the images."""
+    """Call a model; return its error, and how its channel axis differs from that of the images."""
     with track_channels(images) as channels:
         try:
             loaded.call(channels.images)

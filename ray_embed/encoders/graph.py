@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The encoder as one TensorFlow graph whose variables are folded to constants."""
+"""Fold the encoder into one TensorFlow graph whose variables are constants."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from ray_embed.encoders.spec import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class FoldedGraph:
-    """A serialized GraphDef whose variables are constants, and what is known of it.
+    """A serialized GraphDef whose variables are constants, and what is known about it.
 
     Attributes:
         architecture: a digest without the weights.
@@ -34,7 +34,7 @@ class FoldedGraph:
 def fold_encoder(draft: Encoder, encode: Encode, dtype: str) -> tuple[Encoder, list[str]]:
     """Return the encoder with its graph, and a warning if it cannot be folded into one.
 
-    Without a graph, the type of its input, `dtype`, is all that says which pixels it expects.
+    Without a graph, the type of its input, `dtype`, is the only clue to which pixels it expects.
     """
     batch = draft.spec.batch_size
     shape = (batch,) if dtype == "string" else (batch, *draft.image_shape)
@@ -51,7 +51,7 @@ def fold_encoder(draft: Encoder, encode: Encode, dtype: str) -> tuple[Encoder, l
         input_name=folded.input_name,
         output_names=folded.output_names,
         architecture=folded.architecture,
-        # This covers all constants, also those that Keras does not count among the weights.
+        # This covers all constants, including those that Keras does not count as weights.
         weights_digest=folded.content,
         rescaling=folded.rescaling,
         advice=folded.advice,
@@ -71,7 +71,7 @@ def fold(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> FoldedGrap
     The graph ends at the last requested layer: nodes that no output needs are left out.
 
     Args:
-        encode: from images to features.
+        encode: the function from images to features.
         batch_shape: (N, H, W, C), or (N,) for the contents of files.
         dtype: the type of the model's own input.
 
@@ -126,7 +126,8 @@ def _refuse_python(graph: Any) -> None:
 def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
     """Return a Merkle hash of what the outputs compute, independent of node names and order.
 
-    Without `weights`, float arrays count by dtype and shape only; all else counts by value.
+    Without `weights`, float arrays are hashed by dtype and shape only; everything else is hashed by
+    value.
     """
     nodes = {node.name: node for node in graph.node}
     known: dict[str, bytes] = {}
@@ -134,7 +135,7 @@ def _digest(graph: Any, outputs: tuple[str, ...], *, weights: bool) -> str:
     ends = [_node_of(name) for name in outputs]
     _hash_below(ends, nodes, known, loops, weights)
     parts = [known[name] for name in ends]
-    # The hash of what a loop passes to its next iteration may add further loops to the list.
+    # Hashing what a loop passes to its next iteration may add more loops to the list.
     for name in loops:
         before = _node_of(nodes[name].input[0])
         _hash_below([before], nodes, known, loops, weights)
@@ -185,7 +186,7 @@ def _node_digest(node: Any, inputs: list[bytes], weights: bool) -> bytes:
             continue
         digest.update(key.encode())
         if value.HasField("func"):
-            # The name ends in a counter of the process.
+            # The name ends in a counter that is specific to the process.
             digest.update(value.func.name.rstrip("0123456789").encode())
         elif key == "value" and node.op == "Const":
             _hash_constant(digest, value.tensor, weights)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shape of the images that a model takes, and whether its channels come first."""
+"""Determine the shape of the images that a model takes, and whether channels come first."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -9,7 +9,7 @@ from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.submodels import nested_models
 from ray_embed.errors import InputError
 
-# The thumbnail size for encoders that decode files themselves: a little more than is needed.
+# The image shape for thumbnails if encoders decode files themselves: a bit larger than needed.
 _SHAPE_FOR_THUMBNAILS = (128, 128, 3)
 # Layers that leave the axes of the images as they are.
 _KEEP_AXES = {
@@ -69,7 +69,7 @@ def _refuse_pixel_options(spec: EncoderSpec) -> None:
 
 
 def model_input_layout(model: Any, spec: EncoderSpec) -> tuple[Sides, bool]:
-    """Return (H, W, C) as far as a Keras model fixes them, and whether it takes (N, C, H, W).
+    """Return (H, W, C) as far as a Keras model fixes it, and whether the model takes (N, C, H, W).
 
     Raises:
         InputError: the model does not take one batch of images.
@@ -98,12 +98,12 @@ def layout_of_shape(
 
     Args:
         shape: the shape of the input.
-        spec: may fix the layout.
+        spec: the request, which may fix the layout.
         layers: the layers behind the input, as far as they are known.
-        fix: what an error about the rank suggests.
+        fix: the suggestion for an error about the rank.
 
     Raises:
-        InputError: the shape is not that of a batch of images.
+        InputError: the shape cannot be a batch of images.
     """
     if len(shape) != 4:
         raise InputError(
@@ -122,14 +122,14 @@ def layout_of_shape(
 
 
 def looks_channels_first(shape: Sequence[int | None]) -> bool:
-    """Return whether a shape reads as (N, C, H, W): 1, 3 or 4 channels before larger sides."""
+    """Return whether a shape looks like (N, C, H, W): 1, 3 or 4 channels before larger sides."""
     if len(shape) != 4 or shape[1] not in (1, 3, 4):
         return False
     return all(side is None or side > 4 for side in shape[2:])
 
 
 def _built_layout(model: Any, spec: EncoderSpec) -> tuple[Sides, bool]:
-    """Return the layout of a subclassed model, by the shape that it was built with."""
+    """Return the layout of a subclassed model, judging by the shape that it was built with."""
     shape = _built_shape(model)
     if spec.channels_first or (spec.channels_first is None and looks_channels_first(shape)):
         return (None, None, shape[1] if len(shape) == 4 else None), True
@@ -147,12 +147,12 @@ def _built_shape(model: Any) -> Shape:
 
 
 def _is_keras_3_functional(model: Any) -> bool:
-    # Keras 3's Sequential has `inputs` after it is built, its Functional always.
+    # In Keras 3, a Sequential model has `inputs` once it is built; a Functional model always does.
     return any(cls.__name__ in ("Functional", "Sequential") for cls in type(model).__mro__)
 
 
 def _suggest_submodels(model: Any, spec: EncoderSpec) -> str:
-    """Name the models inside `model` that take one batch of images; empty if there are none."""
+    """Name the models inside `model` that take one batch of images, or return an empty string."""
     prefix = f"{spec.submodel}." if spec.submodel else ""
     paths = [
         prefix + nested.path
@@ -163,7 +163,7 @@ def _suggest_submodels(model: Any, spec: EncoderSpec) -> str:
 
 
 def _first_data_format(layers: Sequence[Any]) -> str | None:
-    """Return the `data_format` of the first layer that has one, if no layer before moves axes."""
+    """Return the `data_format` of the first layer that has one, if no earlier layer moves axes."""
     for layer in layers:
         if type(layer).__name__ in _KEEP_AXES:
             continue

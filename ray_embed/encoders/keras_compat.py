@@ -19,13 +19,13 @@ _FAMILIES = ("keras", "tf_keras")
 
 def layer_classes() -> dict[str, Any]:
     """Return the `Layer` classes of the imported Keras packages, by package name."""
-    # No value has a class from a package that is not imported, and importing one takes seconds.
+    # No value can have a class from a package that is not imported, and importing takes seconds.
     modules = {family: sys.modules.get(family) for family in _FAMILIES}
     return {family: module.layers.Layer for family, module in modules.items() if module}
 
 
 def keras_family(value: Any) -> str:
-    """Return `keras` or `tf_keras` for a layer or model, an empty string for other values.
+    """Return `keras` or `tf_keras` for a layer or model, or an empty string for other values.
 
     Args:
         value: any value. Keras need not be imported.
@@ -37,7 +37,7 @@ def keras_family(value: Any) -> str:
 
 
 def has_base(value: Any, name: str) -> bool:
-    """Return whether the value has a Keras class of this name, or one derived from it."""
+    """Return whether the value is an instance of the Keras class of this name or a subclass."""
     # The classes are compared by name, because some of them are in modules that are not public.
     return any(
         base.__name__ == name and base.__module__.partition(".")[0] in _FAMILIES
@@ -51,7 +51,7 @@ def is_positional(value: Any) -> bool:
 
 
 def is_variable(value: Any) -> bool:
-    """Return whether the value is a variable of Keras 3 or of TensorFlow, which tf_keras uses."""
+    """Return whether the value is a Keras 3 variable, or a TensorFlow one, as in tf_keras."""
     return any(
         base.__name__ == "Variable" and base.__module__.partition(".")[0] in ("keras", "tensorflow")
         for base in type(value).__mro__
@@ -59,7 +59,7 @@ def is_variable(value: Any) -> bool:
 
 
 def variable_path(variable: Any) -> str:
-    """Return the path of a variable of Keras 3, the name of a variable of tf_keras."""
+    """Return the path of a Keras 3 variable, or the name of a tf_keras variable."""
     return str(getattr(variable, "path", None) or variable.name)
 
 
@@ -69,19 +69,19 @@ def bare_name(variable: Any) -> str:
 
 
 def wanted_shape(variable: Any) -> str:
-    """Return the beginning of a message: the variable, and the shape that the model wants."""
+    """Return the start of a message: the variable, and the shape that the model needs."""
     return f"{variable_path(variable)}: the model wants shape {tuple(variable.shape)}"
 
 
 def numpy_dtype(variable: Any) -> Any:
-    """Return the NumPy type of the variable's values, also for types that NumPy itself lacks."""
+    """Return the NumPy type of the variable's values, even for types that NumPy itself lacks."""
     import tensorflow as tf
 
     return tf.as_dtype(variable.dtype).as_numpy_dtype
 
 
 def weights_of(layer: Any) -> list[Any]:
-    """Return the variables that hold the weights of a layer or model, without those of metrics.
+    """Return the variables with the weights of a layer or model, excluding variables of measures.
 
     tf_keras also counts the variables of metrics that are attributes of a model, but not every
     file of its weights has them.
@@ -112,7 +112,7 @@ def children_of(value: Any) -> list[tuple[str, Any]]:
         items = list(value._trackable_children().items())
     else:
         items = list(getattr(value, "__dict__", {}).items())
-        # Variables from add_weight that are no attributes have their own names.
+        # Variables from add_weight that are not attributes are known by their own names.
         held = {id(item) for _, item in items}
         for name in ("_trainable_variables", "_non_trainable_variables"):
             variables = getattr(value, name, [])
@@ -136,7 +136,7 @@ def _bookkeeping() -> frozenset[str]:
 def _may_hold_weights(value: Any) -> bool:
     if isinstance(value, (list, tuple, Mapping)) or is_variable(value):
         return True
-    # Their variables are not weights of the model, but may have the same shapes.
+    # The variables of measures and optimizers are not model weights, but may have the same shapes.
     if any(base.__name__ in ("Metric", "Optimizer") for base in type(value).__mro__):
         return False
     return hasattr(value, "_trackable_children") or bool(keras_family(value))
@@ -145,10 +145,10 @@ def _may_hold_weights(value: Any) -> bool:
 def finish_normalization(models: Sequence[Any]) -> None:
     """Update the Normalization layers in `models` after their variables were assigned.
 
-    These layers compute with copies of their variables, which Keras updates on request only.
+    These layers compute with copies of their variables, which Keras updates only on request.
 
     Args:
-        models: layers or models of either Keras, including nested ones.
+        models: layers or models of either Keras package, including nested ones.
     """
     for model in models:
         for layer in model._flatten_layers():

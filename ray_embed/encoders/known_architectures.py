@@ -10,10 +10,10 @@ class Family:
     """An architecture whose preprocessing is not part of the network.
 
     Attributes:
-        layers: layers that it has.
+        layers: layers that the architecture has.
         option: the name of its preprocessing.
         pixels: what that preprocessing returns.
-        without: layers that it does not have.
+        without: layers that the architecture does not have.
     """
 
     name: str
@@ -32,7 +32,7 @@ def _family(name: str, layers: str, option: str, pixels: str, without: str = "")
     return Family(name, frozenset(layers.split()), option, pixels, frozenset(without.split()))
 
 
-# The layers are early ones, because an encoder may end at any layer, with their names in Keras.
+# Layers are listed by their names in Keras. They are early ones: an encoder may end anywhere.
 _FAMILIES = (
     _family("ResNetV2", "conv1_conv conv2_block1_preact_bn", "resnet_v2", _SYMMETRIC),
     _family("DenseNet", "conv2_block1_0_bn conv2_block1_concat", "densenet", _NORMALIZED),
@@ -49,7 +49,7 @@ _VIT = "patching_and_embedding"
 
 
 def advise(graph: Any) -> str:
-    """Return a line of advice if the graph has a known architecture, else an empty string.
+    """Return a line of advice if the graph has a known architecture, or an empty string.
 
     Args:
         graph: a GraphDef whose nodes are named after their layers.

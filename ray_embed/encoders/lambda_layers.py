@@ -2,7 +2,7 @@
 """Find Python code in the files of Keras 2, which `tf_keras` would run even in its safe mode.
 
 `tf_keras` also imports functions by name from any module that a file names. Only functions that the
-user's code has registered are accepted.
+user's code registers or provides are accepted.
 """
 
 import json
@@ -24,11 +24,11 @@ def refuse_lambdas(
     Args:
         path: the file, for the error.
         configs: the configurations stored in it, parsed.
-        known: the names of functions that Keras gets.
+        known: the names of functions that are passed to Keras.
         imports: the modules that were searched for functions, for the error.
 
     Raises:
-        InputError: the file has a Lambda, or a function that is not known; the message names it.
+        InputError: the file has a Lambda or an unknown function; the message names it.
     """
     where = f"not in {', '.join(imports)}" if imports else "not registered"
     for config in configs:
@@ -60,7 +60,7 @@ def holds_lambda(config: Any) -> bool:
 
 
 def _is_nameless_code(item: dict[str, Any]) -> bool:
-    """Return whether this is the code of an activation: its bytes, defaults and closure only."""
+    """Return whether this is just the code of an activation: its bytes, defaults and closure."""
     code = item.get("value") if len(item) == 1 else None
     return isinstance(code, list) and len(code) == 3 and isinstance(code[0], str)
 
@@ -76,7 +76,7 @@ def parse_config(path: Path, text: str) -> Any:
     """Return a parsed configuration.
 
     Raises:
-        InputError: it is not JSON.
+        InputError: the text is not JSON.
     """
     try:
         return json.loads(text)
@@ -116,7 +116,7 @@ def keras_archive(path: Path) -> tuple[str, str]:
     """Return the Keras version and the configuration of a ``.keras`` file.
 
     Raises:
-        InputError: it is not such a file.
+        InputError: the file is not a ``.keras`` file.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -127,10 +127,10 @@ def keras_archive(path: Path) -> tuple[str, str]:
 
 
 def hdf5_model(path: Path) -> tuple[str, str]:
-    """Return the Keras version and the configuration of an HDF5 file of a whole model.
+    """Return the Keras version and the configuration of an HDF5 file that holds a whole model.
 
     Raises:
-        InputError: it is not an HDF5 file, or it has weights only.
+        InputError: the file is not an HDF5 file, or holds only weights.
     """
     import h5py
 
@@ -155,7 +155,7 @@ def saved_model_configs(path: Path) -> list[str] | None:
         The JSON texts, or None if Keras 2 did not write the folder.
 
     Raises:
-        InputError: they cannot be parsed.
+        InputError: the configurations cannot be parsed.
     """
     file = path / "keras_metadata.pb"
     if not file.exists():

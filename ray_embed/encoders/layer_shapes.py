@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""List the layers and the nested models of an encoder with the shapes of their outputs."""
+"""List an encoder's layers and nested models with the shapes of their outputs."""
 
 from typing import Any
 
@@ -16,7 +16,7 @@ Shape = tuple[int | None, ...]
 
 
 def list_layer_shapes(spec: EncoderSpec) -> dict[str, Shape]:
-    """Return the layers that ``--layer`` accepts with their output shapes, None for the batch.
+    """Return the layers that ``--layer`` accepts with their output shapes; the batch is None.
 
     Raises:
         InputError: the model cannot be loaded or called.
@@ -28,8 +28,8 @@ def list_shapes(spec: EncoderSpec) -> tuple[dict[str, Shape], dict[str, Shape]]:
     """Return the models that ``--submodel`` accepts, and the layers that ``--layer`` accepts.
 
     Returns:
-        The output shapes of both by name, with None for the batch. A model that is not called has
-        an empty shape.
+        The output shapes of the models and of the layers, by name, with None for the batch. A model
+        that is never called has an empty shape.
 
     Raises:
         InputError: the model cannot be loaded or called.

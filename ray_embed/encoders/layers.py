@@ -21,7 +21,7 @@ Watch = Callable[[Any, Any], None]
 def record_layers(watch: Watch | None = None) -> Iterator[Recorded]:
     """Record the outputs of each layer by path, such as ``outer/inner``.
 
-    The called model itself is left out. A path has one value per call of its layer.
+    The called model itself is left out. Each path has one value per call of its layer.
 
     Args:
         watch: called with each layer and its output.
@@ -32,7 +32,7 @@ def record_layers(watch: Watch | None = None) -> Iterator[Recorded]:
 
     def wrapped(original: Any) -> Any:
         def call(self: Any, *args: Any, **kwargs: Any) -> Any:
-            # Some classes reach Layer.__call__ twice in one call: a subclass calls super's.
+            # Some calls reach a wrapped `__call__` twice, because a subclass calls its parent's.
             stack.append(self.name)
             try:
                 output = original(self, *args, **kwargs)
@@ -76,7 +76,7 @@ def record_inputs(layer: Any) -> Iterator[list[Any]]:
 
 
 def is_feature(value: Any) -> bool:
-    """Whether a recorded value can be pooled to features: one float tensor of rank 2 to 4."""
+    """Return whether a recorded value can be pooled: it is one float tensor of rank 2 to 4."""
     rank = getattr(getattr(value, "shape", None), "rank", None)
     return rank in (2, 3, 4) and bool(getattr(value.dtype, "is_floating", False))
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A model in memory that can be called, whatever its form, and access to its weights."""
+"""A callable model in memory, regardless of its original form, and access to its weights."""
 
 import contextlib
 import sys
@@ -22,12 +22,12 @@ class LoadedModel:
     """A model that can be called.
 
     Attributes:
-        call: takes (N, H, W, C) float32, or (N,) contents of image files if `dtype` is ``string``;
-            returns the model's outputs.
-        input_shape: (H, W, C), each None if the model leaves it open.
+        call: takes (N, H, W, C) float32, or the contents (N,) of image files if `dtype` is
+            ``string``, and returns the model's outputs.
+        input_shape: (H, W, C), where each side that the model does not fix is None.
         model: the Keras model, or None for a SavedModel that is called by a signature.
         signature: the concrete function of that SavedModel, if it takes pixels.
-        outer: the object that holds `model`, or that `signature` needs to stay alive.
+        outer: the object that contains `model`, or that must be kept alive for `signature`.
         between: the objects that lead from `outer` to `model`.
         dtype: the type of the model's input.
         custom_objects: the classes and functions that the model was loaded with.
@@ -92,7 +92,7 @@ def set_weights(loaded: LoadedModel, values: tuple[Array, ...]) -> None:
     """Set the weights, in the model's order.
 
     Raises:
-        InputError: their number or their shapes differ from the model's.
+        InputError: the number or the shapes of the weights differ from the model's.
     """
     variables = get_variables(loaded)
     _check_shapes([tuple(variable.shape) for variable in variables], [v.shape for v in values])
@@ -119,7 +119,7 @@ def _check_shapes(shapes: list[Any], saved: list[Any]) -> None:
 
 
 def custom_object_scope(loaded: LoadedModel) -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which Keras knows the classes that the model was loaded with."""
+    """Return a context in which Keras finds the custom objects that the model was loaded with."""
     library = sys.modules[keras_family(loaded.model)]
     scope: contextlib.AbstractContextManager[Any] = library.saving.custom_object_scope(
         loaded.custom_objects
@@ -132,7 +132,8 @@ def computing_in_bfloat16(loaded: LoadedModel) -> Iterator[None]:
     """Let a Keras 3 model compute in bfloat16 with float32 weights (the mixed policy).
 
     Raises:
-        InputError: the model is of another kind, whose precision is fixed when it is created.
+        InputError: the model is not a Keras 3 model, so its precision was fixed when it was
+            created.
     """
     if keras_family(loaded.model) != "keras":
         raise InputError(

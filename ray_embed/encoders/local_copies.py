@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copy a model and weights from an object store: TensorFlow and Keras read local files only."""
+"""Copy a model and weights from an object store, as TensorFlow and Keras read only local files."""
 
 import contextlib
 import tempfile
@@ -18,7 +18,7 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
     """Yield the specification with local copies in place of URIs; the copies are deleted on exit.
 
     Raises:
-        InputError: there is no such file. An InputError from inside the ``with`` block is raised
+        InputError: a file does not exist. An InputError from inside the ``with`` block is raised
             again with the URI instead of the path of the copy.
         RunError: there is no space for the copies, or the storage fails.
     """

@@ -12,10 +12,10 @@ from ray_embed.errors import InputError, RayEmbedError
 
 @contextlib.contextmanager
 def explain_call_errors(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> Iterator[None]:
-    """Raise an error of the model's call as one that names the model, the images, and a fix.
+    """Turn an error in the model's call into one that names the model, the images, and a fix.
 
     Raises:
-        InputError: instead of any error that is not one of ray_embed's own.
+        InputError: raised in place of any error that is not one of ray_embed's own.
     """
     try:
         yield
@@ -29,7 +29,7 @@ def explain_call_errors(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> 
 
 
 def quote_error(error: Exception) -> str:
-    """Return the text of an error in one line, or its type if it has no text."""
+    """Return the text of an error on one line, or its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines or [type(error).__name__])
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build a model without weights from the JSON of `model.to_json()`, of Keras 2 or 3."""
+"""Build a model without weights from the JSON that `model.to_json()` of Keras 2 or 3 writes."""
 
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,9 @@ def is_model_json(path: Path) -> bool:
 
 
 def detect_keras_family(path: Path) -> str:
-    """Return the Keras that can read the file: `keras` or `tf_keras`."""
+    """Return the Keras package that can read the file: `keras` or `tf_keras`."""
     content = read_json(path)
-    # Only Keras 2 writes its version, and only Keras 3 the module of the model's class.
+    # Only Keras 2 writes its version, and only Keras 3 writes the module of the model's class.
     return "tf_keras" if "keras_version" in content or "module" not in content else "keras"
 
 
@@ -30,7 +30,7 @@ def model_from_json(path: Path, custom_objects: dict[str, Any]) -> Any:
 
     Args:
         path: the file. It must not hold Python code, which Keras 2 would run.
-        custom_objects: classes and functions by their names in the file.
+        custom_objects: the classes and functions to use, by their names in the file.
 
     Raises:
         Exception: whatever Keras raises for layers that it does not know.

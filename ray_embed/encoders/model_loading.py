@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load the model in any form that it may be given in, and give it its weights."""
+"""Load the model from any form in which it may be given, and load its weights."""
 
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,10 @@ from ray_embed.errors import InputError
 
 
 def load_model(spec: EncoderSpec) -> LoadedModel:
-    """Load the model, without ``--weights``: :func:`give_weights` loads them once it has variables.
+    """Load the model, without ``--weights``: :func:`give_weights` loads those once variables exist.
 
     Raises:
-        InputError: there is no such model, it is unsafe to load, or it does not take one batch of
+        InputError: the model does not exist, is unsafe to load, or does not take one batch of
             images.
     """
     for module in spec.imports:
@@ -30,11 +30,11 @@ def give_weights(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> None:
 
     Args:
         loaded: the model.
-        spec: the path of the weights.
+        spec: the request, which has the path of the weights.
         images: (N, H, W, C) float32 that the model takes.
 
     Raises:
-        InputError: the weights do not fit, or the model takes none.
+        InputError: the weights do not fit the model, are missing, or cannot be loaded into it.
     """
     if spec.weights is None:
         if isinstance(spec.model, str):

@@ -22,7 +22,7 @@ from ray_embed.encoders.weights.random_init import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
 from ray_embed.options import RANDOM
 
-# The number of images whose shape shows the batch axis of a layer's output; then one less.
+# Layers are called on this many images, and on one fewer, to find the batch axis of outputs.
 _FEW = 3
 
 
@@ -31,10 +31,10 @@ class ModelSetup:
     """A model whose variables exist, and a batch of images that it takes.
 
     Attributes:
-        spec: what was asked for, with the layout that was found.
+        spec: the requested encoder, with the layout that was found.
         image_shape: (H, W, C) of the images.
         images: the batch, preprocessed.
-        has_fixed_batch: whether the model takes batches of this size only.
+        has_fixed_batch: whether the model takes only batches of this size.
     """
 
     spec: EncoderSpec
@@ -45,14 +45,14 @@ class ModelSetup:
 
 
 def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = None) -> ModelSetup:
-    """Load the model, create its variables, and give it its weights.
+    """Load the model, create its variables, and load its weights.
 
     Args:
-        spec: what is asked for.
-        saved_weights: weights that replace those of the model.
+        spec: the requested encoder.
+        saved_weights: weights that replace the model's own.
 
     Raises:
-        InputError: the model, its weights or the preprocessing do not fit.
+        InputError: the model, its weights or the preprocessing is unsuitable.
     """
     with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
         setup = _load_model(spec, local_spec)
@@ -66,7 +66,7 @@ def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = No
 
 
 def set_up_untrained(spec: EncoderSpec) -> ModelSetup:
-    """Load the model and create its variables, whatever their values.
+    """Load the model and create its variables, without loading weights into them.
 
     Raises:
         InputError: the model cannot be loaded or called.
@@ -113,7 +113,7 @@ def _preprocess(spec: EncoderSpec, images: Array) -> Any:
 
 
 def _check_integer_input(spec: EncoderSpec, images: Any, dtype: str) -> None:
-    """Refuse a preprocessing whose values are lost in an encoder that takes integers."""
+    """Refuse preprocessing whose values would be lost in an encoder that takes integers."""
     if spec.preprocess is None or "int" not in dtype:
         return
     low, high = float(np.min(images)), float(np.max(images))

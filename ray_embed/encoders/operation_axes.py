@@ -9,7 +9,7 @@ from typing import Any
 Shape = tuple[int | None, ...]
 Axis = int | None
 
-# Convolutions fix where the channels are. The value is the input that holds the maps.
+# Convolutions fix where the channels are. The value is the number of the input with the maps.
 CONVOLUTIONS = {
     "Conv2D": 0,
     "Conv3D": 0,
@@ -48,7 +48,7 @@ class Operation:
     Attributes:
         kind: its type, such as ``Conv2D``.
         attributes: returns an attribute by name, or None.
-        axes: the channel axis of each input, None where it is unknown.
+        axes: the channel axis of each input, or None if it is unknown.
         value: returns the value of a constant input, or None.
     """
 
@@ -76,7 +76,7 @@ def shape_of(tensor: Any) -> Shape | None:
 
 
 def as_text(value: Any) -> str:
-    """Return a value that TensorFlow gives as bytes or text, as text."""
+    """Return a value that TensorFlow may return as bytes or text, as text."""
     return value.decode() if isinstance(value, bytes) else str(value)
 
 
@@ -112,7 +112,8 @@ def _transposed_axis(op: Operation) -> Axis:
 def _reshaped_axis(axis: Axis, before: Shape | None, after: Shape) -> Axis:
     """Return the axis of the same length with as many values before or after it.
 
-    A last axis stays last if it is split, as into heads of attention, or merged with others.
+    A last axis stays last if it is split, for example into attention heads, or merged with other
+    axes.
     """
     if axis is None or before is None:
         return None
@@ -129,13 +130,13 @@ def _reshaped_axis(axis: Axis, before: Shape | None, after: Shape) -> Axis:
         is_last = axis == len(before) - 1 and bool(after)
         whole = is_last and (_ends_with(after, before[-1]) or _ends_with(before, after[-1]))
         return len(after) - 1 if whole else None
-    # Among several, prefer the one at the same distance from the end, then from the beginning.
+    # Among several, prefer the axis at the same distance from the end, then from the beginning.
     from_end = axis - len(before) + len(after)
     return from_end if from_end in same else axis if axis in same else same[0]
 
 
 def _ends_with(lengths: Shape, size: int | None) -> bool:
-    """Return whether the product of some last lengths is `size`."""
+    """Return whether the product of the last lengths, for some number of them, is `size`."""
     return any(_size(lengths[start:]) == _size([size]) for start in range(len(lengths)))
 
 
@@ -164,7 +165,7 @@ def _product_axis(op: Operation, rank: int) -> Axis:
         summed.append(is_summed)
         if axis is not None:
             axes.add(axis)
-    # Channels times weights: the new channels are the other axis of the weights.
+    # If channels are multiplied by weights, the new channels are the weights' other axis.
     if summed == [True, False] and op.axes[1] is None:
         axes.add(rank - 1)
     if summed == [False, True] and op.axes[0] is None:
@@ -173,7 +174,7 @@ def _product_axis(op: Operation, rank: int) -> Axis:
 
 
 def _factor_axis(op: Operation, side: int, rank: int) -> tuple[bool, Axis]:
-    """Return whether a factor's channels are summed over, and else their axis in the product."""
+    """Return whether a factor's channels are summed over, and if not, their axis in the product."""
     axis, shape = op.axes[side], op.shape(side)
     if axis is None or shape is None:
         return False, None
@@ -182,7 +183,7 @@ def _factor_axis(op: Operation, side: int, rank: int) -> tuple[bool, Axis]:
         return False, rank + from_end
     names = (("transpose_a", "adj_x"), ("transpose_b", "adj_y"))[side]
     is_transposed = any(op.attributes(name) for name in names)
-    # The first factor is summed over its last axis, the second one over its last but one.
+    # The first factor is summed over its last axis; the second, over its second-to-last axis.
     summed = -1 if (side == 0) != is_transposed else -2
     if from_end == summed:
         return True, None
@@ -222,13 +223,13 @@ def _stacked_axis(op: Operation) -> Axis:
 
 
 def _elementwise_axis(op: Operation, out: Shape) -> Axis:
-    """Follow an operation that computes value by value, or only changes the lengths of axes."""
+    """Follow an operation that computes elementwise, or only changes the lengths of axes."""
     axes: set[int] = set()
     for number, axis in enumerate(op.axes):
         shape = op.shape(number)
         if axis is None or shape is None:
             continue
-        # Operands of a lower rank are aligned at their last axis.
+        # Operands of lower rank are aligned at the last axis.
         moved = axis + len(out) - len(shape)
         if len(out) < len(shape):
             return None
@@ -250,7 +251,7 @@ def _sliced_axis(op: Operation) -> Axis:
         return None
     indices = [bit for bit in range(len(begin)) if dropped >> bit & 1]
     if ellipsis:
-        # Indices behind the ellipsis count from the end.
+        # Indices after the ellipsis count from the end.
         middle = ellipsis.bit_length() - 1
         indices = [bit if bit < middle else len(shape) - len(begin) + bit for bit in indices]
     return None if axis in indices else axis - sum(index < axis for index in indices)

@@ -22,11 +22,11 @@ _GEM_CLAMP = 1e-6
 
 
 def resolve_pool(pool: str | None, layer: str, shape: tuple[int | None, ...]) -> str:
-    """Return the pooling for a layer: `pool`, or `gap` for maps and tokens and `none` for vectors.
+    """Return the pooling for a layer: `pool`, else `gap` for maps and tokens or `none` for vectors.
 
     Args:
         pool: the requested pooling, or None for the default.
-        layer: the layer's name, for the error.
+        layer: the layer's name, for the error message.
         shape: the layer's output shape, batch first.
 
     Raises:
@@ -53,8 +53,8 @@ def pool(features: Any, how: str, channel_axis: int = -1) -> Any:
     Args:
         features: (N, H, W, C), (N, T, C) or (N, C), any float type.
         how: a pooling that fits the rank.
-        channel_axis: the axis of the channels. They are moved to the last axis first, so that
-            `flatten` gives the same order as for a model with channels last.
+        channel_axis: the axis of the channels. They are first moved to the last axis, so that
+            `flatten` returns the same order as for a model with channels last.
     """
     import tensorflow as tf
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images to try an encoder on: noise and black, as pixels or as the contents of image files."""
+"""Images to test an encoder with: noise or black, as pixels or as the contents of image files."""
 
 import functools
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ from ray_embed.core.arrays import Array
 from ray_embed.encoders.loaded_model import LoadedModel
 from ray_embed.encoders.spec import Encoder, EncoderSpec
 
-# The sides of the noise that smooth images are interpolated from.
+# The side length of the noise that smooth images are interpolated from.
 _COARSE = 4
 
 
@@ -22,11 +22,11 @@ def probe_images(
     count: int,
     levels: bool = False,
 ) -> Array:
-    """Return noise as the encoder takes it: float32 pixels, or the contents of image files.
+    """Return noise in the encoder's input format: float32 pixels, or the contents of image files.
 
     Args:
         loaded: the model.
-        spec: a preprocessing function gets pixels from 0 to 255.
+        spec: the request. If it has a preprocessing function, pixels are from 0 to 255.
         shape: (H, W, C) of the images.
         count: the number of images.
         levels: whether the model expects pixels from 0 to 255 instead of 0 to 1.
@@ -60,14 +60,14 @@ def _linear_weights(size: int) -> Array:
 
 
 def blank_batch(encoder: Encoder, count: int) -> Array:
-    """Return black images as the encoder takes them: float32 pixels, or the contents of files."""
+    """Return black images in the encoder's input format: float32 pixels, or contents of files."""
     if encoder.takes_bytes:
         return _as_objects([_black_file()] * count)
     return np.zeros((count, *encoder.image_shape), np.float32)
 
 
 def encoded_noise(count: int) -> Array:
-    """Return the contents of JPEG files of noise, in several sizes and the same on each call."""
+    """Return the contents of JPEG files of noise, in several sizes; every call returns the same."""
     random = np.random.default_rng(0)
     return _as_objects(
         _encode_jpeg(random.integers(0, 256, (48 + 8 * index, 64, 3), np.uint8))
@@ -88,7 +88,7 @@ def _encode_jpeg(image: Any) -> bytes:
 
 
 def _as_objects(contents: Iterable[bytes]) -> Array:
-    # NumPy's own type for bytes drops zeros at the end.
+    # NumPy's own bytes type drops trailing zeros.
     values = list(contents)
     array = np.empty(len(values), object)
     array[:] = values

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find out how an encoder rescales its pixels before its first layer with weights.
+"""Determine how an encoder rescales its pixels before its first layer with weights.
 
 The graph is followed from its input through all operations that change pixels one by one, or move
-them. Where these operations end, the values for blank images are computed. So it does not matter
+them. The values that leave these operations are computed for blank images, so it does not matter
 how the encoder rescales: by layers, by functions, or by casting.
 """
 
@@ -52,10 +52,10 @@ _MOVES = {
 }
 _FOLLOWED = _ARITHMETIC | _LIMITS | _NORMALIZATION | _MOVES
 
-# An encoder that divides by at least this much expects pixels from 0 to 255. Normalizing pixels
-# from 0 to 1 by their standard deviation, which is at most 0.5, multiplies them.
+# An encoder that divides by at least this much expects pixels from 0 to 255. Dividing pixels from 0
+# to 1 by their standard deviation, which is at most 0.5, makes them larger instead.
 _MOST_DIVIDED = 16.0
-# A pixel value above this that the encoder maps to zero is a mean of pixels from 0 to 255.
+# If the pixel value that the encoder maps to zero is above this, it is a mean of 0–255 pixels.
 _MOST_CENTERED = 2.0
 
 
@@ -65,7 +65,7 @@ class Rescaling:
 
     Attributes:
         dtype: the type of the encoder's input.
-        layers: the layers that rescale, or their operations.
+        layers: the layers, or else the operations, that rescale.
         factors: one per channel; a pixel x arrives as x · factor + offset.
         offsets: one per channel.
         casts: whether fractions of pixels are lost.
@@ -81,12 +81,12 @@ class Rescaling:
 
     @property
     def takes_integers(self) -> bool:
-        """Return whether the type of the input is an integer."""
+        """Return whether the input has an integer type."""
         return "int" in self.dtype
 
     @property
     def range(self) -> tuple[float, float]:
-        """Return the lowest and highest value that arrive for pixels from 0 to 255."""
+        """Return the lowest and highest values that arrive for pixels from 0 to 255."""
         ends = [
             offset + factor * level
             for factor, offset in zip(self.factors, self.offsets, strict=True)
@@ -153,7 +153,7 @@ def find_rescaling(graph: Any, input_name: str, outputs: tuple[str, ...], dtype:
     casts = all(np.array_equal(a, b) for a, b in zip(black, half, strict=True))
     slopes = np.concatenate([d[where] / 255 for d, where in zip(differences, moved, strict=True)])
     zeros = np.concatenate([low[where] for low, where in zip(black, moved, strict=True)])
-    # In a network's own normalization a learned offset may lie anywhere.
+    # In a network's own normalization, the learned offset may have any value.
     learned = any(nodes[name].op in _NORMALIZATION or "batchnorm" in name for name in followed)
     center = 0.0 if learned else float(np.median(-zeros / slopes))
     divided = 1 / float(np.median(np.abs(slopes)))
@@ -200,7 +200,7 @@ def _follow(
 
 
 def _in_order(nodes: dict[str, Any], wanted: Iterable[str]) -> list[str]:
-    """Return the wanted nodes and everything that they need, inputs first.
+    """Return the wanted nodes and everything that they depend on, inputs first.
 
     Nodes that close a loop come before their inputs, because a loop has no order.
     """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read the graphs of a SavedModel as data, and find what each node of them runs.
+"""Read the graphs of a SavedModel as data, and find what each of their nodes runs.
 
 A vertex is a node, a function of the graph's library, or an operation such as ``Conv2D``. The keys
-of nodes have a prefix, because a node often has the name of its operation.
+of nodes have a prefix, because a node often has the same name as its operation.
 """
 
 from collections.abc import Iterable, Iterator
@@ -17,10 +17,10 @@ _NODE = "node:"
 
 
 def read_saved_model(path: Path) -> Any:
-    """Return the Protocol Buffer of a SavedModel; nothing of it is run.
+    """Return the Protocol Buffer of a SavedModel, without running any of it.
 
     Raises:
-        InputError: it cannot be parsed.
+        InputError: the SavedModel cannot be read.
     """
     from google.protobuf.message import DecodeError
     from tensorflow.core.protobuf import saved_model_pb2
@@ -34,7 +34,7 @@ def read_saved_model(path: Path) -> Any:
 
 
 def all_nodes(graph: Any) -> Iterator[Any]:
-    """Yield the nodes of a meta graph, and those of its functions."""
+    """Yield the nodes of a meta graph and of its functions."""
     yield from graph.graph_def.node
     for function in graph.graph_def.library.function:
         yield from function.node_def
@@ -78,7 +78,7 @@ def reverse_edges(edges: Edges) -> Edges:
 
 
 def reachable(start: Iterable[str], edges: Edges) -> set[str]:
-    """Return the vertices that can be reached from `start`, itself included."""
+    """Return the vertices that can be reached from `start`, including `start` itself."""
     seen = set(start)
     waiting = list(seen)
     while waiting:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain data that describes an encoder: what was asked for, and what was built.
+"""Plain data that describes an encoder: what was requested, and what was built.
 
 Instances cross process boundaries, so nothing here holds a Keras or TensorFlow object, except a
 model that the caller passed in as an object.
@@ -19,9 +19,9 @@ class EncoderSpec:
 
     Attributes:
         model: a path, a URI, ``module:callable``, a callable, or a Keras model.
-        folder: the folder that goes on the import path.
-        image_shape: (H, W, C) of the images of an array source. It is used where the model's own
-            input has no fixed size.
+        folder: the folder to put on the import path.
+        image_shape: (H, W, C) of the images of an array source. It is used if the model's own input
+            has no fixed size.
         channels_first: whether the model takes (N, C, H, W). None means that the model decides.
     """
 
@@ -64,7 +64,7 @@ class EncoderSpec:
 class Output:
     """A requested layer: its feature column, its pooling, and the length of its features.
 
-    `channel_axis` is the axis of the layer's channels, -1 if it is the last one.
+    `channel_axis` is the axis of the layer's channels, or -1 if it is the last one.
     """
 
     layer: str
@@ -84,7 +84,8 @@ class Encoder:
         architecture: a digest of what the encoder computes, without its weights.
         weights_digest: a digest of the weights.
         graph: the serialized GraphDef with its variables folded to constants, or None if the
-            engine calls the Keras model itself. That model is then loaded again and gets `weights`.
+            engine calls the Keras model itself. That model is then loaded again, and its weights
+            are set to `weights`.
         input_name: the input tensor of `graph`.
         output_names: the output tensors of `graph`, in the order of `outputs`.
         rescaling: what the encoder does to its pixels before its first layer with weights.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the models inside a model, or inside an object of the user, by name."""
+"""Find the models inside a model, or inside one of the user's objects, by name."""
 
 import contextlib
 from collections import deque
@@ -11,10 +11,10 @@ from ray_embed.encoders.keras_compat import has_base, keras_family
 
 
 def find_submodel(outer: Any, path: str) -> list[Any]:
-    """Return the objects from `outer` to the one that `path` names, both included.
+    """Return the objects from `outer` to the one that `path` names, including both.
 
     Args:
-        outer: a Keras model, a container of models, or an object that holds some.
+        outer: a Keras model, a container of models, or an object that holds models.
         path: attributes, layer names, keys or positions, separated by dots. Layer names may contain
             dots.
 
@@ -36,7 +36,7 @@ class Nested:
 
 
 def nested_models(outer: Any) -> list[Nested]:
-    """Return the Keras models inside `outer`, each once, the nearest first."""
+    """Return the Keras models inside `outer`, each once, outermost first."""
     models = []
     seen = {id(outer)}
     queue = deque([Nested("", "", outer)])
@@ -56,7 +56,7 @@ def nested_models(outer: Any) -> list[Nested]:
 
 
 def layers_of(value: Any) -> list[Any]:
-    """Return the layers directly inside a Keras layer or model, none for other values."""
+    """Return the layers directly inside a Keras layer or model; other values have none."""
     if not keras_family(value):
         return []
     return list(value._flatten_layers(recursive=False, include_self=False))
@@ -79,16 +79,16 @@ def _step(value: Any, name: str) -> list[Any]:
     children = []
     if isinstance(value, (list, tuple, Mapping)):
         children += [item for key, item in _items(value) if key == name]
-    # A property of the user's class may raise anything.
+    # A property of the user's class may raise any exception.
     with contextlib.suppress(Exception):
         children.append(getattr(value, name))
-    # A layer without layers is no encoder; --layer selects its output.
+    # A layer without inner layers is not a submodel; --layer selects its output.
     children += [layer for layer in layers_of(value) if layer.name == name and layers_of(layer)]
     return children
 
 
 def _children(value: Any) -> dict[str, Any]:
-    """Return the parts that may be or hold a model: by attribute or key, or by layer name."""
+    """Return the parts that may be or contain a model, by attribute, key or layer name."""
     if isinstance(value, (list, tuple, Mapping)):
         named = dict(_items(value))
     else:

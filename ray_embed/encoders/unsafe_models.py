@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Refuse SavedModels with operations that access files, Python or the network.
 
-A SavedModel is a program. Loading runs its initializers and restores its variables; calling it runs
-the rest. TensorFlow has no safe mode for it (see its SECURITY.md, "untrusted models").
+A SavedModel is a program. Loading it runs its initializers and restores its variables; calling it
+runs the rest. TensorFlow has no safe mode for SavedModels (see its SECURITY.md, "untrusted
+models").
 """
 
 import re
@@ -27,18 +28,18 @@ _FORBIDDEN = re.compile(
     r"|InitializeTableFromTextFile\w*|FixedUnigramCandidateSampler|RecordInput|\w+codeProto\w*"
     r"|\w*Summary\w*Writer|Write\w*Summary|Debug\w+|Abort"
 )
-# Every SavedModel has these operations, to be loaded and saved again.
+# Every SavedModel has these operations, so that it can be loaded and saved again.
 _SAVE, _RESTORE = ("SaveV2", "MergeV2Checkpoints"), ("RestoreV2",)
 
 
 def refuse_unsafe_operations(path: Path) -> None:
-    """Refuse a SavedModel that could read or write other files than its own, or run Python.
+    """Refuse a SavedModel that could read or write files other than its own, or run Python.
 
     Args:
         path: the folder.
 
     Raises:
-        InputError: it has such an operation, or it cannot be parsed.
+        InputError: the SavedModel has such an operation, or cannot be parsed.
     """
     for graph in read_saved_model(path).meta_graphs:
         if operation := _find_forbidden(graph) or _find_stray_checkpoint_operation(graph):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognize model files in formats that Keras cannot load, and suggest one that works.
 
-Files are recognized by content, or by suffix if the content says nothing. This module does not
+Files are recognized by content, or by suffix if the content is inconclusive. This module does not
 import TensorFlow, so that a wrong file is refused before anything starts.
 """
 
@@ -151,7 +151,7 @@ def _is_part_of_saved_model(path: Path) -> bool:
 
 
 def _is_keras_file(start: bytes) -> bool:
-    """Return whether a file may have one of Keras' own formats: HDF5, or a zip archive."""
+    """Return whether a file may be in one of Keras' own formats: HDF5 or a zip archive."""
     return start.startswith((b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"))
 
 
@@ -170,7 +170,7 @@ def _recognize_start(path: Path, start: bytes) -> _Format | None:
         return _ARRAYS
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or start[257:262] == b"ustar":
         return "a packed archive", _UNPACK
-    # Eight bytes of length, then a JSON object.
+    # A length of eight bytes, then a JSON object.
     if start[8:10] == b'{"' and re.search(rb'"(dtype|__metadata__)"', start):
         return _SAFETENSORS
     if text.startswith(b"{"):
@@ -212,7 +212,7 @@ def _recognize_json(path: Path) -> _Format | None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file, or an empty dict if it has none."""
+    """Return the object in a JSON file, or an empty dict if the file has none."""
     try:
         content = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -251,7 +251,7 @@ def _models_in(folder: Path) -> Iterator[str]:
 
 # --- Protocol Buffers ----------------------------------------------------------------------------
 
-# Wire types of the fields of a message: varints, and values with a length (texts and messages).
+# Wire types of message fields: varints, and values with a length (strings and messages).
 _VARINT, _SIZED = 0, 2
 _MAX_FIELDS = 10_000
 
@@ -285,7 +285,7 @@ def _recognize_protobuf(file: BinaryIO) -> _Format | None:
 
 
 def _fields(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the number, wire type and first bytes of each field; number 0 if it is not one."""
+    """Yield the number, wire type and first bytes of each field; number 0 means no valid field."""
     size = file.seek(0, 2)
     file.seek(0)
     while file.tell() < size:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Extraction: find the missing shards, give them to the actors, and count the results."""
+"""Extraction: find the missing shards, hand them to the actors, and count the results."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ from ray_embed.runtime.actors import Worker
 from ray_embed.runtime.session import Session
 from ray_embed.storage import part_files
 
-# Images of bytes with nothing above this are dark, or have a range of, say, 0 to 16: their features
-# are nearly those of black.
+# Byte images with no value above this are dark, or have a range such as 0 to 16. Either way, their
+# features are nearly the same as for black images.
 _DARK = 31
-# If more files than this share are to be turned, it is worth asking whether they should be.
+# If more than this share of the files would be turned by their Exif orientation, warn about it.
 _TURNED_SHARE = 0.001
 
 
@@ -28,16 +28,17 @@ def extract_missing(config: RunConfig, prepared: PreparedRun, session: Session) 
     """Extract the shards that have no part yet.
 
     Args:
-        config: the limits.
+        config: the options of the run.
         prepared: the run, whose folder exists.
         session: the session that runs the extractors.
 
     Returns:
-        Images a second, measured from the end of the first shard; 0 if that took hardly any time.
+        Images per second, measured from the end of the first shard; 0 if the rest took hardly any
+        time.
 
     Raises:
         InputError: a dataset is not repeatable, or a planned file is missing.
-        RunError: an error that remains when tried again, or too many rejects.
+        RunError: an error persists after retries, or there are too many rejects.
     """
     done = part_files.FinishedShards(prepared.folder)
     shards = prepared.plan.shards
@@ -63,7 +64,7 @@ def extract_missing(config: RunConfig, prepared: PreparedRun, session: Session) 
             watch.add(shard)
             _check_rejects(config, rejected, prepared.target.out)
     watch.finish()
-    # Actors that still wait to start have nothing to do, and might have machines started for them.
+    # Actors still waiting to start have nothing to do, but could make the cluster start machines.
     session.pool.dismiss_waiting()
     finished = prepared.plan
     for ordinal, records in work.records.items():
@@ -74,7 +75,7 @@ def extract_missing(config: RunConfig, prepared: PreparedRun, session: Session) 
 
 
 def _make_worker_list(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
-    """Return a function from the number of shards done to the extractors worth having then."""
+    """Return a function from the number of finished shards to the extractors still useful."""
     return lambda done: session.pool.fill(None if left is None else left - done)
 
 
@@ -106,7 +107,7 @@ class _Watch:
     def __init__(self, config: RunConfig, prepared: PreparedRun) -> None:
         self._config, self._encoder = config, prepared.encoder
         decided = config.scale is not None or config.preprocess is not None
-        # Images of these splits are scaled as bytes, 0 to 255, and nobody asked for that.
+        # Images of these splits are scaled as bytes, 0 to 255, by default and not by request.
         self._bytes = {
             split.name
             for split in prepared.plan.splits
@@ -117,7 +118,7 @@ class _Watch:
         self._uniform: list[bool] = []
 
     def add(self, shard: ShardResult) -> None:
-        """Take a shard that is done into account; warn about the first of each split."""
+        """Take a finished shard into account. The first shard of each split may cause warnings."""
         self._records += shard.rows
         self._turned += shard.turned
         if shard.rows > 1:
@@ -143,7 +144,7 @@ class _Watch:
                 yield text
 
     def finish(self) -> None:
-        """Warn about what only all shards together show."""
+        """Warn about problems that only all shards together can show."""
         if self._uniform and all(self._uniform):
             say(
                 f"warning: all {self._records} records got the same features, so the encoder "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the driver and the actors send each other."""
+"""The messages that the driver and the actors send each other."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +20,10 @@ class Item:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all shards of a run have in common. Each actor gets it once, before its first shard.
+    """What all shards of a run have in common. Each actor receives it once, before its first shard.
 
-    `id` is random. `pixels` and `readers`, which open the images, are by the ordinal of the split.
-    `encoder` is without its contents, which each actor reads once from the run folder.
+    `id` is random. `pixels` and `readers`, which open the images, are indexed by the ordinal of the
+    split. `encoder` lacks its graph and weights, which each actor reads once from the run folder.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Ready:
-    """What an extractor that is ready reports: its number of images a batch, and its node."""
+    """What an extractor reports once it is ready: its number of images per batch, and its node."""
 
     batch_size: int
     node: str
@@ -47,10 +47,10 @@ class Ready:
 class ShardResult:
     """The result of a shard.
 
-    `brightest` is the largest value in its thumbnails, 0 to 255; `turned` is the number of its
-    files with an orientation other than upright; `is_uniform` is whether several records got
-    features that are all the same; `values` is the lowest and the highest value of its first float
-    images.
+    `brightest` is the largest value in its thumbnails, 0 to 255. `turned` is the number of its
+    files with an orientation other than upright. `is_uniform` tells whether there are several
+    records and all have the same features. `values` holds the lowest and the highest values of its
+    first float images.
     """
 
     number: int

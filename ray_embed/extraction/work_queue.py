@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The shards that are left to extract, one at a time."""
+"""Hand out the shards that are left to extract, one at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
@@ -7,21 +7,21 @@ from ray_embed.extraction.dataset_reader import DatasetReader
 from ray_embed.extraction.messages import Item
 from ray_embed.planning import Shard, SplitPlan
 
-# The number of finished shards to remember; one of them should hold a record that passes.
+# How many finished shards to remember. At least one should hold a record that was not rejected.
 _MAX_FINISHED = 3
 
 
 class WorkQueue:
     """The shards that have no part yet, in order. Taking one never waits for a source.
 
-    `records` holds the number of records of each split that was read to its end, by its ordinal;
-    `finished` holds some shards that are done; `is_over` is True once the last shard was taken.
+    `records` holds the number of records of each split that was read to its end, by its ordinal.
+    `finished` holds some finished shards. `is_over` is True once all shards have been taken.
 
     Args:
         splits: the splits of the plan.
         readers: the readers of the sequential splits, by name.
         out: the run folder.
-        is_done: returns whether a shard has its part, by its number.
+        is_done: takes the number of a shard, and returns whether the shard has its part.
         skip: called with the number of records of each shard that has its part.
     """
 
@@ -42,7 +42,7 @@ class WorkQueue:
         self._items = self._iterate_items()
 
     def take(self) -> Item | None:
-        """Return the next shard; None if its source has not been read that far, or at the end.
+        """Return the next shard, or None if its source has not been read that far or none is left.
 
         Raises:
             RayEmbedError: the source failed.
@@ -54,17 +54,17 @@ class WorkQueue:
             return None
 
     def remember(self, item: Item) -> None:
-        """Remember a shard that is done, unless there are enough."""
+        """Remember a finished shard, unless enough are already remembered."""
         if len(self.finished) < _MAX_FINISHED:
             self.finished.append(item)
 
     def wait(self, seconds: float) -> None:
-        """Wait until the next shard may have been read, at most this many seconds."""
+        """Wait until the next shard may have been read, for at most `seconds`."""
         if self._reading is not None:
             self._reading.wait(seconds)
 
     def check_timeout(self, since: float) -> None:
-        """Report a source that has kept all actors waiting since then; see `DatasetReader`."""
+        """Report a source that has kept all actors waiting since `since`; see `DatasetReader`."""
         if self._reading is not None:
             self._reading.check_timeout(since)
 

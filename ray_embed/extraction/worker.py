@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The actor's work: decode → encode → pool one shard, and write its part."""
+"""The actor's work: decode, encode and pool the images of one shard, and write its part."""
 
 import contextlib
 import itertools
@@ -37,7 +37,7 @@ _NOT_FINITE, _MISSING, _REFUSED = "not finite", "missing", "unreadable by the en
 
 @dataclass
 class _Results:
-    """Features and reasons of rejects, by the number of the record; batches without images."""
+    """Features and reject reasons by record number, and encoded batches without their images."""
 
     features: list[Array]
     reasons: list[str | None]
@@ -45,7 +45,7 @@ class _Results:
     values: tuple[float, float] | None = None
 
     def find_undecoded(self) -> list[int]:
-        """Return the records that no batch has contained."""
+        """Return the records that were in no batch."""
         decoded = np.zeros(len(self.reasons), bool)
         for batch in self.batches:
             decoded[batch.positions] = True
@@ -60,21 +60,21 @@ class _Results:
         return sum(int(np.count_nonzero(batch.turned)) for batch in self.batches)
 
     def is_uniform(self) -> bool:
-        """Return whether all of at least two kept records got the same features."""
+        """Return whether there are at least two kept records and all have the same features."""
         kept = np.flatnonzero([reason is None for reason in self.reasons])
         if len(kept) < 2:
             return False
         return all(bool(np.all(rows[kept] == rows[kept[0]])) for rows in self.features)
 
     def encode_thumbnails(self) -> Array:
-        """Return the thumbnails as PNG, by record; None if there is none."""
+        """Return the thumbnail of each record as PNG, or None for a record without one."""
         pngs = np.full(len(self.reasons), None, object)
         for batch in self.batches:
             pngs[batch.positions] = list(batch.encode_thumbnails())
         return pngs
 
     def scatter(self, positions: Array, count: int) -> "_Results":
-        """Return the results of some records of a shard at their positions among all `count`."""
+        """Return the results with records moved to their positions among all `count` of a shard."""
         features = [np.zeros((count, values.shape[1]), np.float32) for values in self.features]
         reasons: list[str | None] = [None] * count
         for target, values in zip(features, self.features, strict=True):
@@ -96,7 +96,7 @@ class _OpenJob:
     meter: ActorMetrics
 
     def encode(self, batches: Iterable[Batch], results: _Results) -> deque[Future[None]]:
-        """Encode batches as they come; return the last ones, which may still be running."""
+        """Encode batches as they arrive; return the last calls, which may still be running."""
         running: deque[Future[None]] = deque()
         for batch in batches:
             running.append(self.threads.submit(self.encode_batch, batch, results))
@@ -116,7 +116,7 @@ class _OpenJob:
         results.batches.append(replace(batch, images=np.zeros(0)))
 
     def _encode_images(self, images: Array) -> list[Array]:
-        """Encode images, padded to a batch; return the features of each output."""
+        """Encode images, padded to a full batch; return the features of each output."""
         count, size = len(images), self.encoder.spec.batch_size
         if count < size:
             batch = blank_batch(self.encoder, size)
@@ -127,7 +127,7 @@ class _OpenJob:
     def _encode_files(self, batch: Batch, results: _Results) -> list[Array]:
         """Encode the contents of files; reject those that the encoder itself cannot decode.
 
-        TensorFlow has decoded them all, but not every decoder of it reads every image.
+        TensorFlow has decoded all of them, but its decoders differ in which images they can read.
         """
         import tensorflow as tf
 
@@ -151,10 +151,10 @@ class _OpenJob:
 class Extractor:
     """A process with TensorFlow that holds the encoder and extracts shards.
 
-    Two shards may be under way at once, on two threads: one decodes while the other one computes.
+    Two shards may be in progress at once, on two threads: one decodes while the other computes.
 
     Args:
-        threads: the number of threads for computing, and as many for decoding.
+        threads: the number of threads for computing, and also the number for decoding.
         folder: the folder to import the user's modules from.
     """
 
@@ -166,7 +166,7 @@ class Extractor:
         start_tensorflow(threads, folder)
 
     def ready(self, job: Job) -> Ready:
-        """Prepare for a job, which comes before its shards, and encode a blank image."""
+        """Prepare for a job, before its shards are sent, and encode a blank image."""
         opened = self._open(job)
         size = opened.encoder.spec.batch_size
         opened.engine(blank_batch(opened.encoder, size))
@@ -176,7 +176,7 @@ class Extractor:
         """Extract the records `start` to `stop` of a shard without writing anything.
 
         Returns:
-            The number of them that are not to be rejected.
+            The number of these records that are not rejected.
         """
         opened = self._get_opened()
         records = _read_records(opened.job, shard, images)
@@ -191,11 +191,12 @@ class Extractor:
         Args:
             shard: the shard.
             images: its images, if a sequential source delivered them.
-            rejected: reasons, by position in the shard, of records to reject without a look.
+            rejected: the records to reject without extracting them: reasons by position in the
+                shard.
 
         Raises:
-            InputError: a planned file is gone, or has changed.
-            StorageError: the run folder cannot be read or written, or an image not read.
+            InputError: a planned file is missing, or has changed.
+            StorageError: the run folder cannot be read or written, or an image cannot be read.
         """
         opened = self._get_opened()
         records = _read_records(opened.job, shard, images)
@@ -226,7 +227,7 @@ class Extractor:
         )
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        """Call a function in this process: to build the encoder, or to merge parts."""
+        """Call a function in this process, for example to build the encoder or merge parts."""
         return function(*arguments)
 
     def _get_opened(self) -> "_OpenJob":
@@ -245,7 +246,7 @@ class Extractor:
     def _encode_records(
         self, opened: "_OpenJob", shard: Shard, records: PlannedRecords
     ) -> _Results:
-        """Encode records of a shard; return what came of each."""
+        """Encode records of a shard; return the results."""
         ordinal = shard.split.ordinal
         images = opened.job.readers[ordinal].open(records, opened.job.pixels[ordinal])
         values = images.find_value_range()
@@ -254,7 +255,7 @@ class Extractor:
         batches = self._meter.measure_waiting(
             images.batches(opened.encoder.spec.batch_size, self._threads)
         )
-        # Decoding starts with the first batch asked for; the other shard may compute meanwhile.
+        # Decoding starts when the first batch is requested; the other shard may compute meanwhile.
         first = next(batches, None)
         results = _allocate_results(len(images), opened.encoder)
         results.values = values
@@ -270,14 +271,14 @@ class Extractor:
 
 
 def _read_records(job: Job, shard: Shard, images: Any) -> PlannedRecords:
-    """Read the planned records of a shard; a sequential source has delivered `images`."""
+    """Read the planned records of a shard, with its `images` from a sequential source, if any."""
     rows = planning.read_shard(Folder.open(job.out), shard.split, shard.local)
     positions = np.arange(shard.position, shard.position + rows.num_rows)
     return PlannedRecords(rows=rows, positions=positions, images=images)
 
 
 def _diagnose_undecoded(images: ShardImages, opened: _OpenJob, results: _Results) -> None:
-    """Find the reason of each image that was not decoded, or encode it after all."""
+    """Find out why each undecoded image was not decoded, or encode the image after all."""
     for number in results.find_undecoded():
         diagnosis = images.diagnose(number)
         if isinstance(diagnosis, str):
@@ -298,7 +299,7 @@ def _refuse_fractions(shard: Shard, values: tuple[float, float], encoder: Encode
     """Refuse float images in [0, 1] for an encoder that takes integers.
 
     Raises:
-        InputError: they are not levels from 0 to 255.
+        InputError: the values are not levels from 0 to 255.
     """
     low, high = values
     if high <= 1:

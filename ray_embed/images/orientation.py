@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The orientation that a camera records in a JPEG, and how to turn the pixels upright.
 
-The tag is 0x0112 of the Exif specification (CIPA DC-008): 1 is upright, 2 to 8 are the other ways
-to mirror and rotate an image.
+The tag is 0x0112 of the Exif specification (CIPA DC-008): 1 is upright, and 2 to 8 are the other
+combinations of mirroring and rotation.
 """
 
 from typing import Any
 
-# Cameras write Exif first, or right behind the 18 bytes of JFIF; further back is not searched.
+# Cameras write Exif first, or right after the 18 bytes of JFIF; nothing beyond is searched.
 _SEARCHED = 512
 _ENTRIES = rb"\C\C(?:\C{12})*?"
 _LITTLE = rb"II\*\x00\x08\x00\x00\x00" + _ENTRIES + rb"\x12\x01\x03\x00\x01\x00\x00\x00%s\x00"
@@ -17,11 +17,11 @@ _HEADER = rb"\C\C(?:\C{4}JFIF\C{10})?\C{4}Exif\x00\x00(?:%s|%s)\C*"
 
 
 def is_turned(content: Any, orientations: str = r"[\x02-\x08]") -> Any:
-    """Return whether an encoded image records one of these orientations, as a bool tensor.
+    """Return, as a bool tensor, whether an encoded image records one of these orientations.
 
     Args:
-        content: a file's bytes, a string tensor.
-        orientations: a class of bytes in a regular expression; by default all but upright.
+        content: the bytes of a file, as a string tensor.
+        orientations: a character class of a regular expression; by default, all but upright.
     """
     import tensorflow as tf
 
@@ -31,11 +31,11 @@ def is_turned(content: Any, orientations: str = r"[\x02-\x08]") -> Any:
 
 
 def turn_upright(image: Any, content: Any) -> Any:
-    """Return the image (H, W, C) turned upright, as its orientation tag says.
+    """Return the image (H, W, C) turned upright, according to its orientation tag.
 
     Args:
         image: the decoded pixels.
-        content: the bytes they were decoded from.
+        content: the bytes that they were decoded from.
     """
     import tensorflow as tf
 

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ways to bring an image to the encoder's height and width.
 
-`stretch`, `crop` and `pad` are those of ``keras.utils.image_dataset_from_directory``: stretched,
-the largest center crop of the wanted aspect ratio (``crop_to_aspect_ratio``), and padded with black
-to that aspect ratio (``pad_to_aspect_ratio``). A crop fraction is the evaluation transform of
-torchvision and timm: the short side is resized to the wanted side over the fraction, and the center
-is cut out.
+`stretch`, `crop` and `pad` work as in ``keras.utils.image_dataset_from_directory``: they stretch
+the image, take its largest center crop of the wanted aspect ratio (``crop_to_aspect_ratio``), or
+pad it with black to that aspect ratio (``pad_to_aspect_ratio``). A crop fraction works like the
+evaluation transform of torchvision and timm: the short side is resized to the wanted side divided
+by the fraction, and the center is cropped.
 """
 
 import math
@@ -20,16 +20,17 @@ def resize(
     interpolation: str = "bilinear",
     antialias: bool = False,
 ) -> Any:
-    """Return an image in another size.
+    """Resize an image.
 
     Args:
         image: (h, w, c), any numeric type.
         size: the wanted height and width.
-        mode: `stretch`, `crop` or `pad`; without meaning where there is a crop fraction.
-        crop_fraction: the part of the resized image's short side that is kept, above 0, at most 1.
+        mode: `stretch`, `crop` or `pad`; ignored if there is a crop fraction.
+        crop_fraction: the fraction of the resized image's short side to keep, above 0 and at most
+            1.
         interpolation: a method of `tf.image.resize`.
-        antialias: filter where the image shrinks; bytes are then rounded to whole levels from 0 to
-            255 after each side, as Pillow does.
+        antialias: whether to apply an antialiasing filter when the image shrinks. Byte images are
+            then rounded to whole levels from 0 to 255 after each side is resized, as in Pillow.
 
     Returns:
         (height, width, c) float32.
@@ -55,7 +56,7 @@ def _resize(image: Any, size: Any, interpolation: str, antialias: bool) -> Any:
     if not (antialias and image.dtype == tf.uint8):
         resized = tf.image.resize(image, size, interpolation, antialias=antialias)
         return tf.cast(resized, tf.float32)
-    # Pillow resizes one side after the other, each to whole levels.
+    # Pillow resizes one side after the other, and rounds to whole levels after each.
     height, width = tf.unstack(tf.convert_to_tensor(size))
     for sides in ((tf.shape(image)[0], width), (height, width)):
         resized = tf.image.resize(image, tf.stack(sides), interpolation, antialias=True)
@@ -80,15 +81,15 @@ def _crop_to_aspect_ratio(image: Any, height: int, width: int) -> Any:
 
 
 def _scale_side(side: Any, wanted: int, other: int) -> Any:
-    """Return the side that belongs to another one in the wanted aspect ratio, rounded down."""
+    """Return the side that goes with `side` in the wanted aspect ratio, rounded down."""
     import tensorflow as tf
 
-    # In float32, as Keras computes it.
+    # Compute in float32, as Keras does.
     return tf.cast(tf.cast(side * wanted, tf.float32) / other, tf.int32)
 
 
 def _find_covering_size(image: Any, height: int, width: int, crop_fraction: float) -> Any:
-    """Return the height and width, in the image's own aspect ratio, whose center is cut out."""
+    """Return the size, in the image's own aspect ratio, from which the center is cropped."""
     import tensorflow as tf
 
     # A fraction such as 224 / 232 is not exact.
@@ -106,7 +107,7 @@ def _crop_center(image: Any, height: int, width: int) -> Any:
     import tensorflow as tf
 
     spare = tf.cast(tf.shape(image)[:2] - [height, width], tf.float32)
-    # Half a pixel goes to the even side, as Python's round has it.
+    # A half pixel is rounded to the even number, as Python's `round` does.
     top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32))
     cut = image[top : top + height, left : left + width]
     return tf.ensure_shape(cut, (height, width, None))

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Thumbnails: small images for the projector's sprite, as PNG.
 
-Their pixels are not compressed: that takes a tenth of the time of the fastest compression, and the
-Parquet column that holds them is compressed as a whole.
+Their pixels are not compressed, which takes a tenth of the time of the fastest compression. The
+Parquet column that holds the thumbnails is compressed as a whole.
 """
 
 import struct
@@ -31,10 +31,10 @@ def encode_png(pixels: Pixels) -> bytes:
 
 
 def decode_png(content: bytes) -> Pixels:
-    """Return the pixels (h, w, 1 or 3) uint8 of a PNG, fast if :func:`encode_png` made it.
+    """Return the pixels (h, w, 1 or 3) uint8 of a PNG, quickly if :func:`encode_png` made it.
 
     Raises:
-        ValueError: it is not a PNG.
+        ValueError: the content is not a PNG.
     """
     width, height = struct.unpack(">II", content[16:24].ljust(8, b"\0"))
     for color, channels in ((png.GRAY, 1), (png.RGB, 3)):
@@ -52,7 +52,7 @@ def decode_png(content: bytes) -> Pixels:
 
 
 def _read_lines(content: bytes, height: int, width: int) -> Pixels | None:
-    """Return the lines of the first chunk if these are all, and not filtered; otherwise None."""
+    """Return the first chunk's lines, or None if they are not all of the image or are filtered."""
     start = _AFTER_HEADER + 8
     try:
         size, kind = struct.unpack_from(">I4s", content, _AFTER_HEADER)

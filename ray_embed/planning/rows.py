@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The planned records in a folder: a Parquet row group a shard, written, read and compared."""
+"""Write, read and compare the planned records in a folder, one Parquet row group per shard."""
 
 import itertools
 from collections.abc import Iterator
@@ -17,11 +17,11 @@ from ray_embed.storage.retry import is_storage_error
 
 
 def write_shard(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) -> int | None:
-    """Write the plan rows of a sequential shard, or compare them with those written before.
+    """Write the plan rows of a sequential shard, or compare them with previously written rows.
 
     Returns:
-        The position within the shard of the first record that differs from the written plan; None
-        if all are the same.
+        The position within the shard of the first record that differs from the written plan, or
+        None if all are the same.
     """
     name = split.file_of(local)
     written = _read_undamaged(folder, name)
@@ -40,7 +40,7 @@ def write_shard(folder: Folder, split: SplitPlan, local: int, rows: pa.Table) ->
 
 
 def _find_changed_columns(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Return the columns in which two plan rows differ; NaN is the same as NaN."""
+    """Return the columns in which two plan rows differ, treating NaN as equal to NaN."""
     return [
         name
         for name, was in before.items()
@@ -49,10 +49,10 @@ def _find_changed_columns(before: dict[str, Any], now: dict[str, Any]) -> list[s
 
 
 def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
-    """Read the plan rows of the shard number `local` of a split.
+    """Read the plan rows of shard number `local` of a split.
 
     Raises:
-        StorageError: they cannot be read.
+        StorageError: the rows cannot be read.
     """
     name = split.file_of(local)
 
@@ -69,25 +69,26 @@ def read_shard(folder: Folder, split: SplitPlan, local: int) -> pa.Table:
 
 
 def copy_records(plan: Plan, source: Folder, target: Folder) -> None:
-    """Copy the planned records that a local folder holds to another folder."""
+    """Copy the planned records from a local folder to another folder."""
     for split in plan.splits:
         for name in _list_files(split, source):
             target.put(Path(source.join(name)), name)
 
 
 def renew_records(fresh: Plan, kept: Plan, source: Folder, target: Folder) -> None:
-    """Compare records planned again with those of the run folder, and replace the latter.
+    """Compare newly planned records with the run folder's, and replace the latter.
 
-    Both are the same records. Files of the run folder may be damaged, and images may have moved.
+    Both plans have the same records, but files of the run folder may be damaged, and images may
+    have moved.
 
     Args:
-        fresh: the plan made now.
+        fresh: the new plan.
         kept: the plan of the run folder.
-        source: the folder with the records planned now.
+        source: the folder with the newly planned records.
         target: the run folder.
 
     Raises:
-        InputError: an image that has not moved has another time than before.
+        InputError: the modification time of an image that was not moved has changed.
     """
     roots = {split.ordinal: split.root for split in kept.splits}
     for split in fresh.splits:
@@ -124,9 +125,9 @@ def _read_undamaged(folder: Folder, name: str) -> pa.Table | None:
 
 
 def _refuse_changed(split: SplitPlan, before: pa.Table, now: pa.Table) -> None:
-    """Refuse records of a plan file that differ from those planned now."""
+    """Refuse records of a plan file that differ from the newly planned ones."""
     for old, new in zip(before.to_pylist(), now.to_pylist(), strict=False):
-        # As text, in which NaN is the same as NaN.
+        # Compare as text, in which NaN equals NaN.
         if repr(old) != repr(new):
             raise InputError(
                 f"--source {split.name}={split.root}: {new['key']!r} has changed since the run "
@@ -136,7 +137,7 @@ def _refuse_changed(split: SplitPlan, before: pa.Table, now: pa.Table) -> None:
 
 
 def make_record_columns(plan: Plan, shard: Shard, rows: pa.Table) -> pa.Table:
-    """Return the columns of a part before its features, for all planned rows of a shard."""
+    """Return the columns that come before the features in a part, for a shard's planned rows."""
     schema = plan.schema()
     count = rows.num_rows
     columns: dict[str, Any] = {

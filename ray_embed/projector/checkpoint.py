@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the files that TensorBoard's projector reads, none of which needs all rows in memory.
+"""Write the files that TensorBoard's projector reads, never holding all rows in memory.
 
 The checkpoint is TensorFlow's tensor bundle (``SaveV2`` slices, merged by renaming). The rest is
 what TensorBoard's projector plugin reads. All paths are relative to the folder.
@@ -14,9 +14,9 @@ from typing import Any
 from ray_embed.core.arrays import Matrix
 from ray_embed.encoders.tensorflow_setup import hide_startup_messages
 
-# In a run folder.
+# The prefix of the checkpoint in the projector folder.
 CHECKPOINT = "embedding.ckpt-1"
-# The suffix of a checkpoint's data that is one file.
+# The suffix of a checkpoint's data if it is a single file.
 _ONLY = ".data-00000-of-00001"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
@@ -55,10 +55,10 @@ def data_file(number: int, count: int) -> str:
 def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
     """Write slices into a file in a new folder.
 
-    The same slices in the same order give the same bytes.
+    The same slices in the same order result in the same bytes.
 
     Returns:
-        the index, which joining needs, and the file.
+        the index, which is needed to join the files, and the path of the data file.
     """
     with hide_startup_messages():
         import tensorflow as tf
@@ -76,10 +76,10 @@ def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
 
 
 def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes]) -> None:
-    """Write the files that join data files, in this order, to a checkpoint.
+    """Write the files that join data files, in the order of `indexes`, into a checkpoint.
 
-    TensorFlow joins indexes while it renames the data files, but does not read these. So empty
-    files replace the data files, which may be on another machine.
+    TensorFlow joins the indexes while it renames the data files, but does not read the data files.
+    Empty files therefore stand in for them, because they may be on another machine.
     """
     with hide_startup_messages():
         import tensorflow as tf
@@ -131,9 +131,10 @@ def write_config(path: Path, variables: list[str], metadata: str, sprite: int) -
 
     Args:
         path: the file.
-        variables: those that share metadata and sprite. The page shows the first one first.
+        variables: the variables, which share metadata and sprite. The page initially shows the
+            first one.
         metadata: the name of their metadata file.
-        sprite: the side in pixels of the sprite's images. 0 for no sprite.
+        sprite: the side of the sprite's images in pixels, or 0 if there is no sprite.
     """
     from google.protobuf import text_format
     from tensorboard.plugins.projector import ProjectorConfig
@@ -150,7 +151,7 @@ def write_config(path: Path, variables: list[str], metadata: str, sprite: int) -
 
 
 def metadata_of(config: str) -> dict[str, str]:
-    """Return the metadata files that a config names, by variable."""
+    """Return the names of the metadata files in a config, by variable."""
     embeddings = _parse_config(config).embeddings
     return {
         embedding.tensor_name.removesuffix(f"/{_VALUE}"): embedding.metadata_path

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The first pass over the parts for the PCA: their moments, by blocks of parts.
+"""The first pass over the parts for the PCA: compute their moments, in blocks of parts.
 
 Blocks do not depend on each other, so any process may compute any of them. Their boundaries, and
-the order in which their moments are added, depend only on the parts, so the bits do too.
+the order in which their moments are added, depend only on the parts, so the result is the same bit
+for bit.
 """
 
 from collections.abc import Collection, Iterator
@@ -19,8 +20,8 @@ from ray_embed.projector.merge_task import PartGroup
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# A block has so many times as many bytes of features as of moments: then sending and adding the
-# moments costs little beside computing them.
+# A block has this many times as many bytes of features as of moments, so that sending and adding
+# the moments takes little time compared with computing them.
 _TIMES = 4
 # A block in progress needs memory for its moments, a product, and moments that wait to be added.
 _AT_ONCE_BYTES, _EACH = 1 << 30, 3 * 8
@@ -55,11 +56,11 @@ def compute_components(
 
     Args:
         out: the run folder.
-        fingerprint: of the run.
+        fingerprint: the fingerprint of the run.
         groups: all parts, in order. At least one has rows.
-        dimensions: of each feature column. Columns with too many for a D x D matrix get the first
-            components, see `wide_pca`.
-        mapped: processes the blocks.
+        dimensions: the number of dimensions of each feature column. For columns with too many for a
+            D x D matrix, only the first components are computed; see `wide_pca`.
+        mapped: the ordered map that processes the blocks.
 
     Raises:
         DamagedError: a part is not what was written.
@@ -99,7 +100,7 @@ def compute_block_moments(out: str, fingerprint: str, block: Block) -> pca.Momen
 
 
 def _check_finite(folder: Folder, number: int, values: Matrix) -> None:
-    # Extraction rejects such records, so another program has written these.
+    # Extraction rejects such records, so another program must have written these.
     if not np.isfinite(values).all():
         name = folder.display_path(part_files.part_name(layout.FEATURES, number))
         raise DamagedError(f"{name}: it holds numbers that are not finite", number)
@@ -113,7 +114,7 @@ def _read_features(folder: Folder, fingerprint: str, column: str, number: int) -
 def _get_shift(
     folder: Folder, fingerprint: str, groups: tuple[PartGroup, ...], column: str
 ) -> Array:
-    """Return the mean of the first part that has rows. The mean of equal numbers is exact."""
+    """Return the mean of the first part that has rows, which is exact if all numbers are equal."""
     parts = (number for group in groups if group.rows for number in group.parts)
     values = (_read_features(folder, fingerprint, column, number) for number in parts)
     first = next(part for part in values if len(part))

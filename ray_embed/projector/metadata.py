@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""``metadata.tsv``: a line for each point, as the projector's page reads it.
+"""``metadata.tsv``: a line for each point, in the format that the projector's page reads.
 
 Arrow formats many rows at once. Only values that need escapes are formatted one by one.
 """
@@ -20,13 +20,13 @@ _ESCAPED = tuple(chr(code).encode() for code in _ESCAPES)
 
 
 def columns_of(records: Iterable[str]) -> list[str]:
-    """Return the columns of the file, in order, for these columns of the records."""
+    """Return the columns of the file, in order, given the columns of the records."""
     first = ["label", "split", "key", "index"]
     return [*first, *(name for name in records if name not in first)]
 
 
 def lines(table: pa.Table) -> bytes:
-    """Return the lines of a table's rows, each with its line feed."""
+    """Return the lines for a table's rows, each ending with a line feed."""
     if not table.num_rows:
         return b""
     cells = [_format_cells(table[name].combine_chunks()) for name in columns_of(table.column_names)]
@@ -47,9 +47,9 @@ def _format_cells(column: pa.Array) -> pa.Array:
 
 
 def _is_plain(column: pa.Array) -> bool:
-    """Whether each text is its own cell."""
+    """Return whether every text can be used as a cell unchanged."""
     lengths = pc.min_max(pc.binary_length(column)).as_py()
-    # These are bytes and not characters, so some texts are escaped without need.
+    # These lengths are in bytes, not characters, so some texts are formatted unnecessarily.
     if lengths["min"] is not None and not 1 <= lengths["min"] <= lengths["max"] <= _CELL:
         return False
     content = _join(column)
@@ -69,8 +69,8 @@ def _join(texts: pa.Array) -> bytes:
 def cell(value: Any) -> str:
     r"""Format a value as a cell that the page shows as it is.
 
-    ``\\ \t \n \r`` are escaped, null is ``(none)``, empty text ``(empty)``, and a cell has at
-    most 1,000 characters.
+    ``\\ \t \n \r`` are escaped, null becomes ``(none)``, empty text becomes ``(empty)``, and a cell
+    has at most 1,000 characters.
     """
     if value is None:
         return _NULL
@@ -87,8 +87,8 @@ class Writer:
     """Writes the lines so that no character is lost at a boundary of the page's chunks.
 
     The page decodes the file in chunks of 1,000,000 bytes. It would lose a character that a
-    boundary cuts, and a byte order mark that starts a chunk. So the row before gets trailing
-    spaces.
+    boundary splits, and a byte order mark that starts a chunk. To prevent this, trailing spaces are
+    added to the preceding row.
 
     Args:
         file: the file, empty.

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Principal components of any number of points from their moments, with memory for D² and not N×D.
+"""Compute the PCA of any number of points from their moments, in memory for D², not N×D.
 
 The moments of blocks of points are computed separately and added. One eigendecomposition of the
 covariance then gives the result of scikit-learn's ``PCA(svd_solver="full")`` on all points (Pearson
-1901; Jolliffe 2002, Principal Component Analysis, chapters 1 and 3). All is in float64.
+1901; Jolliffe 2002, Principal Component Analysis, chapters 1 and 3). Everything is computed in
+float64.
 
 A run folder holds them as `pca.parquet`, which can be read without TensorFlow and Ray.
 """
@@ -25,7 +26,7 @@ from ray_embed.storage.filesystem import Folder
 
 Result = TypeVar("Result")
 
-# A row for each component, from number 1. Row 0 comes before them, and its vector is the mean.
+# One row for each component, numbered from 1. They are preceded by row 0, whose vector is the mean.
 SCHEMA = pa.schema(
     [
         ("layer", pa.string()),
@@ -35,15 +36,15 @@ SCHEMA = pa.schema(
         ("vector", pa.list_(pa.float64())),
     ]
 )
-# How the components of a layer were computed, as JSON. Without it, they are exact, from moments.
+# How the components of a layer were computed, as JSON. If absent, they are exact, from moments.
 _METHOD = "ray_embed.pca."
-# Moments of more dimensions take half a gigabyte, and their components minutes. See `wide_pca`.
+# With more dimensions, moments take over half a gigabyte, and components minutes. See `wide_pca`.
 MOST_DIMENSIONS = 8192
 # The coordinates of later components are not kept.
 KEPT = 50
-# Rows of a product: enough to run at full speed, and to cost little to add up.
+# Rows per product: enough to run at full speed, and to make adding up products cheap.
 _ROWS = 1024
-# With more dimensions there are fewer rows, so that they take no more memory.
+# With more dimensions, fewer rows are taken at a time, so that they need no more memory.
 _NUMBERS = _ROWS * MOST_DIMENSIONS
 
 
@@ -64,10 +65,10 @@ class Method:
     """How principal components were computed, and how exact they are.
 
     `name` is COVARIANCE (exact, from the products of the dimensions), GRAM (exact, from the
-    products of the records) or KRYLOV (approximate). `passes` is how often the parts were read to
-    compute them. `total` is the exact whole variance, None where the variances of all components
-    are known. `residuals` (k,), of KRYLOV, are |Cv - λv| of each component v with variance λ, where
-    C is the covariance: C has an eigenvalue no further from λ than that.
+    products of the records) or KRYLOV (approximate). `passes` is how many times the parts were read
+    to compute the components. `total` is the exact total variance, or None if the variances of all
+    components are known. `residuals` (k,), for KRYLOV only, holds |Cv - λv| for each component v
+    with variance λ, where C is the covariance: C has an eigenvalue no further from λ than this.
     """
 
     name: str
@@ -80,9 +81,10 @@ class Method:
 class Components:
     """The result of a PCA.
 
-    `mean` is (D,). `variances` (c,) are those of the components, the largest first, over N - 1: of
-    all D components, of the N - 1 that the points span, or of the first k. `vectors` (k, D) are the
-    first components, of length 1. All are float64. `method` is how they were computed.
+    `mean` is (D,). `variances` (c,) holds the variances of the components, the largest first, with
+    divisor N - 1: for all D components, for the N - 1 that the points span, or for the first k.
+    `vectors` (k, D) holds the first components, which have length 1. All are float64. `method`
+    tells how they were computed.
     """
 
     mean: Array
@@ -97,7 +99,7 @@ class Components:
 
     @property
     def ratios(self) -> Array:
-        """The share of each component in the whole variance (c,); 0 if there is no variance."""
+        """The share of each component in the total variance (c,), or 0 if there is no variance."""
         total = self.variances.sum() if self.method.total is None else self.method.total
         return self.variances / total if total else np.zeros_like(self.variances)
 
@@ -122,9 +124,9 @@ def compute_moments(matrices: Iterable[Matrix], shift: Array) -> Moments:
     """Compute the moments of points.
 
     Args:
-        matrices: the points, in arrays (n, D) float32.
-        shift: (D,) near the points. The rounding of squares of numbers far from 0 would exceed the
-            variance.
+        matrices: the points, as arrays (n, D) float32.
+        shift: (D,), a position near the points. Without it, rounding errors in the squares of
+            numbers far from 0 could exceed the variance.
     """
     size = len(shift)
     count, sums, products = 0, np.zeros(size), np.zeros((size, size))
@@ -133,7 +135,7 @@ def compute_moments(matrices: Iterable[Matrix], shift: Array) -> Moments:
 
     def add() -> None:
         filled_rows = rows[:filled]
-        # NumPy detects the symmetry, and computes half of the product.
+        # NumPy detects the symmetry and computes only half of the product.
         np.matmul(filled_rows.T, filled_rows, out=product)
         np.add(products, product, out=products)
         np.add(sums, filled_rows.sum(axis=0), out=sums)
@@ -176,8 +178,8 @@ def compute_components(moments: Moments, shift: Array) -> Components:
     """Compute the principal components of points from their moments.
 
     Args:
-        moments: of at least one point.
-        shift: (D,), that of the moments.
+        moments: the moments of at least one point.
+        shift: (D,), the shift that the moments were computed with.
     """
     from scipy.linalg import eigh, eigvalsh
 
@@ -193,14 +195,14 @@ def compute_components(moments: Moments, shift: Array) -> Components:
 
 
 def remove_rounding(variances: Array, size: int) -> Array:
-    """Set variances (c,) to zero that are only rounding, the largest first, of D dimensions."""
+    """Set variances (c,), the largest first, to zero if they are only rounding errors."""
     cleaned = variances.copy()
     cleaned[cleaned <= cleaned[0] * size * np.finfo(np.float64).eps] = 0
     return cleaned
 
 
 def fix_signs(vectors: Array) -> Array:
-    """Make the largest entry of each vector positive, as scikit-learn does: both signs are right"""
+    """Make the largest entry of each vector positive, as in scikit-learn; both signs are valid."""
     largest = np.abs(vectors).argmax(axis=1)
     signs = np.sign(vectors[np.arange(len(vectors)), largest])
     return np.asarray(vectors * signs[:, None])
@@ -239,18 +241,18 @@ def load(folder: Folder, column: str) -> Components:
     """Read the components of a feature column of a reduced run.
 
     Raises:
-        InputError: there are none, as the run has not been reduced.
-        RunError: the file is not what was written.
-        StorageError: it cannot be read.
+        InputError: there are no components, because the run has not been reduced.
+        RunError: the file is damaged.
+        StorageError: the file cannot be read.
     """
     return _read(folder, column, _read_components)
 
 
 def load_method(folder: Folder, column: str) -> tuple[Method, float]:
-    """Read how the components of a feature column were computed, and their error; not the vectors.
+    """Read how a feature column's components were computed, and their error, without the vectors.
 
     Raises:
-        As :func:`load`.
+        See :func:`load`.
     """
 
     def read(file: pq.ParquetFile, layer: str) -> tuple[Method, float]:
@@ -272,7 +274,7 @@ def _read(folder: Folder, column: str, read: Callable[[pq.ParquetFile, str], Res
     try:
         return read(pq.ParquetFile(content, page_checksum_verification=True), layer)
     except _NoLayerError:
-        # Earlier versions wrote no components of layers with many dimensions.
+        # Earlier versions wrote no components for layers with many dimensions.
         raise InputError(
             f"{folder.display_path(layout.COMPONENTS)}: no PCA of the layer {layer}; {again}"
         ) from None

@@ -32,14 +32,14 @@ from ray_embed.storage.filesystem import TEMPORARY, Folder
 from ray_embed.storage.lock import lock_folder
 
 _STRATUM = ("split", "label")
-# A data file holds whole parts, about this many bytes in all. So its bounds depend on the plan
-# alone, and the bytes do too. Each thread holds a few groups in memory.
+# A data file holds whole parts, with about this many bytes in total. Its boundaries therefore
+# depend only on the plan, and so do its bytes. Each thread holds a few groups in memory.
 _GROUP_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
 class _Survey:
-    """What must be known of all parts before the first data file is written."""
+    """What must be known about all parts before the first data file is written."""
 
     groups: tuple[PartGroup, ...]
     points: int
@@ -47,12 +47,12 @@ class _Survey:
 
 
 def reduce(out: str, limit: int | None = None, threads: int | None = None) -> int:
-    """Merge the parts of a finished run for TensorBoard's projector, with a lock on its folder.
+    """Merge the parts of a finished run for TensorBoard's projector, with the run folder locked.
 
     Args:
         out: the run folder.
-        limit: the most points on TensorBoard's page; None for the value that the run was started
-            with. If there are more points, a sample is written too.
+        limit: the maximum number of points on TensorBoard's page. If None, the value that the run
+            was started with. If there are more points, a sample is also written.
         threads: the number of threads, at most 8; None for the number of processors.
 
     Returns:
@@ -75,22 +75,23 @@ def merge(
 ) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
-    The PCA of all points is computed first, and written beside the features.
+    The PCA of all points is computed first, and written alongside the features.
 
     Args:
         out: the run folder.
-        limit: the number of points that TensorBoard's page gets; None for the value that the run
-            was started with. If there are more points, a sample is written too.
-        threads: the number of threads, at most 8; None for the number of processors. The files are
-            the same with any number.
-        elsewhere: maps blocks and tasks on other machines; None to do all on this one.
+        limit: the maximum number of points on TensorBoard's page. If None, the value that the run
+            was started with. If there are more points, a sample is also written.
+        threads: the number of threads, at most 8. If None, the number of processors. The files are
+            the same for any number.
+        elsewhere: an ordered map that processes blocks and tasks on other machines. If None,
+            everything is done on this one.
 
     Returns:
         The number of points.
 
     Raises:
         InputError: it is not a run folder.
-        DamagedError: a part is not what was written.
+        DamagedError: a part differs from what was written.
         RunError: shards are missing, no record was embedded, or the storage fails.
     """
     run = open_run(out)
@@ -122,7 +123,7 @@ def merge(
             components=components,
         )
         if not folder.is_local:
-            # Without it TensorBoard sees no projector: it is deleted first and written last.
+            # TensorBoard shows no projector without it, so it is deleted first and written last.
             folder.delete(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}")
         together = merge_task.count_parallel_tasks(survey.groups, width)
         with staging.writing(target), open_ordered_map(threads, together) as mapped:
@@ -159,10 +160,10 @@ def _compute_components(
 
 
 def _copy_evaluation(run: RunReader, target: Path) -> None:
-    """Copy the event file that `evaluate` has written of this run, if any."""
+    """Copy the event file that `evaluate` has written for this run, if any."""
     if not run.read_evaluation():
         return
-    # Earlier versions wrote it into the projector only.
+    # Earlier versions wrote the file only into the projector folder.
     for name in (layout.EVALUATION_EVENTS, f"{layout.PROJECTOR}/{layout.PROJECTOR_EVALUATION}"):
         if run.folder.exists(name):
             (target / layout.PROJECTOR_EVALUATION).write_bytes(run.folder.read(name))
@@ -176,12 +177,12 @@ def _delete_stale(folder: Folder, numbers: list[int]) -> None:
 
 
 def describe_limits(run: str, points: int, limit: int | None = None) -> Iterator[str]:
-    """Yield notes on what TensorBoard's page does not show, and on PCAs of many dimensions.
+    """Yield notes about what TensorBoard's page does not show, and about PCAs of many dimensions.
 
     Args:
         run: the run folder.
         points: the number of its points.
-        limit: as :func:`merge` was given it.
+        limit: the limit that was passed to :func:`merge`.
     """
     reader = open_run(run)
     limit = limit or int(reader.config["projector_limit"])
@@ -279,7 +280,7 @@ def _write_projector(
         for writer in writers:
             writer.end()
     shown += settings.views.values()
-    # Only these can be restored with `tf.train.Checkpoint`. Samples and PCA are for display.
+    # Only `variables` can be restored with `tf.train.Checkpoint`; samples and PCA are for display.
     checkpoint.write_checkpoint(target, variables, indexes)
     side = sprite.choose_cell_size(settings.shown)
     if side:
@@ -292,7 +293,7 @@ def _write_projector(
 def _make_tasks(
     settings: MergeSettings, survey: _Survey, drawn: list[stratified.Rows]
 ) -> Iterator[MergeTask]:
-    """Draw the sample, group by group; append the rows drawn of each part to `drawn`."""
+    """Draw the sample, group by group, and append the rows drawn from each part to `drawn`."""
     if survey.strata is None:
         yield from map(MergeTask, survey.groups)
         return

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open TensorBoard on the projectors of one or more runs."""
+"""Open TensorBoard with the projectors of one or more runs."""
 
 import contextlib
 import getpass
@@ -24,11 +24,11 @@ from ray_embed.storage import layout, manifest
 from ray_embed.storage.download import download
 from ray_embed.storage.filesystem import Folder, locate
 
-# How far below a folder runs are looked for: `runs/run7`, and `runs/training3/epoch-10`.
+# How many levels below a folder to look for runs: `runs/run7` and `runs/training3/epoch-10`.
 _LEVELS = 2
-# Seconds: the plugin imports TensorFlow first.
+# How many seconds to wait for the plugin, which imports TensorFlow first.
 _PATIENCE = 30
-# The page puts a run's name into addresses as it is.
+# The page puts a run's name into URLs without escaping it.
 _UNSAFE = re.compile(r"[&#+%]")
 
 
@@ -36,16 +36,17 @@ _UNSAFE = re.compile(r"[&#+%]")
 def open_log_folder(given: Sequence[str], say: Callable[[str], None]) -> Iterator[Path]:
     """Yield a folder for TensorBoard's ``--logdir`` that has the projectors of runs.
 
-    For one run it is the run's own projector folder. For several it is a temporary folder of links,
-    which :func:`make_unique_names` names. Projectors on an object store are copied first.
+    For one run, it is the run's own projector folder. For several, it is a temporary folder of
+    links, which are named by :func:`make_unique_names`. Projectors on an object store are copied
+    first.
 
     Args:
         given: run folders, and folders that hold run folders.
         say: called with a line for each run that is skipped because it has not been reduced.
 
     Raises:
-        InputError: no run among them, or none that was reduced.
-        RunError: there is no room for a copy, or the storage fails.
+        InputError: there is no run among the folders, or none has been reduced.
+        RunError: there is not enough space for a copy, or the storage fails.
     """
     found = [run for one in given for run in find_runs(one)]
     runs = list({_normalize_path(run): run for run in found}.values())
@@ -74,10 +75,10 @@ def _is_reduced(run: str) -> bool:
 
 
 def find_runs(given: str) -> list[str]:
-    """Return the run folders that a path or URI names: itself, or those up to two levels below.
+    """Return the run folders of a path or URI: the folder itself, or those up to two levels below.
 
     Raises:
-        InputError: it is no run folder and holds none.
+        InputError: the folder is not a run folder and contains none.
     """
     folder = Folder.open(given)
     if folder.exists(layout.RUN):
@@ -104,9 +105,9 @@ def _find_runs_below(folder: Folder, levels: int, name: str = "") -> Iterator[st
 
 
 def make_unique_names(runs: Sequence[str]) -> list[str]:
-    """Name runs by their folders, with as many of the folders above as it takes to differ.
+    """Name runs after their folders, with as many parent folders as needed to tell them apart.
 
-    All have the same number of folders in their names, so that no name lies in another one.
+    All names have the same number of folders, so that no name is a subfolder of another one.
     """
     paths = [_UNSAFE.sub("_", _normalize_path(run)).strip("/").split("/") for run in runs]
     for length in range(1, min(map(len, paths)) + 1):
@@ -132,15 +133,15 @@ def view(runs: Sequence[str], host: str, port: int | None, say: Callable[[str], 
     Args:
         runs: run folders, and folders that hold run folders.
         host: the address to listen on.
-        port: the port; None for the first free one from 6006 on.
-        say: takes the lines for the user.
+        port: the port. If None, the first free port from 6006 on.
+        say: prints a line for the user.
 
     Raises:
-        InputError: no such run, or the port is taken.
+        InputError: a run does not exist, or the port is in use.
         RunError: TensorBoard does not start, or a run cannot be fetched.
     """
     with open_log_folder(runs, say) as folder:
-        # TensorBoard imports TensorFlow once it is asked for the runs.
+        # TensorBoard imports TensorFlow when it is first asked for the runs.
         with hide_startup_messages():
             url = _serve(folder, host, port).rstrip("/")
         say(f"{url}/#projector")
@@ -176,7 +177,7 @@ def _serve(folder: Path, host: str, port: int | None) -> str:
 
 
 def _wait_until_active(url: str) -> None:
-    """Wait, though not for ever, until the plugin has found the runs: the page asks only once."""
+    """Wait, for a limited time, until the plugin has found the runs: the page asks only once."""
     until = time.monotonic() + _PATIENCE
     with contextlib.suppress(OSError, ValueError, KeyError):
         while time.monotonic() < until:

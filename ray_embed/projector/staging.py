@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write the projector's files to a temporary folder until they are complete."""
+"""Keep the projector's files in a temporary folder until they are complete."""
 
 import contextlib
 import shutil
@@ -15,9 +15,9 @@ from ray_embed.storage import layout
 from ray_embed.storage.download import check_space
 from ray_embed.storage.filesystem import TEMPORARY, Folder
 
-# Approximate size of a line of the metadata.
+# The approximate size of a metadata line.
 _LINE_BYTES = 128
-# Data files that wait to be uploaded to an object store.
+# The space for data files that wait to be uploaded to an object store.
 _WAITING_BYTES = 512 << 20
 
 
@@ -25,8 +25,9 @@ _WAITING_BYTES = 512 << 20
 def target(folder: Folder, points: int, row: int) -> Iterator[Path]:
     """Create a local folder for the projector's files, and delete it afterwards.
 
-    It is in the run folder if that is local, and renamed when complete. Otherwise it is in the
-    temporary folder of the machine and holds all but the data files, which are uploaded one by one.
+    If the run folder is local, the folder is created in it, and renamed when complete. Otherwise,
+    it is created in the machine's temporary folder and holds all files except the data files, which
+    are uploaded one by one.
 
     Raises:
         RunError: there is not enough space for `points` of `row` bytes each, and their metadata.
@@ -37,7 +38,7 @@ def target(folder: Folder, points: int, row: int) -> Iterator[Path]:
         base.mkdir(parents=True, exist_ok=True)
         if folder.is_local:
             for stale in base.glob("projector-*"):
-                # A merge left it in an actor that was killed.
+                # A merge left this behind when its process was killed.
                 shutil.rmtree(stale, ignore_errors=True)
         waiting = points * row if folder.is_local else min(points * row, _WAITING_BYTES)
         check_space(base, waiting + points * _LINE_BYTES, "the projector's files")
@@ -49,7 +50,7 @@ def target(folder: Folder, points: int, row: int) -> Iterator[Path]:
 
 
 def publish(settings: MergeSettings, target: Path) -> None:
-    """Upload the projector's files to a run folder on an object store, which has their data."""
+    """Upload the projector's files to a run folder on an object store that has the data files."""
     folder = settings.folder
     files = {path.name: path for path in target.iterdir()}
     data = {checkpoint.data_file(number, settings.files) for number in range(settings.files)}
@@ -64,7 +65,7 @@ def publish(settings: MergeSettings, target: Path) -> None:
 
 @contextlib.contextmanager
 def writing(target: Path) -> Iterator[None]:
-    """Turn errors of writing, Python's or TensorFlow's, into errors of the storage.
+    """Turn write errors, whether from Python or TensorFlow, into storage errors.
 
     Raises:
         StorageError: a file cannot be written.

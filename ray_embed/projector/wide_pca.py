@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Principal components of features too wide for a D x D matrix, with memory for D x 60 or N x N.
+"""Compute the PCA of features too wide for a D x D matrix, in memory for D x 60 or N x N.
 
-For few records (N), the products of records, N x N, give exact components. For more, a block Krylov
-method approximates them: each pass over the parts multiplies 60 vectors by the covariance C, and
-the components are the best ones (Rayleigh-Ritz) in the space of all products so far (Musco and
-Musco 2015, Randomized Block Krylov Methods; Halko, Martinsson and Tropp 2011, Finding Structure
-with Randomness). Their variances are never too large, and their residuals |Cv - λv| bound their
-error. The whole variance is exact: it is a sum of squares.
+For few records (N), exact components are computed from the products of records, N x N. For more, a
+block Krylov method approximates them: each pass over the parts multiplies 60 vectors by the
+covariance C, and the components are the best ones (Rayleigh-Ritz) in the space of all products so
+far (Musco and Musco 2015, Randomized Block Krylov Methods; Halko, Martinsson and Tropp 2011,
+Finding Structure with Randomness). Their variances are never too large, and their residuals |Cv -
+λv| bound their error. The total variance is exact, because it is a sum of squares.
 
-As in `covariance`, blocks depend only on the parts and are added up in order, so the bits are the
-same whichever threads or machines process them.
+As in `covariance`, blocks depend only on the parts and are added up in order, so the result is the
+same bit for bit whichever threads or machines process them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -27,18 +27,18 @@ from ray_embed.projector.merge_task import PartGroup
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# The products of more records take longer than the passes of the Krylov method.
+# With more records, computing their products takes longer than the passes of the Krylov method.
 MOST_RECORDS = 4096
-# A block has ten vectors more than there are components: its last vectors converge slowly.
+# A block has ten more vectors than there are components, as its last vectors converge slowly.
 WIDTH = pca.KEPT + 10
 PASSES = 4
 _SEED = 0
-# A block of parts has so many times as many bytes as its products, which are sent and added up.
+# A block of parts has this many times the bytes of its products, which are sent and added up.
 _TIMES = 4
-# Features (float32) in memory at once: a chunk that is multiplied, and the rows of a strip.
+# Bytes of float32 features in memory at once: of a chunk to multiply, and of a strip's rows.
 _CHUNK_BYTES, _STRIP_BYTES = 64 << 20, 256 << 20
 _MOST_ROWS = 1024
-# Dimensions in double precision at once.
+# How many dimensions are in memory at once in double precision.
 _PANEL = 4096
 _AT_ONCE_BYTES = 1 << 30
 
@@ -60,7 +60,7 @@ class Block:
 class Strip:
     """The rows from `skip` to `skip + rows` of `parts`, to be multiplied with all later rows.
 
-    The parts include all later ones. `shift` (D,) is the same for all strips.
+    `parts` includes all later parts. `shift` (D,) is the same for all strips.
     """
 
     column: str
@@ -72,9 +72,9 @@ class Strip:
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over `count` points x minus a shift: of x (D,), of its squares, and of products.
+    """Sums over `count` points x minus a shift: the sums of x (D,), of squares, and of products.
 
-    `products` (D, k) are the sums of x times k numbers for each point.
+    `products` (D, k) holds the sums of x times each of k numbers that belong to the point.
     """
 
     count: int
@@ -101,11 +101,11 @@ def compute_components(
 
     Args:
         out: the run folder.
-        fingerprint: of the run.
+        fingerprint: the fingerprint of the run.
         groups: all parts, in order. At least one has rows.
         column: the column of the features.
-        shift: (D,) near the points.
-        mapped: processes the blocks.
+        shift: (D,), a position near the points.
+        mapped: the ordered map that processes the blocks.
 
     Raises:
         DamagedError: a part is not what was written.
@@ -121,7 +121,7 @@ def compute_components(
 
 @dataclass(frozen=True, kw_only=True)
 class _Features:
-    """The points of a feature column. Each method reads all parts once, or more often."""
+    """The points of a feature column. Each method reads all parts at least once."""
 
     out: str
     fingerprint: str
@@ -207,7 +207,7 @@ def _compute_exact(features: _Features, shift: Array) -> pca.Components:
     del gram
     sums = features.combine(shift, weights)
     with limit_blas_to_one_thread():
-        # They are orthogonal except for rounding. Those without variance have no length.
+        # The vectors are orthogonal except for rounding. Vectors without variance have length zero.
         vectors = _orthonormalize(sums.products)
     variances = pca.remove_rounding(variances, size)[: max(1, min(points - 1, size))]
     vectors = pca.fix_signs(np.ascontiguousarray(vectors.T))
@@ -215,7 +215,7 @@ def _compute_exact(features: _Features, shift: Array) -> pca.Components:
 
 
 def _center(gram: Array) -> None:
-    """Turn the products of points into those of the centered points, in place."""
+    """Turn the products of points into the products of the centered points, in place."""
     means = gram.mean(axis=0)
     gram -= means
     gram -= means[:, None]
@@ -231,7 +231,7 @@ def _approximate(features: _Features, shift: Array) -> pca.Components:
     start = np.random.default_rng(_SEED).standard_normal((width, size)).T
     with limit_blas_to_one_thread():
         basis = [_orthonormalize(start)]
-    # More blocks than the space has room for would not be independent.
+    # More blocks than fit into the space would not be linearly independent.
     passes = min(PASSES, size // width)
     matrix = np.zeros((passes * width, passes * width))
     total = 0.0
@@ -255,7 +255,7 @@ def _approximate(features: _Features, shift: Array) -> pca.Components:
         variances, weights = eigh(matrix, lower=False)
         kept = pca.count_kept(features.points, size)
         variances, weights = variances[::-1][:kept], weights[:, ::-1][:, :kept]
-        # Apart from this, the products of C and the components lie in the basis.
+        # Apart from `rest`, the products of C and the components lie in the span of the basis.
         residuals = np.linalg.norm(rest @ weights[-width:], axis=0)
         del rest
         vectors = np.zeros((size, kept), order="F")
@@ -268,7 +268,7 @@ def _approximate(features: _Features, shift: Array) -> pca.Components:
 
 
 def _orthonormalize(vectors: Array) -> Array:
-    """Return an orthonormal basis (D, k) of the space of vectors, which are overwritten.
+    """Return an orthonormal basis (D, k) of the span of `vectors`, which are overwritten.
 
     If they are not independent, other orthogonal vectors complete the basis.
     """
@@ -281,9 +281,9 @@ def _orthonormalize(vectors: Array) -> Array:
 
 
 def _remove(vectors: Array, basis: list[Array]) -> Array:
-    """Subtract from vectors (D, k) their projections on a basis; return their coordinates."""
+    """Subtract from vectors (D, k) their projections onto a basis; return their coordinates."""
     removed = np.zeros((sum(block.shape[1] for block in basis), vectors.shape[1]))
-    # The second round removes what rounding leaves.
+    # The second round removes what rounding errors leave.
     for _ in range(2):
         start = 0
         for block in basis:
@@ -398,7 +398,10 @@ def _convert_panels(rows: Matrix, shift: Array) -> Iterator[tuple[slice, Array]]
 def _read_chunks(
     folder: Folder, fingerprint: str, column: str, parts: Iterable[int], size: int
 ) -> Iterator[Matrix]:
-    """Read the features of parts in chunks of equal size. Each chunk overwrites the one before."""
+    """Read the features of parts in chunks of equal size.
+
+    Each chunk overwrites the previous one.
+    """
     chunk_rows = max(1, min(_MOST_ROWS, _CHUNK_BYTES // (4 * size)))
     chunk = np.empty((chunk_rows, size), np.float32)
     filled = 0

@@ -34,14 +34,14 @@ def make_identity(
 ) -> Identity:
     """Return the identity of a run as plain data, by name.
 
-    It has no URIs, modification times or hosts, because data may be moved.
+    The identity contains no URIs, modification times or hosts, because data may be moved.
 
     Args:
         config: the options.
         plan: the planned records.
         encoder: the encoder.
-        threads: the number of threads of an actor.
-        pixels: how pixels are prepared, as options and encoder decide together.
+        threads: the number of threads per actor.
+        pixels: how pixels are prepared, which the options and the encoder decide together.
     """
     return {
         "splits": [split.name for split in plan.splits],
@@ -89,7 +89,7 @@ def _describe_source(config: RunConfig, split: SplitPlan) -> dict[str, Any]:
 
 
 def name_object(value: Any) -> str | None:
-    """Return the name of a callable or object for the run folder; text is its own name."""
+    """Return the name of a callable or object for the run folder; a string is its own name."""
     if value is None or isinstance(value, str):
         return value and redact_uri(value)
     name = getattr(value, "__qualname__", None)
@@ -97,7 +97,7 @@ def name_object(value: Any) -> str | None:
 
 
 def to_plain_data(content: Identity) -> Identity:
-    """Return an identity as it is stored and compared: as JSON data, without passwords in URIs."""
+    """Return an identity as it is stored and compared: JSON data without credentials in URIs."""
     text = remove_credentials(json.dumps(content, default=str))
     return json.loads(text)  # type: ignore[no-any-return]
 

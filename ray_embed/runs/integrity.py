@@ -20,12 +20,12 @@ _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
 
 @dataclass(frozen=True)
 class Expected:
-    """What all features parts of a run must have in common.
+    """What all feature parts of a run must have in common.
 
     Attributes:
-        fingerprint: that of the run.
-        columns: their names and types.
-        shards: the number of planned shards; None while it is unknown.
+        fingerprint: the fingerprint of the run.
+        columns: the names and types of the columns.
+        shards: the number of planned shards, or None if it is not known yet.
     """
 
     fingerprint: str
@@ -66,7 +66,7 @@ def check_shard(folder: Folder, number: int, expected: Expected) -> None:
 def check_footer(
     folder: Folder, number: int, footer: part_files.Footer, expected: Expected
 ) -> None:
-    """Check the footer of a features part, and that all rejects exist.
+    """Check the footer of a feature part, and check that all rejects exist.
 
     No checksum covers the footer, so a flipped bit could rename a column.
 
@@ -90,7 +90,7 @@ def check_footer(
 
 
 def check_footers(folder: Folder, expected: Expected) -> None:
-    """Check the footers of all features parts.
+    """Check the footers of all feature parts.
 
     Raises:
         DamagedError: see :func:`check_footer`.
@@ -104,7 +104,7 @@ def check_footers(folder: Folder, expected: Expected) -> None:
 
 
 def require_all_parts(folder: Folder, expected: Expected) -> list[int]:
-    """Return the numbers of all parts of a run, and refuse one with missing shards.
+    """Return the numbers of all parts of a run; refuse a run with missing shards.
 
     Raises:
         DamagedError: a part belongs to no planned shard.
@@ -140,7 +140,7 @@ def require_finished(folder: Folder, run: dict[str, Any]) -> None:
 
 
 def is_as_written(folder: Folder, kind: str, number: int) -> bool:
-    """Return whether writing the content of a part again gives the same bytes.
+    """Return whether writing the content of a part again results in the same bytes.
 
     Only the version of pyarrow that wrote the part can tell. Parts of other versions pass.
 
@@ -167,7 +167,7 @@ def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedErr
 
     Args:
         folder: the run folder.
-        expected: what the features parts of the run must have in common.
+        expected: what the feature parts of the run must have in common.
         damage: the damage that was found first.
     """
 
@@ -186,6 +186,6 @@ def delete_damaged_shards(folder: Folder, expected: Expected, damage: DamagedErr
         unplanned = expected.shards is not None and number >= expected.shards
         action = "it is deleted" if unplanned else f"shard {number} is extracted again"
         say(f"{error.args[0]}; {action}")
-        # Without its features part a shard counts as missing, so that part is deleted first.
+        # Without its feature part, a shard counts as missing, so that part is deleted first.
         for kind in (layout.FEATURES, layout.REJECTS, layout.THUMBNAILS):
             folder.delete(part_files.part_name(kind, number))

@@ -32,7 +32,7 @@ class RunReader:
 
     @property
     def fingerprint(self) -> str:
-        """The digest of everything that decides the bytes of the parts."""
+        """The digest of everything that determines the bytes of the parts."""
         return str(self.manifest["fingerprint"])
 
     @property
@@ -57,10 +57,10 @@ class RunReader:
         """Return the features of a layer.
 
         Args:
-            layer: the layer; None for the only one.
+            layer: the layer. None selects the only one.
 
         Raises:
-            InputError: the run has no such layer, or several and none is named.
+            InputError: the run does not have the layer, or has several layers and none is named.
         """
         by_layer = {output.layer: output for output in self.outputs}
         if layer is None and len(by_layer) == 1:
@@ -91,10 +91,10 @@ class RunReader:
         return numbers
 
     def read_evaluation(self) -> dict[str, Any]:
-        """Return what `evaluate` has recorded of this run, by layer; empty if it has not.
+        """Return what `evaluate` has recorded for this run, by layer, or an empty dict.
 
         Raises:
-            StorageError: it cannot be read.
+            StorageError: the file cannot be read.
         """
         if not self.folder.exists(layout.EVALUATION):
             return {}
@@ -119,10 +119,10 @@ def open_run(run: str) -> RunReader:
     """Open a run folder.
 
     Args:
-        run: its path or URI.
+        run: the path or URI of the run folder.
 
     Raises:
-        InputError: it is not a run folder.
+        InputError: `run` is not a run folder.
     """
     folder = Folder.open(run)
     content = manifest.read_run(folder)

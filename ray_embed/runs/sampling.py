@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Take a sample of a run's records into memory, for evaluation and plots.
 
-A sample is drawn by split and label with a fixed seed, as the sample that the projector shows. A
-small run is taken as a whole.
+A sample is drawn by split and label with a fixed seed, like the sample that the projector shows. A
+small run is read completely.
 """
 
 from dataclasses import dataclass, replace
@@ -18,11 +18,11 @@ from ray_embed.runs import stratified
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# Between these, a sum of squares over a million dimensions fits into float32.
+# Between these magnitudes, a sum of squares over a million dimensions fits into float32.
 _SMALLEST, _LARGEST = 1e-16, 1e16
 
 _RECORD = ("index", "key", "label", "split")
-# Most bytes of features in memory.
+# The maximum number of bytes of features in memory.
 _BYTES = 1 << 30
 
 
@@ -34,7 +34,7 @@ class Subset:
         features: (n, D) float32.
         index: (n,) int64.
         keys: (n,) object.
-        labels: (n,) object; None for a record without a label.
+        labels: (n,) object. The label of an unlabeled record is None.
         splits: (n,) object.
         label_type: the type of the column of labels.
         total: the number of records that these were drawn from.
@@ -53,7 +53,7 @@ class Subset:
 
 
 def limit_by_memory(limit: int, dimensions: int) -> int:
-    """Return how many records, `limit` at most, have features that fit into one gigabyte.
+    """Return how many records, at most `limit`, have features that fit into a gigabyte.
 
     Args:
         limit: the most records.
@@ -69,7 +69,8 @@ def draw_sample(folder: Folder, column: str, limit: int, among: Array | None = N
         folder: the run folder, with all its parts.
         column: the column of features.
         limit: the most records.
-        among: (m,) int64, sorted, the `index` of the records to draw from; None for all.
+        among: (m,) int64, sorted, the `index` of the records to draw from. If None, draw from all
+            records.
 
     Raises:
         DamagedError: a part is damaged.
@@ -80,10 +81,10 @@ def draw_sample(folder: Folder, column: str, limit: int, among: Array | None = N
 
 
 def draw_components(folder: Folder, column: str, limit: int) -> tuple[Array, Matrix]:
-    """Draw the sample of :func:`draw_sample`, and read its PCA coordinates instead of features.
+    """Draw the same sample as :func:`draw_sample`, but read PCA coordinates instead of features.
 
     Args:
-        folder: the run folder, with all its parts, reduced.
+        folder: the run folder, with all its parts, which has been reduced.
         column: the column of features.
         limit: the most records.
 
@@ -135,7 +136,7 @@ def read_records(folder: Folder, column: str, index: Array, total: int) -> Subse
     Args:
         folder: the run folder.
         column: the column of features.
-        index: (n,) int64, the records, which must exist; none of them twice.
+        index: (n,) int64, the records, which must exist and be distinct.
         total: the number of records that they were drawn from.
 
     Raises:
@@ -217,7 +218,7 @@ def read_thumbnails(folder: Folder, index: Array) -> list[thumbnails.Pixels] | N
         index: (n,) int64, the records, which must exist.
 
     Returns:
-        The thumbnails; None if some are missing.
+        The thumbnails, or None if any are missing.
 
     Raises:
         DamagedError: a part is damaged.
@@ -230,7 +231,7 @@ def read_thumbnails(folder: Folder, index: Array) -> list[thumbnails.Pixels] | N
     def read(part: pq.ParquetFile) -> pa.Table:
         index = part.read(["index"], use_threads=False)
         mask = _find_members(index["index"].to_numpy(), wanted)
-        # Thumbnails are most of the bytes, and most parts have none of a few records.
+        # Thumbnails make up most of the bytes, and most parts hold none of the requested records.
         if not mask.any():
             return part_files.THUMBNAIL_SCHEMA.empty_table()
         return part.read(["index", "png"], use_threads=False).filter(pa.array(mask))
@@ -260,7 +261,7 @@ def _read_rows(folder: Folder, column: str, rows: dict[int, Array], total: int) 
     for part in part_files.map_parts(folder, take, numbers):
         values = as_matrix(part[column])
         if features is None:
-            # Filled part by part: joining all parts at the end would take twice the memory.
+            # Fill the array part by part: joining all parts at the end would take twice the memory.
             features = np.empty((sum(map(len, rows.values())), values.shape[1]), np.float32)
         features[start : start + len(values)] = values
         start += len(values)

@@ -23,7 +23,7 @@ from ray_embed.storage.filesystem import Folder
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The state of a run. Counts are None while the length of a dataset is unknown."""
+    """The state of a run. Planned counts are None while the length of a dataset is unknown."""
 
     run: str
     fingerprint: str
@@ -67,7 +67,7 @@ def read_status(run: str, *, verify: bool = False) -> Status:
         verify: whether to read all files and list all problems.
 
     Raises:
-        InputError: it is not a run folder.
+        InputError: `run` is not a run folder.
     """
     folder = Folder.open(run)
     content = manifest.read_run(folder)
@@ -81,7 +81,7 @@ def read_status(run: str, *, verify: bool = False) -> Status:
             "was stopped, run the command again"
         )
     plan = planning.load(folder)
-    # Listed once, because more shards may finish meanwhile.
+    # List the shards once, because more of them may finish meanwhile.
     done = part_files.FinishedShards(folder)
     numbers = list(done)
     problems: list[str] = []
@@ -194,13 +194,13 @@ def _compare_records(
         yield f"{name}: its records are out of order"
     else:
         kept = records.filter(pc.is_in(records["index"], table["index"].combine_chunks()))
-        # Compared as text, in which NaN equals NaN.
+        # Compare as text, in which NaN equals NaN.
         if repr(kept.to_pylist()) != repr(table.select(kept.column_names).to_pylist()):
             yield f"{name}: its keys, labels or metadata are not the planned ones"
 
 
 def _find_shard(folder: Folder, plan: planning.Plan, number: int) -> planning.Shard | None:
-    """Return a shard by number; None if it is not planned, or not yet."""
+    """Return a shard by its number, or None if it is not planned or not planned yet."""
     first = index = 0
     for split in plan.splits:
         local = number - first

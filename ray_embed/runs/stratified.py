@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Draw a sample of rows, stratified by split and label, with a fixed seed.
 
-Every label gets about its share of the sample. This takes one pass to count the rows and one to
-draw them, and memory for the strata, not for the rows.
+Every label is represented in proportion to its rows. This takes one pass to count the rows and one
+to draw them, and memory only for the strata, not for the rows.
 """
 
 from collections import Counter
@@ -46,8 +46,8 @@ class Strata:
 def allocate_quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
     """Return how many of `limit` rows to draw from each stratum.
 
-    Every stratum gets one; the others are shared out in proportion to the rows. If there are more
-    strata than `limit`, the largest ones get one each.
+    One row is drawn from every stratum, and the others in proportion to the rows. If there are more
+    strata than `limit`, one row is drawn from each of the largest.
     """
     if len(counts) > limit:
         chosen = set(sorted(counts, key=lambda stratum: -counts[stratum])[:limit])
@@ -58,7 +58,7 @@ def allocate_quotas(counts: Counter[Stratum], limit: int) -> dict[Stratum, int]:
         stratum: (count - 1) * remaining / max(other_rows, 1) for stratum, count in counts.items()
     }
     result = {stratum: 1 + int(share) for stratum, share in shares.items()}
-    # Rounding down leaves some rows for the largest remainders; equal ones in order of appearance.
+    # Rows left by rounding down go to the largest remainders; ties, in order of appearance.
     by_remainder = sorted(shares, key=lambda stratum: int(shares[stratum]) - shares[stratum])
     for stratum in by_remainder[: limit - sum(result.values())]:
         result[stratum] += 1
@@ -71,14 +71,14 @@ class Draw:
     Within a stratum, every choice of rows is equally likely.
 
     Args:
-        counts: the rows of each stratum, as `Strata` counts them.
+        counts: the number of rows of each stratum, as counted by `Strata`.
         limit: the number of rows to draw.
     """
 
     def __init__(self, counts: Counter[Stratum], limit: int) -> None:
         random = Random(_SEED)  # noqa: S311
         self._by_label = any(len(stratum) > 1 for stratum in counts)
-        # For each stratum: the positions to draw within it, and how many of its rows have passed.
+        # For each stratum, the positions to draw within it, and how many of its rows have passed.
         self._drawn = {
             stratum: np.sort(np.array(random.sample(range(counts[stratum]), quota), np.int64))
             for stratum, quota in allocate_quotas(counts, limit).items()

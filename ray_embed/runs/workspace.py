@@ -21,7 +21,7 @@ from ray_embed.storage.lock import lock_folder
 
 @dataclass(frozen=True)
 class Target:
-    """The run folder, and the earlier content of its ``run.json``; None for a new run."""
+    """The run folder, and the earlier content of its ``run.json``, which is None for a new run."""
 
     given: str
     folder: Folder
@@ -29,7 +29,7 @@ class Target:
 
     @property
     def out(self) -> str:
-        """The run folder for messages, without credentials."""
+        """The run folder as messages name it, without credentials."""
         return redact_uri(self.given)
 
     @property
@@ -39,12 +39,12 @@ class Target:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether a run was begun here, so that it is resumed."""
+        """Whether a run was already started here, and is therefore resumed."""
         return self.before is not None and "identity" in self.before
 
     @property
     def threads(self) -> int | None:
-        """The threads per actor that the run was begun with, and keeps; None for a new run."""
+        """The threads per actor that the run started with and keeps, or None for a new run."""
         threads: int | None = (self.before or {}).get("identity", {}).get("threads per actor")
         return threads
 
@@ -85,7 +85,7 @@ def _check_path(out: str, path: Path) -> None:
     """Check that a local run folder exists or can be created.
 
     Raises:
-        InputError: the path is invalid, is a file, or may not be written to.
+        InputError: the path is invalid, is a file, or is not writable.
     """
     try:
         existing = next(p for p in (path, *path.parents) if p.exists())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Ask the cluster's autoscaler whether it can start a node that has what an actor asks for."""
+"""Ask the cluster's autoscaler whether it can start a node with an actor's resources."""
 
 import contextlib
 import time
@@ -10,14 +10,14 @@ from typing import Any
 from ray_embed.runtime import ray_private
 
 _TIMEOUT_SECONDS = 5.0
-# An autoscaler reads the demand every five seconds; one that has just started takes longer.
+# An autoscaler reads the demand every five seconds, but takes longer if it has just started.
 _PATIENCE_SECONDS = 30.0
 # A legacy autoscaler that has read a demand this often and started nothing cannot meet it.
 _READS = 3
 
 
 class Growth(Enum):
-    """Whether the cluster can get a node that has what an actor asks for."""
+    """Whether the cluster can gain a node with the resources that an actor requests."""
 
     NO_AUTOSCALER = "the cluster has no autoscaler"
     NEVER = "the autoscaler has no such nodes"
@@ -26,14 +26,14 @@ class Growth(Enum):
 
 
 class Autoscaler:
-    """The answers of the cluster's autoscaler about one demand.
+    """The autoscaler's answers about one demand.
 
-    The autoscaler's configuration is known on its own machine only, so it is asked. It answers
-    about demands that wait: an actor with this demand must be waiting, and some seconds may pass
-    until the autoscaler has read it.
+    The autoscaler's configuration is known only on its own machine, so it must be asked. It answers
+    only about pending demands: an actor with this demand must be waiting, and it may take some
+    seconds until the autoscaler has read the demand.
 
     Args:
-        demand: what the actor asks for, by Ray's names.
+        demand: the resources that the actor requests, by their names in Ray.
     """
 
     def __init__(self, demand: dict[str, float]) -> None:
@@ -42,7 +42,7 @@ class Autoscaler:
         self._times_read: set[float] = set()
 
     def growth(self) -> Growth:
-        """Ask the autoscaler. If none answers for long, there is none."""
+        """Ask the autoscaler. If none answers for a while, assume that there is none."""
         answer = self._ask_current() or self._ask_legacy() or Growth.UNKNOWN
         if answer is Growth.UNKNOWN and time.monotonic() - self._began > _PATIENCE_SECONDS:
             return Growth.NO_AUTOSCALER

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the resources of each actor, and wait for a node that has them."""
+"""Determine the resources of each actor, and wait for a node that has them."""
 
 import time
 from collections import Counter
@@ -21,11 +21,11 @@ _POLL_SECONDS = 1.0
 def plan_local_actors(
     config: RunConfig, machine: list[Node], threads: int | None
 ) -> tuple[Resources, int]:
-    """Return the resources of each actor in a Ray of our own, and the number of actors.
+    """Return the resources of each actor in our own local Ray, and the number of actors.
 
     Args:
         config: the options of the run.
-        machine: this machine, as the one node.
+        machine: this machine, as a list of one node.
         threads: the threads of an actor, if they are given.
 
     Raises:
@@ -34,7 +34,7 @@ def plan_local_actors(
     each = resources.choose_resources(config, machine, threads)
     count = each.count_on(machine)
     if not each.gpus:
-        # The node was given as many cores as these actors need.
+        # Ray was told that the node has as many cores as these actors need.
         count = max(count, config.actors or 1)
     if not count:
         raise _no_such_node(config, each, threads, machine, Growth.NO_AUTOSCALER)
@@ -42,20 +42,20 @@ def plan_local_actors(
 
 
 def wait_for_resources(config: RunConfig, threads: int | None) -> Resources:
-    """Return the resources of each actor on a cluster, once a node has them.
+    """Return the resources of each actor on a cluster, once there is a node that has them.
 
     Args:
         config: the options of the run.
         threads: the threads of an actor, if they are given.
 
     Raises:
-        InputError: no node has them, and the autoscaler can start none that has.
+        InputError: no node has these resources, and the autoscaler cannot start one that does.
     """
     cluster = nodes.list_nodes()
     each = resources.choose_resources(config, cluster, threads)
     if each.count_on(cluster):
         return each
-    # An autoscaler starts nodes for actors that wait. With a GPU, the cores are not known yet.
+    # An autoscaler starts nodes for waiting actors. With a GPU, the cores are not known yet.
     demand = {"num_cpus": each.cpus, "num_gpus": each.gpus}
     holders = [ray.remote(_Holder).options(**demand).remote() for _ in range(config.actors or 1)]
     try:
@@ -66,7 +66,7 @@ def wait_for_resources(config: RunConfig, threads: int | None) -> Resources:
 
 
 class _Holder:
-    """An actor that asks for resources until those of the run's actors are known."""
+    """An actor that requests resources until the resources of the run's actors are known."""
 
 
 def _wait_for_node(config: RunConfig, asked: Resources, threads: int | None) -> Resources:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Send the user's modules to the nodes of a cluster, which may not see the folder they lie in.
+"""Send the user's modules to the nodes of a cluster, which may lack access to their folder.
 
-What is sent: the ``.py`` files of the modules that the options name, and of all modules in the same
-folder that they import. Modules that lie elsewhere must be installed on the nodes. Data files are
-not sent, nor modules whose names are only computed at run time.
+The files sent are the ``.py`` files of the modules that the options name, and of all modules in the
+same folder that they import. Modules located elsewhere must be installed on the nodes. Data files,
+and modules whose names are computed at run time, are not sent.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from typing import Any
 from ray_embed.config import RunConfig, is_callable_reference
 from ray_embed.core import user_modules
 
-# Ray sets it for a program that was submitted as a job.
+# Ray sets this variable for a program that was submitted as a job.
 _JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
@@ -43,7 +43,7 @@ def ship_modules(config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
             copy = Path(staged, file)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(folder / file, copy)
-        # Not as `working_dir`, which `uv run` and job submission set.
+        # Do not use `working_dir`, which `uv run` and job submission set.
         yield {
             "runtime_env": {
                 "py_modules": sorted(str(path) for path in Path(staged).iterdir()),

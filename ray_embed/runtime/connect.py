@@ -27,7 +27,7 @@ def join_cluster(address: str, config: RunConfig, options: dict[str, Any]) -> No
     """Connect this process to a running Ray, and send the user's modules to its nodes.
 
     Args:
-        address: the cluster's address, as `ray.init` takes it.
+        address: the cluster's address, in the form that `ray.init` accepts.
         config: the options of the run, which name the modules.
         options: further options of `ray.init`.
 
@@ -44,7 +44,7 @@ def join_cluster(address: str, config: RunConfig, options: dict[str, Any]) -> No
             f"{given}: the modules of {Path.cwd()} cannot be sent there: {get_first_line(error)}"
         ) from error
     except (ConnectionError, ValueError, RuntimeError, RayError) as error:
-        # Its message about versions has several lines.
+        # Ray's message about versions has several lines.
         message = remove_credentials(" ".join(str(error).split()))
         fix = _VERSIONS if "Version mismatch" in message else _CHECK
         raise InputError(
@@ -61,7 +61,7 @@ def _check_listens(address: str, given: str) -> None:
     with contextlib.suppress(ValueError):
         parts = urlsplit(address if "://" in address else f"//{address}")
         if parts.hostname is None or parts.port is None:
-            # A word of Ray's, such as `auto`.
+            # The address is a keyword of Ray, such as `auto`.
             return
         try:
             socket.create_connection((parts.hostname, parts.port), _CONNECT_SECONDS).close()

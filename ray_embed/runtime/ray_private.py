@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every private name of Ray that the package uses, since Ray has no public one for the purpose.
+"""All private names of Ray that the package uses, because Ray has no public ones for these uses.
 
-Another version of Ray may lack these names. Then the functions raise whatever error comes of it,
-and the callers treat what they asked for as unknown.
+Another version of Ray may lack these names. The functions then raise whatever error results, and
+the callers treat the requested information as unknown.
 """
 
 import contextlib
@@ -14,25 +14,25 @@ import ray
 
 
 def draining_node_ids() -> frozenset[str]:
-    """Return the ids of the nodes that are to be taken away.
+    """Return the ids of the nodes that are about to be removed.
 
-    Actors get no signal of it, and the public `ray.nodes` does not tell it.
+    Actors receive no signal about this, and the public `ray.nodes` does not report it.
     """
     return frozenset(_state().get_draining_nodes())
 
 
 def process_id_of(actor: Any) -> int:
-    """Return the process id of an actor; 0 while it waits for resources.
+    """Return the process id of an actor, or 0 while the actor waits for resources.
 
-    The public table of actors needs the dashboard, and names a node also for actors that wait.
+    The public table of actors needs the dashboard, and names a node even for waiting actors.
     """
     return int(_state().actor_table(actor._actor_id.hex())["Pid"])
 
 
 def node_of_death(actor_id: str) -> str | None:
-    """Return the id of the node whose death ended an actor; None if its process alone ended.
+    """Return the id of the node whose death ended an actor, or None if only its process ended.
 
-    The public exception keeps only a text of this.
+    The public exception contains this only as text.
     """
     entry = _state().actor_table(actor_id)
     if not entry["DeathCause"].actor_died_error_context.HasField("node_death_info"):
@@ -43,7 +43,7 @@ def node_of_death(actor_id: str) -> str | None:
 def was_draining(node_id: str) -> bool:
     """Return whether a dead node was being drained.
 
-    Ray's public word for it, `preempted`, is only used if the node died after its deadline.
+    Ray's public flag for this, `preempted`, is set only if the node died after its deadline.
     """
     from ray.core.generated.gcs_pb2 import NodeSnapshot
 
@@ -57,7 +57,7 @@ def cluster_status(timeout: float) -> Any:
     """Return the ``GetClusterStatusReply`` of the autoscaler that `ray up` and KubeRay start.
 
     Args:
-        timeout: the most seconds to wait.
+        timeout: the maximum number of seconds to wait.
     """
     from ray.core.generated.autoscaler_pb2 import GetClusterStatusReply
 
@@ -75,8 +75,8 @@ def legacy_autoscaler_status() -> dict[str, Any]:
 def only_on_loopback() -> Iterator[None]:
     """Make a Ray that is started in this context listen on the loopback address only.
 
-    Ray does so by itself on systems where it supports no clusters. Elsewhere it listens on all
-    addresses, whatever address it is given.
+    Ray does so by default on systems where it does not support clusters. On others, it listens on
+    all addresses, whatever address it is given.
     """
     from ray._private import ray_constants
 

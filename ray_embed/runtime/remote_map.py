@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Map a function over items in actors, such as the blocks and pieces of a merge on other nodes."""
+"""Map a function over items in actors, such as the blocks and tasks of a merge on other nodes."""
 
 import itertools
 from collections import deque
@@ -30,7 +30,7 @@ def map_in_actors(
         items: its arguments; a few for each actor are submitted ahead.
 
     Raises:
-        RunError: Ray is gone. Also whatever the function raises.
+        RunError: Ray is no longer running. Errors that the function raises are also passed on.
     """
     sent = ray.put(function)
     waiting: deque[tuple[Item, Any]] = deque()

@@ -19,7 +19,7 @@ class Resources:
 
     @property
     def batch_size(self) -> int:
-        """The default batch size: the number of images that fits a core's cache, or fills a GPU."""
+        """The default batch size: as many images as fit into a core's cache, or fill a GPU."""
         return GPU_BATCH_SIZE if self.gpus else CPU_BATCH_SIZE
 
     def count_on(self, nodes: Iterable[Node]) -> int:
@@ -36,22 +36,23 @@ class Resources:
 
 
 def choose_threads(asked: int | None, cores: int) -> int:
-    """Return the threads of an actor without a GPU: what was asked, or what fits the cores."""
+    """Return the threads of an actor without a GPU: as requested, or as many as suit the cores."""
     return asked or min(MAX_CPU_THREADS, cores)
 
 
 def choose_resources(config: RunConfig, nodes: list[Node], asked: int | None) -> Resources:
-    """Return the resources of each actor: what was asked, or a GPU with its cores, or a few cores.
+    """Return each actor's resources: as requested, or a GPU with its cores, or a few cores.
 
-    The threads of an actor never depend on the number of actors, and so neither do the features.
+    The number of threads per actor never depends on the number of actors, so neither do the
+    features.
 
     Args:
         config: the options of the run.
         nodes: the nodes of the cluster.
-        asked: the threads of an actor, if they are given.
+        asked: the number of threads per actor, if it is fixed.
 
     Returns:
-        the resources; it may be that no node has them.
+        the resources. Possibly, no node has them.
 
     Raises:
         InputError: Ray cannot share GPUs in this way.
@@ -66,7 +67,7 @@ def choose_resources(config: RunConfig, nodes: list[Node], asked: int | None) ->
         return Resources(asked or max(1, min(parts, default=1)), share)
     cores = [node.cpus for node in nodes if node.cpus]
     if share:
-        # A node with a GPU sets the number of cores once it joins.
+        # Once a node with a GPU joins, it determines the number of cores.
         return Resources(asked or 1, share)
     return Resources(choose_threads(asked, min(cores, default=1)), 0.0)
 

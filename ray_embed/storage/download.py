@@ -19,7 +19,7 @@ def check_space(folder: Path, needed: int, what: str) -> None:
     Args:
         folder: the local folder.
         needed: the number of bytes.
-        what: what is written there, for the message.
+        what: what will be written there, for the error message.
 
     Raises:
         RunError: there is not enough space.
@@ -38,7 +38,7 @@ def download(uri: str, into: Path, option: str) -> Path:
     Args:
         uri: a file, a folder with everything below it, or the prefix of a checkpoint.
         into: the local folder.
-        option: the option that names the URI, for errors.
+        option: the option that names the URI, for error messages.
 
     Returns:
         The local path that corresponds to the URI.

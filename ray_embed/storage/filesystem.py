@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Read and write files on local disks and object stores, through pyarrow.fs.
 
-Every write to a run folder goes through :class:`Folder`: a file appears whole or not at all.
+Every write to a run folder goes through :class:`Folder`, so that a file appears completely or not
+at all.
 """
 
 import contextlib
@@ -61,20 +62,20 @@ def _open_filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     if uri.startswith("file:"):
         return pafs.LocalFileSystem(), "/"
     if uri.startswith("s3:"):
-        # Writes a small object with one request instead of three.
+        # This writes a small object with one request instead of three.
         uri = add_to_query(uri, allow_delayed_open="true")
     located: tuple[pafs.FileSystem, str] = call_with_retries(lambda: pafs.FileSystem.from_uri(uri))
     return located
 
 
 def format_path(filesystem: pafs.FileSystem, path: str) -> str:
-    """Return a path on a file system as messages name it: as a URI if it is not local."""
+    """Return a path on a file system in the form for messages: a URI if it is not local."""
     scheme = _SCHEMES.get(filesystem.type_name, "")
     return f"{scheme}{path}"
 
 
 def check_utf8(path: str) -> None:
-    """Refuse a path that is not UTF-8: Arrow takes paths as text.
+    """Refuse a path that is not UTF-8, because Arrow takes paths as text.
 
     Raises:
         InputError: the path is not UTF-8.
@@ -100,15 +101,15 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether the folder is on a local disk, so that the functions of `os` work on it."""
+        """Whether the folder is on a local disk, so that functions of `os` work with it."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
     def join(self, name: str = "") -> str:
-        """Return the path of `name`, or of the folder, on the folder's file system."""
+        """Return the path of `name`, or of the folder itself, on the folder's file system."""
         return posixpath.join(self.path, name) if name else self.path
 
     def display_path(self, name: str = "") -> str:
-        """Return the path or URI of `name`, or of the folder, as messages name it."""
+        """Return the path or URI of `name`, or of the folder itself, in the form for messages."""
         return format_path(self.filesystem, self.join(name))
 
     def get_info(self, name: str = "") -> pafs.FileInfo:
@@ -121,14 +122,14 @@ class Folder:
         return bool(self.get_info(name).type != pafs.FileType.NotFound)
 
     def list_names(self, name: str = "") -> Iterator[str]:
-        """Yield the names in the folder `name`, in any order; none if there is no such folder."""
+        """Yield the names in the folder `name`, in any order. A missing folder has none."""
         if not self.is_local:
             yield from (info.base_name for info in self.list_infos(name))
             return
         with (
             wrap_os_errors(self.display_path(name), "listed"),
             contextlib.suppress(FileNotFoundError),
-            # Yields one name at a time. pyarrow lists all at once, and examines every file.
+            # This yields one name at a time. pyarrow lists all at once, and examines every file.
             os.scandir(self.join(name)) as entries,
         ):
             yield from (entry.name for entry in entries)
@@ -136,7 +137,8 @@ class Folder:
     def list_infos(self, name: str = "", *, recursive: bool = False) -> list[pafs.FileInfo]:
         """Return what is known about the entries of the folder `name`.
 
-        The list is empty if there is no such folder. With `recursive` it has everything below it.
+        The list is empty if there is no such folder. With `recursive`, it includes everything below
+        the folder.
         """
         selector = pafs.FileSelector(
             self.join(name).rstrip("/"), allow_not_found=True, recursive=recursive
@@ -164,10 +166,10 @@ class Folder:
         return self._retry(attempt)
 
     def write(self, name: str, content: bytes | pa.Buffer, *, durable: bool = False) -> None:
-        """Write the file `name`, which appears whole or not at all, and replace an older one.
+        """Write the file `name`, which appears completely or not at all, and replace an older file.
 
         Object stores show an object only when it is complete. On other file systems, the bytes go
-        to a temporary file, which is then renamed. A `durable` file survives a loss of power.
+        to a temporary file, which is then renamed. A `durable` file survives a power failure.
         """
         if not self.is_local:
             self._write_remote(name, content)
@@ -179,7 +181,7 @@ class Folder:
                 os.fsync(file.fileno())
 
     def put(self, source: Path, name: str) -> None:
-        """Copy a local file of any size to `name`, as :meth:`write` writes it."""
+        """Copy a local file of any size to `name`, with the same guarantees as :meth:`write`."""
         if self.is_local:
             with self.stage(name) as temporary:
                 shutil.copyfile(source, temporary)
@@ -198,7 +200,7 @@ class Folder:
             if not is_atomic:
                 for file in (temporary, path):
                     self.filesystem.create_dir(posixpath.dirname(file), recursive=True)
-            # An exception in the block would publish half the object, so it makes one write only.
+            # An exception in the block would publish half the object, so there is only one write.
             with self.filesystem.open_output_stream(temporary) as stream:
                 stream.write(content)
             if not is_atomic:
@@ -238,7 +240,7 @@ class Folder:
 
     def move(self, source: str, target: str) -> None:
         """Rename `source` in a local folder, and replace the file or folder `target`."""
-        # Deleting a folder takes a while. It is renamed first, so that nobody sees half of it.
+        # Deleting a folder takes a while, so it is renamed first and nobody sees half of it.
         old = f"{TEMPORARY}/{posixpath.basename(target)}.{uuid.uuid4().hex}"
         with wrap_os_errors(self.join(target), "written"):
             if self.exists(target):
@@ -247,5 +249,5 @@ class Folder:
         self.delete(old)
 
     def _retry(self, operation: Callable[[], Result]) -> Result:
-        # Local disks fail the same way again.
+        # On local disks, a retry would fail in the same way.
         return operation() if self.is_local else call_with_retries(operation)

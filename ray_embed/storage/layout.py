@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The names in a run folder. ``docs/results.md`` says what they hold."""
+"""The names of files and folders in a run folder. ``docs/results.md`` describes their contents."""
 
 RUN = "run.json"
 PLAN = "plan/plan.json"
@@ -21,10 +21,10 @@ EVALUATION = "evaluation.json"
 EVALUATION_EVENTS = "evaluation.tfevents"
 MAPS = "maps"
 PLOTS = "plots"
-# The baseline: the same run with random weights, in a run folder of its own.
+# The baseline: the same run with random weights, in its own run folder.
 RANDOM_WEIGHTS = "random-weights"
 
 
 def pca_column(feature_column: str) -> str:
-    """Return the column of a layer's PCA coordinates: `pca` or `pca_<layer>`."""
+    """Return the name of the column with a layer's PCA coordinates: `pca` or `pca_<layer>`."""
     return "pca" + feature_column.removeprefix("feature")

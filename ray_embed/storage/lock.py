@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Allow one writer per run folder, by a lock of the operating system or by leases.
+"""Allow only one writer per run folder, by means of an operating system lock or leases.
 
-Object stores have no locks. There, each writer writes an object of its own, the lease, and then
-looks for the leases of others. A writer that sees another lease steps back, so that at most one of
-two writers continues. A writer renews its lease every few seconds, so that others can tell it from
-the lease of a writer that was killed.
+Object stores have no locks. There, each writer writes its own object, the lease, and then looks for
+other writers' leases. A writer that sees another lease steps back, so that at most one of two
+writers continues. A writer renews its lease every few seconds, so that others can distinguish it
+from the lease of a writer that was killed.
 """
 
 import contextlib
@@ -33,10 +33,10 @@ _RENEW_SECONDS, _STALE_SECONDS = 5.0, 30.0
 
 @contextlib.contextmanager
 def lock_folder(folder: Folder) -> Iterator[None]:
-    """Lock a run folder for this process, and delete what killed processes left unfinished.
+    """Lock a run folder for this process, and delete unfinished files that killed processes left.
 
-    If the process is killed, a local folder is free at once, and one on an object store half a
-    minute later. If nothing else was written to the folder, nothing is left behind.
+    If the process is killed, a local folder is free immediately, and a folder on an object store is
+    free half a minute later. If nothing else was written to the folder, nothing is left behind.
 
     Raises:
         InputError: another process writes to the folder.
@@ -60,7 +60,7 @@ def _hold_lock(folder: Folder) -> Iterator[None]:
             _delete_leftovers(lock)
             lock.unlink()
             lock.parent.rmdir()
-            # Fails, as it should, if something was written to them.
+            # This fails, as it should, if something was written to these folders.
             for path in created:
                 path.rmdir()
         os.close(descriptor)
@@ -136,7 +136,7 @@ def _hold_lease(folder: Folder) -> Iterator[None]:
 
 
 def _acquire_lease(folder: Folder, own_lease: str) -> None:
-    """Write the lease of this process, when there is no other.
+    """Write this process's lease, and wait until there is no other lease.
 
     Raises:
         InputError: another lease is being renewed.
@@ -147,7 +147,7 @@ def _acquire_lease(folder: Folder, own_lease: str) -> None:
         leases = {
             info.base_name: info.mtime_ns for info in folder.list_infos(LEASES) if info.is_file
         }
-        # All times are by the clock of the store.
+        # All times are from the clock of the store.
         now = leases.pop(own_lease.rpartition("/")[2], max(leases.values(), default=0))
         others = {}
         for name, renewed in leases.items():
@@ -167,7 +167,7 @@ def _acquire_lease(folder: Folder, own_lease: str) -> None:
         if not seen:
             say(f"{folder.display_path()}: another ray-embed may be writing to it; waiting")
         seen = others
-        # Two writers that start at once both step back, so they must not retry at once.
+        # Two writers that start at the same time both step back, so their retries must differ.
         time.sleep(random.uniform(1, 3))  # noqa: S311 - no secret
 
 
@@ -180,7 +180,7 @@ def _read_holder(folder: Folder, name: str) -> str | None:
 
 
 def _is_gone(holder: str) -> bool:
-    """Return whether the holder of a lease was a process of this machine, and has ended."""
+    """Return whether the holder of a lease was a process on this machine that has ended."""
     _, number, _, host = (*holder.split(" ", 3), "", "", "")[:4]
     if host != socket.gethostname() or not number.isdigit():
         return False
@@ -195,6 +195,6 @@ def _is_gone(holder: str) -> bool:
 
 def _renew_lease(folder: Folder, own_lease: str, ended: threading.Event) -> None:
     while not ended.wait(_RENEW_SECONDS):
-        # The next renewal follows in a moment.
+        # An error does no harm, because the next renewal follows soon.
         with contextlib.suppress(StorageError):
             folder.write(own_lease, _describe_process().encode())

@@ -17,7 +17,7 @@ def read_run(folder: Folder) -> dict[str, Any] | None:
     """Read ``run.json``; return None if the folder does not exist or is empty.
 
     Raises:
-        InputError: the folder holds something else, or ``run.json`` is damaged or of another
+        InputError: the folder holds something else, or ``run.json`` is damaged or has another
             version.
     """
     if not folder.exists(RUN):
@@ -56,7 +56,7 @@ def find_output(run: dict[str, Any], column: str) -> dict[str, Any]:
 
 
 def delete_run(folder: Folder) -> None:
-    """Delete the content of a run folder, and its mark, ``run.json``, last."""
+    """Delete the content of a run folder, deleting ``run.json``, which marks it, last."""
     names = [name for name in folder.list_names() if name != TEMPORARY]
     for name in sorted(names, key=RUN.__eq__):
         folder.delete(name)
@@ -77,10 +77,10 @@ def _read_marked(folder: Folder) -> dict[str, Any] | None:
 
 
 def write_run(folder: Folder, content: dict[str, Any], version: str) -> None:
-    """Write ``run.json``, with the mark of ray_embed.
+    """Write ``run.json``, marked as written by ray_embed.
 
     Raises:
-        StorageError: it cannot be written.
+        StorageError: the file cannot be written.
     """
     mark = {"version": version, "format": _FORMAT, "checksum": compute_checksum(content)}
     run = {"ray_embed": mark, **content}

@@ -12,10 +12,10 @@ from ray_embed.errors import StorageError, get_first_line
 
 Result = TypeVar("Result")
 
-# How errors of pyarrow's file systems begin.
+# How the errors of pyarrow's file systems can be recognized.
 _STORES = re.compile(r"AWS Error|google::cloud::Status|Azure|HDFS|GcsFileSystem")
-# Errors that a retry does not help. 6 and 7 mean that there is no such host, or no answer from it:
-# pyarrow itself has tried for some seconds.
+# Errors for which a retry does not help. Codes 6 and 7 mean that the host does not exist or does
+# not answer, and that pyarrow itself has already tried for some seconds.
 _PERMANENT = re.compile(
     r"curlCode: [67]\b|"
     r"ACCESS_DENIED|NO_SUCH_|INVALID_|UNRECOGNIZED_CLIENT|EXPIRED|Expired|SIGNATURE"
@@ -38,10 +38,10 @@ def is_storage_error(error: Exception) -> bool:
 def call_with_retries(operation: Callable[[], Result]) -> Result:
     """Call an operation on an object store, and repeat it after temporary errors.
 
-    The pauses grow. The operation is repeated as a whole, so it must be safe to do it twice.
+    The pauses between tries grow. The whole operation is repeated, so it must be safe to run twice.
 
     Raises:
-        OSError: the error of the operation, if it is permanent or lasts for some seconds.
+        OSError: the error of the operation, if it is permanent or persists for some seconds.
     """
     import tenacity
 
@@ -68,11 +68,11 @@ def _comes_from_store(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def wrap_os_errors(path: str, doing: str) -> Iterator[None]:
-    """Raise an OSError of the block as a StorageError that names the file.
+    """Turn an OSError raised in the block into a StorageError that names the file.
 
     Args:
         path: the file, as messages name it.
-        doing: what is done with it, as a participle such as `read`.
+        doing: what is done with the file, as a past participle such as `read`.
 
     Raises:
         StorageError: the block raised an OSError.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What is compared: runs, or layers of runs, each with its own name."""
+"""The columns of a comparison: runs, or layers of runs, each with a unique name."""
 
 import os
 from collections import Counter
@@ -18,7 +18,8 @@ from ray_embed.storage.filesystem import Folder
 class Column:
     """The features of one layer of one run.
 
-    They are the `column` of its parts, of `dimension` numbers, pooled by `pool`.
+    They are stored in the column `column` of the run's parts, as `dimension` numbers per record,
+    pooled by `pool`.
     """
 
     name: str
@@ -39,10 +40,11 @@ def list_columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column,
 
     Args:
         runs: run folders, paths or URIs.
-        layer: take only this layer of each run.
+        layer: the only layer to take from each run. If None, all layers are taken.
 
     Raises:
-        InputError: no such run or layer, shards are missing, or there is nothing to compare with.
+        InputError: a run or the layer does not exist, shards are missing, or there is nothing to
+            compare with.
         DamagedError: a part belongs to no planned shard.
     """
     columns = []
@@ -71,7 +73,7 @@ def list_columns(runs: Sequence[str], layer: str | None = None) -> tuple[Column,
 
 
 def name_runs(runs: Sequence[str]) -> list[str]:
-    """Name runs after their folders, with as many parent folders as make the names different."""
+    """Name runs after their folders, adding parent folders where needed to tell them apart."""
     paths = [_split_path(uri) for uri in runs]
     longest = max((len(path) for path in paths), default=0)
     names = [path[-1:] for path in paths]

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records that all runs hold, on which they are evaluated, so that only encoders differ.
+"""Records that all runs have in common: evaluated on these, runs differ only in their encoders.
 
-Records are the same if split and key are the same. At most two runs are in memory at a time, with
-16 bytes for each record: a hash and an index. Sampled records are compared by their keys.
+Two records are the same if both their split and their key match. At most two runs are in memory at
+a time, at 16 bytes per record: a hash and an index. Sampled records are compared by their keys.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from ray_embed.runs.sampling import Subset
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
-# Runs are not paired if they share fewer records than this, and less than half of the smallest.
+# Runs are not paired if they share fewer records than this and under half of the smallest run.
 _FEW = 100
 
 
@@ -29,10 +29,11 @@ _FEW = 100
 class Records:
     """The records that each column is evaluated on.
 
-    `subsets` holds the records of each column. If `paired`, row i is the same record in all.
-    `counts` are the numbers of records that the columns' runs hold; `shared` of them are in all.
-    `relabeled` is the number of evaluated records with labels that differ, and a phrase about the
-    first. `label_note` says how labels are treated, None where there is nothing to say.
+    `subsets` holds the records of each column. If `paired`, row i is the same record in every
+    subset. `counts` holds the number of records in each column's run; `shared` is the number of
+    records that all runs have in common. `relabeled` is a pair: the number of evaluated records
+    whose labels differ between runs, and a phrase that describes the first one. `label_note` says
+    how labels are treated, or is None if there is nothing to say.
     """
 
     subsets: tuple[Subset, ...]
@@ -48,17 +49,19 @@ def draw_common_records(
 ) -> Records:
     """Read the same records of each column into memory, at most `limit`.
 
-    They are drawn by split and label, with a fixed seed, from those that all runs hold.
+    The records are drawn by split and label, with a fixed seed, from the records that all runs
+    hold.
 
     Args:
         columns: at least one.
-        limit: the most records.
-        labels: whether labels that are numbers are "classes" or "values". None for what they are.
+        limit: the maximum number of records.
+        labels: whether to treat numeric labels as "classes" or "values". If None, the labels
+            themselves decide.
 
     Raises:
-        InputError: a run has no records, some have numbers as labels and others classes, or
-            `labels` is "values" and they are not numbers.
-        DamagedError: a part is not what was written.
+        InputError: a run has no records, some runs have numbers as labels and others have classes,
+            or `labels` is "values" and the labels are not numbers.
+        DamagedError: a part differs from what was written.
         StorageError: a part cannot be read.
     """
     folders = {column.run: column.folder for column in columns}
@@ -84,7 +87,7 @@ def draw_common_records(
 
 
 def _find_shared(folders: dict[str, Folder]) -> tuple[Array, dict[str, int]]:
-    """Return the sorted first-run indexes of records that all runs hold, and all counts."""
+    """Return the shared records' sorted indexes in the first run, and each run's record count."""
     counts: dict[str, int] = {}
     shared = np.zeros((0, 2), np.int64)
     for run, folder in folders.items():
@@ -124,7 +127,7 @@ def _draw_aligned(
     drawn = sampling.draw_sample(columns[0].folder, columns[0].column, limit, shared_index)
     identities = list(zip(drawn.splits, drawn.keys, strict=True))
     index = {run: _locate_records(folder, identities) for run, folder in folders.items()}
-    # A record is missing if only its hash equaled that of another key, or if its key repeats one.
+    # A record is missing if its hash only collided with another key's, or if its key is a repeat.
     is_in_all = np.all([located >= 0 for located in index.values()], axis=0)
     return [
         sampling.read_records(
@@ -135,7 +138,7 @@ def _draw_aligned(
 
 
 def _locate_records(folder: Folder, identities: list[tuple[str, str]]) -> Array:
-    """Return the `index` of records in a run; -1 for missing and for repeated ones."""
+    """Return the `index` of each record in a run, or -1 if it is missing or a repeat."""
     rows = {identity: row for row, identity in reversed(list(enumerate(identities)))}
     located = np.full(len(identities), -1)
 
@@ -152,7 +155,7 @@ def _locate_records(folder: Folder, identities: list[tuple[str, str]]) -> Array:
 
 
 def _refuse_mixed(columns: Sequence[Column], subsets: Sequence[Subset]) -> None:
-    """Refuse to compare floats with classes. Runs without labels go with both."""
+    """Refuse to compare float labels with classes. Runs without labels are compatible with both."""
     first: dict[bool, str] = {}
     for column, subset in zip(columns, subsets, strict=True):
         if any(label is not None for label in subset.labels):

@@ -20,7 +20,7 @@ from ray_embed.options import DEFAULT_SAMPLE_SIZE
 from ray_embed.runs.sampling import Subset, check_finite, limit_by_memory
 
 NEIGHBORS = 10
-# Unbiased HSIC needs so many records.
+# The unbiased HSIC needs at least this many records.
 _FEWEST = 4
 
 
@@ -28,10 +28,11 @@ _FEWEST = 4
 class Row:
     """A measure of all columns.
 
-    `measures` and `differences` (to the first column) have an item for each column, None where
-    there is none. `pixels` is the measure of raw pixels, None where they are not known. `best` is
-    the column that is better than the second best beyond the interval of their difference, None
-    where there is none. `higher_is_better` is None where it is not a verdict.
+    `measures` and `differences` (from the first column) have one item per column, which is None if
+    the column has no such value. `pixels` is the measure of raw pixels, or None if they are not
+    known. `best` is the position of the best column if the interval of its difference from the
+    second best excludes zero, and None otherwise. `higher_is_better` is None if the measure does
+    not tell which column is better.
     """
 
     name: str
@@ -47,7 +48,7 @@ class Similarity:
     """How similar two columns are on the same records.
 
     `common` is the mean share of common neighbors among the `k` nearest by cosine, with its 95 %
-    interval. `cka` is the unbiased linear CKA, NaN where it is undefined.
+    interval. `cka` is the unbiased linear CKA, or NaN if it is undefined.
     """
 
     first: int
@@ -62,9 +63,9 @@ class Similarity:
 class Comparison:
     """Runs, or layers of runs, side by side.
 
-    `evaluated` are the numbers of records that the columns were evaluated on, the same records if
-    `paired`. `counts` are the numbers of records that their runs hold; `shared` of them are in all.
-    `notes` are sentences for the reader.
+    `evaluated` holds the number of records that each column was evaluated on; they are the same
+    records if `paired`. `counts` holds the number of records in each column's run; `shared` is the
+    number of records that all runs have in common. `notes` are sentences for the reader.
     """
 
     columns: tuple[Column, ...]
@@ -86,20 +87,20 @@ def compare(
 ) -> Comparison:
     """Evaluate runs on the records that all of them hold.
 
-    The features of the drawn records, of all columns, are in memory together. Fewer are drawn where
-    they would not fit into a gigabyte.
+    The features of the drawn records are held in memory for all columns at once. Fewer records are
+    drawn if their features would not fit into a gigabyte.
 
     Args:
         runs: run folders, paths or URIs. One is enough if it has several layers.
-        layer: the layer to take of each run. None for all: each is a column.
-        sample: the most records, drawn by split and label with a fixed seed.
+        layer: the layer to take from each run. If None, all layers are taken, each as a column.
+        sample: the maximum number of records, drawn by split and label with a fixed seed.
         say: prints a line for the user before each longer step.
-        labels: whether labels that are numbers are "classes" or "values". None for classes where
-            they are whole numbers, or floats that are all whole with at most 50 values.
+        labels: whether to treat numeric labels as "classes" or "values". If None, they are classes
+            if they are integers, or floats that are all whole with at most 50 distinct values.
 
     Raises:
-        InputError: no such run or layer, or the runs cannot be compared.
-        DamagedError: a part is not what was written.
+        InputError: a run or the layer does not exist, or the runs cannot be compared.
+        DamagedError: a part differs from what was written.
         StorageError: a part cannot be read.
     """
     columns = list_columns([str(run) for run in runs], layer)
@@ -141,7 +142,7 @@ def _measure_by_name(subset: Subset) -> dict[str, Measure]:
 def _evaluate_pixels(
     column: Column, drawn: Records, say: Callable[[str], None]
 ) -> dict[str, Measure]:
-    """Evaluate the thumbnails of the records, if there are some and all columns share records."""
+    """Evaluate the records' thumbnails, if they exist and all columns use the same records."""
     if not drawn.paired:
         return {}
     subset = drawn.subsets[0]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw measures as curves: over the checkpoints of a training, or the layers of an encoder."""
+"""Draw measures as curves over the checkpoints of a training run or the layers of an encoder."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from ray_embed.analysis.plotting.palette import shorten
 from ray_embed.errors import InputError
 
 FORMATS = (".png", ".svg")
-# Only these are drawn, if the comparison has any: all measures would be too many panels.
+# If the comparison has any of these, only they are drawn: all would be too many panels.
 _MAIN = (
     "knn_5_cosine",
     "knn_20_cosine",
@@ -33,10 +33,11 @@ _TABLE = "names with letters that no font on this machine has:"
 
 
 def check_target(file: str) -> None:
-    """Check before the work that a comparison can be drawn to a file.
+    """Check, before any work is done, that a comparison can be drawn to a file.
 
     Raises:
-        InputError: the format is another one, there is no such folder, or matplotlib is missing.
+        InputError: the format is not supported, the folder does not exist, or matplotlib is
+            missing.
     """
     path = Path(file)
     if path.suffix.lower() not in FORMATS:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as text for a terminal. Wide tables become blocks of columns below each other."""
+"""Format a comparison as text for a terminal. Wide tables are split into stacked blocks."""
 
 import textwrap
 from collections import Counter
@@ -14,9 +14,9 @@ from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.core.text_table import GAP, align
 
 _BEST = "*"
-# If a name is longer, the tables have numbers, and the list above them the names.
+# If any name is longer, the tables show numbers, which the list above them maps to names.
 _LONG = 24
-# More pairs are a matrix instead of a line each.
+# More pairs than this are shown as a matrix instead of one line each.
 _FEW_PAIRS = 6
 
 
@@ -33,7 +33,7 @@ class _Cells:
 
 
 def format_comparison(comparison: Comparison, width: int) -> Iterator[str]:
-    """Yield the lines of a comparison, of at most `width` characters if its names allow that."""
+    """Yield the lines of a comparison, each at most `width` characters if the names allow it."""
     names = _shorten_names(comparison)
     yield from _format_columns(comparison, names, width)
     yield from _format_measures(comparison, names, width)
@@ -151,7 +151,7 @@ def _format_matrix(
 
 
 def _format_verdicts(comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
-    """Count the measures in which each is the clear best, and in which it beats raw pixels."""
+    """Count the measures where each column is clearly best, and where it beats raw pixels."""
     rows = [row for row in comparison.rows if row.higher_is_better is not None]
     if not rows:
         yield "no verdict: without labels, no measure says which one is better"
@@ -180,7 +180,7 @@ def _beats_pixels(row: Row, position: int) -> bool:
 
 
 def _format_blocks(head: _Cells, columns: Sequence[_Cells], width: int) -> Iterator[str]:
-    """Yield a table in blocks of as many columns as fit, each of which repeats the head."""
+    """Yield a table in blocks of as many columns as fit; each block repeats the head column."""
     block: list[_Cells] = []
     room = width - head.width
     for column in columns:

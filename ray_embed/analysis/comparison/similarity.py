@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How similar two encoders are on the same records, by neighborhoods and by linear CKA."""
+"""Measure how similar two encoders are on the same records, by neighborhoods and linear CKA."""
 
 from collections.abc import Sequence
 from itertools import combinations_with_replacement
@@ -10,14 +10,14 @@ from ray_embed.analysis.evaluation.neighbors import compute_directions, search_n
 from ray_embed.analysis.evaluation.spectrum import multiply_records, narrow_features
 from ray_embed.core.arrays import Array, Matrix
 
-# Columns of the product of two matrices of features that are in memory at a time.
+# Dimensions multiplied at a time, to limit the memory for the product of two feature matrices.
 _BLOCK = 512
-# Features with so many times as many dimensions as records are larger than their kernels.
+# Above this ratio of dimensions to records, features are larger than their kernels.
 _WIDE = 4
 
 
 def find_nearest(features: Matrix, k: int) -> Array:
-    """Find the positions of the k nearest others of each record, by cosine: (n, k) int64.
+    """Find the positions of each record's k nearest neighbors by cosine: (n, k) int64.
 
     Args:
         features: (n, D) float32.
@@ -28,7 +28,7 @@ def find_nearest(features: Matrix, k: int) -> Array:
 
 
 def count_common(nearest: Array, others: Array) -> Array:
-    """Count the neighbors of each record that are in both: (n,) int64.
+    """Count the neighbors of each record that both arrays contain: (n,) int64.
 
     Args:
         nearest: (n, k), by `find_nearest`.
@@ -44,11 +44,11 @@ def compute_cka(features: Sequence[Matrix]) -> Array:
     This is HSIC(K, L) / sqrt(HSIC(K, K) HSIC(L, L)) with K = X Xᵀ and L = Y Yᵀ, as in Nguyen,
     Raghu and Kornblith (2021, "Do Wide and Deep Networks Learn the Same Things?"). HSIC is the
     unbiased estimator (5) of Song et al. (2012, "Feature Selection via Dependence Maximization").
-    It is 1 for features that were rotated, scaled or shifted, and about 0, or a little below, for
-    independent features, however many dimensions they have.
+    The alignment is 1 between features and a rotated, scaled or shifted copy of them, and about 0,
+    or slightly below, between independent features, however many dimensions they have.
 
     Args:
-        features: m arrays (n, D) float32, n at least 4. D may differ.
+        features: m arrays (n, D) float32, with n at least 4. D may differ between arrays.
 
     Returns:
         (m, m) float64, with NaN where features hardly vary.
@@ -81,7 +81,7 @@ def _estimate_hsic_of_kernels(kernel: Array, other: Array) -> float:
 
 
 def _estimate_hsic(x: Array, y: Array) -> float:
-    """Estimate HSIC without the (n, n) kernels, in time n D E and memory for D + E per record.
+    """Estimate HSIC without the (n, n) kernels, in O(n D E) time and O(n (D + E)) memory.
 
     With K and L zero on their diagonals, it is (tr K L + (1ᵀK1)(1ᵀL1) / ((n - 1)(n - 2))
     - 2 (1ᵀK L 1) / (n - 2)) / (n (n - 3)).
@@ -100,7 +100,7 @@ def _combine_sums(trace: float, rows_x: Array, rows_y: Array, n: int) -> float:
 
 
 def _center(features: Matrix) -> Array:
-    """Center features, for less rounding, and scale them so that nothing overflows."""
+    """Center features to reduce rounding errors, and scale them so that nothing overflows."""
     values = features.astype(np.float64)
     values -= values.mean(axis=0)
     largest = np.abs(values).max()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A comparison as plain data for JSON, with null for numbers that are not finite."""
+"""Convert a comparison to plain data for JSON, with null for numbers that are not finite."""
 
 import math
 from typing import Any
@@ -12,7 +12,7 @@ from ray_embed.core.uri import redact_uri
 
 
 def comparison_to_json(comparison: Comparison) -> dict[str, Any]:
-    """Return a comparison as dicts, lists and numbers, with runs by their names."""
+    """Return a comparison as dicts, lists and numbers, which refer to runs by name."""
     names = [column.name for column in comparison.columns]
     columns = zip(comparison.columns, comparison.counts, comparison.evaluated, strict=True)
     return {

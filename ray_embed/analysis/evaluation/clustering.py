@@ -14,7 +14,7 @@ _SEED = 0
 
 
 def compute_silhouettes(features: Matrix, labels: Array, metric: str) -> tuple[Array, Array]:
-    """Compute the silhouettes (Rousseeuw 1987) of at most 2,000 records, drawn by a fixed seed.
+    """Compute the silhouettes (Rousseeuw 1987) of at most 2,000 records, drawn with a fixed seed.
 
     Args:
         features: (n, D) float32.
@@ -38,16 +38,16 @@ def compute_silhouettes(features: Matrix, labels: Array, metric: str) -> tuple[A
 def assign_clusters(features: Matrix, count: int) -> Array:
     """Return the cluster (n,) int64 of each record, by k-means.
 
-    It starts once, by k-means++ with a fixed seed, among at most 2,000 of the records (or four per
-    cluster). It stops after at most 50 steps.
+    k-means runs once, from centers that k-means++ draws with a fixed seed from at most 2,000 of the
+    records (or four per cluster, if that is more). It stops after at most 50 steps.
     """
     from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
 
     candidates = features[_draw_rows(len(features), max(_STARTS, 4 * count))]
-    # Threads would wait for each other in products so small.
+    # In matrix products this small, threads would only wait for each other.
     with limit_blas_to_one_thread(), warnings.catch_warnings():
-        # It warns if there are fewer different points than clusters.
+        # KMeans warns if there are fewer distinct points than clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
         starts, _ = kmeans_plusplus(candidates, count, random_state=_SEED)
         means = KMeans(count, init=starts, n_init=1, max_iter=_STEPS)
@@ -56,7 +56,7 @@ def assign_clusters(features: Matrix, count: int) -> Array:
 
 
 def _draw_rows(count: int, limit: int) -> Array:
-    """Draw at most `limit` of `count` positions by a fixed seed, in order."""
+    """Draw at most `limit` of `count` positions with a fixed seed, and return them sorted."""
     if count <= limit:
         return np.arange(count)
     return np.sort(np.random.default_rng(_SEED).choice(count, limit, replace=False))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""By how much a measure differs between two encoders, and how certain that is."""
+"""Compute how much a measure differs between two encoders, and how certain that is."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from ray_embed.core.arrays import Array
 class Difference:
     """One encoder's measure minus another's.
 
-    `interval` is the 95 % confidence interval, None where none is known. `paired` is whether the
-    difference is the mean over the `records` that both were evaluated on. `records` is None where
-    it is not.
+    `interval` is the 95 % confidence interval, or None if it is unknown. `paired` tells whether the
+    difference is a mean over the records that both were evaluated on. `records` is the number of
+    those records, or None if it is not.
     """
 
     value: float
@@ -30,7 +30,7 @@ def subtract(measure: Measure, base: Measure, same_records: bool) -> Difference:
     """Compute `measure` minus `base`.
 
     Args:
-        measure: of one encoder.
+        measure: the measure of one encoder.
         base: of the other encoder.
         same_records: whether positions of both stand for the same records.
     """
@@ -41,10 +41,10 @@ def subtract(measure: Measure, base: Measure, same_records: bool) -> Difference:
 
 
 def compare_measures(measure: Measure, base: Measure, same_records: bool) -> int:
-    """Return 1 if a measure is better than another beyond the interval, -1 if worse, else 0.
+    """Return 1 if `measure` is better than `base` beyond the interval, -1 if worse, else 0.
 
     Args:
-        measure: of one encoder, with `higher_is_better`.
+        measure: the measure of one encoder, whose `higher_is_better` is not None.
         base: of the other encoder.
         same_records: whether positions of both stand for the same records.
     """
@@ -56,14 +56,14 @@ def compare_measures(measure: Measure, base: Measure, same_records: bool) -> int
 
 
 def find_best(measures: Sequence[Measure | None], same_records: bool) -> int | None:
-    """Find the measure that is better than the second best, beyond the interval of the difference.
+    """Find the best measure, if the interval of its difference from the second best excludes zero.
 
     Args:
-        measures: of the encoders. None where an encoder has none.
-        same_records: whether positions of all stand for the same records.
+        measures: the measure of each encoder, or None for an encoder without it.
+        same_records: whether the same position stands for the same record in all of them.
 
     Returns:
-        its position; None where there is no such measure.
+        the position of that measure, or None if there is no such measure.
     """
     known = [
         (position, measure)
@@ -78,7 +78,7 @@ def find_best(measures: Sequence[Measure | None], same_records: bool) -> int | N
 
 
 def _subtract_per_record(measure: Measure, base: Measure) -> Array | None:
-    """Return the differences of the records that both were evaluated on; None where none was."""
+    """Return the differences on the records that both were evaluated on, or None without any."""
     if measure.per_record is None or measure.records is None:
         return None
     if base.per_record is None or base.records is None:

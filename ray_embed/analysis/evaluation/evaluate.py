@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Evaluate the features of a run, beside baselines that need no training."""
+"""Evaluate the features of a run alongside baselines that need no training."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -40,11 +40,11 @@ class Evaluation:
         subset: the evaluated records.
         columns: the evaluation of the encoder and of its baselines, by name: "encoder",
             "raw_pixels" and "random_weights".
-        of_all_records: the names of the encoder's measures that are of all records of the run.
-        near_duplicates: images that are near-duplicates. None without thumbnails.
+        of_all_records: the names of the encoder's measures that cover all records of the run.
+        near_duplicates: images that are near-duplicates, or None if there are no thumbnails.
         equal_features: records whose features are equal.
-        without_near_duplicates: the kNN measures, by column, of the records without a
-            near-duplicate in the reference. Empty where no record has one.
+        without_near_duplicates: the kNN measures, by column, over the evaluated records without a
+            near-duplicate in the reference. Empty if none or all of them have one.
         unmatched: how many drawn records are left out because the run with random weights does not
             hold them.
         pool: how the layer's maps were pooled.
@@ -75,21 +75,21 @@ def evaluate(
     baseline: RunReader | None = None,
     labels: LabelKind | None = None,
 ) -> dict[str, Evaluation]:
-    """Evaluate the features of a run, of one layer or all.
+    """Evaluate the features of one layer of a run, or of all its layers.
 
     Args:
         run: the run.
-        layer: the layer. None for all.
-        sample: the most records to evaluate, drawn by split and label with a fixed seed. Fewer are
-            drawn where their features would not fit into a gigabyte.
-        baseline: the same run with random weights, to evaluate beside it.
-        labels: whether labels that are numbers are "classes" or "values". None for classes where
-            they are whole numbers, or floats that are all whole with at most 50 values.
+        layer: the layer to evaluate. If None, all layers are evaluated.
+        sample: the maximum number of records to evaluate, drawn by split and label with a fixed
+            seed. Fewer are drawn if their features would not fit into a gigabyte.
+        baseline: the same run with random weights, to evaluate alongside it.
+        labels: whether to treat numeric labels as "classes" or "values". If None, they are classes
+            if they are integers, or floats that are all whole with at most 50 distinct values.
 
     Raises:
-        InputError: shards are missing, there is no such layer or no record, features are not
-            finite, or `labels` is "values" and they are not numbers.
-        DamagedError: a part is not what was written.
+        InputError: shards are missing, the layer does not exist, there are no records, features are
+            not finite, or `labels` is "values" and the labels are not numbers.
+        DamagedError: a part differs from what was written.
         StorageError: a part cannot be read.
     """
     folder = run.folder
@@ -134,7 +134,7 @@ def evaluate(
 
 
 def require_layers(run: RunReader, layer: str | None) -> tuple[Output, ...]:
-    """Return the features to evaluate of a run, of one layer or all.
+    """Return the outputs of a run to evaluate: that of one layer, or all of them.
 
     Raises:
         InputError: shards are missing, or there is no such layer.
@@ -145,7 +145,7 @@ def require_layers(run: RunReader, layer: str | None) -> tuple[Output, ...]:
 
 
 def _note_suspect_labels(subset: Subset) -> Iterator[str]:
-    """Name text labels that may be mistakes: they mean no label, or look like another one."""
+    """Name text labels that may be mistakes: they mean "no label" or look like another label."""
     if not pa.types.is_string(subset.label_type):
         return
     total = LabelCounts()
@@ -164,7 +164,8 @@ def _draw_records(
 ) -> tuple[Subset, int]:
     """Draw records with the features of the first layer, and count those the baseline lacks.
 
-    These are left out, so that both are evaluated on the same records.
+    The records that the baseline lacks are left out, so that both are evaluated on the same
+    records.
     """
     widest = max(output.dimension for output in outputs)
     drawn = sampling.draw_sample(
@@ -190,7 +191,7 @@ def _check_features(folder: Folder, subset: Subset) -> Subset:
 def _replace_spectrum(
     evaluated: FeatureEvaluation, folder: Folder, column: str
 ) -> tuple[FeatureEvaluation, tuple[str, ...]]:
-    """Replace measures of the spectrum by those of all records where they are known; name them."""
+    """Replace spectrum measures with those over all records, if known, and return their names."""
     try:
         components = pca.load(folder, column)
     except InputError:
@@ -208,7 +209,7 @@ def _replace_spectrum(
 def _measure_without_duplicates(
     evaluated: dict[str, FeatureEvaluation], near: Duplicates | None, subset: Subset
 ) -> dict[str, tuple[Measure, ...]]:
-    """Take the kNN measures of the records without a near-duplicate in the reference."""
+    """Restrict the kNN measures to the records without a near-duplicate in the reference."""
     protocol = evaluated[ENCODER].protocol
     if near is None or not isinstance(protocol, Protocol):
         return {}
@@ -226,7 +227,7 @@ def _measure_without_duplicates(
 
 
 def _restrict(measure: Measure, kept: Array) -> Measure:
-    """Restrict a mean to the records to keep (N,) bool."""
+    """Restrict a mean to the records that `kept` (N,) bool selects."""
     values, records = measure.per_record, measure.records
     assert values is not None and records is not None  # noqa: S101 - all are means
     rows = kept[records]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""95 % confidence intervals: what another sample of as many records might have given."""
+"""95 % confidence intervals: what another sample of the same size might have shown."""
 
 import warnings
 from collections.abc import Callable
@@ -13,18 +13,18 @@ Interval = tuple[float, float]
 LEVEL = 0.95
 _SEED = 0
 _RESAMPLES, GROUPS = 1000, 20
-# Numbers in memory at once.
+# How many numbers are in memory at once.
 _BATCH = 4_000_000
 
 
 def compute_mean_interval(values: Array) -> Interval | None:
-    """Return the interval of a mean: that of Wilson (1927) of a share, else by the bootstrap.
+    """Return the interval of a mean: Wilson's (1927) if it is a share, else the bootstrap's.
 
     Args:
-        values: (n,) float64. Of a share, each is 0 or 1.
+        values: (n,) float64. If the mean is a share, each value is 0 or 1.
 
     Returns:
-        None where there are fewer than two.
+        the interval, or None if there are fewer than two values.
     """
     if len(values) < 2:
         return None
@@ -38,7 +38,7 @@ def compute_mean_interval(values: Array) -> Interval | None:
 
 
 def compute_bootstrap_interval(values: Array) -> Interval | None:
-    """Return the interval of the mean of values (n,) by the bootstrap; None where n < 2."""
+    """Return the bootstrap interval of the mean of `values` (n,), or None if n < 2."""
     if len(values) < 2:
         return None
     return bootstrap(lambda drawn, axis: drawn.mean(axis=axis), values)
@@ -47,15 +47,16 @@ def compute_bootstrap_interval(values: Array) -> Interval | None:
 def bootstrap(
     statistic: Callable[..., Array], *data: Array, resamples: int = _RESAMPLES
 ) -> Interval | None:
-    """Return the percentile bootstrap interval (Efron 1979), by a fixed seed.
+    """Return the percentile bootstrap interval (Efron 1979), drawn with a fixed seed.
 
     Args:
         statistic: computes the statistic of samples (..., n) along `axis`.
-        data: (n,) each. The same records are drawn from all of them.
+        data: arrays of shape (n,). Each resample draws the same records from all of them.
         resamples: how many samples are drawn.
 
     Returns:
-        None if the statistic is undefined for a resample, such as one record repeated.
+        the interval, or None if the statistic is undefined for a resample, such as one record
+        repeated.
     """
     from scipy import stats
 
@@ -80,10 +81,11 @@ def bootstrap(
 def compute_jackknife_interval(
     score: Callable[[Array], float], count: int, value: float
 ) -> Interval:
-    """Return the interval of a score that is not a mean: leave out each of 20 groups in turn.
+    """Return the interval of a score that is not a mean, by leaving out each of 20 groups in turn.
 
     This is the delete-a-group jackknife with Student's t (Shao and Tu 1995, The Jackknife and
-    Bootstrap). A bootstrap draws records twice, which would make clusters look purer.
+    Bootstrap). A bootstrap draws some records twice, which would make clusters look purer than they
+    are.
 
     Args:
         score: computes the score of the records at some positions (m,) int64.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Labels predicted by the nearest neighbors."""
+"""Predict labels from the nearest neighbors."""
 
 from collections.abc import Callable
 
@@ -8,15 +8,14 @@ import numpy as np
 from ray_embed.core.arrays import Array
 
 TEMPERATURE = 0.07
-# Numbers in memory at once, of records times classes.
+# How many numbers (records times classes) are in memory at once.
 _BLOCK = 4_000_000
 
 
 def predict_by_majority(labels: Array, distances: Array, classes: int) -> Array:
     """Predict the class that most neighbors have.
 
-    Of classes with as many votes, predict the one with the lower sum of distances. Of equal sums,
-    predict the first class.
+    Ties go to the class with the lowest sum of distances, then to the first class.
 
     Args:
         labels: (n, k) int64, the classes of the neighbors.
@@ -38,11 +37,11 @@ def predict_by_majority(labels: Array, distances: Array, classes: int) -> Array:
 
 
 def predict_by_weight(labels: Array, distances: Array, classes: int) -> Array:
-    """Predict the class whose neighbors have the largest weight: exp(cosine / 0.07) each.
+    """Predict the class with the largest total weight; a neighbor's weight is exp(cosine / 0.07).
 
     Wu et al. 2018, Unsupervised Feature Learning via Non-Parametric Instance Discrimination. Caron
-    et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, with these numbers of
-    neighbors too.
+    et al. 2021, Emerging Properties in Self-Supervised Vision Transformers, use the same numbers of
+    neighbors.
 
     Args:
         labels: (n, k) int64, the classes of the neighbors.
@@ -70,7 +69,7 @@ def _predict_in_blocks(
 
 
 def _sum_by_class(labels: Array, weights: Array, classes: int) -> Array:
-    """Add up the weights (n, k) of each class: (n, classes)."""
+    """Sum the weights (n, k) by class: (n, classes)."""
     cells = labels + classes * np.arange(len(labels))[:, None]
     sums = np.bincount(cells.ravel(), weights.ravel(), minlength=len(labels) * classes)
     return sums.reshape(len(labels), classes)

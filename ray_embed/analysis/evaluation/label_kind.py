@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether labels that are numbers are classes or values: as requested, or by the numbers.
+"""Decide whether numeric labels are classes or values: as requested, or from the numbers.
 
 Keras returns classes as floats with `label_mode="binary"` or `class_mode="sparse"`.
 """
@@ -25,10 +25,10 @@ _SHOWN = 6
 
 @dataclass(frozen=True)
 class LabelChoice:
-    """Whether labels are classes or values; None for what their type says.
+    """Whether labels are classes or values; if `kind` is None, their type decides.
 
     By their type, whole numbers and text are classes, and floats are values. `note` explains a
-    choice that neither the user nor the type has made.
+    choice that was made by neither the user nor the type.
     """
 
     kind: LabelKind | None = None
@@ -38,16 +38,17 @@ class LabelChoice:
 def choose_labels(folders: Iterable[Folder], requested: LabelKind | None = None) -> LabelChoice:
     """Decide whether the labels of runs are classes or values.
 
-    Floats are classes if all of them are whole, with at most 50 different values that occur twice
-    on average. All records are read, so that the choice does not depend on which are drawn.
+    Floats are classes if all of them are whole and have at most 50 distinct values, which occur at
+    least twice on average. All records are read, so that the choice does not depend on which are
+    drawn.
 
     Args:
-        folders: run folders, for all of which the choice is the same.
-        requested: what the user wants, if anything.
+        folders: run folders. One choice is made for all of them.
+        requested: the kind that the user asked for, if any.
 
     Raises:
         InputError: `requested` is not one of the kinds.
-        DamagedError: a part is not what was written.
+        DamagedError: a part differs from what was written.
         StorageError: a part cannot be read.
     """
     if requested is not None:
@@ -87,7 +88,7 @@ def _reader(folder: Folder) -> Any:
 
 
 def convert_labels(subset: Subset, kind: LabelKind | None) -> Subset:
-    """Convert the labels of records to classes or values; None leaves them as they are.
+    """Convert labels to classes or values; if `kind` is None, leave them as they are.
 
     Raises:
         InputError: `kind` is "values", and the labels are not numbers.

@@ -12,19 +12,19 @@ from ray_embed.core.threads import limit_blas_to_one_thread, open_ordered_map
 FOLDS, FOLDS_OF_MANY, MANY = 5, 2, 2000
 _SEED = 0
 _ITERATIONS = 100
-# Features with more dimensions are replaced by as many numbers as there are records, if there are
-# at most so many records.
+# Features with more than `_WIDE` dimensions are reduced to as many dimensions as there are records,
+# if there are at most `_MOST_RECORDS` records.
 _WIDE, _MOST_RECORDS = 8192, 4096
-# Dimensions in memory at once in double precision.
+# How many dimensions are in memory at once in double precision.
 _TOGETHER = 4096
 
 
 def predict_classes(features: Matrix, protocol: Protocol) -> Array:
     """Predict classes by logistic regression on standardized features.
 
-    It learns from the reference, in at most 100 steps. Where each record is predicted by all
-    others, it learns from the other folds of five (of two if there are more than 2,000 records),
-    which hold the classes in equal shares.
+    The classifier is fitted to the reference, in at most 100 steps. If each record is predicted by
+    all others, it is cross-validated instead, with five stratified folds (two if there are more
+    than 2,000 records).
 
     Args:
         features: (N, D) float32, of the subset.
@@ -49,16 +49,16 @@ def predict_classes(features: Matrix, protocol: Protocol) -> Array:
     known, labels = features[rows], protocol.labels[rows]
     if len(np.unique(labels)) == 1:
         return np.full(len(protocol.evaluated), labels[0])
-    # Threads would wait for each other in products so small. Folds run in parallel instead.
+    # In products this small, threads would only wait for each other. Folds run in parallel instead.
     with (
         limit_blas_to_one_thread(),
         parallel_config("threading", n_jobs=-1),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore", ConvergenceWarning)
-        # This is about classes with fewer members than folds.
+        # This warns of classes with fewer members than folds.
         warnings.filterwarnings("ignore", "The least populated class", UserWarning)
-        # This is about a reference with few records per class. Its predictions are wanted anyway.
+        # This warns of a reference with few records per class, but predictions are wanted anyway.
         warnings.filterwarnings("ignore", "The number of unique classes is greater", UserWarning)
         if not protocol.leaves_one_out:
             if _is_wide(known):
@@ -76,7 +76,7 @@ def predict_classes(features: Matrix, protocol: Protocol) -> Array:
 
 
 def _cross_predict_wide(features: Matrix, labels: Array, folds: list[tuple[Array, Array]]) -> Array:
-    """Predict the records of each fold from those outside it."""
+    """Predict the classes of each fold from the records outside it."""
 
     def predict(fold: tuple[Array, Array]) -> Array:
         train, test = fold
@@ -95,11 +95,12 @@ def _is_wide(features: Matrix) -> bool:
 
 
 def _predict_wide(features: Matrix, train: Array, labels: Array, test: Array) -> Array:
-    """Predict what logistic regression on standardized features predicts, without their width.
+    """Predict what logistic regression on standardized features would, without their full width.
 
-    Its weights lie in the space that the training records span, however many dimensions these have.
-    Neither its loss nor its steps change when that space is rotated. So records are replaced by
-    their coordinates in it, as many as there are training records.
+    The weights of the regression lie in the space that the training records span, however many
+    dimensions these have. Neither the loss nor the steps change when that space is rotated. Each
+    record is therefore replaced by its coordinates in it, at most as many as there are training
+    records.
 
     Args:
         features: (N, D) float32.
@@ -123,7 +124,7 @@ def _predict_wide(features: Matrix, train: Array, labels: Array, test: Array) ->
         test_gram += scaler.transform(block[test]) @ scaled.T
     squares, axes = eigh(gram, overwrite_a=True)
     kept = squares > len(gram) * np.finfo(np.float64).eps * squares[-1]
-    # Features that are all the same span nothing.
+    # If all features are the same, they span nothing, but one axis must remain.
     kept[-1] = True
     axes = axes[:, kept] / np.sqrt(squares[kept].clip(np.finfo(np.float64).tiny))
     model = LogisticRegression(max_iter=_ITERATIONS).fit(axes * squares[kept], labels)

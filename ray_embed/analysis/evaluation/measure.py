@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A number about features, with its interval."""
+"""A number that describes features, with its confidence interval."""
 
 from dataclasses import dataclass
 
@@ -8,12 +8,12 @@ from ray_embed.core.arrays import Array
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """A number about features.
+    """A number that describes features.
 
-    `name` is its key in JSON. `interval` is its 95 % confidence interval, None where none is known.
-    If it is a mean over records, `per_record` (n,) float64 are the values of the records, and
-    `records` (n,) their positions in the subset; else both are None. `higher_is_better` is None
-    where it is not a verdict.
+    `name` is its key in JSON. `interval` is its 95 % confidence interval, or None if it is unknown.
+    If it is a mean over records, `per_record` (n,) float64 holds the value of each record, and
+    `records` (n,) holds its position in the subset; otherwise, both are None. `higher_is_better` is
+    None if the measure does not tell which features are better.
     """
 
     name: str

@@ -22,9 +22,9 @@ PURITY = 20
 class FeatureEvaluation:
     """The measures of a subset's features.
 
-    `protocol` is a sentence where no label can be predicted. `predicted` (n,) int64 are the classes
-    of the evaluated records by the majority of their `voters` nearest neighbors (cosine). It is
-    None where labels are not classes.
+    If no label can be predicted, `protocol` is a sentence that says why. `predicted` (n,) int64
+    holds the class of each evaluated record, as predicted by the majority of its `voters` nearest
+    neighbors (cosine). It is None if the labels are not classes.
     """
 
     measures: tuple[Measure, ...]
@@ -96,7 +96,7 @@ def _measure_regressions(protocol: Protocol, near: dict[str, Neighbors]) -> Iter
 
 
 def _measure_r2(name: str, protocol: Protocol, predicted: Array) -> Measure:
-    """Measure R² as the mean of 1 - (error² over the variance) of each record."""
+    """Measure R² as the mean of 1 - error² / variance over the records."""
     values = protocol.labels[protocol.evaluated]
     per_record = 1 - np.square(values - predicted) / values.var()
 

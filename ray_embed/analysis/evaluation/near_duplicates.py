@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Near-duplicates among the images, whatever the encoder.
+"""Find near-duplicates among the images, independently of the encoder.
 
 Two images are near-duplicates if their thumbnails, averaged down to 16×16, differ by less than 1 %
-of the range of a pixel (RMS). A record with a near-duplicate in the reference is predicted by its
-own copy.
+of the range of a pixel (RMS). A record with a near-duplicate in the reference is predicted by a
+copy of itself.
 """
 
 import heapq
@@ -20,7 +20,7 @@ THRESHOLD = 0.01 * 255
 LISTED = 100
 _COARSE = 4
 _BLOCK = 512
-# Rows with more bytes are compared by digests.
+# Rows with more bytes than this are compared by their digests.
 _LONG = 1 << 15
 
 
@@ -28,9 +28,10 @@ _LONG = 1 << 15
 class Duplicates:
     """Which records have a near-duplicate, and where.
 
-    `splits` are the splits of the records. `in_split` (N, S) bool is whether a record has one in
-    each split. `pairs` are the positions of two records with their difference, the most similar
-    first, at most 100. Of equal images, the first stands for all.
+    `splits` are the splits of the records. `in_split` (N, S) bool tells whether each record has a
+    near-duplicate in each split. `pairs` holds at most 100 pairs, the most similar first: the
+    positions of two records and their difference. Of several equal images, only the first is paired
+    with other images.
     """
 
     splits: tuple[str, ...]
@@ -38,12 +39,12 @@ class Duplicates:
     pairs: tuple[tuple[int, int, float], ...]
 
     def select(self, splits: Array) -> Array:
-        """Return which records (N,) bool have one in any of some splits."""
+        """Return which records (N,) bool have a near-duplicate in any of the given splits."""
         is_selected = np.isin(self.splits, np.unique(splits.astype(str)))
         return np.asarray(self.in_split[:, is_selected].any(axis=1))
 
     def count(self, splits: Array) -> dict[str, dict[str, int]]:
-        """Count, by their split (N,), the records that have one in each split, without zeros."""
+        """Count the records of each split with a near-duplicate in each split, omitting zeros."""
         by_split: dict[str, dict[str, int]] = {}
         for split in self.splits:
             counts = self.in_split[splits == split].sum(axis=0).tolist()

@@ -24,13 +24,13 @@ class Neighbors:
 
 
 def find_neighbors(features: Matrix, protocol: Protocol, metric: str, count: int) -> Neighbors:
-    """Find the `count` nearest reference records, or all where there are fewer.
+    """Find the `count` nearest reference records, or all of them if there are fewer.
 
     Args:
         features: (N, D) float32, of the subset.
         protocol: the reference, and the records to evaluate. No record is its own neighbor.
         metric: one of `METRICS`.
-        count: how many.
+        count: how many neighbors to find.
     """
     points = compute_directions(features) if metric == "cosine" else features
     known, count = points[protocol.reference], min(count, protocol.max_neighbors)
@@ -49,12 +49,12 @@ def find_neighbors(features: Matrix, protocol: Protocol, metric: str, count: int
 def search_nearest(
     points: Matrix, count: int, queries: Matrix | None = None
 ) -> tuple[Array, Array]:
-    """Search the nearest points of each query by the Euclidean distance.
+    """Find the nearest points of each query by Euclidean distance.
 
     Args:
         points: (m, D).
-        count: how many, fewer than `points`.
-        queries: (n, D). None for the points themselves, none of which is its own neighbor.
+        count: how many points to find, fewer than there are `points`.
+        queries: (n, D). If None, the points themselves, none of which is its own neighbor.
 
     Returns:
         the distances (n, k), the nearest first, and the rows of the points (n, k) int64.
@@ -69,8 +69,8 @@ def search_nearest(
 def compute_directions(features: Matrix) -> Matrix:
     """Scale rows to length one, so that squared Euclidean distances are 2 (1 - cosine).
 
-    A row of zeros has no direction. It gets a new one, which all such rows share, and which is at
-    right angles to all other rows.
+    A row of zeros has no direction, so all such rows are given the same new one, which is
+    orthogonal to all other rows.
     """
     lengths = row_lengths(features)
     scaled: Matrix = unit_rows(features, lengths).astype(np.float32, copy=False)

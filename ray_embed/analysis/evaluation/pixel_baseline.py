@@ -17,10 +17,10 @@ _TOGETHER = 64
 
 
 def read_pictures(folder: Folder, records: Subset) -> Array | None:
-    """Read the thumbnails of a run's records, shrunk to one size; None where some are missing.
+    """Return the thumbnails of a run's records, shrunk to one size, or None if any are missing.
 
     Raises:
-        DamagedError: a part is not what was written.
+        DamagedError: a part differs from what was written.
         StorageError: a part cannot be read.
     """
     thumbnails = sampling.read_thumbnails(folder, records.index)
@@ -31,10 +31,11 @@ def shrink(thumbnails: Sequence[Array]) -> Array:
     """Average thumbnails down to squares of one size: 16 pixels, or the largest side if smaller.
 
     Args:
-        thumbnails: (h, w, 1 or 3) uint8 each, at least one.
+        thumbnails: at least one array, each (h, w, 1 or 3) uint8.
 
     Returns:
-        (n, side, side, 1 or 3) float32, 0 to 255. If some have three channels, all have.
+        (n, side, side, 1 or 3) float32, 0 to 255. If any thumbnail has three channels, all pictures
+        do.
     """
     shapes = np.array([thumbnail.shape for thumbnail in thumbnails])
     side = min(SIDE, int(shapes[:, :2].max()))
@@ -57,7 +58,7 @@ def average_pixels(pictures: Array, side: int) -> Array:
 
 @lru_cache
 def _compute_weights(size: int, side: int) -> Array:
-    """Return the share (side, size) float32 of each of `size` pixels in each of `side` pixels."""
+    """Return the weight (side, size) float32 of each of `size` pixels in each of `side` means."""
     edges = np.arange(side + 1) * size / side
     starts = np.arange(size)
     overlap = np.minimum(edges[1:, None], starts + 1) - np.maximum(edges[:-1, None], starts)

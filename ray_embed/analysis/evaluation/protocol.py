@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which records predict the labels of which: the first split is the reference for the others."""
+"""Choose which records predict the labels of others: the first split is the reference."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +10,20 @@ import pyarrow as pa
 from ray_embed.core.arrays import Array
 from ray_embed.runs.sampling import Subset
 
-# Larger labels are brought to another unit.
+# Values are rescaled if the largest is above this or below its inverse.
 _LARGEST = 1e100
 _NO_LABELS = "there are no labels"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """Records whose labels are predicted by those of others.
+    """The records whose labels are predicted, and the records that predict them.
 
     `reference` (m,) and `evaluated` (n,) are positions in the subset. Where they overlap, no record
-    predicts its own label. `labels` (N,) is of the whole subset: numbers of `classes`, int64, -1
-    where there is none; or values, float64, NaN where there is none, and then `classes` is empty.
-    `description` names both in a phrase. `left_out` counts records of classes that the reference
-    lacks.
+    predicts its own label. `labels` (N,) covers the whole subset. It holds either int64 indexes
+    into `classes`, with -1 for no label, or float64 values, with NaN for no label; `classes` is
+    then empty. `description` is a phrase that names the reference and the evaluated records.
+    `left_out` counts records of classes that the reference lacks.
     """
 
     reference: Array
@@ -40,12 +40,12 @@ class Protocol:
 
     @property
     def max_neighbors(self) -> int:
-        """How many neighbors each record has."""
+        """How many neighbors each evaluated record can have."""
         return len(self.reference) - self.leaves_one_out
 
 
 def choose_protocol(subset: Subset) -> Protocol | str:
-    """Choose the reference and the records to evaluate; or say in a sentence why there are none.
+    """Choose the reference and the records to evaluate, or return a sentence that says why not.
 
     The reference is the first split that has labels; the other splits are evaluated. With one
     split, or one class in the reference, each record is predicted by all others.
@@ -97,7 +97,7 @@ def _choose_for_classes(subset: Subset) -> Protocol | str:
         only = classes[labels[reference[0]]]
         description = f"{_describe_leave_one_out(known)}: the first split holds only {only!r}"
         reference = evaluated = known
-    # The only record of a class would be predicted wrongly whatever the features.
+    # The only record of a class would be mispredicted, whatever the features.
     enough = 2 if reference is evaluated else 1
     is_predictable = np.bincount(labels[reference], minlength=len(classes)) >= enough
     predictable = evaluated[is_predictable[labels[evaluated]]]

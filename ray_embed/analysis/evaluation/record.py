@@ -15,13 +15,13 @@ from ray_embed.storage.lock import lock_folder
 
 
 def record(run: RunReader, entries: dict[str, Any]) -> None:
-    """Write the entries of some layers beside those of other layers, under the lock of the folder.
+    """Write some layers' entries alongside other layers' entries, while holding the folder's lock.
 
-    Where there is a projector folder, write the numbers for TensorBoard too.
+    If there is a projector folder, also write the numbers there for TensorBoard.
 
     Args:
-        run: what was evaluated, as it was when its features were read.
-        entries: by layer.
+        run: the evaluated run, as it was when its features were read.
+        entries: the entry of each layer, by layer name.
 
     Raises:
         InputError: another process writes to the folder, or it now holds another run.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation as a table, from its plain data."""
+"""Format an evaluation as a table, from its plain data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -81,7 +81,7 @@ def _format_measure(name: str, measure: Entry | None) -> str:
 
 
 def _name_measures_of_all(entry: Entry) -> Iterator[str]:
-    """Name the measures that are of all records of the run, where others are of a sample."""
+    """Name the measures that cover all records of the run when the others cover only a sample."""
     total, measures = entry["total"], entry["measures"]["encoder"]
     if entry["records"] == total:
         return

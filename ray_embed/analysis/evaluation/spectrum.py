@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measures of the spectrum of the features, without labels.
 
-Each was made for a certain kind of self-supervised encoder. A high value is not a verdict.
+Each measure was proposed for a certain kind of self-supervised encoder. A high value does not mean
+that an encoder is better.
 """
 
 from dataclasses import dataclass
@@ -17,24 +18,25 @@ NAMES = (
     *("rankme", "alpha_req", "stable_rank", "participation_ratio"),
     *("mean_cosine", "dead_dimensions"),
 )
-# As float32 rounds.
+# About the rounding error of float32.
 _EPSILON = 1e-7
 _FIRST, _LAST = 4, 100
-# Dimensions in memory at once in double precision.
+# How many dimensions are in memory at once in double precision.
 _TOGETHER = 4096
-# Features with more dimensions are wide. With more records, (N, N) is no smaller.
+# Features with more dimensions are wide. With more records, (N, N) would be no smaller.
 _WIDE, _MOST_RECORDS = 8192, 4096
-# An eigenvalue below this share of the largest is rounding.
+# An eigenvalue below this share of the largest is a rounding error.
 _ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """What the measures below need of features (N, D).
+    """What the measures below need to know about features (N, D).
 
-    `singular` (min(N, D),) are the singular values of the features as they are, descending;
-    `eigenvalues` (min(N, D),) those of their covariance, descending. Both are float64. `cosine` is
-    the mean over all pairs of records, `dead` the share of dimensions that are the same for all.
+    `singular` (min(N, D),) holds the singular values of the features as they are, and `eigenvalues`
+    (min(N, D),) the eigenvalues of their covariance, both in descending order. Both are float64.
+    `cosine` is the mean cosine over all pairs of records, and `dead` is the share of dimensions
+    that have the same value in all records.
     """
 
     singular: Array
@@ -63,7 +65,7 @@ def _mean_cosine(features: Array) -> float:
 
 
 def _multiply_dimensions(features: Array) -> tuple[Array, Array]:
-    """Compute the products (D, D) of dimensions, of the features as they are and centered."""
+    """Compute the products (D, D) of dimensions, for the features both as they are and centered."""
     exact = features.astype(np.float64)
     mean = exact.mean(axis=0)
     exact -= mean
@@ -72,9 +74,9 @@ def _multiply_dimensions(features: Array) -> tuple[Array, Array]:
 
 
 def multiply_records(features: Array) -> tuple[Array, Array]:
-    """Compute the products (N, N) of records (N, D), as they are and centered.
+    """Compute the products (N, N) of records (N, D), both as they are and centered.
 
-    Their eigenvalues are those of the products of dimensions, except for zeros.
+    These have the same nonzero eigenvalues as the products of dimensions.
     """
     gram, scatter = np.zeros((2, len(features), len(features)))
     for start in range(0, features.shape[1], _TOGETHER):
@@ -86,10 +88,10 @@ def multiply_records(features: Array) -> tuple[Array, Array]:
 
 
 def narrow_features(features: Array) -> Array:
-    """Replace wide features (N, D) by (N, N) float64 with the same distances and angles.
+    """Replace wide features (N, D) with (N, N) float64 that have the same distances and angles.
 
-    Measures of distances copy features in double precision. For wide features that would take
-    several gigabytes. Other features are returned as they are.
+    Distance measures copy the features in double precision, which would take several gigabytes for
+    wide features. Other features are returned as they are.
 
     Args:
         features: (N, D) float32.
@@ -112,7 +114,7 @@ def narrow_features(features: Array) -> Array:
 def measure_spectrum(spectrum: Spectrum) -> list[Measure]:
     """Return RankMe, α-ReQ, stable rank, participation ratio, mean cosine and dead dimensions.
 
-    If all features are the same, only the last two are returned. α-ReQ is also left out where there
+    If all features are the same, only the last two are returned. α-ReQ is also left out if there
     are too few eigenvalues to fit a line.
     """
     measures = [
@@ -141,10 +143,10 @@ def measure_covariance(eigenvalues: Array) -> list[Measure]:
 
 
 def compute_rankme(singular: Array) -> float:
-    """Return the exponential of the entropy of the singular values' shares, 1 to min(N, D).
+    """Return the exponential of the entropy of the singular values' shares, from 1 to min(N, D).
 
     Garrido et al. 2023, RankMe: Assessing the Downstream Performance of Pretrained Self-Supervised
-    Representations by Their Rank. It takes the features as they are, not centered.
+    Representations by Their Rank. RankMe uses the features as they are, without centering.
     """
     shares = singular / singular.sum() + _EPSILON
     return float(np.exp(-(shares * np.log(shares)).sum()))
@@ -159,7 +161,7 @@ def fit_alpha_req(eigenvalues: Array) -> float | None:
     (High-dimensional geometry of population responses in visual cortex), who start at the 11th.
 
     Returns:
-        None where fewer than three of those eigenvalues differ from zero.
+        the exponent, or None if fewer than three of those eigenvalues differ from zero.
     """
     above = eigenvalues[:_LAST][eigenvalues[:_LAST] > _ROUNDING * eigenvalues[0]]
     ranks = np.arange(_FIRST, len(above) + 1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An evaluation as plain data, as `evaluation.json` holds it."""
+"""Convert an evaluation to plain data, as stored in `evaluation.json`."""
 
 from collections import Counter
 from typing import Any
@@ -19,7 +19,7 @@ CONFUSED = 20
 
 
 def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
-    """Return an evaluation as plain data, without the values of single records."""
+    """Return an evaluation as plain data, without per-record values."""
     subset = evaluation.subset
     encoder = evaluation.columns[ENCODER]
     protocol = encoder.protocol if isinstance(encoder.protocol, Protocol) else None
@@ -69,7 +69,7 @@ def _measures_to_json(
 
 
 def _count_records(evaluation: Evaluation, column: str, measure: Measure) -> int:
-    """Count the records that a measure is of."""
+    """Count the records that a measure covers."""
     if column == ENCODER and measure.name in evaluation.of_all_records:
         return evaluation.subset.total
     if measure.per_record is not None:
@@ -81,7 +81,7 @@ def _count_records(evaluation: Evaluation, column: str, measure: Measure) -> int
 
 
 def _compare_to_baseline(evaluation: Evaluation, baseline: str) -> dict[str, list[str]]:
-    """Name the measures in which the encoder is better, worse, and neither, beyond the interval."""
+    """Name the measures in which the encoder is clearly better, clearly worse, or neither."""
     measures = {measure.name: measure for measure in evaluation.columns[baseline].measures}
     names: dict[str, list[str]] = {"better": [], "worse": [], "unclear": []}
     for measure in evaluation.columns[ENCODER].measures:
@@ -118,7 +118,7 @@ def _list_notes(evaluation: Evaluation) -> list[str]:
 
 
 def _list_classes(encoder: FeatureEvaluation, protocol: Protocol) -> list[dict[str, Any]]:
-    """List the purity of the neighbors of each class, the worst first."""
+    """List the neighbor purity of each class, the worst first."""
     measures = {measure.name: measure for measure in encoder.measures}
     purity = measures.get(f"purity_{PURITY}")
     if purity is None or purity.per_record is None:
@@ -135,7 +135,7 @@ def _list_classes(encoder: FeatureEvaluation, protocol: Protocol) -> list[dict[s
 
 
 def _list_confused(encoder: FeatureEvaluation, protocol: Protocol) -> list[dict[str, Any]]:
-    """List the pairs of classes of which the second is predicted for the first most often."""
+    """List the pairs of classes in which the first is most often mistaken for the second."""
     labels, predicted = protocol.labels[protocol.evaluated], encoder.predicted
     if predicted is None:
         return []

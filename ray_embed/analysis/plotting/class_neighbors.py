@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The classes of the nearest neighbors: what is confused, and what is inside another class."""
+"""Find which classes are confused, and which records lie inside another class."""
 
 from dataclasses import dataclass
 
@@ -13,11 +13,11 @@ _ROWS = 1024
 
 @dataclass(frozen=True)
 class ClassNeighbors:
-    """The nearest neighbors of n records by cosine, without the record itself.
+    """The nearest neighbors of n records by cosine, excluding each record itself.
 
-    `rows` (n, k) int64 are their positions, the nearest first, and `similarities` (n, k) float32
-    the cosines. `same_class` (n,) float32 is the cosine to the nearest record of the same class,
-    -1 where there is none.
+    `rows` (n, k) int64 holds the positions of the neighbors, the nearest first, and `similarities`
+    (n, k) float32 holds their cosines. `same_class` (n,) float32 holds the cosine to the nearest
+    record of the same class, or -1 if there is none.
     """
 
     rows: Array
@@ -26,7 +26,7 @@ class ClassNeighbors:
 
 
 def find_class_neighbors(features: Matrix, codes: Array, k: int = K) -> ClassNeighbors:
-    """Find the k nearest neighbors, or all where there are fewer. Of equals, take the first.
+    """Find the k nearest neighbors, or all if there are fewer. Ties go to the first record.
 
     Args:
         features: (n, D) float32, n > 1.
@@ -54,7 +54,7 @@ def compute_confusion(neighbors: ClassNeighbors, codes: Array, classes: int) -> 
 
     Returns:
         (classes, classes) float64: row a, column b is the mean share of class b among the neighbors
-        of the records of class a. Each row of a class with records adds up to 1.
+        of the records of class a. The row of each class that has records sums to 1.
     """
     counts = np.zeros((classes, classes))
     np.add.at(counts, (codes[:, None], codes[neighbors.rows]), 1.0)
@@ -63,7 +63,7 @@ def compute_confusion(neighbors: ClassNeighbors, codes: Array, classes: int) -> 
 
 
 def choose_most_confused(shares: Array, limit: int) -> Array:
-    """Choose at most `limit` classes, from the pairs that are confused most."""
+    """Choose at most `limit` classes, taken from the most confused pairs."""
     confused = shares.copy()
     np.fill_diagonal(confused, 0)
     limit = min(limit, len(shares))
@@ -79,10 +79,10 @@ def choose_most_confused(shares: Array, limit: int) -> Array:
 
 @dataclass(frozen=True)
 class Misplaced:
-    """Records inside another class, the farthest first.
+    """Records that lie inside another class, the farthest inside first.
 
-    `rows` (m,) int64 are their positions, `inside` (m,) int64 the class that they are inside of,
-    and `shares` (m,) float64 the share of that class among their neighbors.
+    `rows` (m,) int64 holds their positions, `inside` (m,) int64 the class that each lies inside,
+    and `shares` (m,) float64 the share of that class among its neighbors.
     """
 
     rows: Array
@@ -93,10 +93,10 @@ class Misplaced:
 def rank_misplaced(neighbors: ClassNeighbors, codes: Array) -> Misplaced:
     """Rank records by how far inside another class they are.
 
-    The first criterion is the share of one other class among the neighbors. Of equals, the second
-    is by how much that class is nearer than the record's own: the mean cosine to these neighbors,
-    minus the cosine to the nearest record of its own class. Records without neighbors of another
-    class are left out.
+    The first criterion is the share of one other class among the neighbors. Ties are broken by how
+    much nearer that class is than the record's own: the mean cosine to these neighbors, minus the
+    cosine to the nearest record of its own class. Records without neighbors of another class are
+    left out.
 
     Args:
         neighbors: the neighbors.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Principal components for pictures: those of all records where `reduce` has written them."""
+"""Principal components for plots, taken from the output of `reduce` if there is one."""
 
 from dataclasses import dataclass
 
@@ -16,10 +16,11 @@ from ray_embed.storage.filesystem import Folder
 class Components:
     """Principal components of features.
 
-    `ratios` (c,) float64 are the shares of the variance, the largest first. `coordinates` (n, k)
-    float32 are those of n records on the first k components. `records` is the number of records
-    that the components were computed from, None for all of the run. `first_of` is the number of all
-    components if only the first c are known, else None.
+    `ratios` (c,) float64 holds each component's share of the variance, the largest first.
+    `coordinates` (n, k) float32 holds the coordinates of n records on the first k components.
+    `records` is the number of records that the components were computed from, or None if that is
+    all records of the run. `first_of` is the total number of components if only the first c are
+    known, and None otherwise.
     """
 
     ratios: Array
@@ -33,7 +34,7 @@ def load_or_compute_components(folder: Folder, column: str, features: Matrix) ->
     try:
         components = pca.load(folder, column)
     except InputError:
-        # The run is not reduced yet.
+        # The run has not been reduced yet.
         return _compute_components(features)
     first_of = None if components.is_complete else features.shape[1]
     return Components(components.ratios, components.project(features), None, first_of)
@@ -55,7 +56,7 @@ def _compute_components(features: Matrix) -> Components:
 
 
 def _compute_wide_components(features: Matrix) -> Components:
-    """Compute components from the products of records, which are fewer than the dimensions."""
+    """Compute components from the products of records, when these are fewer than dimensions."""
     values, vectors = np.linalg.eigh(multiply_records(features)[1])
     values, vectors = values[::-1].clip(0), vectors[:, ::-1]
     coordinates = vectors[:, : pca.KEPT] * np.sqrt(values[: pca.KEPT])

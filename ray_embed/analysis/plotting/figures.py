@@ -17,7 +17,7 @@ _RECORD_FRAME = (INK, 2.2, "-")
 _SAME_CLASS_FRAME, _OTHER_CLASS_FRAME = (COLORS[0], 1.8, "-"), (COLORS[2], 1.8, (0, (3, 1.2)))
 # Inches: a picture with its margin, a row with its labels, the text before it.
 _CELL, _ROW, _TEXT, _GAP, _EDGE = 0.95, 1.12, 1.75, 0.15, 0.35
-# Font sizes in points: of the label at a picture, and of the text before a row.
+# Font sizes in points, of the label below an image and of the text before a row.
 _LABEL_SIZE, _TEXT_SIZE = 7.5, 8.0
 
 
@@ -25,7 +25,7 @@ def draw_variance(ratios: Array) -> Any:
     """Draw the share of the variance that the first components explain together.
 
     Args:
-        ratios: (c,) the share of each component, the largest first.
+        ratios: (c,), the share of each component, the largest first.
     """
     from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
@@ -70,8 +70,8 @@ def draw_confusion(shares: Array, names: Sequence[str], chosen: Array) -> Any:
 
     Args:
         shares: (classes, classes). Each row adds up to 1.
-        names: of all classes.
-        chosen: the classes to draw. One column at the end has the sum of the others.
+        names: the names of all classes.
+        chosen: the classes to draw. A last column holds the sum of the other classes.
     """
     drawn = shares[np.ix_(chosen, chosen)]
     columns = [shorten(names[code]) for code in chosen]
@@ -112,7 +112,7 @@ def draw_contact_sheet(
 
     Args:
         records: for each row the image, its label, and the lines before it.
-        neighbors: for each row the images of the neighbors, the nearest first, their labels, and
+        neighbors: for each row, the image of each neighbor, the nearest first, its label, and
             whether that is the record's label.
     """
     from matplotlib.lines import Line2D
@@ -120,7 +120,7 @@ def draw_contact_sheet(
     columns = 1 + max(map(len, neighbors))
     width, height = _TEXT + columns * _CELL + _GAP, len(records) * _ROW
     figure = new_figure(width, height + _EDGE, layout=None)
-    # One panel for all images, with coordinates in inches: hundreds of axes would take half a
+    # All images share one panel, with coordinates in inches: hundreds of axes would take half a
     # minute.
     panel = figure.add_axes((0, 0, 1, 1))
     panel.set(xlim=(0, width), ylim=(height + _EDGE, 0))
@@ -145,7 +145,7 @@ def draw_contact_sheet(
             for name, (color, lw, style) in legend.items()
         ],
         loc="lower left",
-        # In coordinates of the figure, also if more than the figure is saved.
+        # Use figure coordinates, even if the saved area is larger than the figure.
         bbox_to_anchor=(0, 0, 1, 1),
         bbox_transform=figure.transFigure,
         ncols=3,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose fonts that have the letters of the labels; where none has, number the labels instead."""
+"""Choose fonts that have the letters of the labels; if none has, number the labels instead."""
 
 import contextlib
 import logging
@@ -31,18 +31,18 @@ _USELESS = re.compile(r"last ?resort|adobe ?(blank|notdef)|color ?emoji|colrv1",
 _EAST_ASIAN = {"CJK", "HANGUL", "HIRAGANA", "KATAKANA", "BOPOMOFO", "IDEOGRAPHIC", "HALFWIDTH"}
 _EAST_ASIAN |= {"FULLWIDTH"}
 _JOINERS = "\u200c\u200d"
-# Letters that the message for the user lists.
+# How many letters the message for the user lists.
 _LISTED = 6
 
 
 @dataclass(frozen=True)
 class Lettering:
-    """How texts are drawn.
+    """How text is drawn.
 
     Attributes:
         families: font families for matplotlib, which takes each letter from the first that has it.
         missing: letters that none of them has.
-        numbers: for each name with such letters the number that is drawn in its place.
+        numbers: for each name with such letters, the number that is drawn in its place.
     """
 
     families: tuple[str, ...] = (DEFAULT,)
@@ -54,7 +54,7 @@ class Lettering:
         return f"#{self.numbers[name]}" if name in self.numbers else clean(name)
 
     def text(self, text: str) -> str:
-        """Return a text with the letters that no font has as ``\\uXXXX``."""
+        """Return a text in which letters that no font has are written as ``\\uXXXX``."""
         return "".join(_escaped(c) if c in self.missing else c for c in clean(text))
 
     def table(self, names: Iterable[str]) -> list[str]:
@@ -65,7 +65,7 @@ class Lettering:
         return [f"#{number} {self.text(name)}" for number, name in numbered]
 
     def advice(self) -> str | None:
-        """Return a line that names the fonts to install; None where no letter is missing."""
+        """Return a line that names the fonts to install, or None if no letter is missing."""
         if not self.missing:
             return None
         letters = sorted(self.missing)
@@ -85,7 +85,7 @@ def choose_lettering(names: Sequence[str], texts: Iterable[str] = ()) -> Letteri
 
     Args:
         names: class names and the like, in the order in which they are numbered.
-        texts: titles, file names.
+        texts: other texts, such as titles and file names.
     """
     needed = frozenset().union(*map(letters, names), *map(letters, texts))
     families, missing = _choose_families(needed)
@@ -94,7 +94,7 @@ def choose_lettering(names: Sequence[str], texts: Iterable[str] = ()) -> Letteri
 
 
 def clean(text: str) -> str:
-    """Return a text in one line, composed, without the characters that only steer a layout."""
+    """Return a text on one line, in composed form, without characters that only control layout."""
     composed = unicodedata.normalize("NFC", " ".join(text.split()))
     return "".join(
         _escaped(c) if unicodedata.category(c) in ("Cc", "Cs") else c
@@ -150,7 +150,7 @@ def _choose_families(needed: frozenset[str]) -> tuple[tuple[str, ...], frozenset
 
 
 def _order_families(missing: frozenset[str]) -> tuple[str, ...]:
-    """Return common families, those first that draw Han characters as the labels' script does."""
+    """Return common font families, those first whose Han characters suit the labels' script."""
     scripts = {_get_script(letter) for letter in missing}
     if scripts & {"HIRAGANA", "KATAKANA"}:
         return *_JAPANESE, *_KOREAN, *_CHINESE
@@ -160,7 +160,7 @@ def _order_families(missing: frozenset[str]) -> tuple[str, ...]:
 
 
 def _choose_faces(entries: Iterable[Any]) -> dict[str, Any]:
-    """Return for each family the upright face that is nearest to the regular weight."""
+    """Return the face of each family that is upright, if any is, and closest to regular weight."""
 
     def distance(entry: Any) -> tuple[bool, int]:
         weight = entry.weight if isinstance(entry.weight, int) else 400
@@ -176,7 +176,7 @@ def _choose_faces(entries: Iterable[Any]) -> dict[str, Any]:
 
 
 def _find_covered(entry: Any, needed: frozenset[str]) -> frozenset[str]:
-    # Versions of matplotlib before 3.11 know only the first face of a collection.
+    # Versions of matplotlib before 3.11 support only the first face of a collection.
     return _find_outlined(entry.fname, getattr(entry, "index", 0), needed)
 
 
@@ -193,7 +193,7 @@ def _find_drawable(font_manager: Any, family: str, needed: frozenset[str]) -> fr
 
 
 def _find_outlined(path: str, face: int, needed: frozenset[str]) -> frozenset[str]:
-    """Return the letters of which a font file has an outline."""
+    """Return the letters for which a font file has an outline."""
     from matplotlib.ft2font import FT2Font
 
     try:
@@ -216,7 +216,7 @@ def _add_new_fonts(font_manager: Any) -> None:
     known = {str(entry.fname) for entry in manager.ttflist}
     for path in sorted(font_manager.findSystemFonts()):
         if path not in known:
-            # matplotlib skips unreadable files too. Their errors have no common class.
+            # matplotlib skips unreadable files too. The errors have no common base class.
             with contextlib.suppress(Exception):
                 manager.addfont(path)
 

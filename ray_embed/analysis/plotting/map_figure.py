@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw maps side by side, colored by class or on a scale, with the quality of each below it."""
+"""Draw maps side by side, colored by class or by value, each with its quality below it."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +26,7 @@ _TURNS = 6
 _LISTED = 12
 # matplotlib cannot put ticks at larger numbers.
 _LARGEST = 1e300
-# Characters of a name at its class, and of one that may be drawn on top of the class.
+# The most characters of a name that is drawn beside its class, and of one drawn on top of it.
 _NAMED, _HIDES = 14, 3
 
 
@@ -34,20 +34,20 @@ def draw_by_class(maps: Sequence[Map], classes: Classes, none: str, *, named: bo
     """Draw maps colored by class, with a legend.
 
     Args:
-        maps: of the same n records.
-        classes: of these records.
+        maps: the maps, all of the same n records.
+        classes: the classes of these records.
         none: the name of records without a class.
-        named: whether to write names at the classes' medians too.
+        named: whether to also write names at the medians of the classes.
     """
     figure, panels = _make_panels(maps, _LEGEND)
     size = _choose_dot_size(len(classes.codes))
     for panel, drawn in zip(panels, maps, strict=True):
         _scatter(panel, drawn.points, classes, size)
     legend = _add_legend(figure, classes, none)
-    # The positions of the names depend on those of the panels.
+    # The positions of the names depend on the positions of the panels.
     figure.draw_without_rendering()
     figure.set_layout_engine("none")
-    # In coordinates of the figure, also if more than the figure is saved.
+    # Use figure coordinates, even if the saved area is larger than the figure.
     legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
     if not named:
         return figure
@@ -57,7 +57,7 @@ def draw_by_class(maps: Sequence[Map], classes: Classes, none: str, *, named: bo
 
 
 def draw_by_scale(maps: Sequence[Map], values: Array, name: str) -> Any:
-    """Draw maps colored by numbers (n,) float64, NaN where there is none."""
+    """Draw maps colored by numbers (n,) float64, which are NaN for records without a number."""
     figure, panels = _make_panels(maps, _BAR)
     size = _choose_dot_size(len(values))
     known = np.isfinite(values)
@@ -66,7 +66,7 @@ def draw_by_scale(maps: Sequence[Map], values: Array, name: str) -> Any:
         # Otherwise the ticks of the bar would overflow.
         exponent = int(np.log10(largest))
         values, name = values / 10.0**exponent, f"{name} / 1e{exponent}"
-    # A few outliers would leave all others one color.
+    # Otherwise, a few outliers would give all other records the same color.
     low, high = np.percentile(values[known], [1, 99]) if known.any() else (0.0, 1.0)
     lowest, highest = (values[known].min(), values[known].max()) if known.any() else (low, high)
     order = np.random.default_rng(0).permutation(np.flatnonzero(known))
@@ -113,7 +113,7 @@ def _make_panels(maps: Sequence[Map], side: float) -> tuple[Any, list[Any]]:
 
 
 def describe_quality(drawn: Map) -> str:
-    """Describe how far a map is to be trusted."""
+    """Describe how far a map can be trusted."""
     if drawn.trustworthiness is None:
         return "too few records to measure the map"
     sample = "" if drawn.evaluated == len(drawn.points) else f"\non {drawn.evaluated:,} records"

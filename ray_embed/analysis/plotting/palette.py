@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose colors and markers of classes that all eyes can tell apart."""
+"""Choose colors and markers for classes that everyone can tell apart."""
 
 import re
 import unicodedata
@@ -14,13 +14,13 @@ from ray_embed.core.arrays import Array
 from ray_embed.projector import metadata
 
 # Petroff 2021, "Accessible Color Sequences for Data Visualization", arXiv:2107.02270: ten colors,
-# as far apart for color-blind eyes as the eight of Okabe and Ito. Grayish colors are last.
+# as distinct to color-blind readers as the eight of Okabe and Ito. Grayish colors are last.
 COLORS = (
     *("#3f90da", "#ffa90e", "#bd1f01", "#832db6", "#a96b59"),
     *("#e76300", "#b9ac70", "#92dadd", "#717581", "#94a4a2"),
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
-# If there are more classes than colors, only so many are colored, with colors that never look gray.
+# With more classes than colors, only this many are colored, in colors that never look gray.
 COLORED = 7
 REST = "#d8dadd"
 SEQUENTIAL = "viridis"
@@ -32,8 +32,9 @@ _LONGEST = 24
 class Classes:
     """The classes of some records.
 
-    `codes` (n,) int64 is the class of each record, -1 where it has none. `names` are the classes,
-    the largest first, `counts` their sizes. `drawn` are the names as they are drawn.
+    `codes` (n,) int64 holds the class of each record, or -1 if it has none. `names` holds the names
+    of the classes, the largest first, and `counts` their sizes. `drawn` holds the names as they are
+    drawn.
     """
 
     codes: Array
@@ -43,15 +44,14 @@ class Classes:
 
     @property
     def colored(self) -> int:
-        """How many of the classes, the largest, have their own color."""
+        """How many classes, starting with the largest, have their own color."""
         return len(self.names) if len(self.names) <= len(COLORS) else COLORED
 
 
 def group_classes(labels: Array) -> Classes:
-    """Group labels (n,) of object into classes; None is no class.
+    """Group object labels (n,) into classes. A label of None is no class.
 
-    Classes of the same size are in the order of their names, which are those of the projector's
-    page.
+    Classes of the same size are sorted by name. The names are the same as on the projector's page.
     """
     texts = np.array([metadata.cell(label) for label in labels], object)
     present = np.array([label is not None for label in labels], bool)
@@ -68,12 +68,12 @@ def group_classes(labels: Array) -> Classes:
 
 
 def apply_lettering(classes: Classes, lettering: Lettering) -> Classes:
-    """Return classes whose names are drawn as the fonts allow."""
+    """Return the classes with the names to draw, as far as the fonts have their letters."""
     return replace(classes, drawn=tuple(map(lettering.name, classes.names)))
 
 
 def sort_by_name(codes: Array, names: tuple[str, ...]) -> Array:
-    """Sort classes by name, with numbers in the names by value."""
+    """Sort classes by name, comparing numbers within names by value."""
 
     def make_key(code: int) -> tuple[Any, ...]:
         parts = re.split(r"(\d+)", names[code])
@@ -89,9 +89,9 @@ def is_scale(label_type: pa.DataType) -> bool:
 
 
 def shorten(name: str, longest: int = _LONGEST) -> str:
-    """Shorten a name to a number of columns, in one line: its start, an ellipsis and its end.
+    """Shorten a name to at most `longest` columns on one line: its start, an ellipsis and its end.
 
-    East Asian letters take two columns, combining marks none.
+    East Asian letters take two columns; combining marks take none.
     """
     name = clean(name)
     if sum(map(_count_columns, name)) <= longest:

@@ -32,7 +32,7 @@ from ray_embed.storage.lock import lock_folder
 
 Say = Callable[[str], None]
 
-# More dots would not show more, and t-SNE would take minutes.
+# More points would not show anything new, and t-SNE would take minutes.
 DRAWN = 5_000
 _CLASSES = 15
 _SHEET_ROWS, _SHEET_NEIGHBORS = 10, 8
@@ -45,14 +45,14 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
 
     Args:
         run: the run folder.
-        layer: the layer to draw, where there are several.
+        layer: the layer to draw, if there are several.
         say: prints a line for the user.
-        labels: whether labels that are numbers are "classes" or "values". None for classes where
-            they are whole numbers, or floats that are all whole with at most 50 values.
+        labels: whether to treat numeric labels as "classes" or "values". If None, they are classes
+            if they are integers, or floats that are all whole with at most 50 distinct values.
 
     Raises:
-        InputError: no such run or layer, shards are missing, features are not finite, `labels` is
-            "values" and they are not numbers, or matplotlib is missing.
+        InputError: the run or layer does not exist, shards are missing, features are not finite,
+            `labels` is "values" and the labels are not numbers, or matplotlib is missing.
         RunError: a part is damaged, or the storage fails.
     """
     style.check_installed()
@@ -97,11 +97,11 @@ def _get_file_name(key: object) -> str:
 
 
 def _save_views(run: RunReader, column: str, records: Subset, say: Say) -> None:
-    """Map the points of the page if they are few enough, and write the views."""
+    """Map the points that the page shows, if they are few enough, and write the views."""
     folder, limit = run.folder, int(run.config["projector_limit"])
     shown = min(records.total, limit)
     most = sampling.limit_by_memory(bookmarks.MAX_TSNE_POINTS, records.features.shape[1])
-    # The coordinates that `reduce` has written need less memory than features.
+    # The coordinates that `reduce` writes need less memory than the features.
     is_reduced = all(
         folder.exists(part_files.part_name(layout.PCA, number))
         for number in part_files.list_part_numbers(folder)
@@ -130,7 +130,7 @@ def _save_views(run: RunReader, column: str, records: Subset, say: Say) -> None:
 
 
 class _Drawing:
-    """Draws and saves the pictures of some records.
+    """Draws and saves the figures of some records.
 
     Args:
         folder: the run folder.
@@ -163,7 +163,7 @@ class _Drawing:
         self._among = f"{among} · {self._name}"
 
     def draw(self, components: Components) -> None:
-        """Draw all pictures for which the records have what it takes."""
+        """Draw all figures that the records allow."""
         records, lettering = self._records, self._lettering
         if advice := lettering.advice():
             self._say(advice)
@@ -192,7 +192,7 @@ class _Drawing:
         return maps
 
     def _draw_maps(self, maps: list[projections.Map], classes: Classes | None) -> None:
-        """Draw the maps by label, and by split where there are several."""
+        """Draw the maps by label, and also by split if there are several splits."""
         records = self._records
         if classes is None:
             values = np.array([np.nan if v is None else v for v in records.labels], float)
@@ -270,14 +270,14 @@ class _Drawing:
         self._save("misplaced", figures.draw_contact_sheet(records, strips), title, names)
 
     def _name_record(self, record: int) -> str:
-        """Return a record's split and file name, or its index where no font has the letters."""
+        """Return a record's split and file name, or its index if no font has the name's letters."""
         split, name = self._records.splits[record], _get_file_name(self._records.keys[record])
         if letters(name) & self._lettering.missing:
             name = f"record {self._records.index[record]}"
         return f"{self._lettering.text(split)} {name}"
 
     def _save(self, name: str, figure: Any, title: str, names: Iterable[str] = ()) -> None:
-        """Write a picture with its title, and a table of the names that it draws as numbers."""
+        """Write a figure with its title and a table of the names that it draws as numbers."""
         style.add_title(figure, title)
         style.add_table(figure, _TABLE, self._lettering.table(names))
         for file in style.save_figure(self._folder, f"{name}{self._suffix}", figure):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Map features to two or three dimensions, and measure how far each map is to be trusted."""
+"""Map features to two or three dimensions, and measure how far each map can be trusted."""
 
 import contextlib
 import importlib.util
@@ -12,12 +12,12 @@ import numpy as np
 
 from ray_embed.core.arrays import Array, Matrix
 
-# t-SNE and UMAP start from so many components.
+# How many components t-SNE and UMAP use as input.
 DIMENSIONS = 50
 PERPLEXITY, NEIGHBORS, MINIMAL_DISTANCE = 30, 15, 0.1
-# With fewer points, t-SNE and UMAP show nothing.
+# With fewer points than this, t-SNE and UMAP show nothing useful.
 FEWEST = 10
-# Both measures need all distances between the records that they are computed on.
+# Quality is measured on at most this many records, as it needs the distances of all pairs.
 EVALUATED = 2_000
 _EVALUATED_NEIGHBORS = 15
 _SEED = 0
@@ -28,7 +28,7 @@ class Map:
     """A map of records: `name`, `points` (n, 2 or 3) float32, and its quality.
 
     `trustworthiness` and `continuity` are from 0 to 1, computed on `evaluated` of the records. They
-    are None where there are too few.
+    are None if there are too few records.
     """
 
     name: str
@@ -47,7 +47,7 @@ def compute_projections(components: Matrix, size: int) -> dict[str, Matrix]:
     """Compute maps by name: `pca`, and if there are enough points, `tsne` and `umap`.
 
     Args:
-        components: (n, k) principal components. The first are the map `pca`.
+        components: (n, k) principal components. The first `size` of them are the map `pca`.
         size: the dimensions of the maps, 2 or 3.
 
     Returns:
@@ -65,7 +65,7 @@ def compute_projections(components: Matrix, size: int) -> dict[str, Matrix]:
 
 
 def run_tsne(components: Matrix, size: int) -> Matrix:
-    """Map (n, k) to (n, size) float32 by t-SNE, always the same (van der Maaten and Hinton 2008).
+    """Map (n, k) to (n, size) float32 by t-SNE, reproducibly (van der Maaten and Hinton 2008).
 
     It starts from the first components (Kobak and Berens 2019).
     """
@@ -74,21 +74,21 @@ def run_tsne(components: Matrix, size: int) -> Matrix:
 
     perplexity = min(PERPLEXITY, (len(components) - 1) / 3)
     model = TSNE(size, perplexity=perplexity, init="pca", random_state=_SEED)
-    # Threads add numbers up in another order each time, which gives another map.
+    # With several threads, numbers are added in a varying order, and the map changes each time.
     with threadpool_limits(1):
         points: Matrix = model.fit_transform(components).astype(np.float32)
     return points
 
 
 def run_umap(components: Matrix, size: int) -> Matrix:
-    """Map (n, k) to (n, size) float32 by UMAP, always the same (McInnes, Healy, Melville 2018)."""
+    """Map (n, k) to (n, size) float32 by UMAP, reproducibly (McInnes, Healy, Melville 2018)."""
     with warnings.catch_warnings(), _without_tensorflow():
         # It warns about the next version of a library.
         warnings.simplefilter("ignore")
         from umap import UMAP
 
         neighbors = min(NEIGHBORS, len(components) - 1)
-        # More than one thread would give another map each time.
+        # With more than one thread, the map would change each time.
         model = UMAP(neighbors, size, min_dist=MINIMAL_DISTANCE, random_state=_SEED, n_jobs=1)
         points: Matrix = model.fit_transform(components).astype(np.float32)
     return points
@@ -96,7 +96,7 @@ def run_umap(components: Matrix, size: int) -> Matrix:
 
 @contextlib.contextmanager
 def _without_tensorflow() -> Iterator[None]:
-    """Hide TensorFlow from umap-learn, which would import it for a UMAP that is not used."""
+    """Hide TensorFlow from umap-learn, which would import it for parametric UMAP, unused here."""
     if "tensorflow" in sys.modules:
         yield
         return
@@ -110,13 +110,14 @@ def _without_tensorflow() -> Iterator[None]:
 def evaluate_map(name: str, features: Array, points: Matrix) -> Map:
     """Measure the quality of a map.
 
-    Trustworthiness is low where neighbors on the map are not neighbors in truth, continuity where
-    neighbors are torn apart (Venna and Kaski 2001). 1 is best, about 0.5 a random map. Both use L2,
-    the 15 nearest, and a random sample of at most EVALUATED records.
+    Trustworthiness is low if neighbors on the map are not neighbors in feature space. Continuity is
+    low if neighbors in feature space are torn apart on the map (Venna and Kaski 2001). A value of 1
+    is best; a random map scores about 0.5. Both use L2 distances, the 15 nearest neighbors, and a
+    random sample of at most `EVALUATED` records.
 
     Args:
-        name: of the map.
-        features: (n, D).
+        name: the name of the map.
+        features: (n, D), the features of the records.
         points: (n, 2 or 3).
     """
     from sklearn.manifold import trustworthiness

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Style pictures, write texts around them, and save them."""
+"""Style figures, write text around them, and save them."""
 
 import io
 import re
@@ -13,7 +13,7 @@ from ray_embed.errors import InputError
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
 
-# With more dots, they are one image inside the SVG, which would be slow to open otherwise.
+# From this many dots on, they become one image in the SVG, which would be slow to open otherwise.
 RASTERIZED_FROM = 1_000
 INK, FAINT = "#222222", "#8a8f96"
 # Inches around a picture's title and the table below it, and their font sizes in points.
@@ -35,9 +35,9 @@ _STYLE = {
     "ytick.color": INK,
     "figure.facecolor": "white",
     "savefig.dpi": 200,
-    # The same picture gives the same bytes.
+    # Make the SVG of the same figure the same bytes.
     "svg.hashsalt": "ray_embed",
-    # A dollar in a name does not start a formula.
+    # Keep a dollar sign in a name from starting a formula.
     "text.parse_math": False,
 }
 
@@ -64,7 +64,7 @@ def apply_style(lettering: Lettering) -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, layout: Any = "constrained") -> Any:
-    """Make a figure (inches) that is drawn without a screen, and that pyplot does not know."""
+    """Make a figure (size in inches) that needs no display and is not registered with pyplot."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -74,7 +74,7 @@ def new_figure(width: float, height: float, layout: Any = "constrained") -> Any:
 
 
 def add_title(figure: Any, title: str) -> None:
-    """Write a title above a figure, in as many lines as it needs."""
+    """Write a title above a figure, on as many lines as it needs."""
     width, height = figure.get_size_inches()
     lines = wrap_text(figure, title, width - 2 * _MARGIN, _TITLE)
     _write(figure, _MARGIN, height + _MARGIN / 2, lines, "bottom", _TITLE)
@@ -99,7 +99,7 @@ def add_table(figure: Any, heading: str, entries: Sequence[str]) -> None:
 
 
 def _write(figure: Any, x: float, y: float, lines: Sequence[str], align: str, size: float) -> float:
-    """Write lines at a position in inches, also beyond the figure; return their lower edge."""
+    """Write lines at a position in inches, even outside the figure, and return their lower edge."""
     width, height = figure.get_size_inches()
     # matplotlib moves coordinates of the figure when it saves more than the figure.
     text = figure.text(x / width, y / height, "\n".join(lines), va=align, fontsize=size)
@@ -116,7 +116,7 @@ def measure_width(figure: Any, text: str, size: float) -> float:
 
 
 def fit_text(figure: Any, text: str, width: float, size: float) -> str:
-    """Shorten a line to a width in inches."""
+    """Shorten a line to fit a width in inches."""
     for longest in range(60, 4, -1):
         line = shorten(text, longest)
         if measure_width(figure, line, size) <= width:
@@ -125,7 +125,7 @@ def fit_text(figure: Any, text: str, width: float, size: float) -> str:
 
 
 def wrap_text(figure: Any, text: str, width: float, size: float) -> list[str]:
-    """Break a text into lines of a width in inches, at spaces if possible."""
+    """Break a text into lines that fit a width in inches, at spaces if possible."""
     width *= _FILL
     lines = [""]
     for word in re.findall(r"\s*\S+", text):
@@ -142,7 +142,7 @@ def wrap_text(figure: Any, text: str, width: float, size: float) -> list[str]:
 
 
 def render(figure: Any, kind: str) -> bytes:
-    """Render a figure as "png" or "svg", made larger where something lies beyond its edges."""
+    """Render a figure as "png" or "svg", enlarged to include anything beyond its edges."""
     from matplotlib.transforms import Bbox
 
     figure.draw_without_rendering()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of an engine, and of an engine that was opened for one encoder."""
+"""The interface of an engine, and of an engine opened for one encoder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,9 +10,9 @@ from ray_embed.encoders.spec import Encoder
 
 @dataclass(frozen=True)
 class OpenEngine:
-    """Run batches of (B, H, W, C) float32, or of (B,) bytes; return (B, D) float32 per output.
+    """Runs batches of (B, H, W, C) float32 or (B,) bytes, and returns (B, D) float32 per output.
 
-    `concurrency` is how many batches may run at the same time, each on a thread of its own.
+    `concurrency` is how many batches may run at the same time, each on its own thread.
     """
 
     run: Callable[[Array], list[Array]]
@@ -32,13 +32,13 @@ class Engine:
     """A way to run an encoder.
 
     Attributes:
-        name: what `run.json` records.
+        name: the name that `run.json` records.
         option: the value of ``--engine`` that selects it, besides ``auto``.
-        open: makes the engine ready for an encoder. The integer is the number of threads, for
-            engines that have their own.
+        open: opens the engine for an encoder. The integer is the number of threads, for engines
+            with their own thread pool.
         needs_graph: whether it runs the folded graph instead of the Keras model.
         decodes_files: whether it can run an encoder that decodes image files itself.
-        lowers_precision: whether it lowers the precision itself, so that it takes the float32
+        lowers_precision: whether it lowers the precision itself, and therefore takes the float32
             graph.
         devices: where ``auto`` may choose it: ``cpu``, ``gpu`` or both.
         is_installed: whether its packages can be imported. It must not import them.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Choose the engine of an encoder: the first whose features agree with those of a plain call."""
+"""Choose an encoder's engine: the first one whose features agree with a plain call's features."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +19,7 @@ from ray_embed.errors import InputError
 
 # The guarantee for float32 is |f - g| <= RELATIVE·|g| + ABSOLUTE·max|g|. Trained encoders in
 # float32 differ by up to 6e-6·max|g| from float64, in Keras and in engines alike. A plain Keras
-# call of one image moves trained encoders by 1e-6, and random ones by 1.3e-5
+# call on one image shifts the features of trained encoders by 1e-6, and of random ones by 1.3e-5
 # (tests/benchmarks/batch_sizes.py).
 _RELATIVE, _ABSOLUTE = 1e-5, 1e-5
 # bfloat16 keeps 8 bits of each number, and errors add up over the layers.
@@ -36,13 +36,13 @@ class Reference:
 
 
 def agree(features: list[Array], expected: list[Array], precision: str = "float32") -> bool:
-    """Return whether features agree with those of the plain call, within the guarantee."""
+    """Return whether features agree with the plain call's features, within the guarantee."""
     for f, g in zip(features, expected, strict=True):
         largest = np.nanmax(np.abs(g), initial=0.0)
         bound = _RELATIVE * np.abs(g) + _ABSOLUTE * largest
         if precision == "bfloat16":
             bound = bound + _BFLOAT16 * largest
-        # Rows that are not finite in both are rejected later.
+        # Rows in which the plain call's features are not finite are rejected later.
         if not np.all((np.abs(f - g) <= bound) | ~np.isfinite(g)):
             return False
     return True
@@ -55,9 +55,9 @@ def choose_engine(
 
     Args:
         draft: the encoder without an engine.
-        loaded: its model.
-        reference: a plain call of it.
-        threads: the number of threads, for engines that have their own.
+        loaded: the encoder's model.
+        reference: a plain call of the model.
+        threads: the number of threads, for engines with their own thread pool.
 
     Raises:
         InputError: no engine agrees.
@@ -67,7 +67,7 @@ def choose_engine(
     chosen = _first_that_agrees(draft, lowers_itself, reference, threads, warnings)
     others = [engine for engine in engines if engine not in lowers_itself]
     if chosen is None and others:
-        # TensorFlow's precision is part of the graph.
+        # In TensorFlow, the precision is part of the graph.
         with computing_in_bfloat16(loaded):
             lowered, reasons = fold_encoder(draft, reference.encode, draft.rescaling.dtype)
             lowered = replace(lowered, rescaling=draft.rescaling)
@@ -123,9 +123,9 @@ def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | N
 
 
 def _without_objects(spec: EncoderSpec) -> EncoderSpec:
-    """Replace a model or preprocessing object by its name: the graph contains it.
+    """Drop model and preprocessing objects, which the graph contains; the model's name is kept.
 
-    Other processes need not be able to import it, nor to receive its weights twice.
+    Other processes then need not import these objects, nor receive the weights twice.
     """
     preprocess = None if callable(spec.preprocess) else spec.preprocess
     return replace(spec, model=spec.model_name, preprocess=preprocess)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Folded graph: run the graph whose variables are constants with TensorFlow."""
+"""Folded graph: use TensorFlow to run the graph whose variables are folded to constants."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""OpenVINO: run the folded graph on the CPU, usually faster than TensorFlow does."""
+"""OpenVINO: run the folded graph on the CPU, usually faster than TensorFlow."""
 
 import importlib.util
 import queue
@@ -10,7 +10,7 @@ from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.base import Engine, OpenEngine
 from ray_embed.encoders.spec import Encoder
 
-# The number of float32 among the types of TensorFlow's graphs.
+# The number that stands for float32 in TensorFlow graphs.
 _FLOAT32 = 1
 
 
@@ -38,7 +38,7 @@ def _open(encoder: Encoder, threads: int) -> OpenEngine:
 
 def _compile(encoder: Encoder, threads: int) -> tuple[Any, list[Any]]:
     """Compile the encoder's graph; return the compiled model and its output ports."""
-    # OpenVINO reports imports and conversions to its makers through this optional package. If the
+    # OpenVINO reports imports and conversions to its developers via this optional package. If the
     # package cannot be imported, OpenVINO reports nothing.
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     import openvino
@@ -62,7 +62,7 @@ def _compile(encoder: Encoder, threads: int) -> tuple[Any, list[Any]]:
 
 
 def _add_named_output(graph: Any, name: str) -> str:
-    """Return a name that OpenVINO keeps; it names only the first output of an operation."""
+    """Return an output name that OpenVINO keeps: it names only an operation's first output."""
     operation, _, number = name.partition(":")
     if number in ("", "0"):
         return name

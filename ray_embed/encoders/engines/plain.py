@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Plain call: load the Keras model again and call it eagerly. Every encoder can be run so."""
+"""Plain call: load the Keras model again and call it eagerly, which works for every encoder."""
 
 import contextlib
 from collections.abc import Callable
@@ -22,7 +22,8 @@ def open_model(encoder: Encoder, wrap: Callable[[Encode], Callable[[Any], Any]])
 
     Args:
         encoder: the encoder.
-        wrap: gets the function from images to features, and returns what the engine calls.
+        wrap: takes the function from images to features, and returns the function that the engine
+            calls.
     """
     import tensorflow as tf
 

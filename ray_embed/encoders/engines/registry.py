@@ -20,7 +20,7 @@ def candidates(option: str, gpu: bool) -> tuple[Engine, ...]:
     if option == "auto":
         return tuple(e for e in ENGINES if device in e.devices and e.is_installed())
     asked = tuple(engine for engine in ENGINES if engine.option == option)
-    # An engine that alone has this option is used wherever it runs.
+    # If only one engine has this option, it is used on any device.
     return asked if len(asked) == 1 else tuple(e for e in asked if device in e.devices)
 
 
@@ -34,6 +34,6 @@ def open_engine(encoder: Encoder, threads: int) -> OpenEngine:
 
     Args:
         encoder: the encoder.
-        threads: the number of threads, for engines that have their own.
+        threads: the number of threads, for engines with their own thread pool.
     """
     return _BY_NAME[encoder.engine].open(encoder, threads)

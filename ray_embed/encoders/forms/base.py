@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The interface of a form that a model may be given in."""
+"""The interface of a form in which a model may be given."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,10 +10,11 @@ from ray_embed.encoders.spec import EncoderSpec
 
 @dataclass(frozen=True)
 class Form:
-    """A form that a model may be given in.
+    """A form in which a model may be given.
 
     Attributes:
-        matches: returns whether the model has this form. The forms before it do not match.
+        matches: returns whether the model has this form. It is called only if no earlier form
+            matches.
         load: returns the model. It raises InputError if the model is missing, damaged or unsafe.
     """
 

@@ -32,7 +32,7 @@ _OTHER_FORMS = (
 
 @dataclass(frozen=True)
 class _StoredModel:
-    """The content of a model file: the Keras that reads it, its configurations, its true suffix."""
+    """The content of a model file: which Keras reads it, its configurations, and its suffix."""
 
     family: str
     configs: list[Any]
@@ -77,7 +77,7 @@ def _read_stored(path: Path) -> _StoredModel:
     """Return what a model file or folder contains.
 
     Raises:
-        InputError: it does not exist, or is not a model.
+        InputError: the path does not exist, or is not a model.
     """
     if not path.exists():
         raise InputError(f"--model {path}: no such file; {_ACCEPTED}")
@@ -116,7 +116,7 @@ def _without_training(config: Any) -> Any:
 
 
 def _describe_missing(stored: _StoredModel, objects: Objects, spec: EncoderSpec) -> str:
-    """Describe what the file needs that Keras does not have, judging by its configuration."""
+    """Describe what the file's configuration needs that Keras does not have."""
     if any(map(lambda_layers.holds_lambda, stored.configs)):
         return (
             "it holds a Lambda; Python code stored in a model file is not run; build the model in "

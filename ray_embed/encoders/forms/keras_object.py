@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Keras models in memory: given as an object, or returned by a callable of the user."""
+"""Keras models in memory: passed as an object, or returned by the user's callable."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ def call_user_code(spec: EncoderSpec) -> Any:
     """Return what the user's callable returns.
 
     Raises:
-        InputError: it cannot be imported, or it fails.
+        InputError: the callable cannot be imported, or it fails.
     """
     return user_code.call_reference(spec.model, spec.model_kwargs, "--model")
 
@@ -35,12 +35,12 @@ def wrap_model(root: Any, spec: EncoderSpec, custom_objects: Objects) -> LoadedM
     """Return the requested Keras model in `root`, ready to be called.
 
     Args:
-        root: a Keras model, or an object that holds some.
-        spec: may name a submodel.
+        root: a Keras model, or an object that holds Keras models.
+        spec: the request, which may name a submodel.
         custom_objects: the classes and functions that `root` was loaded with.
 
     Raises:
-        InputError: there is no such model, or it does not take one batch of images.
+        InputError: the requested model does not exist, or does not take one batch of images.
     """
     *holders, model = find_model(root, spec)
     shape, channels_first = model_input_layout(model, spec)
@@ -83,7 +83,7 @@ def find_model(root: Any, spec: EncoderSpec) -> list[Any]:
 
 
 def _input_dtype(model: Any) -> str:
-    """Return the type of a model's input, float32 if the model does not define it."""
+    """Return the type of a model's input, or float32 if the model does not define it."""
     inputs = getattr(model, "inputs", None)
     dtype = getattr(inputs[0], "dtype", "float32") if inputs else "float32"
     return str(getattr(dtype, "name", dtype))

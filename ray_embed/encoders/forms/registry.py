@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All forms that a model may be given in; the first one that matches loads it."""
+"""All forms in which a model may be given. The first one that matches loads the model."""
 
 from ray_embed.encoders.forms import keras_file, keras_object, signature
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SavedModels that are called by a signature: the requested one, or the one that takes images."""
+"""Load SavedModels called by a signature: the requested one, or the one that takes images."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,8 +17,8 @@ from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.unsafe_models import refuse_unsafe_operations
 from ray_embed.errors import InputError
 
-# The most likely first. Modules of TensorFlow 1 Hub have no tag for inference, and their signature
-# for the features of a classifier is `image_feature_vector`.
+# Most likely first. TensorFlow 1 Hub modules have no tag for inference, and a classifier's
+# signature for features is `image_feature_vector`.
 _TAGS = (("serve",), ())
 _SIGNATURES = ("serving_default", "image_feature_vector", "default")
 # The documented main output of TensorFlow 1 Hub modules with several outputs.
@@ -56,7 +56,7 @@ def _matches(spec: EncoderSpec) -> bool:
     """Return whether the model is a SavedModel to be called by a signature, not by its layers.
 
     Raises:
-        InputError: a signature is requested of a model in another form.
+        InputError: a signature is requested for a model in another form.
     """
     requested = spec.tags is not None or spec.signature is not None
     if isinstance(spec.model, str) and not is_callable_reference(spec.model):
@@ -72,7 +72,7 @@ def _matches(spec: EncoderSpec) -> bool:
 
 
 def _load(spec: EncoderSpec) -> LoadedModel:
-    """Load a SavedModel, and return its signature of one image input.
+    """Load a SavedModel, and return its signature that takes one image input.
 
     Raises:
         InputError: the SavedModel is unsafe, cannot be loaded, or has no such signature.

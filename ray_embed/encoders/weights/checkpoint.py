@@ -36,7 +36,7 @@ def load_checkpoint(
         display_name: the name of the file in messages.
         model: a built Keras 3 or tf_keras model.
         names: the attribute names under which an outer object holds `model`.
-        around: models that contain `model`, one of which may have been saved instead.
+        around: models that contain `model`. One of them may have been saved instead.
 
     Raises:
         InputError: the checkpoint cannot be read or does not belong to the model.
@@ -53,7 +53,7 @@ def load_checkpoint(
 def _find_match(
     checkpoint: Checkpoint, model: Any, names: Sequence[str], around: Sequence[Any]
 ) -> Match:
-    """Return the only match of all of the model's weights; the likeliest places come first."""
+    """Return the only match of all the model's weights, trying the most likely places first."""
     wanted = weights_of(model)
     attempts = [(model, iter([[0]]))]
     if names:
@@ -75,14 +75,14 @@ def _match_target(
     wanted: Sequence[Any],
     tried: list[Match],
 ) -> Match | None:
-    """Return the match of `target` with a node nearest to the root, or None if there is none.
+    """Return the match of `target` with the node nearest to the root, or None if no node matches.
 
     Args:
         checkpoint: the file.
-        target: the model, or one that contains it.
-        levels: the nodes to try.
+        target: the model, or a model that contains it.
+        levels: the nodes to try, level by level.
         wanted: the weights of the model.
-        tried: every match is appended to it.
+        tried: a list to which every match is appended.
 
     Raises:
         InputError: several nodes of a level match.
@@ -108,10 +108,10 @@ def _match_target(
 
 
 def _levels(checkpoint: Checkpoint, names: Sequence[str] = ()) -> Iterator[list[int]]:
-    """Yield nodes by their distance from the root, only those under one of `names` if given.
+    """Yield nodes by their distance from the root; if `names` are given, only nodes so named.
 
-    Layers by position are skipped: a model that equals the first layers of another one must not
-    take its weights.
+    Layers listed by position are skipped: a model that equals the first layers of another model
+    must not take that model's weights.
     """
     seen, level = {0}, [0]
     if not names:
@@ -133,7 +133,7 @@ def _levels(checkpoint: Checkpoint, names: Sequence[str] = ()) -> Iterator[list[
 def _mismatch(
     checkpoint: Checkpoint, tried: Sequence[Match], model: Any, wanted: Sequence[Any]
 ) -> InputError:
-    """Return the error for the place where most of the model was found."""
+    """Return the error for the match that found the most variables of the model."""
     match = max(tried, key=lambda match: len(match.pairs))
     stored = sum(not _OTHER_KEYS.search(key) for key in checkpoint.shapes)
     reason = None if match.problems else describe_missing_lists(model, set(match.pairs), stored)
@@ -143,7 +143,7 @@ def _mismatch(
     reasons = {id(variable): reason for variable, reason in reversed(match.problems)}
     for variable in missing:
         reasons[id(variable)] = f"no value for {wanted_shape(variable)}, the file has no value"
-    # The first faulty variable of the model; problems of no single variable come last.
+    # Report the first faulty variable; problems not tied to a single variable come last.
     order = [id(variable) for variable in wanted if id(variable) in reasons] + list(reasons)
     count = f"{len(wanted) - len(missing)} of {len(wanted)} variables found"
     return InputError(f"{checkpoint.display_name}: {reasons[order[0]]} ({count}). {WEIGHTS_HINT}")

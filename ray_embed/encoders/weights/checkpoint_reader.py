@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the TensorFlow checkpoint that a path means, and read its object graph and values."""
+"""Find the TensorFlow checkpoint that a path refers to, and read its object graph and values."""
 
 import contextlib
 import re
@@ -45,13 +45,13 @@ class Checkpoint:
         """
         try:
             return self.reader.get_tensor(self.nodes[start].key)
-        except Exception as error:  # TensorFlow has a class for each kind of damage
+        except Exception as error:  # TensorFlow has an exception class for each kind of damage
             raise InputError(
                 f"{self.display_name}: damaged checkpoint, copy it again ({get_first_line(error)})"
             ) from error
 
     def variables_below(self, start: int) -> list[int]:
-        """Return the variable nodes below `start`, without the states of random generators."""
+        """Return the variable nodes below `start`, except the states of random generators."""
         variables, seen, todo = [], {start}, [start]
         while todo:
             node = todo.pop()
@@ -64,14 +64,14 @@ class Checkpoint:
         return variables
 
     def layer_names(self, start: int) -> set[str]:
-        """Return the scopes that all variables below `start` share; the layer's name is one."""
+        """Return the scopes shared by all variables below `start`, including the layer's name."""
         scopes = [
             set(self.nodes[node].full_name.split("/")[:-1]) for node in self.variables_below(start)
         ]
         return set.intersection(*scopes) if scopes else set()
 
     def positional_layers(self, start: int) -> tuple[str, list[int]]:
-        """Return the writer and the layers with weights of a functional or Sequential model.
+        """Return which Keras wrote a functional or Sequential model, and its layers with weights.
 
         Args:
             start: the model's node.
@@ -109,7 +109,8 @@ def open_checkpoint(prefix: str, display_name: str) -> Checkpoint:
         display_name: the name of the file in messages.
 
     Raises:
-        InputError: it is damaged, or was written by a Saver that stores no object graph.
+        InputError: the checkpoint is damaged, or was written by a Saver that stores no object
+            graph.
     """
     import tensorflow as tf
     from tensorflow.core.protobuf import trackable_object_graph_pb2
@@ -148,7 +149,7 @@ def _node(proto: Any, shapes: Mapping[str, Sequence[int]]) -> Node:
 
 
 def find_checkpoint(weights: str) -> str:
-    """Return the prefix of the TensorFlow checkpoint that a path means.
+    """Return the prefix of the TensorFlow checkpoint that a path refers to.
 
     Args:
         weights: the prefix, or a folder with a single checkpoint or a state file.
@@ -179,19 +180,19 @@ def find_checkpoint(weights: str) -> str:
 
 
 def _recorded_checkpoint(folder: Path) -> str:
-    """Return the base name of the newest checkpoint by the state file, without its folder."""
+    """Return the base name of the newest checkpoint according to the state file."""
     import tensorflow as tf
 
     try:
         state = tf.train.get_checkpoint_state(str(folder))
-    except ValueError:  # not text, or without a path; for other faults TensorFlow returns None
+    except ValueError:  # not text, or no path; TensorFlow returns None for other faults
         return ""
     return re.split(r"[/\\]", state.model_checkpoint_path)[-1] if state else ""
 
 
 @contextlib.contextmanager
 def plain_prefix(prefix: str) -> Iterator[str]:
-    """Yield the prefix, or one of links to its files if TensorFlow would read it as a pattern.
+    """Yield the prefix, or the prefix of links to its files if TensorFlow reads it as a pattern.
 
     Args:
         prefix: path of the checkpoint without `.index`. Read it only inside the ``with`` block.

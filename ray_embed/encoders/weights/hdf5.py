@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Load the weights of a Keras file, whatever its name, into a model: all of them or none."""
+"""Load the weights of a Keras file, regardless of its name, into a model: all or none."""
 
 import contextlib
 import shutil
@@ -23,8 +23,9 @@ def load_hdf5(
     Args:
         model: a built Keras 3 or tf_keras model.
         weights: path of the file.
-        around: models that contain `model`, one of which may have been saved instead.
-        paths: the attributes that lead to `model` in the outermost of these (`inner/encoder`).
+        around: models that contain `model`. One of them may have been saved instead.
+        paths: the attribute paths that lead to `model` from an object that contains it
+            (`inner/encoder`).
 
     Raises:
         InputError: the file cannot be read or does not belong to the model.
@@ -47,10 +48,10 @@ def load_hdf5(
 
 @contextlib.contextmanager
 def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
-    """Yield a path to the weights with the suffix of their layout, and their number of values.
+    """Yield a path to the weights with the suffix of their layout, and the number of values.
 
-    Keras chooses the layout by the suffix, but Keras 2 wrote its older layout to `x.weights.h5`,
-    too. The number is None for the older layout, which Keras checks itself.
+    Keras chooses the layout by the suffix, but Keras 2 also wrote its older layout to
+    `x.weights.h5`. The number is None for the older layout, which Keras checks itself.
     """
     with tempfile.TemporaryDirectory(prefix="ray_embed_weights_") as scratch:
         source = Path(weights).resolve()
@@ -65,7 +66,7 @@ def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
 
 
 def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
-    """Yield parts of a newer-layout file as separate files, and their numbers of values.
+    """Yield parts of a newer-layout file as separate files, each with its number of values.
 
     This loads the encoder's weights even if the model that contains it cannot be built.
     """
@@ -85,7 +86,7 @@ def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str,
 
 @contextlib.contextmanager
 def _opened(path: str | Path, weights: str) -> Iterator[Any]:
-    """Open an HDF5 file for reading; any access to it may find damage."""
+    """Open an HDF5 file for reading. Damage may show up at any access to it."""
     import h5py
 
     try:
@@ -98,7 +99,7 @@ def _opened(path: str | Path, weights: str) -> Iterator[Any]:
 
 
 def _unpacked(weights: str, scratch: Path) -> Path:
-    """Return the weights file of a `.keras` file; nothing else in it is read."""
+    """Unpack the weights from a `.keras` file, and read nothing else in it."""
     path = scratch / "unpacked.h5"
     try:
         with (
@@ -117,9 +118,9 @@ def _unpacked(weights: str, scratch: Path) -> Path:
 
 
 def _count_values(file: Any) -> int:
-    """Return the number of the model's variables in a newer-layout file, without scalars.
+    """Return the number of model variables in a newer-layout file, not counting scalars.
 
-    The file also has the metrics that are attributes of the model; most of their values are
+    The file also holds the measures that are attributes of the model, but most of their values are
     scalars.
     """
     import h5py
@@ -141,8 +142,8 @@ def _count_values(file: Any) -> int:
 def _in_order_of(target: Any, path: str, weights: str) -> str:
     """Return an older-layout file whose values within each layer are in the order of `target`.
 
-    Keras pairs values by order, trainable ones first. If parts of a nested model were frozen when
-    it was saved or loaded, but not both times, values of equal shapes would be swapped.
+    Keras pairs values by order, trainable ones first. If parts of a nested model were frozen either
+    when it was saved or when it is loaded, but not both, values of equal shapes would be swapped.
     """
     import h5py
 
@@ -160,7 +161,7 @@ def _in_order_of(target: Any, path: str, weights: str) -> str:
 
 
 def _orders_for(target: Any, root: Any) -> dict[str, list[str]]:
-    """Return the groups whose values are not in the order of the layer's variables, reordered."""
+    """Return the right order of values for each group that is not in the layer's order."""
     saved = [root[_text(name)] for name in root.attrs.get("layer_names", ())]
     groups = [group for group in saved if len(group.attrs.get("weight_names", ()))]
     layers = [layer for layer in target.layers if weights_of(layer)]
@@ -190,9 +191,10 @@ def _order_by_name(layer: Any, names: list[str]) -> list[str]:
 
 
 def _ranked(paths: Sequence[str], depth: int) -> list[tuple[tuple[str, int], ...]]:
-    """Return the last parts of each path with ranks as numbers: dense_7, dense_9 as dense, dense_1.
+    """Return each path's last parts, numbered by rank: dense_7, dense_9 become dense, dense_1.
 
-    The numbers that Keras assigns differ between programs; their order is that of creation.
+    The numbers that Keras assigns differ between programs, but their order is the order of
+    creation.
     """
     split = [
         [(part.rstrip("0123456789"), part) for part in path.partition(":")[0].split("/")[-depth:]]
@@ -216,9 +218,10 @@ def _text(name: Any) -> str:
 
 
 def _load_by_keras(target: Any, path: str, count: int | None, weights: str) -> None:
-    """Let Keras load the file into `target`, and check that each variable got a value.
+    """Let Keras load the file into `target`, and check that each variable received a value.
 
-    Keras may leave variables untouched without an error, so they are filled with marks before.
+    Keras may leave variables untouched without an error, so they are filled with marker values
+    first.
     """
     variables = weights_of(target)
     _check_count(target, variables, count, weights)
@@ -259,7 +262,7 @@ def _check_count(target: Any, variables: list[Any], count: int | None, weights: 
 
 
 def _copy_values(variable: Any) -> Any:
-    """Return a copy, not a view: the variable is written to afterwards."""
+    """Return a copy, not a view, because the variable is overwritten afterwards."""
     import numpy as np
 
     return np.array(variable.numpy())

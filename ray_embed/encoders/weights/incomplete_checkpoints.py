@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Recognize checkpoints in which Keras 3 silently left out a part of the model.
 
-`tf.train.Checkpoint` saves the attributes of a Keras 3 layer, but not the layers in lists and
-dictionaries. Keras 2 had its own types of lists for them.
+`tf.train.Checkpoint` saves the attributes of a Keras 3 layer, but not layers in lists or
+dictionaries. Keras 2 had its own list types for those.
 """
 
 from collections.abc import Mapping
@@ -12,15 +12,16 @@ from ray_embed.encoders.keras_compat import children_of, is_positional, is_varia
 
 
 def describe_missing_lists(model: Any, matched: set[int], stored: int) -> str | None:
-    """Describe that a checkpoint lacks the layers in lists, if only these are missing.
+    """Describe how a checkpoint lacks the layers in lists, if only these are missing.
 
     Args:
         model: the model that the checkpoint should contain.
-        matched: the ids of its variables that have a value of the right shape in it.
-        stored: how many variables of models the checkpoint holds.
+        matched: the ids of the model's variables that have a value of the right shape in the
+            checkpoint.
+        stored: how many model variables the checkpoint holds.
 
     Returns:
-        What is wrong and how to save it again, or None if something else is missing, too.
+        What is wrong and how to save the model again, or None if something else is also missing.
     """
     wanted = {id(variable) for variable in model.weights}
     outside, lists = _outside_lists(model)
@@ -36,7 +37,7 @@ def describe_missing_lists(model: Any, matched: set[int], stored: int) -> str | 
 
 
 def _outside_lists(model: Any) -> tuple[set[int], list[str]]:
-    """Return the variables outside of lists, and the names of the lists that hold others."""
+    """Return the variables outside of lists, and the names of lists that hold other variables."""
     variables: set[int] = set()
     lists: dict[str, None] = {}
     seen, waiting = {id(model)}, [model]
@@ -45,7 +46,7 @@ def _outside_lists(model: Any) -> tuple[set[int], list[str]]:
         layers = owner.layers if is_positional(owner) else []
         for name, child in [*children_of(owner), *(("", layer) for layer in layers)]:
             if isinstance(child, (list, tuple, Mapping)):
-                # TensorFlow keeps its own record of the attributes under such a name.
+                # Under names like this, TensorFlow keeps its own record of the attributes.
                 if _holds_layers(child) and not name.startswith("_self_"):
                     lists[f"{getattr(owner, 'name', type(owner).__name__)}.{name}"] = None
             elif is_variable(child):

@@ -22,20 +22,20 @@ def load_weights(
     images: Any | None = None,
     between: Sequence[Any] = (),
 ) -> None:
-    """Set every weight of `model` from a file; on an error change nothing.
+    """Set every weight of `model` from a file, or change nothing if there is an error.
 
     Args:
         model: a Keras 3 or tf_keras model whose variables exist.
-        weights: path of a file that Keras wrote, whatever its name, prefix of a TensorFlow
-            checkpoint, or a folder with one.
+        weights: the path of a file that Keras wrote, with any name; the prefix of a TensorFlow
+            checkpoint; or a folder with a checkpoint.
         outer: the object that contains `model`, if any. The file may have been saved from it. The
-            weights are loaded into it if they do not fit `model` alone.
+            weights are loaded into that object if they do not fit `model` alone.
         images: (N, H, W, C) float32 that `model` takes, to build the parts of `outer` that were
             never called.
         between: the objects inside `outer` that lead to `model`.
 
     Raises:
-        InputError: the file is missing, damaged, or of another format; or it does not belong to the
+        InputError: the file is missing, damaged, or in another format; or it does not belong to the
             model: a variable has no value, a value has another shape, or the file has more layers.
     """
     if not weights_of(model):

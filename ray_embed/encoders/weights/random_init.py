@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Set a model's weights to those that it had before training, for ``--weights random``.
+"""Set a model's weights to values as they were before training, for ``--weights random``.
 
-They come from the layers' own initializers, with a fixed seed. Normalization layers keep theirs,
-which are the mean and variance of pixels and were not trained.
+The values come from the layers' own initializers, with a fixed seed. Normalization layers keep
+their weights, which are the mean and variance of pixels and were not trained.
 """
 
 import sys
@@ -30,15 +30,16 @@ _SEED = 0
 
 
 def give_random_weights(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> None:
-    """Set the model's weights to initial ones, the same on every call.
+    """Set the model's weights to initial values, which are the same on every call.
 
     Args:
         loaded: the model, whose variables exist.
-        spec: where it was loaded from.
-        images: (N, H, W, C) float32 that it takes.
+        spec: what the model was loaded from.
+        images: (N, H, W, C) float32 that the model takes.
 
     Raises:
-        InputError: its layers cannot be created again, or its own code gives it trained weights.
+        InputError: the model's layers cannot be created again, or its own code sets trained
+            weights.
     """
     if loaded.model is None:
         raise _cannot(spec, "it is a SavedModel without Keras layers, whose weights are fixed")
@@ -83,7 +84,7 @@ def _initial_weights(model: Any, spec: EncoderSpec, images: Any, before: Weights
 
 
 def _clone(model: Any) -> Any:
-    """Create the layers of a functional or Sequential model again, those of nested models too."""
+    """Create the layers of a functional or Sequential model again, including nested models."""
     if keras_family(model) == "keras":
         import keras
 
