@@ -23,9 +23,9 @@ Points = np.ndarray[Any, np.dtype[np.float64]]
 METRICS = ("cosine", "l2")
 _RECORD = ["index", "key", "label", "split"]
 # How many distances are in memory at once.
-_AT_ONCE = 1 << 22
-# Records with more than `_WIDE` numbers are read in blocks of about `_NUMBERS` numbers.
-_WIDE, _NUMBERS = 8192, 1 << 23
+_DISTANCES_AT_ONCE = 1 << 22
+# Records with more than `_WIDE` numbers are read in blocks of about `_BLOCK_NUMBERS` numbers.
+_WIDE, _BLOCK_NUMBERS = 8192, 1 << 23
 # Squared distances below this share of the squared lengths are rounding errors, even in float32.
 _ROUNDING = 1e-13
 
@@ -124,13 +124,13 @@ class _Search:
     def add(self, rows: Array, positions: Array) -> None:
         """Also search rows (m, D). Their positions (m,) must exceed all positions so far."""
         # In double precision, a part of wide features would take a gigabyte or more.
-        size = max(1, _NUMBERS // rows.shape[1]) if rows.shape[1] > _WIDE else len(rows)
+        size = max(1, _BLOCK_NUMBERS // rows.shape[1]) if rows.shape[1] > _WIDE else len(rows)
         for start in range(0, len(rows), max(1, size)):
             self._add(rows[start : start + size], positions[start : start + size])
 
     def _add(self, rows: Array, positions: Array) -> None:
         doubles = rows.astype(np.float64)
-        size = max(1, _AT_ONCE // (len(rows) + self._k))
+        size = max(1, _DISTANCES_AT_ONCE // (len(rows) + self._k))
         starts = range(0, max(1, len(self._points)), size)
         blocks = [self._search(slice(start, start + size), doubles, positions) for start in starts]
         self.distances = np.concatenate([distances for distances, _ in blocks])

@@ -186,7 +186,7 @@ def evaluate(
     shown by `ray-embed view`.
     """
     from ray_embed.analysis.evaluation.evaluate import evaluate as measure
-    from ray_embed.analysis.evaluation.evaluate import require_layers
+    from ray_embed.analysis.evaluation.evaluate import select_outputs
     from ray_embed.analysis.evaluation.record import record
     from ray_embed.analysis.evaluation.report import format_evaluation
     from ray_embed.analysis.evaluation.to_json import evaluation_to_json
@@ -199,7 +199,7 @@ def evaluate(
         if random_weights:
             from ray_embed.baseline import extract_baseline
 
-            require_layers(reader, layer)
+            select_outputs(reader, layer)
             baseline = open_run(extract_baseline(run).path)
         evaluations = measure(reader, layer, sample, baseline, labels)
     entries = {name: evaluation_to_json(evaluation) for name, evaluation in evaluations.items()}

@@ -30,7 +30,7 @@ def add_to_path(folder: str) -> None:
     node takes precedence.
     """
     _added.insert(0, folder)
-    if not user_modules.is_as_sent(folder):
+    if not user_modules.matches_sent_code(folder):
         # Ray has put the sent code first.
         sys.path[:] = [*(path for path in sys.path if path != folder), folder]
     elif folder not in sys.path:

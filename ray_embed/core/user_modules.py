@@ -15,7 +15,7 @@ from pathlib import Path
 SENT = "RAY_EMBED_SENT"
 
 
-def is_as_sent(folder: str) -> bool:
+def matches_sent_code(folder: str) -> bool:
     """Return whether modules may be imported from `folder` on this machine.
 
     A cluster node may have a folder of the same name whose code differs from what was sent.

@@ -90,7 +90,9 @@ def references(configs: Sequence[Config]) -> list[Reference]:
     return list(named)
 
 
-def missing_objects(configs: Sequence[Config], objects: Objects, family: str) -> list[Reference]:
+def find_missing_objects(
+    configs: Sequence[Config], objects: Objects, family: str
+) -> list[Reference]:
     """Return what the file names but is neither built into Keras, registered, nor in `objects`."""
     library = importlib.import_module(family)
     return [

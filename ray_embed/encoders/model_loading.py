@@ -13,7 +13,7 @@ from ray_embed.errors import InputError
 
 
 def load_model(spec: EncoderSpec) -> LoadedModel:
-    """Load the model, without ``--weights``: :func:`give_weights` loads those once variables exist.
+    """Load the model, without ``--weights``: :func:`load_requested_weights` does that later.
 
     Raises:
         InputError: the model does not exist, is unsafe to load, or does not take one batch of
@@ -25,7 +25,7 @@ def load_model(spec: EncoderSpec) -> LoadedModel:
     return form.load(spec)
 
 
-def give_weights(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> None:
+def load_requested_weights(loaded: LoadedModel, spec: EncoderSpec, images: Any) -> None:
     """Load ``--weights`` into the model, whose variables must exist.
 
     Args:

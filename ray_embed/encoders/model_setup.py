@@ -23,7 +23,7 @@ from ray_embed.errors import InputError, RayEmbedError
 from ray_embed.options import RANDOM
 
 # Layers are called on this many images, and on one fewer, to find the batch axis of outputs.
-_FEW = 3
+_PROBE_COUNT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = No
     with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
         setup = _load_model(spec, local_spec)
         _check_integer_input(spec, setup.images, setup.loaded.dtype)
-        _give_weights(setup, local_spec)
+        _load_requested_weights(setup, local_spec)
     if saved_weights is not None:
         set_weights(setup.loaded, saved_weights)
     # Processes that load the model again must use the same layout.
@@ -79,7 +79,7 @@ def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     loaded = model_loading.load_model(local_spec)
     shape = image_shape(loaded, spec)
     batch_size = fixed_batch_size(loaded)
-    images = _preprocess(spec, probe_images(loaded, spec, shape, batch_size or _FEW))
+    images = _preprocess(spec, probe_images(loaded, spec, shape, batch_size or _PROBE_COUNT))
     with explain_call_errors(loaded, spec, images):
         loaded = create_variables(loaded, local_spec, images)
     return ModelSetup(
@@ -91,9 +91,9 @@ def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     )
 
 
-def _give_weights(setup: ModelSetup, local_spec: EncoderSpec) -> None:
+def _load_requested_weights(setup: ModelSetup, local_spec: EncoderSpec) -> None:
     if local_spec.weights != RANDOM:
-        model_loading.give_weights(setup.loaded, local_spec, setup.images)
+        model_loading.load_requested_weights(setup.loaded, local_spec, setup.images)
         return
     with explain_call_errors(setup.loaded, setup.spec, setup.images):
         images = transpose_images(setup.images, setup.loaded.channels_first)

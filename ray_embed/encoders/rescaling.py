@@ -54,9 +54,9 @@ _FOLLOWED = _ARITHMETIC | _LIMITS | _NORMALIZATION | _MOVES
 
 # An encoder that divides by at least this much expects pixels from 0 to 255. Dividing pixels from 0
 # to 1 by their standard deviation, which is at most 0.5, makes them larger instead.
-_MOST_DIVIDED = 16.0
+_MIN_LEVELS_DIVISOR = 16.0
 # If the pixel value that the encoder maps to zero is above this, it is a mean of 0–255 pixels.
-_MOST_CENTERED = 2.0
+_MIN_LEVELS_MEAN = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +168,10 @@ def find_rescaling(graph: Any, input_name: str, outputs: tuple[str, ...], dtype:
         offsets=offsets,
         casts=casts,
         expects_levels=(
-            "int" in dtype or casts or divided >= _MOST_DIVIDED or _MOST_CENTERED < center < 255
+            "int" in dtype
+            or casts
+            or divided >= _MIN_LEVELS_DIVISOR
+            or _MIN_LEVELS_MEAN < center < 255
         ),
     )
 

@@ -14,16 +14,23 @@ from typing import Any, BinaryIO
 
 from ray_embed.errors import InputError
 
-_FROM = "give the model it was converted from: a .keras or .h5 file, or a SavedModel folder"
-_IN_CODE = "load it in a function that returns a Keras model, and give --model module:callable"
-_UNPACK = "unpack it and give the model inside"
+_FIX_GIVE_ORIGINAL = (
+    "give the model it was converted from: a .keras or .h5 file, or a SavedModel folder"
+)
+_FIX_LOAD_IN_CODE = (
+    "load it in a function that returns a Keras model, and give --model module:callable"
+)
+_FIX_UNPACK = "unpack it and give the model inside"
 
 # What the file is, and how to get a format that works.
 _Format = tuple[str, str]
 
 _CHECKPOINT_PART = re.compile(r"\.(index|meta|data-\d{5}-of-\d{5})$")
 _PRETRAINED = re.compile(r"(tf_|pytorch_)?model.*\.(bin|safetensors|h5)")
-_TFLITE: _Format = ("a TensorFlow Lite model, compiled for devices and without layers", _FROM)
+_TFLITE: _Format = (
+    "a TensorFlow Lite model, compiled for devices and without layers",
+    _FIX_GIVE_ORIGINAL,
+)
 _PYTORCH: _Format = (
     "a PyTorch file",
     "in PyTorch, export the encoder with torch.onnx.export, and make a SavedModel folder of it: "
@@ -50,8 +57,8 @@ _META_GRAPH: _Format = (
     "in a tf.compat.v1.Session, load it with tf.compat.v1.train.import_meta_graph and its restore, "
     "then save it with tf.compat.v1.saved_model.simple_save",
 )
-_PICKLE: _Format = ("a Python pickle, which runs code when it is read", _IN_CODE)
-_ARRAYS: _Format = ("NumPy arrays, not a model", _IN_CODE)
+_PICKLE: _Format = ("a Python pickle, which runs code when it is read", _FIX_LOAD_IN_CODE)
+_ARRAYS: _Format = ("NumPy arrays, not a model", _FIX_LOAD_IN_CODE)
 _YAML: _Format = (
     "the YAML of a model, which Keras no longer reads",
     "write it with model.to_json() where it was made, and give model.json with --weights",
@@ -61,7 +68,7 @@ _TFJS_LAYERS: _Format = (
     "convert it: tensorflowjs_converter --input_format tfjs_layers_model --output_format keras "
     "{json} encoder.h5; or give the model it was converted from",
 )
-_TFJS_GRAPH: _Format = ("a TensorFlow.js graph model, without layers", _FROM)
+_TFJS_GRAPH: _Format = ("a TensorFlow.js graph model, without layers", _FIX_GIVE_ORIGINAL)
 _HUGGING_FACE: _Format = (
     "a folder of Hugging Face Transformers",
     "load it in a function, as TFAutoModel.from_pretrained(folder) does, and give --model "
@@ -84,11 +91,11 @@ _TEXT_SAVED_MODEL: _Format = (
 
 # Formats of other programs whose content cannot be recognized.
 _BY_SUFFIX: dict[str, _Format] = {
-    ".mlmodel": ("a Core ML model", _FROM),
-    ".mlpackage": ("a Core ML model", _FROM),
-    ".mlmodelc": ("a Core ML model", _FROM),
-    ".engine": ("a TensorRT engine", _FROM),
-    ".plan": ("a TensorRT engine", _FROM),
+    ".mlmodel": ("a Core ML model", _FIX_GIVE_ORIGINAL),
+    ".mlpackage": ("a Core ML model", _FIX_GIVE_ORIGINAL),
+    ".mlmodelc": ("a Core ML model", _FIX_GIVE_ORIGINAL),
+    ".engine": ("a TensorRT engine", _FIX_GIVE_ORIGINAL),
+    ".plan": ("a TensorRT engine", _FIX_GIVE_ORIGINAL),
     ".pkl": _PICKLE,
     ".pickle": _PICKLE,
     ".joblib": _PICKLE,
@@ -169,14 +176,17 @@ def _recognize_start(path: Path, start: bytes) -> _Format | None:
     if start.startswith(b"\x93NUMPY"):
         return _ARRAYS
     if start.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ")) or start[257:262] == b"ustar":
-        return "a packed archive", _UNPACK
+        return "a packed archive", _FIX_UNPACK
     # A length of eight bytes, then a JSON object.
     if start[8:10] == b'{"' and re.search(rb'"(dtype|__metadata__)"', start):
         return _SAFETENSORS
     if text.startswith(b"{"):
         return _recognize_json(path)
     if re.match(rb"(<\?xml[^>]*>\s*)?<net[\s>]", text):
-        return "a model of OpenVINO", f"{_FROM}; ray_embed converts it for OpenVINO itself"
+        return (
+            "a model of OpenVINO",
+            f"{_FIX_GIVE_ORIGINAL}; ray_embed converts it for OpenVINO itself",
+        )
     if re.match(rb"node\s*\{", text):
         return _GRAPH
     if re.match(rb"model_checkpoint_path:", text):
@@ -198,7 +208,7 @@ def _recognize_zip(path: Path) -> _Format | None:
         return _ARRAYS
     inside = ("saved_model.pb", "model.json", ".keras", ".h5", ".index")
     if "config.json" not in names and any(name.endswith(inside) for name in names):
-        return "a packed archive", _UNPACK
+        return "a packed archive", _FIX_UNPACK
     return None
 
 

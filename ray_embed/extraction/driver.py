@@ -19,7 +19,7 @@ from ray_embed.storage import part_files
 
 # Byte images with no value above this are dark, or have a range such as 0 to 16. Either way, their
 # features are nearly the same as for black images.
-_DARK = 31
+_MAX_DARK_VALUE = 31
 # If more than this share of the files would be turned by their Exif orientation, warn about it.
 _TURNED_SHARE = 0.001
 
@@ -45,7 +45,7 @@ def extract_missing(config: RunConfig, prepared: PreparedRun, session: Session) 
     rejected = sum(part_files.count_rejects(prepared.folder, done).values())
     left = None if shards is None else shards - done.count
     job = _make_job(config, prepared)
-    watch = _Watch(config, prepared)
+    watch = _ResultMonitor(config, prepared)
     with Progress(prepared.plan.records) as progress:
         work = WorkQueue(
             prepared.plan.splits,
@@ -101,7 +101,7 @@ def _check_rejects(config: RunConfig, rejected: int, out: str) -> None:
         )
 
 
-class _Watch:
+class _ResultMonitor:
     """Watches the results of the shards for signs of wrong pixels, and warns about them."""
 
     def __init__(self, config: RunConfig, prepared: PreparedRun) -> None:
@@ -129,7 +129,7 @@ class _Watch:
                 say(f"warning: {text}")
 
     def _warnings(self, shard: ShardResult) -> Iterator[str]:
-        if shard.split in self._bytes and shard.brightest <= _DARK:
+        if shard.split in self._bytes and shard.brightest <= _MAX_DARK_VALUE:
             yield (
                 f"{shard.split}: no value in the thumbnails of {shard.rows} pictures is above "
                 f"{shard.brightest}, and all are scaled as 0 to 255; if yours have another range, "

@@ -32,7 +32,7 @@ from ray_embed.sources.base import PlannedRecords, ShardImages, find_missing
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
 
-_NOT_FINITE, _MISSING, _REFUSED = "not finite", "missing", "unreadable by the encoder"
+_NOT_FINITE, _MISSING, _UNREADABLE_BY_ENCODER = "not finite", "missing", "unreadable by the encoder"
 
 
 @dataclass
@@ -141,7 +141,7 @@ class _OpenJob:
             try:
                 outputs = self._encode_images(batch.images[number : number + 1])
             except tf.errors.InvalidArgumentError:
-                results.reasons[position] = _REFUSED
+                results.reasons[position] = _UNREADABLE_BY_ENCODER
             else:
                 for target, values in zip(features, outputs, strict=True):
                     target[number] = values[0]

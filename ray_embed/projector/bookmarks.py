@@ -102,7 +102,7 @@ def make_bookmarks(run: RunReader, read: Callable[[str], bytes]) -> Bookmarks:
 
 def _list_variables(column: str) -> list[str]:
     """List the names of the tensors that can belong to a feature column."""
-    variable, components = checkpoint.variable_of(column), layout.pca_column(column)
+    variable, components = checkpoint.get_variable_name(column), layout.pca_column(column)
     return [variable, checkpoint.sampled(variable), components, f"sample_{components}"]
 
 

@@ -17,7 +17,7 @@ from ray_embed.encoders.tensorflow_setup import hide_startup_messages
 # The prefix of the checkpoint in the projector folder.
 CHECKPOINT = "embedding.ckpt-1"
 # The suffix of a checkpoint's data if it is a single file.
-_ONLY = ".data-00000-of-00001"
+_SINGLE_FILE_SUFFIX = ".data-00000-of-00001"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 _VALUE = ".ATTRIBUTES/VARIABLE_VALUE"
 
@@ -27,7 +27,7 @@ def tensor_name(variable: str) -> str:
     return f"{variable}/{_VALUE}"
 
 
-def variable_of(column: str) -> str:
+def get_variable_name(column: str) -> str:
     """Return the name of a feature column's variable: `embedding` or `embedding_<layer>`."""
     return "embedding" + column.removeprefix("feature")
 
@@ -72,7 +72,7 @@ def write_slices(folder: Path, slices: Sequence[Slice]) -> tuple[bytes, Path]:
         shape_and_slices=[f"{n} {d} {start},{rows}:0,{d}" for n, d, start, rows in shapes],
         tensors=[part.values for part in slices],
     )
-    return Path(f"{prefix}.index").read_bytes(), Path(f"{prefix}{_ONLY}")
+    return Path(f"{prefix}.index").read_bytes(), Path(f"{prefix}{_SINGLE_FILE_SUFFIX}")
 
 
 def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes]) -> None:
@@ -88,7 +88,7 @@ def write_checkpoint(folder: Path, variables: list[str], indexes: Sequence[bytes
         prefixes = [f"{scratch}/{number:08d}" for number in range(len(indexes))]
         for prefix, index in zip(prefixes, indexes, strict=True):
             Path(f"{prefix}.index").write_bytes(index)
-            Path(f"{prefix}{_ONLY}").touch()
+            Path(f"{prefix}{_SINGLE_FILE_SUFFIX}").touch()
         objects = f"{scratch}/objects"
         tf.raw_ops.SaveV2(
             prefix=objects,

@@ -22,9 +22,9 @@ from ray_embed.storage.filesystem import Folder
 
 # A block has this many times as many bytes of features as of moments, so that sending and adding
 # the moments takes little time compared with computing them.
-_TIMES = 4
+_FEATURE_BYTES_PER_RESULT_BYTE = 4
 # A block in progress needs memory for its moments, a product, and moments that wait to be added.
-_AT_ONCE_BYTES, _EACH = 1 << 30, 3 * 8
+_AT_ONCE_BYTES, _BYTES_PER_ENTRY = 1 << 30, 3 * 8
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,13 @@ class Block:
 
 def count_parallel_blocks(dimensions: Collection[int]) -> int:
     """Return how many blocks may be processed at a time, so that they fit in memory."""
-    most = max((size for size in dimensions if size <= pca.MOST_DIMENSIONS), default=1)
+    most = max((size for size in dimensions if size <= pca.MAX_EXACT_DIMENSIONS), default=1)
     limits = [
-        wide_pca.count_parallel_blocks(size) for size in dimensions if size > pca.MOST_DIMENSIONS
+        wide_pca.count_parallel_blocks(size)
+        for size in dimensions
+        if size > pca.MAX_EXACT_DIMENSIONS
     ]
-    return min([max(1, _AT_ONCE_BYTES // (_EACH * most * most)), *limits])
+    return min([max(1, _AT_ONCE_BYTES // (_BYTES_PER_ENTRY * most * most)), *limits])
 
 
 def compute_components(
@@ -70,7 +72,7 @@ def compute_components(
     by_column = {}
     for column, size in dimensions.items():
         shift = _get_shift(folder, fingerprint, groups, column)
-        if size > pca.MOST_DIMENSIONS:
+        if size > pca.MAX_EXACT_DIMENSIONS:
             by_column[column] = wide_pca.compute_components(
                 out, fingerprint, groups, column, shift, mapped
             )
@@ -127,6 +129,6 @@ def _divide_into_blocks(groups: tuple[PartGroup, ...], size: int) -> Iterator[tu
     for group in groups:
         waiting += group.parts
         weight += group.rows * size * 4
-        if weight >= _TIMES * size * size * 8 or group is groups[-1]:
+        if weight >= _FEATURE_BYTES_PER_RESULT_BYTE * size * size * 8 or group is groups[-1]:
             yield tuple(waiting)
             waiting, weight = [], 0

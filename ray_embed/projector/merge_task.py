@@ -94,7 +94,7 @@ class MergeSettings:
         Columns with one dimension, or whose PCA name collides with a layer's variable, have none.
         See :func:`_prepare_coordinates` for their contents.
         """
-        named = [checkpoint.variable_of(column) for column in self.columns]
+        named = [checkpoint.get_variable_name(column) for column in self.columns]
         taken = {*named, *map(checkpoint.sampled, named)}
         views = {}
         for column, found in self.components.items():
@@ -188,7 +188,7 @@ def _make_slices(
 ) -> Iterator[checkpoint.Slice]:
     """Yield the slices of each variable: one per part, and one for the group's sample."""
     for column in settings.columns:
-        name = checkpoint.variable_of(column)
+        name = checkpoint.get_variable_name(column)
         parts = [as_matrix(table[column]) for table in tables]
         yield from _slice_all(settings, task, name, parts)
         yield from _slice_sample(settings, task, checkpoint.sampled(name), parts)

@@ -19,7 +19,7 @@ _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 _ESCAPED = tuple(chr(code).encode() for code in _ESCAPES)
 
 
-def columns_of(records: Iterable[str]) -> list[str]:
+def order_columns(records: Iterable[str]) -> list[str]:
     """Return the columns of the file, in order, given the columns of the records."""
     first = ["label", "split", "key", "index"]
     return [*first, *(name for name in records if name not in first)]
@@ -29,7 +29,9 @@ def lines(table: pa.Table) -> bytes:
     """Return the lines for a table's rows, each ending with a line feed."""
     if not table.num_rows:
         return b""
-    cells = [_format_cells(table[name].combine_chunks()) for name in columns_of(table.column_names)]
+    cells = [
+        _format_cells(table[name].combine_chunks()) for name in order_columns(table.column_names)
+    ]
     rows = pc.binary_join_element_wise(*cells, "\t")
     return _join(pc.binary_join_element_wise(rows, "", "\n"))
 

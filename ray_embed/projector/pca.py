@@ -39,13 +39,13 @@ SCHEMA = pa.schema(
 # How the components of a layer were computed, as JSON. If absent, they are exact, from moments.
 _METHOD = "ray_embed.pca."
 # With more dimensions, moments take over half a gigabyte, and components minutes. See `wide_pca`.
-MOST_DIMENSIONS = 8192
+MAX_EXACT_DIMENSIONS = 8192
 # The coordinates of later components are not kept.
 KEPT = 50
 # Rows per product: enough to run at full speed, and to make adding up products cheap.
 _ROWS = 1024
 # With more dimensions, fewer rows are taken at a time, so that they need no more memory.
-_NUMBERS = _ROWS * MOST_DIMENSIONS
+_NUMBERS = _ROWS * MAX_EXACT_DIMENSIONS
 
 
 @dataclass(frozen=True)

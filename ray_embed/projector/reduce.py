@@ -71,7 +71,7 @@ def merge(
     out: str,
     limit: int | None = None,
     threads: int | None = None,
-    elsewhere: OrderedMap | None = None,
+    remote_map: OrderedMap | None = None,
 ) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
@@ -83,7 +83,7 @@ def merge(
             was started with. If there are more points, a sample is also written.
         threads: the number of threads, at most 8. If None, the number of processors. The files are
             the same for any number.
-        elsewhere: an ordered map that processes blocks and tasks on other machines. If None,
+        remote_map: an ordered map that processes blocks and tasks on other machines. If None,
             everything is done on this one.
 
     Returns:
@@ -108,7 +108,7 @@ def merge(
             f"{name}: every record was rejected, so there is nothing to show; see {name}/rejects",
             can_resume=False,
         )
-    components = _compute_components(out, run, survey, threads, elsewhere)
+    components = _compute_components(out, run, survey, threads, remote_map)
     row_bytes = 4 * (width + sum(len(each.vectors) for each in components.values()))
     with staging.target(folder, survey.points, row_bytes) as target:
         settings = MergeSettings(
@@ -126,8 +126,8 @@ def merge(
             # TensorBoard shows no projector without it, so it is deleted first and written last.
             folder.delete(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}")
         together = merge_task.count_parallel_tasks(survey.groups, width)
-        with staging.writing(target), open_ordered_map(threads, together) as mapped:
-            _write_projector(settings, target, survey, mapped, elsewhere)
+        with staging.writing(target), open_ordered_map(threads, together) as local_map:
+            _write_projector(settings, target, survey, local_map, remote_map)
             _copy_evaluation(run, target)
             views = bookmarks.make_bookmarks(run, lambda name: (target / name).read_bytes())
             for name, content in views.files.items():
@@ -146,13 +146,15 @@ def _compute_components(
     run: RunReader,
     survey: _Survey,
     threads: int | None,
-    elsewhere: OrderedMap | None,
+    remote_map: OrderedMap | None,
 ) -> dict[str, pca.Components]:
     """Compute the PCA of each layer, and write it to the run folder; return it by column."""
     dimensions = {output.column: output.dimension for output in run.outputs}
-    with open_ordered_map(threads, covariance.count_parallel_blocks(dimensions.values())) as mapped:
+    with open_ordered_map(
+        threads, covariance.count_parallel_blocks(dimensions.values())
+    ) as local_map:
         components = covariance.compute_components(
-            out, run.fingerprint, survey.groups, dimensions, elsewhere or mapped
+            out, run.fingerprint, survey.groups, dimensions, remote_map or local_map
         )
     by_layer = {output.layer: components[output.column] for output in run.outputs}
     pca.save(run.folder, by_layer, run.fingerprint)
@@ -192,13 +194,14 @@ def describe_limits(run: str, points: int, limit: int | None = None) -> Iterator
             "drawn by split and label; --projector-limit changes the number"
         )
     for output in reader.outputs:
-        if output.dimension > pca.MOST_DIMENSIONS:
+        if output.dimension > pca.MAX_EXACT_DIMENSIONS:
             yield _describe_pca(reader.folder, output.column, output.dimension)
         if points == 1 or output.dimension == 1:
             few = "one point" if points == 1 else "one dimension"
             yield (
-                f"warning: {checkpoint.variable_of(output.column)} has only {few}: TensorBoard "
-                "lists tensors of two and more points and dimensions, so it will not show it"
+                f"warning: {checkpoint.get_variable_name(output.column)} has only {few}: "
+                "TensorBoard lists tensors of two and more points and dimensions, so it will not "
+                "show it"
             )
 
 
@@ -254,11 +257,11 @@ def _write_projector(
     settings: MergeSettings,
     target: Path,
     survey: _Survey,
-    mapped: OrderedMap,
-    elsewhere: OrderedMap | None,
+    local_map: OrderedMap,
+    remote_map: OrderedMap | None,
 ) -> None:
     """Write the metadata, checkpoint, sprite and configuration into `target`."""
-    variables = [checkpoint.variable_of(column) for column in settings.columns]
+    variables = [checkpoint.get_variable_name(column) for column in settings.columns]
     is_sampled = survey.strata is not None
     shown = [checkpoint.sampled(name) if is_sampled else name for name in variables]
     drawn: list[stratified.Rows] = []
@@ -268,12 +271,12 @@ def _write_projector(
         writers = [
             metadata.Writer(
                 stack.enter_context(open(target / name, "wb")),
-                metadata.columns_of(settings.records),
+                metadata.order_columns(settings.records),
             )
             for name in files
         ]
         tasks = _make_tasks(settings, survey, drawn)
-        for merged in (elsewhere or mapped)(partial(merge_parts, settings), tasks):
+        for merged in (remote_map or local_map)(partial(merge_parts, settings), tasks):
             indexes += [] if merged.index is None else [merged.index]
             for writer, text in zip(writers, merged.texts, strict=True):
                 writer.add(text)
@@ -284,8 +287,8 @@ def _write_projector(
     checkpoint.write_checkpoint(target, variables, indexes)
     side = sprite.choose_cell_size(settings.shown)
     if side:
-        pngs = _read_thumbnails(settings, survey.groups, drawn, mapped)
-        sprite.write_sprite(target / "sprite.png", settings.shown, pngs, mapped)
+        pngs = _read_thumbnails(settings, survey.groups, drawn, local_map)
+        sprite.write_sprite(target / "sprite.png", settings.shown, pngs, local_map)
     checkpoint.write_config(target / layout.PROJECTOR_CONFIG, shown, files[-1], side)
     checkpoint.write_event_file(target)
 
@@ -317,7 +320,7 @@ def _read_thumbnails(
     settings: MergeSettings,
     groups: tuple[PartGroup, ...],
     drawn: list[stratified.Rows],
-    mapped: OrderedMap,
+    local_map: OrderedMap,
 ) -> Iterator[bytes]:
     """Yield the thumbnail of each point that is shown."""
     numbers = [number for group in groups for number in group.parts]
@@ -330,5 +333,5 @@ def _read_thumbnails(
         content: list[bytes] = pngs.to_pylist()
         return content
 
-    for content in mapped(read_part, range(len(numbers))):
+    for content in local_map(read_part, range(len(numbers))):
         yield from content

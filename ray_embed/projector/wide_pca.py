@@ -34,7 +34,7 @@ WIDTH = pca.KEPT + 10
 PASSES = 4
 _SEED = 0
 # A block of parts has this many times the bytes of its products, which are sent and added up.
-_TIMES = 4
+_FEATURE_BYTES_PER_RESULT_BYTE = 4
 # Bytes of float32 features in memory at once: of a chunk to multiply, and of a strip's rows.
 _CHUNK_BYTES, _STRIP_BYTES = 64 << 20, 256 << 20
 _MOST_ROWS = 1024
@@ -176,7 +176,10 @@ class _Features:
         for group in self.groups:
             waiting += group.parts
             rows += group.rows
-            if rows * size * 4 >= _TIMES * size * WIDTH * 8 or group is self.groups[-1]:
+            if (
+                rows * size * 4 >= _FEATURE_BYTES_PER_RESULT_BYTE * size * WIDTH * 8
+                or group is self.groups[-1]
+            ):
                 yield Block(self.column, shift, tuple(waiting), start)
                 waiting, start, rows = [], start + rows, 0
 

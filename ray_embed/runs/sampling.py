@@ -23,7 +23,7 @@ _SMALLEST, _LARGEST = 1e-16, 1e16
 
 _RECORD = ("index", "key", "label", "split")
 # The maximum number of bytes of features in memory.
-_BYTES = 1 << 30
+_MAX_FEATURE_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +59,7 @@ def limit_by_memory(limit: int, dimensions: int) -> int:
         limit: the most records.
         dimensions: the number of dimensions per record that are in memory at once.
     """
-    return max(2, min(limit, _BYTES // (4 * dimensions)))
+    return max(2, min(limit, _MAX_FEATURE_BYTES // (4 * dimensions)))
 
 
 def draw_sample(folder: Folder, column: str, limit: int, among: Array | None = None) -> Subset:
@@ -162,7 +162,7 @@ def select_rows(subset: Subset, rows: Array) -> Subset:
     return replace(subset, **{name: getattr(subset, name)[rows] for name in names})
 
 
-def find_held_records(folder: Folder, index: Array) -> Array:
+def find_existing_records(folder: Folder, index: Array) -> Array:
     """Return which of some records a run holds, as (n,) bool.
 
     Args:

@@ -37,7 +37,7 @@ def plan_local_actors(
         # Ray was told that the node has as many cores as these actors need.
         count = max(count, config.actors or 1)
     if not count:
-        raise _no_such_node(config, each, threads, machine, Growth.NO_AUTOSCALER)
+        raise _make_no_node_error(config, each, threads, machine, Growth.NO_AUTOSCALER)
     return each, min(config.actors or count, count)
 
 
@@ -57,7 +57,9 @@ def wait_for_resources(config: RunConfig, threads: int | None) -> Resources:
         return each
     # An autoscaler starts nodes for waiting actors. With a GPU, the cores are not known yet.
     demand = {"num_cpus": each.cpus, "num_gpus": each.gpus}
-    holders = [ray.remote(_Holder).options(**demand).remote() for _ in range(config.actors or 1)]
+    holders = [
+        ray.remote(_Placeholder).options(**demand).remote() for _ in range(config.actors or 1)
+    ]
     try:
         return _wait_for_node(config, each, threads)
     finally:
@@ -65,7 +67,7 @@ def wait_for_resources(config: RunConfig, threads: int | None) -> Resources:
             ray.kill(holder)
 
 
-class _Holder:
+class _Placeholder:
     """An actor that requests resources until the resources of the run's actors are known."""
 
 
@@ -80,7 +82,7 @@ def _wait_for_node(config: RunConfig, asked: Resources, threads: int | None) -> 
             return each
         growth = autoscaler.growth()
         if growth in (Growth.NO_AUTOSCALER, Growth.NEVER):
-            raise _no_such_node(config, asked, threads, cluster, growth)
+            raise _make_no_node_error(config, asked, threads, cluster, growth)
         if growth is Growth.MAYBE and reminder.is_due():
             reminder.say(
                 f"waiting for a machine: an actor asks for {asked}, and the cluster has "
@@ -91,7 +93,7 @@ def _wait_for_node(config: RunConfig, asked: Resources, threads: int | None) -> 
         time.sleep(_POLL_SECONDS)
 
 
-def _no_such_node(
+def _make_no_node_error(
     config: RunConfig, each: Resources, threads: int | None, cluster: list[Node], growth: Growth
 ) -> InputError:
     begun = threads and not config.cpus_per_actor

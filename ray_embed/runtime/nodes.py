@@ -51,14 +51,14 @@ def schedule_on_this_node() -> NodeAffinitySchedulingStrategy:
 def get_draining_nodes() -> frozenset[str]:
     """Return the ids of the draining nodes, on which nothing new should be started."""
     with contextlib.suppress(Exception):
-        return ray_private.draining_node_ids()
+        return ray_private.list_draining_nodes()
     return frozenset()
 
 
 def is_placed(actor: Any) -> bool:
     """Return whether a starting actor has been placed on a node."""
     with contextlib.suppress(Exception):
-        return ray_private.process_id_of(actor) > 0
+        return ray_private.get_process_id(actor) > 0
     return True
 
 
@@ -75,7 +75,7 @@ def find_death_cause(error: RayActorError) -> DeathCause:
     if error.preempted:
         return DeathCause.PREEMPTED
     with contextlib.suppress(Exception):
-        node = ray_private.node_of_death(error.actor_id)
+        node = ray_private.find_node_of_death(error.actor_id)
         if node is None:
             return DeathCause.PROCESS
         return DeathCause.PREEMPTED if _was_draining(node) else DeathCause.NODE

@@ -13,7 +13,7 @@ from typing import Any
 import ray
 
 
-def draining_node_ids() -> frozenset[str]:
+def list_draining_nodes() -> frozenset[str]:
     """Return the ids of the nodes that are about to be removed.
 
     Actors receive no signal about this, and the public `ray.nodes` does not report it.
@@ -21,7 +21,7 @@ def draining_node_ids() -> frozenset[str]:
     return frozenset(_state().get_draining_nodes())
 
 
-def process_id_of(actor: Any) -> int:
+def get_process_id(actor: Any) -> int:
     """Return the process id of an actor, or 0 while the actor waits for resources.
 
     The public table of actors needs the dashboard, and names a node even for waiting actors.
@@ -29,7 +29,7 @@ def process_id_of(actor: Any) -> int:
     return int(_state().actor_table(actor._actor_id.hex())["Pid"])
 
 
-def node_of_death(actor_id: str) -> str | None:
+def find_node_of_death(actor_id: str) -> str | None:
     """Return the id of the node whose death ended an actor, or None if only its process ended.
 
     The public exception contains this only as text.

@@ -14,8 +14,7 @@ from typing import IO
 
 from ray_embed.errors import InputError
 from ray_embed.sources.files import File, open_file
-from ray_embed.sources.packed_images import Place
-from ray_embed.sources.webdataset import read_ranges
+from ray_embed.sources.packed_images import Place, read_ranges
 from ray_embed.storage.retry import call_with_retries, explain_error
 
 _HEADER = struct.Struct("<QI")

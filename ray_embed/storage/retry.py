@@ -13,7 +13,7 @@ from ray_embed.errors import StorageError, get_first_line
 Result = TypeVar("Result")
 
 # How the errors of pyarrow's file systems can be recognized.
-_STORES = re.compile(r"AWS Error|google::cloud::Status|Azure|HDFS|GcsFileSystem")
+_STORE_ERROR = re.compile(r"AWS Error|google::cloud::Status|Azure|HDFS|GcsFileSystem")
 # Errors for which a retry does not help. Codes 6 and 7 mean that the host does not exist or does
 # not answer, and that pyarrow itself has already tried for some seconds.
 _PERMANENT = re.compile(
@@ -25,7 +25,7 @@ _CREDENTIALS = re.compile(
     r"ACCESS_DENIED|INVALID_ACCESS_KEY|INVALID_CLIENT_TOKEN|UNRECOGNIZED_CLIENT|EXPIRED|Expired"
     r"|SIGNATURE|InvalidToken|PERMISSION_DENIED|UNAUTHENTICATED|Authentication"
 )
-_TRIES, _SECONDS = 6, 20.0
+_MAX_TRIES, _MAX_SECONDS = 6, 20.0
 
 
 def is_storage_error(error: Exception) -> bool:
@@ -49,7 +49,7 @@ def call_with_retries(operation: Callable[[], Result]) -> Result:
         retry=tenacity.retry_if_exception(_is_temporary),
         wait=tenacity.wait_random_exponential(0.5, max=10),
         stop=tenacity.stop_any(
-            tenacity.stop_after_attempt(_TRIES), tenacity.stop_after_delay(_SECONDS)
+            tenacity.stop_after_attempt(_MAX_TRIES), tenacity.stop_after_delay(_MAX_SECONDS)
         ),
         reraise=True,
     )
@@ -63,7 +63,9 @@ def _is_temporary(error: BaseException) -> bool:
 def _comes_from_store(error: BaseException) -> bool:
     # pyarrow raises such errors as OSError without a number. The text of an error with a number may
     # contain these words because they are in a file's name.
-    return isinstance(error, OSError) and error.errno is None and bool(_STORES.search(str(error)))
+    return (
+        isinstance(error, OSError) and error.errno is None and bool(_STORE_ERROR.search(str(error)))
+    )
 
 
 @contextlib.contextmanager

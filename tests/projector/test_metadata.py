@@ -13,7 +13,7 @@ from support.projector_page import CHUNK, assert_shows, parse_metadata, split_li
 from support.sample_runs import AWKWARD
 
 from ray_embed.core.keys import make_key
-from ray_embed.projector.metadata import Writer, cell, columns_of, lines
+from ray_embed.projector.metadata import Writer, cell, lines, order_columns
 
 OWN = ["label", "split", "key", "index"]
 
@@ -32,7 +32,7 @@ def table(labels, keys=None, splits=None, start=0, kind=None, **extras):
 
 def written(path, *tables):
     with open(path, "wb") as file:
-        writer = Writer(file, columns_of(tables[0].column_names))
+        writer = Writer(file, order_columns(tables[0].column_names))
         for one in tables:
             writer.add(lines(one))
         writer.end()

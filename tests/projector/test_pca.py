@@ -470,7 +470,7 @@ def test_a_layer_that_is_called_as_coordinates_are(tmp_path):
     ],
 )
 def test_wide_features_have_components_everywhere(tmp_path, monkeypatch, most, said):
-    monkeypatch.setattr(pca, "MOST_DIMENSIONS", 399)
+    monkeypatch.setattr(pca, "MAX_EXACT_DIMENSIONS", 399)
     monkeypatch.setattr(wide_pca, "MOST_RECORDS", most)
     values = np.random.default_rng(0).normal(size=(300, 400)) * np.arange(1, 401) ** -1.0 + 2
     path = make_run(tmp_path / "run", {"top": values.astype(np.float32)}, rejected=[3, 4])

@@ -24,7 +24,7 @@ COUNT, SIZE, SHARD = 700, 500, 64
 @pytest.fixture(autouse=True)
 def narrow(monkeypatch):
     """Let few dimensions be many, and everything be read in several chunks, strips and blocks."""
-    monkeypatch.setattr(pca, "MOST_DIMENSIONS", 100)
+    monkeypatch.setattr(pca, "MAX_EXACT_DIMENSIONS", 100)
     monkeypatch.setattr(wide_pca, "_CHUNK_BYTES", 4 * SIZE * 50)
     monkeypatch.setattr(wide_pca, "_STRIP_BYTES", 4 * SIZE * 90)
     monkeypatch.setattr(wide_pca, "_TIMES", 1)
@@ -210,7 +210,7 @@ def test_the_file_has_the_same_columns_and_says_the_method(tmp_path, name):
 
 
 def test_exact_components_of_narrow_features_say_no_method(tmp_path, monkeypatch):
-    monkeypatch.setattr(pca, "MOST_DIMENSIONS", SIZE)
+    monkeypatch.setattr(pca, "MAX_EXACT_DIMENSIONS", SIZE)
     pca.save(Folder.open(str(tmp_path)), {"top": reduce(tmp_path, points())}, FINGERPRINT)
     assert pq.read_schema(tmp_path / layout.COMPONENTS).metadata == {
         b"ray_embed.fingerprint": FINGERPRINT.encode()

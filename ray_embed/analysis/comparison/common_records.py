@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.analysis.comparison.columns import Column
-from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, convert_labels
+from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_label_kind, convert_labels
 from ray_embed.core.arrays import Array
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
@@ -22,7 +22,7 @@ from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # Runs are not paired if they share fewer records than this and under half of the smallest run.
-_FEW = 100
+_MIN_SHARED_RECORDS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +67,13 @@ def draw_common_records(
     folders = {column.run: column.folder for column in columns}
     shared_index, counts = _find_shared(folders)
     shared = len(shared_index)
-    if shared < _FEW and 2 * shared < min(counts.values()):
+    if shared < _MIN_SHARED_RECORDS and 2 * shared < min(counts.values()):
         subsets = [sampling.draw_sample(column.folder, column.column, limit) for column in columns]
         paired = False
     else:
         subsets = _draw_aligned(columns, folders, shared_index, limit)
         paired = True
-    choice = choose_labels(folders.values(), labels)
+    choice = choose_label_kind(folders.values(), labels)
     subsets = [convert_labels(subset, choice.kind) for subset in subsets]
     _refuse_mixed(columns, subsets)
     return Records(

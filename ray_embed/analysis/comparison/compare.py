@@ -21,7 +21,7 @@ from ray_embed.runs.sampling import Subset, check_finite, limit_by_memory
 
 NEIGHBORS = 10
 # The unbiased HSIC needs at least this many records.
-_FEWEST = 4
+_MIN_HSIC_RECORDS = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +120,7 @@ def compare(
         for name in names
     )
     similarities: tuple[Similarity, ...] = ()
-    if drawn.paired and len(drawn.subsets[0]) >= _FEWEST:
+    if drawn.paired and len(drawn.subsets[0]) >= _MIN_HSIC_RECORDS:
         say("comparing neighborhoods")
         similarities = tuple(_compare_pairs(drawn.subsets))
     return Comparison(

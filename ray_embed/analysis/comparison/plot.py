@@ -15,7 +15,7 @@ from ray_embed.errors import InputError
 
 FORMATS = (".png", ".svg")
 # If the comparison has any of these, only they are drawn: all would be too many panels.
-_MAIN = (
+_MAIN_MEASURES = (
     "knn_5_cosine",
     "knn_20_cosine",
     "linear_probe",
@@ -25,11 +25,11 @@ _MAIN = (
     "knn_r2_20_cosine",
     "rankme",
 )
-_ACROSS = 3
-_PANEL = (4.0, 3.0)  # inches
+_PANELS_PER_ROW = 3
+_PANEL_INCHES = (4.0, 3.0)  # inches
 _COLOR = "#0072B2"
 _LONGEST_NAME = 32
-_TABLE = "names with letters that no font on this machine has:"
+_TABLE_HEADING = "names with letters that no font on this machine has:"
 
 
 def check_target(file: str) -> None:
@@ -61,20 +61,20 @@ def draw_comparison(comparison: Comparison, file: str, say: Callable[[str], None
     rows = _choose_rows(comparison.rows)
     if not rows:
         raise InputError(f"--plot {file}: there is no measure to draw; there are too few records")
-    across = min(_ACROSS, len(rows))
+    across = min(_PANELS_PER_ROW, len(rows))
     down = -(-len(rows) // across)
     names = [column.name for column in comparison.columns]
     lettering = choose_lettering(names)
     drawn = [shorten(lettering.name(name), _LONGEST_NAME) for name in names]
     with style.apply_style(lettering):
-        figure = style.new_figure(_PANEL[0] * across, _PANEL[1] * down)
+        figure = style.new_figure(_PANEL_INCHES[0] * across, _PANEL_INCHES[1] * down)
         panels = figure.subplots(down, across, squeeze=False).ravel()
         for panel, row in zip(panels, rows, strict=False):
             _draw_row(panel, row, drawn)
         for panel in panels[len(rows) :]:
             panel.set_axis_off()
         style.add_title(figure, _make_title(comparison))
-        style.add_table(figure, _TABLE, lettering.table(names))
+        style.add_table(figure, _TABLE_HEADING, lettering.table(names))
         content = style.render(figure, Path(file).suffix[1:].lower())
     Path(file).write_bytes(content)
     if advice := lettering.advice():
@@ -89,7 +89,7 @@ def _make_title(comparison: Comparison) -> str:
 
 
 def _choose_rows(rows: Sequence[Row]) -> list[Row]:
-    return [row for row in rows if row.name in _MAIN] or list(rows)
+    return [row for row in rows if row.name in _MAIN_MEASURES] or list(rows)
 
 
 def _draw_row(panel: Any, row: Row, names: Sequence[str]) -> None:

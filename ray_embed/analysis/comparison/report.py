@@ -15,13 +15,13 @@ from ray_embed.core.text_table import GAP, align
 
 _BEST = "*"
 # If any name is longer, the tables show numbers, which the list above them maps to names.
-_LONG = 24
+_MAX_NAME_LENGTH = 24
 # More pairs than this are shown as a matrix instead of one line each.
-_FEW_PAIRS = 6
+_MAX_PAIR_LINES = 6
 
 
 @dataclass(frozen=True)
-class _Cells:
+class _TableColumn:
     """A column of a table: its head, and a cell for each row."""
 
     head: str
@@ -46,7 +46,7 @@ def format_comparison(comparison: Comparison, width: int) -> Iterator[str]:
 
 def _shorten_names(comparison: Comparison) -> list[str]:
     names = [column.name for column in comparison.columns]
-    if max(map(len, names)) <= _LONG:
+    if max(map(len, names)) <= _MAX_NAME_LENGTH:
         return names
     return [f"#{number}" for number in range(1, len(names) + 1)]
 
@@ -75,15 +75,15 @@ def _describe_layer(column: Column) -> str:
 def _format_measures(comparison: Comparison, names: Sequence[str], width: int) -> Iterator[str]:
     rows = comparison.rows
     columns = [
-        _Cells(name, [_format_value(row, position) for row in rows])
+        _TableColumn(name, [_format_value(row, position) for row in rows])
         for position, name in enumerate(names)
     ]
     if any(row.pixels for row in rows):
-        columns.append(_Cells("raw pixels", [_format_cell(row.pixels) for row in rows]))
+        columns.append(_TableColumn("raw pixels", [_format_cell(row.pixels) for row in rows]))
     if len(names) == 2:
         # One table is enough for values and differences.
         differences = [_format_difference(row, 1) for row in rows]
-        columns.append(_Cells(f"{names[1]} - {names[0]}", differences))
+        columns.append(_TableColumn(f"{names[1]} - {names[0]}", differences))
     yield from _format_blocks(_name_rows(rows), columns, width)
     yield "↑ higher is better, ↓ lower is better, the others are no verdict"
     yield f"{_BEST} better than the second best beyond the interval; without one no clear best"
@@ -95,15 +95,15 @@ def _format_measures(comparison: Comparison, names: Sequence[str], width: int) -
     if len(names) > 2:
         yield from ("", f"difference to {names[0]}, of measures with an interval")
         columns = [
-            _Cells(names[position], [_format_difference(row, position) for row in rows])
+            _TableColumn(names[position], [_format_difference(row, position) for row in rows])
             for position in range(1, len(names))
         ]
         yield from _format_blocks(_name_rows(rows), columns, width)
 
 
-def _name_rows(rows: Sequence[Row]) -> _Cells:
+def _name_rows(rows: Sequence[Row]) -> _TableColumn:
     arrows = {None: "", True: " ↑", False: " ↓"}
-    return _Cells("", [row.name + arrows[row.higher_is_better] for row in rows])
+    return _TableColumn("", [row.name + arrows[row.higher_is_better] for row in rows])
 
 
 def _has_unpaired_interval(row: Row) -> bool:
@@ -117,13 +117,17 @@ def _format_similarities(comparison: Comparison, names: Sequence[str], width: in
         return
     common = f"share of common {pairs[0].k} nearest neighbors (cosine)"
     cka = "linear CKA (unbiased)"
-    if len(pairs) <= _FEW_PAIRS:
-        heads = _Cells("", [f"{names[pair.first]} and {names[pair.second]}" for pair in pairs])
+    if len(pairs) <= _MAX_PAIR_LINES:
+        heads = _TableColumn(
+            "", [f"{names[pair.first]} and {names[pair.second]}" for pair in pairs]
+        )
         shares = [
             _format_number(pair.common) + _format_interval(pair.interval, "") for pair in pairs
         ]
         values = [_format_number(pair.cka) for pair in pairs]
-        yield from _format_blocks(heads, [_Cells(common, shares), _Cells(cka, values)], width)
+        yield from _format_blocks(
+            heads, [_TableColumn(common, shares), _TableColumn(cka, values)], width
+        )
         return
     yield common
     shares_of = {(pair.first, pair.second): pair.common for pair in pairs}
@@ -144,10 +148,10 @@ def _format_matrix(
 
     positions = range(len(names))
     columns = [
-        _Cells(name, [format_pair(row, column) for row in positions])
+        _TableColumn(name, [format_pair(row, column) for row in positions])
         for column, name in enumerate(names)
     ]
-    yield from _format_blocks(_Cells("", list(names)), columns, width)
+    yield from _format_blocks(_TableColumn("", list(names)), columns, width)
 
 
 def _format_verdicts(comparison: Comparison, names: Sequence[str]) -> Iterator[str]:
@@ -179,9 +183,11 @@ def _beats_pixels(row: Row, position: int) -> bool:
     return compare_measures(measure, row.pixels, same_records=True) > 0
 
 
-def _format_blocks(head: _Cells, columns: Sequence[_Cells], width: int) -> Iterator[str]:
+def _format_blocks(
+    head: _TableColumn, columns: Sequence[_TableColumn], width: int
+) -> Iterator[str]:
     """Yield a table in blocks of as many columns as fit; each block repeats the head column."""
-    block: list[_Cells] = []
+    block: list[_TableColumn] = []
     room = width - head.width
     for column in columns:
         if block and room < column.width + len(GAP):
@@ -193,7 +199,7 @@ def _format_blocks(head: _Cells, columns: Sequence[_Cells], width: int) -> Itera
     yield from _format_block([head, *block])
 
 
-def _format_block(columns: Sequence[_Cells]) -> Iterator[str]:
+def _format_block(columns: Sequence[_TableColumn]) -> Iterator[str]:
     rows = zip(*([column.head, *column.cells] for column in columns), strict=True)
     yield from align(list(rows), numeric=True)
 

@@ -8,8 +8,8 @@ import numpy as np
 from ray_embed.core.arrays import Array, Matrix
 from ray_embed.core.threads import limit_blas_to_one_thread
 
-SILHOUETTES = 2000
-_STARTS, _STEPS = 2000, 50
+MAX_SILHOUETTES = 2000
+_MAX_CANDIDATES, _MAX_ITERATIONS = 2000, 50
 _SEED = 0
 
 
@@ -27,7 +27,7 @@ def compute_silhouettes(features: Matrix, labels: Array, metric: str) -> tuple[A
     """
     from sklearn.metrics import silhouette_samples
 
-    rows = _draw_rows(len(labels), SILHOUETTES)
+    rows = _draw_rows(len(labels), MAX_SILHOUETTES)
     drawn = labels[rows]
     if not 2 <= len(np.unique(drawn)) < len(drawn):
         return np.zeros(0), np.zeros(0, np.int64)
@@ -44,13 +44,13 @@ def assign_clusters(features: Matrix, count: int) -> Array:
     from sklearn.cluster import KMeans, kmeans_plusplus
     from sklearn.exceptions import ConvergenceWarning
 
-    candidates = features[_draw_rows(len(features), max(_STARTS, 4 * count))]
+    candidates = features[_draw_rows(len(features), max(_MAX_CANDIDATES, 4 * count))]
     # In matrix products this small, threads would only wait for each other.
     with limit_blas_to_one_thread(), warnings.catch_warnings():
         # KMeans warns if there are fewer distinct points than clusters.
         warnings.simplefilter("ignore", ConvergenceWarning)
         starts, _ = kmeans_plusplus(candidates, count, random_state=_SEED)
-        means = KMeans(count, init=starts, n_init=1, max_iter=_STEPS)
+        means = KMeans(count, init=starts, n_init=1, max_iter=_MAX_ITERATIONS)
         clusters: Array = means.fit_predict(features).astype(np.int64)
     return clusters
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.analysis.evaluation import intervals, pixel_baseline, spectrum
-from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, convert_labels
+from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_label_kind, convert_labels
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import FeatureEvaluation, evaluate_features
 from ray_embed.analysis.evaluation.near_duplicates import (
@@ -93,8 +93,8 @@ def evaluate(
         StorageError: a part cannot be read.
     """
     folder = run.folder
-    outputs = require_layers(run, layer)
-    choice = choose_labels([folder], labels)
+    outputs = select_outputs(run, layer)
+    choice = choose_label_kind([folder], labels)
     drawn, unmatched = _draw_records(run, baseline, outputs, sample)
     records = convert_labels(drawn, choice.kind)
     notes = (*([choice.note] if choice.note else []), *_note_suspect_labels(records))
@@ -133,7 +133,7 @@ def evaluate(
     return evaluations
 
 
-def require_layers(run: RunReader, layer: str | None) -> tuple[Output, ...]:
+def select_outputs(run: RunReader, layer: str | None) -> tuple[Output, ...]:
     """Return the outputs of a run to evaluate: that of one layer, or all of them.
 
     Raises:
@@ -173,7 +173,7 @@ def _draw_records(
     )
     if baseline is None:
         return _check_features(run.folder, drawn), 0
-    kept = sampling.find_held_records(baseline.folder, drawn.index)
+    kept = sampling.find_existing_records(baseline.folder, drawn.index)
     both = sampling.select_rows(drawn, np.flatnonzero(kept))
     return _check_features(run.folder, both), len(drawn) - len(both)
 

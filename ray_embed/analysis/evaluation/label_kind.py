@@ -35,7 +35,7 @@ class LabelChoice:
     note: str | None = None
 
 
-def choose_labels(folders: Iterable[Folder], requested: LabelKind | None = None) -> LabelChoice:
+def choose_label_kind(folders: Iterable[Folder], requested: LabelKind | None = None) -> LabelChoice:
     """Decide whether the labels of runs are classes or values.
 
     Floats are classes if all of them are whole and have at most 50 distinct values, which occur at
@@ -59,7 +59,7 @@ def choose_labels(folders: Iterable[Folder], requested: LabelKind | None = None)
     count = 0
     for folder in folders:
         for labels in part_files.map_parts(
-            folder, _reader(folder), part_files.list_part_numbers(folder)
+            folder, _make_label_reader(folder), part_files.list_part_numbers(folder)
         ):
             if not pa.types.is_floating(labels.type):
                 break
@@ -80,7 +80,7 @@ def choose_labels(folders: Iterable[Folder], requested: LabelKind | None = None)
     )
 
 
-def _reader(folder: Folder) -> Any:
+def _make_label_reader(folder: Folder) -> Any:
     def read(number: int) -> pa.ChunkedArray:
         return part_files.read_part(folder, layout.FEATURES, number, ["label"])["label"]
 
@@ -110,7 +110,7 @@ def _convert_to_values(subset: Subset) -> Subset:
             f"{known[0]!r}; leave the option out"
         )
     labels = [None if label is None else float(label) for label in subset.labels]
-    return replace(subset, labels=_objects(labels), label_type=pa.float64())
+    return replace(subset, labels=_to_object_array(labels), label_type=pa.float64())
 
 
 def _convert_to_classes(subset: Subset) -> Subset:
@@ -118,13 +118,13 @@ def _convert_to_classes(subset: Subset) -> Subset:
     known = [label for label in labels if label is not None]
     if all(float(label).is_integer() and abs(label) < 2**63 for label in known):
         whole = [None if label is None else int(label) for label in labels]
-        return replace(subset, labels=_objects(whole), label_type=pa.int64())
+        return replace(subset, labels=_to_object_array(whole), label_type=pa.int64())
     # This is Arrow's type for classes that are not whole numbers.
     classes = pa.dictionary(pa.int32(), pa.float64())
-    return replace(subset, labels=_objects(labels), label_type=classes)
+    return replace(subset, labels=_to_object_array(labels), label_type=classes)
 
 
-def _objects(values: list[Any]) -> np.ndarray[Any, Any]:
+def _to_object_array(values: list[Any]) -> np.ndarray[Any, Any]:
     objects = np.empty(len(values), object)
     objects[:] = values
     return objects

@@ -9,14 +9,14 @@ from ray_embed.analysis.evaluation.protocol import Protocol
 from ray_embed.core.arrays import Array, Matrix
 from ray_embed.core.threads import limit_blas_to_one_thread, open_ordered_map
 
-FOLDS, FOLDS_OF_MANY, MANY = 5, 2, 2000
+FOLDS, FOLDS_FOR_MANY_RECORDS, MANY = 5, 2, 2000
 _SEED = 0
 _ITERATIONS = 100
 # Features with more than `_WIDE` dimensions are reduced to as many dimensions as there are records,
 # if there are at most `_MOST_RECORDS` records.
 _WIDE, _MOST_RECORDS = 8192, 4096
 # How many dimensions are in memory at once in double precision.
-_TOGETHER = 4096
+_DIMENSIONS_AT_ONCE = 4096
 
 
 def predict_classes(features: Matrix, protocol: Protocol) -> Array:
@@ -65,7 +65,7 @@ def predict_classes(features: Matrix, protocol: Protocol) -> Array:
                 return _predict_wide(features, rows, labels, protocol.evaluated)
             predicted: Array = model.fit(known, labels).predict(features[protocol.evaluated])
             return predicted
-        wanted = FOLDS if len(labels) <= MANY else FOLDS_OF_MANY
+        wanted = FOLDS if len(labels) <= MANY else FOLDS_FOR_MANY_RECORDS
         count = min(wanted, int(np.bincount(labels).max()))
         folds = StratifiedKFold(count, shuffle=True, random_state=_SEED)
         if _is_wide(known):
@@ -116,8 +116,8 @@ def _predict_wide(features: Matrix, train: Array, labels: Array, test: Array) ->
     from sklearn.preprocessing import StandardScaler
 
     gram, test_gram = np.zeros((len(train), len(train))), np.zeros((len(test), len(train)))
-    for start in range(0, features.shape[1], _TOGETHER):
-        block = features[:, start : start + _TOGETHER].astype(np.float64)
+    for start in range(0, features.shape[1], _DIMENSIONS_AT_ONCE):
+        block = features[:, start : start + _DIMENSIONS_AT_ONCE].astype(np.float64)
         scaler = StandardScaler().fit(block[train])
         scaled = scaler.transform(block[train])
         gram += scaled @ scaled.T

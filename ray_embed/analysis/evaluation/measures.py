@@ -14,7 +14,7 @@ from ray_embed.analysis.evaluation.protocol import Protocol, choose_protocol
 from ray_embed.core.arrays import Array, Matrix
 from ray_embed.runs.sampling import Subset
 
-VOTERS, WEIGHTED, REGRESSED = (1, 5, 20), (20, 200), (5, 20)
+MAJORITY_KS, WEIGHTED, REGRESSION_KS = (1, 5, 20), (20, 200), (5, 20)
 PURITY = 20
 
 
@@ -45,12 +45,12 @@ def evaluate_features(subset: Subset) -> FeatureEvaluation:
         unlabeled = spectrum.measure_spectrum(spectrum.compute_spectrum(subset.features))
     if isinstance(protocol, str):
         return FeatureEvaluation(tuple(unlabeled), protocol)
-    count = max(*WEIGHTED, *VOTERS) if protocol.classes else max(REGRESSED)
+    count = max(*WEIGHTED, *MAJORITY_KS) if protocol.classes else max(REGRESSION_KS)
     features = spectrum.narrow_features(subset.features).astype(np.float32, copy=False)
     near = {metric: find_neighbors(features, protocol, metric, count) for metric in METRICS}
     if not protocol.classes:
         return FeatureEvaluation((*_measure_regressions(protocol, near), *unlabeled), protocol)
-    voters = max(k for k in VOTERS if k <= protocol.max_neighbors)
+    voters = max(k for k in MAJORITY_KS if k <= protocol.max_neighbors)
     by_label = [
         *_measure_neighbors(protocol, near),
         _measure_accuracy(
@@ -65,7 +65,7 @@ def evaluate_features(subset: Subset) -> FeatureEvaluation:
 def _measure_neighbors(protocol: Protocol, near: dict[str, Neighbors]) -> Iterator[Measure]:
     most = protocol.max_neighbors
     for metric in METRICS:
-        for k in VOTERS:
+        for k in MAJORITY_KS:
             if k <= most:
                 predicted = _predict_by_majority(protocol, near[metric], k)
                 yield _measure_accuracy(f"knn_{k}_{metric}", protocol, predicted)
@@ -89,7 +89,7 @@ def _predict_by_majority(protocol: Protocol, near: Neighbors, k: int) -> Array:
 
 def _measure_regressions(protocol: Protocol, near: dict[str, Neighbors]) -> Iterator[Measure]:
     for metric in METRICS:
-        for k in REGRESSED:
+        for k in REGRESSION_KS:
             if k <= protocol.max_neighbors:
                 predicted = protocol.labels[near[metric].positions[:, :k]].mean(axis=1)
                 yield _measure_r2(f"knn_r2_{k}_{metric}", protocol, predicted)

@@ -18,10 +18,10 @@ from ray_embed.core.arrays import Array
 
 THRESHOLD = 0.01 * 255
 LISTED = 100
-_COARSE = 4
+_COARSE_SIDE = 4
 _BLOCK = 512
 # Rows with more bytes than this are compared by their digests.
-_LONG = 1 << 15
+_LONG_ROW_BYTES = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def find_near_duplicates(pictures: Array, splits: Array) -> Duplicates:
     np.add.at(members, (unique_of, split_of), 1)
     others = members.copy()
     closest: list[tuple[float, int, int]] = list(_pair_equal_rows(first, unique_of))
-    coarse = average_pixels(pictures[first], _COARSE).reshape(len(first), -1)
+    coarse = average_pixels(pictures[first], _COARSE_SIDE).reshape(len(first), -1)
     for rows, columns, differences in _compare_blocks(flat[first], coarse):
         np.add.at(others, rows, members[columns])
         once = np.flatnonzero(rows < columns)
@@ -107,7 +107,7 @@ def group_equal_rows(values: Array) -> tuple[Array, Array]:
     """Return the first row of each group of equal rows (u,), and the group of each row (N,)."""
     contiguous = np.ascontiguousarray(values)
     # Adding zero makes -0.0 equal to 0.0.
-    if contiguous.strides[0] > _LONG:
+    if contiguous.strides[0] > _LONG_ROW_BYTES:
         # Sorting long rows takes several times their memory.
         digests = [blake2b(row + 0.0, digest_size=16).digest() for row in contiguous]
         as_bytes = np.array(digests, np.dtype((np.void, 16)))

@@ -13,7 +13,7 @@ from ray_embed.runs.sampling import Subset
 from ray_embed.storage.filesystem import Folder
 
 SIDE = 16
-_TOGETHER = 64
+_IMAGES_AT_ONCE = 64
 
 
 def read_pictures(folder: Folder, records: Subset) -> Array | None:
@@ -42,8 +42,8 @@ def shrink(thumbnails: Sequence[Array]) -> Array:
     pictures = np.empty((len(thumbnails), side, side, shapes[:, 2].max()), np.float32)
     for shape in np.unique(shapes, axis=0):
         (same_shape,) = np.nonzero((shapes == shape).all(axis=1))
-        for start in range(0, len(same_shape), _TOGETHER):
-            rows = same_shape[start : start + _TOGETHER]
+        for start in range(0, len(same_shape), _IMAGES_AT_ONCE):
+            rows = same_shape[start : start + _IMAGES_AT_ONCE]
             pictures[rows] = average_pixels(np.stack([thumbnails[row] for row in rows]), side)
     return pictures
 

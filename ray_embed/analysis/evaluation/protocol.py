@@ -11,7 +11,7 @@ from ray_embed.core.arrays import Array
 from ray_embed.runs.sampling import Subset
 
 # Values are rescaled if the largest is above this or below its inverse.
-_LARGEST = 1e100
+_MAX_MAGNITUDE = 1e100
 _NO_LABELS = "there are no labels"
 
 
@@ -61,10 +61,10 @@ def _choose_for_values(subset: Subset) -> Protocol | str:
     if not len(known):
         return _NO_LABELS
     largest = np.abs(values[known]).max()
-    if largest and not 1 / _LARGEST < largest < _LARGEST:
+    if largest and not 1 / _MAX_MAGNITUDE < largest < _MAX_MAGNITUDE:
         # R² is the same in any unit, and squares must stay finite.
         values = np.ldexp(values, -int(np.frexp(largest)[1]))
-    reference, evaluated, description = _divide(subset, known)
+    reference, evaluated, description = _divide_by_split(subset, known)
     if len(np.unique(values[evaluated])) < 2:
         return "the labels are all the same value, so there is nothing to predict"
     if len(reference) < 2:
@@ -92,7 +92,7 @@ def _choose_for_classes(subset: Subset) -> Protocol | str:
         )
     labels = np.full(len(subset), -1)
     labels[known] = codes
-    reference, evaluated, description = _divide(subset, known)
+    reference, evaluated, description = _divide_by_split(subset, known)
     if len(np.unique(labels[reference])) == 1:
         only = classes[labels[reference[0]]]
         description = f"{_describe_leave_one_out(known)}: the first split holds only {only!r}"
@@ -113,7 +113,7 @@ def _choose_for_classes(subset: Subset) -> Protocol | str:
     )
 
 
-def _divide(subset: Subset, known: Array) -> tuple[Array, Array, str]:
+def _divide_by_split(subset: Subset, known: Array) -> tuple[Array, Array, str]:
     """Divide the records with labels into reference and evaluated ones, and describe both."""
     splits = subset.splits[known]
     is_first = splits == splits[0]

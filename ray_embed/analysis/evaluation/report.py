@@ -9,9 +9,9 @@ from ray_embed.core.text_table import align
 
 Entry = dict[str, Any]
 
-_WORST = 10
-_AVERAGES = ("gap", "gmp", "gem")
-_PLACES = {"rankme": 1, "stable_rank": 1, "participation_ratio": 1, "alpha_req": 2}
+_MAX_LISTED = 10
+_AVERAGING_POOLS = ("gap", "gmp", "gem")
+_DECIMAL_PLACES = {"rankme": 1, "stable_rank": 1, "participation_ratio": 1, "alpha_req": 2}
 _FIRST_WIDTH = 22
 
 
@@ -72,7 +72,7 @@ def _format_measures(title: str, names: list[str], columns: dict[str, Entry]) ->
 def _format_measure(name: str, measure: Entry | None) -> str:
     if measure is None:
         return ""
-    places = _PLACES.get(name, 3)
+    places = _DECIMAL_PLACES.get(name, 3)
     value = f"{measure['value']:.{places}f}"
     if measure["interval"] is None:
         return value
@@ -110,9 +110,9 @@ def _format_classes(entry: Entry) -> Iterator[str]:
     classes = entry.get("classes", [])
     if classes:
         yield ""
-        few = f", the worst {_WORST} of {len(classes)}" if len(classes) > _WORST else ""
+        few = f", the worst {_MAX_LISTED} of {len(classes)}" if len(classes) > _MAX_LISTED else ""
         yield f"share of the 20 nearest with the same label{few}"
-        for item in classes[:_WORST]:
+        for item in classes[:_MAX_LISTED]:
             yield f"  {item['label']!s:<20}  {item['purity']:.3f} of {item['n']}"
 
 
@@ -121,7 +121,7 @@ def _format_confused(entry: Entry) -> Iterator[str]:
     if confused["pairs"]:
         yield ""
         yield f"most confused, by {confused['neighbours']} neighbors (cosine)"
-        for pair in confused["pairs"][:_WORST]:
+        for pair in confused["pairs"][:_MAX_LISTED]:
             count = f"{pair['count']} of {pair['of']}"
             yield f"  {pair['label']!s:<20}  predicted as {pair['taken_for']}: {count}"
 
@@ -139,7 +139,7 @@ def _format_verdicts(entry: Entry) -> Iterator[str]:
             f"neither beyond the interval in {len(unclear)}"
         )
     is_worse = any(len(names["worse"]) > len(names["better"]) for names in verdicts.values())
-    if is_worse and entry["pool"] in _AVERAGES:
+    if is_worse and entry["pool"] in _AVERAGING_POOLS:
         yield (
             f"the features are pooled over all positions (--pool {entry['pool']}); a run with "
             "--pool flatten shows whether that is the reason"

@@ -22,7 +22,7 @@ NAMES = (
 _EPSILON = 1e-7
 _FIRST, _LAST = 4, 100
 # How many dimensions are in memory at once in double precision.
-_TOGETHER = 4096
+_DIMENSIONS_AT_ONCE = 4096
 # Features with more dimensions are wide. With more records, (N, N) would be no smaller.
 _WIDE, _MOST_RECORDS = 8192, 4096
 # An eigenvalue below this share of the largest is a rounding error.
@@ -79,8 +79,8 @@ def multiply_records(features: Array) -> tuple[Array, Array]:
     These have the same nonzero eigenvalues as the products of dimensions.
     """
     gram, scatter = np.zeros((2, len(features), len(features)))
-    for start in range(0, features.shape[1], _TOGETHER):
-        block = features[:, start : start + _TOGETHER].astype(np.float64)
+    for start in range(0, features.shape[1], _DIMENSIONS_AT_ONCE):
+        block = features[:, start : start + _DIMENSIONS_AT_ONCE].astype(np.float64)
         gram += block @ block.T
         block -= block.mean(axis=0)
         scatter += block @ block.T
@@ -101,8 +101,8 @@ def narrow_features(features: Array) -> Array:
         return features
     gram = np.zeros((count, count))
     with limit_blas_to_one_thread():
-        for start in range(0, dimensions, _TOGETHER):
-            block = features[:, start : start + _TOGETHER].astype(np.float64)
+        for start in range(0, dimensions, _DIMENSIONS_AT_ONCE):
+            block = features[:, start : start + _DIMENSIONS_AT_ONCE].astype(np.float64)
             gram += block @ block.T
         squares, axes = np.linalg.eigh(gram)
     narrowed: Array = axes * np.sqrt(squares.clip(0))

@@ -22,12 +22,12 @@ from ray_embed.core.arrays import Array
 NAMES = {"pca": "PCA", "tsne": "t-SNE", "umap": "UMAP"}
 _PANEL, _LEGEND, _BAR = 4.6, 2.3, 0.9
 # Classes are drawn in turns, so that the last one does not cover the others.
-_TURNS = 6
+_DRAWING_ROUNDS = 6
 _LISTED = 12
 # matplotlib cannot put ticks at larger numbers.
 _LARGEST = 1e300
 # The most characters of a name that is drawn beside its class, and of one drawn on top of it.
-_NAMED, _HIDES = 14, 3
+_MAX_NAME_LENGTH, _MAX_ON_TOP_LENGTH = 14, 3
 
 
 def draw_by_class(maps: Sequence[Map], classes: Classes, none: str, *, named: bool = True) -> Any:
@@ -135,8 +135,8 @@ def _scatter(panel: Any, points: Array, classes: Classes, size: float) -> None:
     options = {"linewidths": 0, "rasterized": _is_rasterized(len(points))}
     rest = (classes.codes < 0) | (classes.codes >= classes.colored)
     panel.scatter(*points[rest, :2].T, s=0.6 * size, c=REST, marker="o", zorder=1, **options)
-    turns = np.random.default_rng(0).integers(0, _TURNS, len(points))
-    for turn in range(_TURNS):
+    turns = np.random.default_rng(0).integers(0, _DRAWING_ROUNDS, len(points))
+    for turn in range(_DRAWING_ROUNDS):
         for code in range(classes.colored):
             chosen = points[(classes.codes == code) & (turns == turn), :2]
             panel.scatter(
@@ -161,7 +161,7 @@ def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
     for code in range(classes.colored):
         middle = np.median(points[classes.codes == code, :2], axis=0)
         text = panel.annotate(
-            shorten(classes.drawn[code], _NAMED),
+            shorten(classes.drawn[code], _MAX_NAME_LENGTH),
             middle,
             xytext=(0, 0),
             textcoords="offset points",
@@ -174,7 +174,7 @@ def _name_classes(panel: Any, points: Array, classes: Classes) -> None:
             path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white", alpha=0.9)],
         )
         # A long name would hide a small class.
-        beside = len(classes.drawn[code]) > _HIDES
+        beside = len(classes.drawn[code]) > _MAX_ON_TOP_LENGTH
         for x, y in _list_offsets()[1:] if beside else _list_offsets():
             text.set_position((x, y))
             box = text.get_window_extent(renderer).expanded(1.02, 1.05)

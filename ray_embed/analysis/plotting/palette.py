@@ -21,7 +21,7 @@ COLORS = (
 )
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "p")
 # With more classes than colors, only this many are colored, in colors that never look gray.
-COLORED = 7
+MAX_COLORED_CLASSES = 7
 REST = "#d8dadd"
 SEQUENTIAL = "viridis"
 
@@ -45,7 +45,7 @@ class Classes:
     @property
     def colored(self) -> int:
         """How many classes, starting with the largest, have their own color."""
-        return len(self.names) if len(self.names) <= len(COLORS) else COLORED
+        return len(self.names) if len(self.names) <= len(COLORS) else MAX_COLORED_CLASSES
 
 
 def group_classes(labels: Array) -> Classes:

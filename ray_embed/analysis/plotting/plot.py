@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_labels, convert_labels
+from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_label_kind, convert_labels
 from ray_embed.analysis.evaluation.spectrum import narrow_features
 from ray_embed.analysis.plotting import class_neighbors, figures, map_figure, projections, style
 from ray_embed.analysis.plotting.components import Components, load_or_compute_components
@@ -68,7 +68,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
             say("every record was rejected, so there is nothing to draw")
             return
         sampling.check_finite(records, folder.display_path())
-        choice = choose_labels([folder], labels)
+        choice = choose_label_kind([folder], labels)
         records = convert_labels(records, choice.kind)
         if choice.note:
             say(choice.note)
@@ -76,7 +76,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
             say("no UMAP, which needs umap-learn: pip install 'ray_embed[plots]'")
         name = posixpath.basename(folder.path)
         lettering = _choose_lettering(records, name)
-        drawing = _Drawing(folder, column, name, records, lettering, say)
+        drawing = _FigureWriter(folder, column, name, records, lettering, say)
         with style.apply_style(lettering):
             drawing.draw(load_or_compute_components(folder, column, records.features))
         _save_views(reader, column, records, say)
@@ -129,7 +129,7 @@ def _save_views(run: RunReader, column: str, records: Subset, say: Say) -> None:
         say(f"saved views for the page: {', '.join(views.names)} (`ray-embed view` shows them)")
 
 
-class _Drawing:
+class _FigureWriter:
     """Draws and saves the figures of some records.
 
     Args:

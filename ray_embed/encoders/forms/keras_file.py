@@ -12,7 +12,7 @@ from ray_embed.encoders.custom_objects import (
     Objects,
     describe_missing,
     find_custom_objects,
-    missing_objects,
+    find_missing_objects,
 )
 from ray_embed.encoders.file_format import HDF5, ZIP, detect_format, link_with_suffix
 from ray_embed.encoders.forms.base import Form
@@ -122,7 +122,7 @@ def _describe_missing(stored: _StoredModel, objects: Objects, spec: EncoderSpec)
             "it holds a Lambda; Python code stored in a model file is not run; build the model in "
             "a function of yours and give --model module:callable with --weights"
         )
-    missing = missing_objects(stored.configs, objects, stored.family)
+    missing = find_missing_objects(stored.configs, objects, stored.family)
     return describe_missing(missing, spec.imports, stored.family) if missing else ""
 
 

@@ -191,7 +191,7 @@ def _recorded_checkpoint(folder: Path) -> str:
 
 
 @contextlib.contextmanager
-def plain_prefix(prefix: str) -> Iterator[str]:
+def link_literal_prefix(prefix: str) -> Iterator[str]:
     """Yield the prefix, or the prefix of links to its files if TensorFlow reads it as a pattern.
 
     Args:

@@ -31,7 +31,7 @@ def load_hdf5(
         InputError: the file cannot be read or does not belong to the model.
     """
     errors: list[InputError] = []
-    with _plain_h5(weights) as (path, count):
+    with _link_with_layout_suffix(weights) as (path, count):
         for target in (model, *around):
             try:
                 ordered = path if count is not None else _in_order_of(target, path, weights)
@@ -39,7 +39,9 @@ def load_hdf5(
                 return
             except InputError as error:
                 errors.append(error)
-        for part, part_count in _parts(path, weights, paths if count is not None else ()):
+        for part, part_count in _split_into_parts(
+            path, weights, paths if count is not None else ()
+        ):
             with contextlib.suppress(InputError):
                 _load_by_keras(model, part, part_count, weights)
                 return
@@ -47,7 +49,7 @@ def load_hdf5(
 
 
 @contextlib.contextmanager
-def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
+def _link_with_layout_suffix(weights: str) -> Iterator[tuple[str, int | None]]:
     """Yield a path to the weights with the suffix of their layout, and the number of values.
 
     Keras chooses the layout by the suffix, but Keras 2 also wrote its older layout to
@@ -57,7 +59,7 @@ def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
         source = Path(weights).resolve()
         if detect_format(source) == ZIP:
             source = _unpacked(weights, Path(scratch))
-        with _opened(source, weights) as file:
+        with _open_file(source, weights) as file:
             older = "layer_names" in file.attrs or "model_weights" in file
             count = None if older else _count_values(file)
         link = Path(scratch, "older.h5" if older else "newer.weights.h5")
@@ -65,7 +67,7 @@ def _plain_h5(weights: str) -> Iterator[tuple[str, int | None]]:
         yield str(link), count
 
 
-def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
+def _split_into_parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str, int]]:
     """Yield parts of a newer-layout file as separate files, each with its number of values.
 
     This loads the encoder's weights even if the model that contains it cannot be built.
@@ -74,7 +76,7 @@ def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str,
 
     part = Path(path).with_name("part.weights.h5")
     for name in paths:
-        with _opened(path, weights) as file, h5py.File(part, "w") as out:
+        with _open_file(path, weights) as file, h5py.File(part, "w") as out:
             group = file.get(name)
             if not isinstance(group, h5py.Group):
                 continue
@@ -85,7 +87,7 @@ def _parts(path: str, weights: str, paths: Sequence[str]) -> Iterator[tuple[str,
 
 
 @contextlib.contextmanager
-def _opened(path: str | Path, weights: str) -> Iterator[Any]:
+def _open_file(path: str | Path, weights: str) -> Iterator[Any]:
     """Open an HDF5 file for reading. Damage may show up at any access to it."""
     import h5py
 
@@ -147,7 +149,7 @@ def _in_order_of(target: Any, path: str, weights: str) -> str:
     """
     import h5py
 
-    with _opened(path, weights) as file:
+    with _open_file(path, weights) as file:
         root = file if "layer_names" in file.attrs else file["model_weights"]
         orders = _orders_for(target, root)
     if not orders:

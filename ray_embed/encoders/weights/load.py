@@ -10,7 +10,7 @@ from ray_embed.encoders.file_format import detect_format
 from ray_embed.encoders.keras_compat import finish_normalization, weights_of
 from ray_embed.encoders.submodels import nested_models
 from ray_embed.encoders.weights.checkpoint import load_checkpoint
-from ray_embed.encoders.weights.checkpoint_reader import find_checkpoint, plain_prefix
+from ray_embed.encoders.weights.checkpoint_reader import find_checkpoint, link_literal_prefix
 from ray_embed.encoders.weights.hdf5 import load_hdf5
 from ray_embed.errors import InputError
 
@@ -69,5 +69,5 @@ def _load(model: Any, weights: str, holders: Sequence[Any], around: Sequence[Any
     attributes = [pair for holder in holders for pair in getattr(holder, "__dict__", {}).items()]
     names = [name for name, value in attributes if value is model]
     names += [path.rpartition(".")[2] for path in paths]
-    with plain_prefix(find_checkpoint(weights)) as prefix:
+    with link_literal_prefix(find_checkpoint(weights)) as prefix:
         load_checkpoint(prefix, weights, model, list(dict.fromkeys(names)), around)

@@ -456,7 +456,9 @@ def test_classes_are_taken_by_size_and_shown_by_name():
     assert [found.names[code] for code in palette.sort_by_name(np.arange(4), found.names)] == [
         *("(empty)", "a9", "a10", "b")
     ]
-    assert palette.group_classes(np.arange(200).astype(object)).colored == palette.COLORED
+    assert (
+        palette.group_classes(np.arange(200).astype(object)).colored == palette.MAX_COLORED_CLASSES
+    )
 
 
 # Machado, Oliveira, Fernandes 2009, for linear RGB and no such cones at all.
@@ -502,5 +504,5 @@ def test_colors_differ_for_all_eyes(seen):
     # About 2 is just seen.
     assert min(apart) > 15
     rest = lab(palette.REST, seen)
-    assert min(np.linalg.norm(rest - one) for one in colors[: palette.COLORED]) > 12
+    assert min(np.linalg.norm(rest - one) for one in colors[: palette.MAX_COLORED_CLASSES]) > 12
     assert len(set(palette.MARKERS)) == len(palette.MARKERS) == len(palette.COLORS)

@@ -30,7 +30,7 @@ CALLS = {
         "fold_encoder",
         "choose_engine",
     ),
-    "ray_embed.encoders.model_loading": ("load_model", "give_weights"),
+    "ray_embed.encoders.model_loading": ("load_model", "load_requested_weights"),
     "ray_embed.encoders.engines.registry": ("open_engine",),
     "ray_embed.storage.part_files": ("write_part",),
     "ray_embed.projector.reduce": ("merge",),
