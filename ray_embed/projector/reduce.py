@@ -105,7 +105,7 @@ def merge(
     if survey.points == 0:
         name = redact_uri(out)
         raise RunError(
-            f"{name}: every record was rejected, so there is nothing to show; see {name}/rejects",
+            f"{name}: all records were rejected, so there is nothing to show; see {name}/rejects",
             can_resume=False,
         )
     components = _compute_components(out, run, survey, threads, remote_map)

@@ -189,7 +189,7 @@ def test_more_queries_than_fit_at_once(run, monkeypatch):
 
     queries = cloud(seed=5, count=50)
     at_once = run.neighbors(queries, k=4)
-    monkeypatch.setattr(neighbors, "_AT_ONCE", 40)
+    monkeypatch.setattr(neighbors, "_DISTANCES_AT_ONCE", 40)
     assert run.neighbors(queries, k=4) == at_once
 
 
@@ -200,7 +200,7 @@ def test_wide_features_are_taken_a_few_records_at_a_time(run, monkeypatch, metri
     queries = cloud(seed=1, count=5)
     whole = run.neighbors(queries, 7, metric)
     monkeypatch.setattr(neighbors, "_WIDE", DIMENSION - 1)
-    monkeypatch.setattr(neighbors, "_NUMBERS", 3 * DIMENSION)
+    monkeypatch.setattr(neighbors, "_BLOCK_NUMBERS", 3 * DIMENSION)
     found = run.neighbors(queries, 7, metric)
     assert found.drop_columns("distance").equals(whole.drop_columns("distance"))
     assert np.allclose(found["distance"], whole["distance"], atol=1e-6)

@@ -23,7 +23,7 @@ def quick(monkeypatch):
     monkeypatch.setattr(projections, "has_umap", lambda: True)
     monkeypatch.setattr(projections, "run_umap", lambda points, size: points[:, :size] * 2)
     # Pictures take most of the time, and are not what this is about.
-    monkeypatch.setattr(plot_module._Drawing, "draw", lambda *_: None)
+    monkeypatch.setattr(plot_module._FigureWriter, "draw", lambda *_: None)
 
 
 def make(path, *, records=80, dimensions=16, **options):

@@ -36,7 +36,7 @@ def test_other_processes_give_the_same_bytes(run, tmp_path, monkeypatch, limit):
     helpers = [start_merge_actor() for _ in range(3)]
     ray.get([one.count.remote() for one in helpers])
     ray.kill(helpers[1])
-    reduce.merge(str(there), limit, elsewhere=partial(remote_map.map_in_actors, helpers))
+    reduce.merge(str(there), limit, remote_map=partial(remote_map.map_in_actors, helpers))
     assert contents(there / "projector") == contents(here / "projector")
     assert len(contents(here / "projector")) > 13
     counts = [ray.get(helpers[at].count.remote()) for at in (0, 2)]

@@ -281,7 +281,7 @@ def test_what_is_missing_is_said(run, tmp_path):
 def small_blocks(monkeypatch):
     """Make each part a block and a piece."""
     monkeypatch.setattr(reduce, "_GROUP_BYTES", 1)
-    monkeypatch.setattr(covariance, "_TIMES", 0)
+    monkeypatch.setattr(covariance, "_FEATURE_BYTES_PER_RESULT_BYTE", 0)
 
 
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path, small_blocks):
@@ -312,7 +312,7 @@ def test_any_order_of_completion_gives_the_same_bytes(tmp_path, small_blocks):
             made[at] = function(items[at])
         return (made[at] for at in range(len(items)))
 
-    reduce.merge(str(path), elsewhere=shuffled)
+    reduce.merge(str(path), remote_map=shuffled)
     assert seen != sorted(seen)
     assert len(seen) == 40
     assert written(path) == expected
@@ -330,7 +330,7 @@ def test_blocks_follow_from_points_and_dimensions(tmp_path, monkeypatch):
                 blocks.append(item.parts)
             yield function(item)
 
-    reduce.merge(str(path), elsewhere=noting)
+    reduce.merge(str(path), remote_map=noting)
     assert blocks == [tuple(range(8)), tuple(range(8, 16)), (16,)]
 
 
@@ -361,7 +361,7 @@ def test_an_interrupted_reduction_is_repeated(run, tmp_path, monkeypatch, small_
             yield function(item)
 
     with pytest.raises(KeyboardInterrupt):
-        reduce.merge(str(path), elsewhere=stopping)
+        reduce.merge(str(path), remote_map=stopping)
     assert 0 < len(part_files(path, "pca")) < 8
     with pytest.raises(InputError, match="ray-embed reduce"):
         package.load(str(path)).to_pca()
@@ -516,6 +516,6 @@ def test_other_processes_give_the_same_bytes(run, tmp_path, small_blocks, ray_se
     shutil.rmtree(there / "pca")
     reduce.merge(
         str(there),
-        elsewhere=partial(remote_map.map_in_actors, [start_merge_actor(), start_merge_actor()]),
+        remote_map=partial(remote_map.map_in_actors, [start_merge_actor(), start_merge_actor()]),
     )
     assert written(there) == written(here)

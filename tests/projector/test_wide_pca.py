@@ -27,7 +27,7 @@ def narrow(monkeypatch):
     monkeypatch.setattr(pca, "MAX_EXACT_DIMENSIONS", 100)
     monkeypatch.setattr(wide_pca, "_CHUNK_BYTES", 4 * SIZE * 50)
     monkeypatch.setattr(wide_pca, "_STRIP_BYTES", 4 * SIZE * 90)
-    monkeypatch.setattr(wide_pca, "_TIMES", 1)
+    monkeypatch.setattr(wide_pca, "_FEATURE_BYTES_PER_RESULT_BYTE", 1)
     monkeypatch.setattr(part_files, "_BATCH_BYTES", 4 * SIZE * 7)
 
 

@@ -181,7 +181,7 @@ def _draw_records(
 def _check_features(folder: Folder, subset: Subset) -> Subset:
     if not len(subset):
         raise InputError(
-            f"{folder.display_path()}: every record was rejected, so there is nothing to evaluate; "
+            f"{folder.display_path()}: all records were rejected, so there is nothing to evaluate; "
             f"see {folder.display_path(layout.REJECTS)}"
         )
     sampling.check_finite(subset, folder.display_path())

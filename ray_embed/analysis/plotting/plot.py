@@ -65,7 +65,7 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
             folder, column, sampling.limit_by_memory(DRAWN, output.dimension)
         )
         if not len(records):
-            say("every record was rejected, so there is nothing to draw")
+            say("all records were rejected, so there is nothing to draw")
             return
         sampling.check_finite(records, folder.display_path())
         choice = choose_label_kind([folder], labels)

@@ -57,7 +57,7 @@ def test_all_records_were_rejected(ray_embed: Any, tmp_path: Path) -> None:
         assert found.code == 2
         assert "rejects" in found.err
         assert "Traceback" not in found.err
-    assert "every record was rejected" in ray_embed("plot", run).out
+    assert "all records were rejected" in ray_embed("plot", run).out
 
 
 def test_one_record(ray_embed: Any, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_wide_features_fit_into_memory(
     assert evaluate(ray_embed, run)["records"] == 30
     assert ray_embed("plot", run).code == 0
     # As if there were room for twenty.
-    monkeypatch.setattr(sampling, "_BYTES", 20 * 4 * 1000)
+    monkeypatch.setattr(sampling, "_MAX_FEATURE_BYTES", 20 * 4 * 1000)
     entry = evaluate(ray_embed, run)
     assert (entry["records"], entry["total"]) == (20, 30)
     found = json.loads(ray_embed("compare", run, run, "--json").out)

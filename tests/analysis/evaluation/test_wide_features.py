@@ -24,7 +24,7 @@ def test_the_linear_probe_predicts_the_same(monkeypatch, splits):
     protocol = choose_protocol(subset)
     plain = linear_probe.predict_classes(subset.features, protocol)
     monkeypatch.setattr(linear_probe, "_WIDE", 100)
-    monkeypatch.setattr(linear_probe, "_TOGETHER", 150)
+    monkeypatch.setattr(linear_probe, "_DIMENSIONS_AT_ONCE", 150)
     monkeypatch.setattr("sklearn.model_selection.cross_val_predict", None)
     monkeypatch.setattr("sklearn.pipeline.make_pipeline", lambda *steps: None)
     wide = linear_probe.predict_classes(subset.features, protocol)
@@ -78,7 +78,7 @@ def test_equal_rows_are_found_by_digests(monkeypatch):
     values[3, 0], values[30, 0], values[7, 0] = 0.0, -0.0, 0.0
     splits = np.array(["a"] * 20 + ["b"] * 20, object)
     plain = near_duplicates.find_equal_features(values, splits)
-    monkeypatch.setattr(near_duplicates, "_LONG", 8)
+    monkeypatch.setattr(near_duplicates, "_LONG_ROW_BYTES", 8)
     found = near_duplicates.find_equal_features(values, splits)
     assert found.pairs == plain.pairs == ((3, 7, 0.0), (3, 30, 0.0))
     assert found.splits == plain.splits
