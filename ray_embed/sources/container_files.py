@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
+from urllib.parse import urlsplit, urlunsplit
 
 from ray_embed.core.uri import get_base_name, get_parent_uri, is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
@@ -42,10 +43,12 @@ class ContainerFiles:
 
 def is_pattern(named: str) -> bool:
     """Return whether a path or URI is a pattern for several files, and not the name of one."""
-    has_braces = any("," in text or _RANGE.fullmatch(text) for text in _BRACES.findall(named))
-    if not has_braces and not _WILDCARD.search(named):
+    # What follows a question mark in a URI are options of its file system.
+    path = urlsplit(named).path if is_uri(named) else named
+    has_braces = any("," in text or _RANGE.fullmatch(text) for text in _BRACES.findall(path))
+    if not has_braces and not _WILDCARD.search(path):
         return False
-    return is_uri(named) or not Path(named).exists()
+    return not (Folder.open(named).exists() if is_uri(named) else Path(named).exists())
 
 
 def find_files(named: str, endings: tuple[str, ...]) -> ContainerFiles:
@@ -96,12 +99,15 @@ def list_names(folder: str) -> Iterator[str]:
 
 
 def _match_pattern(pattern: str) -> ContainerFiles:
-    folder, _, rest = pattern.rpartition("/")
+    parts = urlsplit(pattern) if is_uri(pattern) else None
+    folder, _, rest = (parts.path if parts else pattern).rpartition("/")
     # The folder is what precedes the first wildcard or brace.
     while folder and (_WILDCARD.search(folder) or "{" in folder):
         folder, _, last = folder.rpartition("/")
         rest = f"{last}/{rest}"
-    if not is_uri(pattern):
+    if parts:
+        folder = urlunsplit(parts._replace(path=folder))
+    else:
         folder = str(Path(folder or ("/" if pattern.startswith("/") else ".")).absolute())
     names: list[str] = []
     for expanded in expand_braces(rest):

@@ -2,6 +2,7 @@
 """Files that hold many images: folders, patterns and braces."""
 
 import pytest
+from support.stores import use_as_store
 
 from ray_embed.errors import InputError
 from ray_embed.sources.container_files import expand_braces, find_files, is_pattern
@@ -27,7 +28,10 @@ def test_pattern_is_no_existing_file(tmp_path, monkeypatch):
     assert not is_pattern("a[1].tar")
     assert not is_pattern("{x}.tar")
     assert is_pattern("*.tar")
-    assert is_pattern("s3://bucket/{0..3}.tar")
+    (tmp_path / "{0..3}.tar").touch()
+    assert not is_pattern(f"file://{tmp_path}/{{0..3}}.tar")
+    assert is_pattern(f"file://{tmp_path}/{{0..4}}.tar")
+    assert not is_pattern(f"file://{tmp_path}/a.tar?endpoint_override=*")
 
 
 @pytest.mark.parametrize("scheme", ["", "file://"])
@@ -51,3 +55,13 @@ def test_missing_files_are_refused_by_name(named, tmp_path):
     (tmp_path / "0.tar").touch()
     with pytest.raises(InputError, match=r"--source .*: no file"):
         find_files(f"{tmp_path}/{named}".rstrip("/"), (".tgz",) if not named else (".tar",))
+
+
+def test_pattern_in_a_store_keeps_the_options_of_the_uri(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    for name in ("a-0.tar", "a-1.tar", "b-0.tar"):
+        (tmp_path / "data" / name).touch()
+    root = use_as_store(tmp_path, monkeypatch)
+    found = find_files(f"{root}/data/{{a,b}}-*.tar?scheme=http", (".tar",))
+    assert found.folder == f"{root}/data?scheme=http"
+    assert found.names == ("a-0.tar", "a-1.tar", "b-0.tar")
