@@ -404,8 +404,8 @@ def test_a_draining_node_is_seen_while_the_source_is_silent(workers, tmp_path, m
     seen, old = threading.Event(), [worker.actor for worker in workers]
 
     def draining():
-        # Once, as the actors that are started again have the same node.
-        if seen.is_set() or not tries_in(tried):
+        # Once, as the actors that are started again have the same node; not before both run there.
+        if seen.is_set() or not tries_in(tried) or not all(worker.node for worker in workers):
             return frozenset()
         seen.set()
         return frozenset({ray.get_runtime_context().get_node_id()})
