@@ -2,14 +2,16 @@
 """The same images give the same features, in whatever type of source they lie."""
 
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
+import datasets
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from support import object_store
-from support.containers import write_tar
+from support.containers import write_tar, write_tfrecord
 from support.pictures import make_folder
 from support.sample_runs import save_encoder
 
@@ -39,8 +41,30 @@ def write_tars(paths: list[Path], folder: Path) -> None:
         write_tar(folder / f"part-{number}.tar", samples)
 
 
-WRITERS = {"parquet": write_parquet_files, "tar": write_tars}
-PATTERNS = {"parquet": "*.parquet", "tar": "part-{0..1}.tar"}
+def write_tfrecords(paths: list[Path], folder: Path) -> None:
+    for number, part in enumerate((paths[:10], paths[10:])):
+        examples = [
+            {"image/encoded": path.read_bytes(), "image/class/text": path.parent.name}
+            for path in part
+        ]
+        write_tfrecord(folder / f"part-{number}.tfrecord", examples)
+
+
+def save_to_disk(paths: list[Path], folder: Path) -> None:
+    images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
+    labels = [path.parent.name for path in paths]
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
+    saved = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
+    saved.save_to_disk(folder, num_shards=2)
+
+
+WRITERS = {
+    "parquet": write_parquet_files,
+    "tar": write_tars,
+    "tfrecord": write_tfrecords,
+    "saved": save_to_disk,
+}
+PATTERNS = {"parquet": "*.parquet", "tar": "part-{0..1}.tar", "tfrecord": "*.tfrecord"}
 
 
 @pytest.fixture(scope="module")
@@ -57,73 +81,73 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def extract(data: Path, source: str, out: Path) -> ray_embed.Run:
+def name_sources(root: str | Path) -> dict[str, str]:
+    """Return the folder and the pattern of each type of source, by split."""
+    folders = {type_: f"{root}/{type_}" for type_ in WRITERS}
+    return folders | {f"{type_}-files": f"{root}/{type_}/{p}" for type_, p in PATTERNS.items()}
+
+
+def extract(data: Path, sources: dict[str, str], out: Path) -> ray_embed.Run:
     config = ray_embed.RunConfig(
-        sources={"valid": source},
-        model=str(data / "encoder.keras"),
-        out=str(out),
-        **OPTIONS,
+        sources=sources, model=str(data / "encoder.keras"), out=str(out), **OPTIONS
     )
     return ray_embed.extract(config)
 
 
-@pytest.fixture(scope="module")
-def expected(data: Path, ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
-    """The features, labels and positions of the folder's images."""
-    run = extract(data, str(data / "images"), tmp_path_factory.mktemp("expected") / "run")
-    assert (run.rows, run.rejects) == (20, 1)
-    return run.to_table().select(["index", "label", "feature"])
+def assert_all_splits_are_the_same(run: ray_embed.Run, splits: Iterable[str]) -> None:
+    table = run.to_table()
+    expected = table.filter(pc.equal(table["split"], "images"))
+    assert expected.num_rows == 20
+    for split in splits:
+        rows = table.filter(pc.equal(table["split"], split))
+        assert rows["label"].equals(expected["label"]), split
+        assert rows["feature"].equals(expected["feature"]), split
 
 
-@pytest.mark.parametrize("type_", WRITERS)
-def test_features_are_those_of_the_folder(type_, data, expected, tmp_path):
-    run = extract(data, str(data / type_), tmp_path / "run")
-    assert run.to_table().select(["index", "label", "feature"]).equals(expected)
-    assert run.rejects_by_reason == {"not an image": 1}
-    again = extract(data, str(data / type_ / PATTERNS[type_]), tmp_path / "again")
-    assert again.to_table().equals(run.to_table())
+def test_features_are_those_of_the_folder(data, ray_session, tmp_path):
+    sources = {"images": str(data / "images")} | name_sources(data)
+    run = extract(data, sources, tmp_path / "run")
+    assert_all_splits_are_the_same(run, sources)
+    assert run.rejects_by_reason == {"not an image": len(sources)}
 
 
-@pytest.mark.parametrize("type_", WRITERS)
-def test_run_is_resumed_with_the_same_bytes_and_changes_are_noticed(type_, data, tmp_path):
-    source = shutil.copytree(data / type_, tmp_path / "data")
-    extract(data, str(source), tmp_path / "run")
+def test_run_is_resumed_with_the_same_bytes_and_changes_are_noticed(data, ray_session, tmp_path):
+    copied = shutil.copytree(data, tmp_path / "data")
+    sources = {type_: str(copied / type_) for type_ in WRITERS}
+    extract(data, sources, tmp_path / "run")
     parts = sorted((tmp_path / "run" / "features").iterdir())
     before = [part.read_bytes() for part in parts]
-    assert len(parts) == 3
-    parts[1].unlink()
-    extract(data, str(source), tmp_path / "run")
+    assert len(parts) == 3 * len(WRITERS)
+    for part in parts[1::3]:
+        part.unlink()
+    extract(data, sources, tmp_path / "run")
     assert [part.read_bytes() for part in parts] == before
     parts[1].unlink()
-    last = sorted(source.iterdir())[-1]
-    shutil.copy(sorted(source.iterdir())[0], last)
-    with pytest.raises(ray_embed.InputError, match="valid"):
-        extract(data, str(source), tmp_path / "run")
+    for type_ in PATTERNS:
+        first, last = sorted((copied / type_).iterdir())
+        last.rename(tmp_path / "kept")
+        shutil.copy(first, last)
+        with pytest.raises(ray_embed.InputError, match=type_):
+            extract(data, sources, tmp_path / "run")
+        (tmp_path / "kept").rename(last)
     assert not parts[1].exists()
 
 
-def test_sources_on_an_object_store(data, expected, bucket, ray_embed_process, tmp_path):
-    sources: list[object] = []
-    for type_, pattern in PATTERNS.items():
-        object_store.upload(data / type_, f"{bucket}/{type_}")
-        sources += ["--source", f"{type_}={bucket}/{type_}"]
-        sources += ["--source", f"{type_}-files={bucket}/{type_}/{pattern}"]
+def test_sources_on_an_object_store(data, bucket, ray_embed_process, tmp_path):
+    object_store.upload(data, f"{bucket}/data")
+    sources = {"images": f"{bucket}/data/images"} | name_sources(f"{bucket}/data")
+    words = [word for split, uri in sources.items() for word in ("--source", f"{split}={uri}")]
     options = [word for name, n in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", n)]
     result = ray_embed_process(
-        "extract", *sources, "--model", data / "encoder.keras", "--out", "run", *options
+        "extract", *words, "--model", data / "encoder.keras", "--out", "run", *options
     )
     assert result.code == 0, result.err
-    table = ray_embed.load(tmp_path / "run").to_table()
-    for split in [name for type_ in PATTERNS for name in (type_, f"{type_}-files")]:
-        rows = table.filter(pc.equal(table["split"], split))
-        assert rows["label"].equals(expected["label"])
-        assert rows["feature"].equals(expected["feature"])
+    assert_all_splits_are_the_same(ray_embed.load(tmp_path / "run"), sources)
 
 
-@pytest.mark.parametrize("type_", WRITERS)
-def test_preview_shows_records_of_a_container(type_, data, command):
+def test_preview_shows_records_of_a_container(data, command):
     result = command(
-        "preview", "--source", data / type_, "--model", data / "encoder.keras", "--sheet", "s.png"
+        "preview", "--source", data / "tar", "--model", data / "encoder.keras", "--sheet", "s.png"
     )
     assert result.code == 0, result.err
     assert "RGB files" in result.out + result.err
