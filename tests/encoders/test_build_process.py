@@ -59,7 +59,7 @@ def test_random_weights_stay_the_same_when_going_on(
     graph.unlink()
     result = ray_embed_process("extract", *arguments)
     assert result.code == 0, result.err
-    assert "run/encoder: damaged; written again" in result.err
+    assert "run/encoder: damaged, writing it again" in result.err
     assert graph.read_bytes() == content
     after, _ = package.load(str(project / "run")).to_numpy()
     assert np.array_equal(before, after)
