@@ -261,8 +261,8 @@ def test_a_node_with_another_tensorflow_is_named(apart, tmp_path, start_another)
     assert result.code == 2
     here = re.escape(metadata.version("tensorflow"))
     assert re.fullmatch(
-        rf"ray-embed: tensorflow is {here} here, and 1\.2\.3 on [\d.]+ \(node [0-9a-f]{{8}}\); "
-        "install the same on all machines\n",
+        rf"ray-embed: tensorflow is {here} here, but 1\.2\.3 on [\d.]+ \(node [0-9a-f]{{8}}\); "
+        "install the same version on all machines\n",
         result.err,
     )
 
@@ -275,7 +275,7 @@ def test_a_node_without_ray_embed_is_named(apart, tmp_path, start_another):
     start_another(seen_as=dict.fromkeys(places, tmp_path / "empty"))
     result = run_of_files(apart, tmp_path)
     assert result.code == 2
-    said = f"ray_embed is {package.__version__} here, and not installed on"
+    said = f"ray_embed is {package.__version__} here, but not installed on"
     assert re.search(rf"{re.escape(said)} [\d.]+ \(node [0-9a-f]{{8}}\); install", result.err)
     assert "Traceback" not in result.err
 
