@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from urllib.parse import urlsplit, urlunsplit
 
 from ray_embed.core.uri import get_base_name, get_parent_uri, is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
@@ -20,6 +19,7 @@ from ray_embed.storage.filesystem import Folder
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _WILDCARD = re.compile(r"[*?\[]")
+_OPTIONS = re.compile(r"\?[\w.-]+=[^?]*$")
 _SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")
 
 
@@ -43,12 +43,23 @@ class ContainerFiles:
 
 def is_pattern(named: str) -> bool:
     """Return whether a path or URI is a pattern for several files, and not the name of one."""
-    # What follows a question mark in a URI are options of its file system.
-    path = urlsplit(named).path if is_uri(named) else named
+    path, _ = _split_options(named)
     has_braces = any("," in text or _RANGE.fullmatch(text) for text in _BRACES.findall(path))
     if not has_braces and not _WILDCARD.search(path):
         return False
-    return not (Folder.open(named).exists() if is_uri(named) else Path(named).exists())
+    if is_uri(named):
+        # No file on a store has a name with a question mark, which would begin options.
+        return "?" in path or not Folder.open(named).exists()
+    return not Path(named).exists()
+
+
+def _split_options(named: str) -> tuple[str, str]:
+    """Split a URI before the options of its file system, such as ``?scheme=http``.
+
+    Any other question mark is a wildcard.
+    """
+    options = _OPTIONS.search(named) if is_uri(named) else None
+    return (named[: options.start()], options[0]) if options else (named, "")
 
 
 def find_files(named: str, endings: tuple[str, ...]) -> ContainerFiles:
@@ -99,14 +110,14 @@ def list_names(folder: str) -> Iterator[str]:
 
 
 def _match_pattern(pattern: str) -> ContainerFiles:
-    parts = urlsplit(pattern) if is_uri(pattern) else None
-    folder, _, rest = (parts.path if parts else pattern).rpartition("/")
+    path, options = _split_options(pattern)
+    folder, _, rest = path.rpartition("/")
     # The folder is what precedes the first wildcard or brace.
     while folder and (_WILDCARD.search(folder) or "{" in folder):
         folder, _, last = folder.rpartition("/")
         rest = f"{last}/{rest}"
-    if parts:
-        folder = urlunsplit(parts._replace(path=folder))
+    if is_uri(pattern):
+        folder += options
     else:
         folder = str(Path(folder or ("/" if pattern.startswith("/") else ".")).absolute())
     names: list[str] = []
