@@ -30,6 +30,11 @@ class ContainerFiles:
     folder: str
     names: tuple[str, ...]
 
+    @property
+    def first(self) -> File:
+        """Where the first file is. The storage is not asked."""
+        return resolve_path(locate_file(self.folder), self.names[0].encode())
+
     def locate(self) -> list[tuple[str, File, SizeAndTime]]:
         """Return the name of each file, where it is, and its size and modification time.
 

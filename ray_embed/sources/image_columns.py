@@ -18,7 +18,8 @@ from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.files import SizeAndTime
-from ray_embed.sources.label_schema import RESERVED_COLUMNS, find_label_type
+from ray_embed.sources.label_schema import find_label_type, is_reserved
+from ray_embed.sources.packed_images import make_packed_records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +85,7 @@ def find_columns(schema: pa.Schema, where: str, wanted: Columns) -> Columns:
     others = [name for name in schema.names if name not in (image, wanted.key, label)]
     extras = tuple(name for name in others if _is_scalar(schema.field(name).type))
     for name in extras:
-        if name in RESERVED_COLUMNS or name == "feature" or name.startswith("feature_"):
+        if is_reserved(name):
             raise InputError(f"{where}: the column name {name!r} is reserved; rename the column")
     names = features.get(label or "", {}).get("names") or ()
     return Columns(
@@ -169,20 +170,17 @@ def make_records(
         positions: where the images are in the file.
         lengths: their lengths in bytes; null if they are not known.
     """
-    count = batch.num_rows
-    size, mtime = stat
-    labels = pa.nulls(count) if columns.label is None else batch[columns.label]
-    return pa.record_batch(
+    labels = pa.nulls(batch.num_rows) if columns.label is None else batch[columns.label]
+    return make_packed_records(
         {
             "key": _make_keys(batch, columns, name, start),
             "label": convert_labels(labels, columns.class_names, label_type),
             **{extra: _to_text(batch[extra]) for extra in columns.extras},
-            "path": pa.repeat(pa.scalar(name.encode(), pa.binary()), count),
-            "size": pa.repeat(pa.scalar(size, pa.int64()), count),
-            "mtime": pa.repeat(pa.scalar(mtime, pa.int64()), count),
-            "position": positions,
-            "length": lengths,
-        }
+        },
+        name,
+        stat,
+        positions=positions,
+        lengths=lengths,
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from ray_embed.errors import InputError
 
-RESERVED_COLUMNS = ("index", "key", "label", "split")
+_RESERVED_COLUMNS = ("index", "key", "label", "split", "feature")
 
 # Common representations of missing values.
 _MISSING_VALUES = {"na", "n/a", "<na>", "nan", "null", "none"}
@@ -20,6 +20,11 @@ _MAX_CLASSES = 10_000
 _MAX_PAIRS = 3
 # Map the micro sign to the Greek mu, and remove zero-width characters and soft hyphens.
 _LOOK_ALIKES = str.maketrans("\u00b5", "\u03bc", "\u200b\u2060\ufeff\u00ad")
+
+
+def is_reserved(column: str) -> bool:
+    """Return whether a column of metadata cannot have this name, because parts use it."""
+    return column in _RESERVED_COLUMNS or column.startswith("feature_")
 
 
 def find_common_type(types: Iterable[pa.DataType]) -> pa.DataType:

@@ -18,7 +18,7 @@ from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.file_images import FileReader
 from ray_embed.sources.files import locate_file, resolve_path, stat_files
-from ray_embed.sources.label_schema import RESERVED_COLUMNS
+from ray_embed.sources.label_schema import is_reserved
 from ray_embed.sources.listing_format import (
     DELIMITER_NAMES,
     SAMPLE_BYTES,
@@ -208,7 +208,7 @@ def _check_reserved_columns(extras: list[str], where: str) -> None:
         InputError: a column has a reserved name.
     """
     for name in extras:
-        if name in RESERVED_COLUMNS or name == "feature" or name.startswith("feature_"):
+        if is_reserved(name):
             raise InputError(f"{where}: the column name {name!r} is reserved; rename the column")
 
 

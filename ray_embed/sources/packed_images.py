@@ -4,7 +4,7 @@
 A planned record names its file (`path`) and its place in it (`position`: a row or a byte offset).
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -15,7 +15,14 @@ from ray_embed.errors import InputError, StorageError, get_first_line
 from ray_embed.images import decode
 from ray_embed.images.decode import Batch, PixelSpec
 from ray_embed.sources.base import PlannedRecords
-from ray_embed.sources.files import File, check_unchanged, locate_file, open_file, resolve_path
+from ray_embed.sources.files import (
+    File,
+    SizeAndTime,
+    check_unchanged,
+    locate_file,
+    open_file,
+    resolve_path,
+)
 from ray_embed.storage.retry import call_with_retries, explain_error
 
 _NO_IMAGE = "missing"
@@ -33,6 +40,37 @@ class Place:
 
 # Yields the images at some places of a file, in ascending order; None for a record without one.
 ReadPlaces = Callable[[File, Sequence[Place]], Iterator[bytes | None]]
+
+
+def make_packed_records(
+    columns: Mapping[str, pa.Array],
+    name: str,
+    stat: SizeAndTime,
+    *,
+    positions: pa.Array,
+    lengths: pa.Array,
+) -> pa.RecordBatch:
+    """Return the records of images in one file.
+
+    Args:
+        columns: `key`, `label` and the extras.
+        name: the name of the file, below the location of the source.
+        stat: its size and modification time.
+        positions: where the images are in the file.
+        lengths: their lengths in bytes; null if they are not known.
+    """
+    count = len(positions)
+    size, mtime = stat
+    return pa.record_batch(
+        {
+            **columns,
+            "path": pa.repeat(pa.scalar(name.encode(), pa.binary()), count),
+            "size": pa.repeat(pa.scalar(size, pa.int64()), count),
+            "mtime": pa.repeat(pa.scalar(mtime, pa.int64()), count),
+            "position": positions,
+            "length": lengths,
+        }
+    )
 
 
 @dataclass(frozen=True)

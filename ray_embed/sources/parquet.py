@@ -111,7 +111,7 @@ def open_parquet(split: str, named: str, config: RunConfig) -> ParquetSource:
             for is missing.
     """
     files = find_files(named, ENDINGS)
-    _, first, _ = files.locate()[0]
+    first = files.first
     with _open_parquet(first) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]

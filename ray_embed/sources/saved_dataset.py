@@ -103,7 +103,7 @@ def open_saved_dataset(split: str, named: str, config: RunConfig) -> SavedDatase
     """
     folder, notes = _choose_folder(split, named)
     files = ContainerFiles(folder, _list_data_files(folder))
-    _, first, _ = files.locate()[0]
+    first = files.first
     with _open_stream(first) as stream:
         schema = stream.schema
     columns = find_columns(schema, str(first), get_wanted_columns(config))

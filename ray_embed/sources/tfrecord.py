@@ -23,8 +23,8 @@ from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles, find_files
 from ray_embed.sources.example_features import Feature, get_bytes, read_small_features
 from ray_embed.sources.files import File, SizeAndTime
-from ray_embed.sources.label_schema import RESERVED_COLUMNS
-from ray_embed.sources.packed_images import PackedReader, Place
+from ray_embed.sources.label_schema import is_reserved
+from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records
 from ray_embed.sources.tfrecord_format import find_records, read_records
 
 ENDINGS = (".tfrecord", ".tfrecords", ".tfrec")
@@ -117,10 +117,8 @@ class TFRecordSource:
         stat: SizeAndTime,
         skipped: Counter[str],
     ) -> pa.RecordBatch:
-        count = len(records)
-        size, mtime = stat
         keys = [record.get_text(self.key) or f"{name}#{record.number}" for record in records]
-        return pa.record_batch(
+        return make_packed_records(
             {
                 "key": pa.array(keys, pa.string()),
                 "label": self._make_labels(records, where),
@@ -128,12 +126,11 @@ class TFRecordSource:
                     extra: pa.array(_make_texts(records, extra, skipped), pa.string())
                     for extra in self.info.extras
                 },
-                "path": pa.repeat(pa.scalar(name.encode(), pa.binary()), count),
-                "size": pa.repeat(pa.scalar(size, pa.int64()), count),
-                "mtime": pa.repeat(pa.scalar(mtime, pa.int64()), count),
-                "position": pa.array([record.place.position for record in records], pa.int64()),
-                "length": pa.array([record.place.length for record in records], pa.int64()),
-            }
+            },
+            name,
+            stat,
+            positions=pa.array([record.place.position for record in records], pa.int64()),
+            lengths=pa.array([record.place.length for record in records], pa.int64()),
         )
 
     def _make_labels(self, records: list[_Record], where: str) -> pa.Array:
@@ -336,11 +333,7 @@ def _find_extras(
     """Return the features of single values, sorted, and those of them with reserved names."""
     names = sorted({name for record in records for name in record.features} - used)
     single = [name for name in names if _is_single(records, name)]
-    reserved = [
-        name
-        for name in single
-        if name in RESERVED_COLUMNS or name == "feature" or name.startswith("feature_")
-    ]
+    reserved = [name for name in single if is_reserved(name)]
     return tuple(name for name in single if name not in reserved), reserved
 
 

@@ -25,8 +25,8 @@ from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles, find_files
 from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_folder import IMAGE_ENDINGS
-from ray_embed.sources.label_schema import RESERVED_COLUMNS, find_label_type
-from ray_embed.sources.packed_images import PackedReader, Place, read_ranges
+from ray_embed.sources.label_schema import find_label_type, is_reserved
+from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records, read_ranges
 from ray_embed.storage.retry import explain_error
 
 ENDINGS = (".tar",)
@@ -50,11 +50,16 @@ class _Sample:
     place: Place | None = None
     texts: dict[str, bytes] = field(default_factory=dict)
 
-    def find_label(self, column: str, where: str) -> Any:
-        """Return the label: from the ``cls`` file, the field of the ``json`` file, or ``txt``."""
+    def find_label(self, fields: dict[str, Any], column: str, where: str) -> Any:
+        """Return the label: from the ``cls`` file, a field of the ``json`` file, or ``txt``.
+
+        Args:
+            fields: the fields of the ``json`` file.
+            column: the field of the label.
+            where: the tar, for messages.
+        """
         if (text := self._read_text("cls", where)) is not None:
             return int(text) if text.lstrip("-").isdigit() else text
-        fields = self.read_fields(where)
         if column in fields:
             return fields[column]
         return self._read_text("txt", where)
@@ -113,30 +118,29 @@ class WebDataset:
     def _make_records(
         self, samples: list[_Sample], name: str, where: str, stat: SizeAndTime
     ) -> pa.RecordBatch:
-        count = len(samples)
-        size, mtime = stat
         fields = [sample.read_fields(where) for sample in samples]
         places = [sample.place or Place(0, None) for sample in samples]
         extras = {
             extra: pa.array([_to_text(item.get(extra)) for item in fields], pa.string())
             for extra in self.info.extras
         }
-        return pa.record_batch(
+        return make_packed_records(
             {
                 "key": pa.array([sample.key for sample in samples], pa.string()),
-                "label": self._make_labels(samples, where),
+                "label": self._make_labels(samples, fields, where),
                 **extras,
-                "path": pa.repeat(pa.scalar(name.encode(), pa.binary()), count),
-                "size": pa.repeat(pa.scalar(size, pa.int64()), count),
-                "mtime": pa.repeat(pa.scalar(mtime, pa.int64()), count),
-                "position": pa.array([place.position for place in places], pa.int64()),
-                "length": pa.array([place.length for place in places], pa.int64()),
-            }
+            },
+            name,
+            stat,
+            positions=pa.array([place.position for place in places], pa.int64()),
+            lengths=pa.array([place.length for place in places], pa.int64()),
         )
 
-    def _make_labels(self, samples: list[_Sample], where: str) -> pa.Array:
+    def _make_labels(
+        self, samples: list[_Sample], fields: list[dict[str, Any]], where: str
+    ) -> pa.Array:
         target = self.info.label_type
-        labels = [sample.find_label(self.label_column, where) for sample in samples]
+        labels = _find_labels(samples, fields, self.label_column, where)
         if pa.types.is_string(target):
             labels = [_to_text(label) for label in labels]
         try:
@@ -162,7 +166,7 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
         InputError: a file is not a tar, is compressed, or has no images.
     """
     files = find_files(named, ENDINGS)
-    _, first, _ = files.locate()[0]
+    first = files.first
     where = str(first)
     skipped: Counter[str] = Counter()
     samples = list(islice(_read_samples(first, skipped), _SAMPLES_INSPECTED))
@@ -173,10 +177,10 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
             f"{where}: no images in it (supported extensions are {endings})"
             + (f"; it has {found}" if found else "")
         )
-    labels = [sample.find_label(config.label_column, where) for sample in samples]
+    fields = [sample.read_fields(where) for sample in samples]
+    labels = _find_labels(samples, fields, config.label_column, where)
     types = {_find_type(label, where) for label in labels if label is not None}
     label_type = _join_types(types)
-    fields = [sample.read_fields(where) for sample in samples]
     # Lists and objects have no place in a column of text.
     scalars = [
         name
@@ -186,7 +190,7 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
     ]
     extras = tuple(dict.fromkeys(scalars))
     for name in extras:
-        if name in RESERVED_COLUMNS or name == "feature" or name.startswith("feature_"):
+        if is_reserved(name):
             raise InputError(f"{where}: the json field {name!r} has a reserved name; rename it")
     notes = []
     if not types:
@@ -207,6 +211,13 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
             notes=tuple(notes),
         ),
     )
+
+
+def _find_labels(
+    samples: list[_Sample], fields: list[dict[str, Any]], column: str, where: str
+) -> list[Any]:
+    pairs = zip(samples, fields, strict=True)
+    return [sample.find_label(items, column, where) for sample, items in pairs]
 
 
 def _read_samples(file: File, skipped: Counter[str]) -> Iterator[_Sample]:
