@@ -43,16 +43,28 @@ def change_folder(folder: str) -> bool:
     Returns:
         False if modules from the previous folder were already imported; then nothing is changed.
     """
-    before = tuple(_added)
-    files = (getattr(module, "__file__", None) for module in tuple(sys.modules.values()))
-    if any(file is not None and file.startswith(before) for file in files):
+    if _has_user_modules():
         return False
-    sys.path[:] = [path for path in sys.path if path not in before]
+    sys.path[:] = [path for path in sys.path if path not in _added]
     _added.clear()
     os.chdir(folder)
     add_to_path(folder)
     importlib.invalidate_caches()
     return True
+
+
+def _has_user_modules() -> bool:
+    """Return whether a module was imported from the folders that were added to the import path.
+
+    Installed packages and this one are not the user's, even if they are below such a folder.
+    """
+    others = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
+    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
+    return any(
+        any(path.is_relative_to(folder) for folder in _added)
+        and not any(path.is_relative_to(folder) for folder in others)
+        for path in (Path(file) for file in files if file)
+    )
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import ray
 from ray_embed.config import LOCAL, RunConfig, choose_ray_address
 from ray_embed.core import legacy_keras
 from ray_embed.core.uri import redact_uri
-from ray_embed.errors import RunError, get_first_line
+from ray_embed.errors import InputError, RunError, get_first_line
 from ray_embed.runtime import capacity, kept_actors, ray_private, resources
 from ray_embed.runtime.actor_pool import ActorPool
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_raylet, get_result
@@ -192,11 +192,18 @@ def open_session(
         )
         kept = kept_actors.take(None if needs_own else key)
         running = Session(config, actor_class, each, config.actors, kept=kept)
+        is_reusable = not needs_own
         try:
             yield running
-            if not needs_own:
-                kept_actors.keep(key, running.release_pool())
+        except InputError:
+            # The actors have done nothing wrong.
+            raise
+        except BaseException:
+            is_reusable = False
+            raise
         finally:
+            if is_reusable:
+                kept_actors.keep(key, running.release_pool())
             running.close()
         return
     is_own = starts_own_ray(config)

@@ -10,6 +10,7 @@ import pytest
 
 from ray_embed.config import make_config
 from ray_embed.core import user_code
+from ray_embed.errors import InputError
 from ray_embed.runtime import kept_actors
 from ray_embed.runtime.kept_actors import keep_actors, runs_user_code
 from ray_embed.runtime.session import open_session
@@ -84,6 +85,22 @@ def test_actor_that_imported_a_module_of_the_folder_is_not_kept(
     assert call(import_helper) == "one"
     monkeypatch.chdir(make_helper(tmp_path / "two", "two"))
     assert call(import_helper) == "two"
+
+
+def test_installed_packages_below_the_folder_are_not_of_the_user(
+    kept: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(sys.prefix)
+    first = call(os.getpid)
+    monkeypatch.chdir(tmp_path)
+    assert call(os.getpid) == first
+
+
+def test_actor_of_a_run_with_bad_input_is_kept(kept: None) -> None:
+    with pytest.raises(InputError), open_session(config(), Actor) as running:
+        first = running.call(os.getpid)()
+        raise InputError("bad")
+    assert call(os.getpid) == first
 
 
 @pytest.mark.parametrize(
