@@ -16,6 +16,8 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 os.environ["HOME"] = tempfile.mkdtemp(prefix="home-")
 os.environ.pop("RAY_ADDRESS", None)
+# scikit-learn's threads spin while they wait, which slows the tests beside it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # By default, Ray's workers yield to all other processes, and so to other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
 

@@ -133,6 +133,7 @@ def test_run_is_resumed_with_the_same_bytes_and_changes_are_noticed(data, ray_se
     assert not parts[1].exists()
 
 
+@pytest.mark.slow
 def test_sources_on_an_object_store(data, bucket, ray_embed_process, tmp_path):
     object_store.upload(data, f"{bucket}/data")
     sources = {"images": f"{bucket}/data/images"} | name_sources(f"{bucket}/data")

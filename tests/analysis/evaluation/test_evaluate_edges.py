@@ -15,6 +15,7 @@ import ray_embed as package
 from ray_embed.analysis.evaluation.near_duplicates import LISTED, find_near_duplicates
 from ray_embed.analysis.evaluation.record import record
 from ray_embed.analysis.evaluation.to_json import evaluation_to_json
+from ray_embed.analysis.plotting import projections
 from ray_embed.runs import sampling
 from ray_embed.runs.reader import open_run
 from ray_embed.storage.filesystem import Folder
@@ -178,7 +179,11 @@ def test_what_was_found_of_another_run_is_not_recorded(tmp_path: Path) -> None:
     assert not (tmp_path / "run" / "evaluation.json").exists()
 
 
-def test_plots_without_thumbnails(ray_embed: Any, tmp_path: Path) -> None:
+def test_plots_without_thumbnails(
+    ray_embed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # UMAP takes half a minute to be compiled.
+    monkeypatch.setattr(projections, "has_umap", lambda: False)
     features, codes = clusters(2, 60)
     run = make_run(tmp_path / "run", features, [f"c{code}" for code in codes])
     for part in (tmp_path / "run" / "thumbnails").iterdir():
