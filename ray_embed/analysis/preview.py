@@ -113,7 +113,7 @@ def _prepare_sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Pr
     nothing = np.zeros((0, *encoder.image_shape), np.float32)
     batch = next(images.batches(max(1, len(images)), 1), None)
     if batch is None:
-        return _Prepared(split, [], [], nothing, sample.info.notes)
+        return _Prepared(split, [], [], nothing, sample.info.messages)
     numbers = batch.positions.tolist()
     keys = sample.records.rows["key"].to_pylist()
     inputs = np.asarray(load_preprocessing(encoder.spec)(batch.images))
@@ -122,7 +122,7 @@ def _prepare_sample(config: RunConfig, chosen: _Chosen, encoder: Encoder) -> _Pr
         [keys[number] for number in numbers],
         [images.load(number) for number in numbers],
         inputs,
-        sample.info.notes,
+        sample.info.messages,
     )
 
 

@@ -56,7 +56,7 @@ def make_plan(
         info = source.info or infos[source.split]
         size = shard_size or _choose_shard_size(info, batch_size)
         split = plan_split(ordinal, source, info, size)
-        notes += [f"{split.name}: {note}" for note in info.notes]
+        notes += [f"{split.name}: {note}" for note in info.messages]
         skipped: Counter[str] = Counter()
         batches = source.records(skipped)
         if batches is not None:

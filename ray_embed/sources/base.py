@@ -25,7 +25,8 @@ class SourceInfo:
     None for image files; `image_dtype` is ``uint8`` or ``float``. `checksum` is set if all images
     are one array in a single file: that of the array if the file stores one, else that of its first
     and last image. `has_label_column` is None for sources without columns. `shard_size` is the
-    number of records that are best read together. `notes` are messages for the user.
+    number of records that are best read together. `notes` are messages for the user; `unlabeled` is
+    one that says why the records have no labels, and empty if they have a label column.
     """
 
     label_type: pa.DataType
@@ -36,6 +37,12 @@ class SourceInfo:
     has_label_column: bool | None = None
     shard_size: int | None = None
     notes: tuple[str, ...] = ()
+    unlabeled: str = ""
+
+    @property
+    def messages(self) -> tuple[str, ...]:
+        """All messages for the user."""
+        return (*self.notes, self.unlabeled) if self.unlabeled else self.notes
 
 
 @dataclass(frozen=True, kw_only=True)

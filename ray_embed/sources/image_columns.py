@@ -132,18 +132,18 @@ def describe_source(
     Raises:
         InputError: the label column has an unsupported type.
     """
-    notes: tuple[str, ...] = ()
+    unlabeled = ""
     if columns.label is None:
-        notes = (
+        unlabeled = (
             f"{redact_uri(named)}: no column {config.label_column!r}, so the records are "
             f"unlabeled; the columns are {_describe_schema(schema)}; select the label column with "
-            "--label-column",
+            "--label-column"
         )
     return SourceInfo(
         label_type=_find_label_type(schema, columns, where),
         extras=columns.extras,
         has_label_column=columns.label is not None,
-        notes=notes,
+        unlabeled=unlabeled,
     )
 
 

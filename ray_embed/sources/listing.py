@@ -146,8 +146,7 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
     notes = []
     if delimiter != expected:
         notes.append(f"{name}: columns are separated by {DELIMITER_NAMES[delimiter]}")
-    if not has_labels:
-        notes.append(_explain_no_labels(header, name, config.label_column))
+    unlabeled = "" if has_labels else _explain_no_labels(header, name, config.label_column)
     extras = [
         column for column in header if column not in (config.path_column, config.label_column)
     ]
@@ -166,6 +165,7 @@ def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
             extras=tuple(extras),
             has_label_column=has_labels,
             notes=tuple(notes),
+            unlabeled=unlabeled,
         ),
     )
     first = next(listing.records(Counter()), None)

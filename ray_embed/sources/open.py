@@ -89,7 +89,7 @@ def _check_label_column(sources: list[Source]) -> None:
     infos = [source.info for source in sources if source.info is not None]
     listings = [info for info in infos if info.has_label_column is not None]
     if listings and not any(info.has_label_column for info in listings):
-        raise InputError(listings[0].notes[-1])
+        raise InputError(listings[0].unlabeled)
 
 
 def _open(split: str, named: Any, config: RunConfig) -> Source:

@@ -118,14 +118,12 @@ def open_parquet(split: str, named: str, config: RunConfig) -> ParquetSource:
     columns = find_columns(schema, str(first), get_wanted_columns(config))
     _check_has_bytes(metadata, columns, str(first))
     info = describe_source(schema, columns, config, named, str(first))
-    notes = info.notes
+    notes: tuple[str, ...] = ()
     largest = max(groups, default=0)
     if largest > _MAX_ROW_GROUP:
-        # The note about labels stays the last one.
         notes = (
             f"{redact_uri(named)}: its row groups have up to {largest:,} rows, and each is read "
             "once per shard; it is faster to write it with row_group_size=1000",
-            *notes,
         )
     return ParquetSource(
         split=split,

@@ -112,8 +112,7 @@ def open_saved_dataset(split: str, named: str, config: RunConfig) -> SavedDatase
         split=split,
         files=files,
         columns=columns,
-        # The note about labels stays the last one.
-        info=replace(info, notes=(*notes, *info.notes)),
+        info=replace(info, notes=notes),
     )
 
 

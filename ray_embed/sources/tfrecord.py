@@ -234,8 +234,7 @@ def open_records(
             f"{redact_uri(named)}: left out the features {', '.join(reserved)}, because these "
             "names are reserved"
         )
-    # The last note is the error if a label was asked for that no source has.
-    said += _explain_label(label, names.labels, redact_uri(named), records)
+    said += _describe_other_labels(label, names.labels, redact_uri(named), records)
     known = (class_names or {}).get(label or "", ())
     return TFRecordSource(
         split=split,
@@ -250,6 +249,7 @@ def open_records(
             extras=extras,
             has_label_column=label is not None,
             notes=tuple(said),
+            unlabeled="" if label else _explain_no_label(names.labels, redact_uri(named), records),
         ),
     )
 
@@ -366,17 +366,19 @@ def _make_texts(
         yield text
 
 
-def _explain_label(
+def _explain_no_label(names: Sequence[str], named: str, records: Sequence[_Record]) -> str:
+    wanted = " or ".join(repr(name) for name in names)
+    return (
+        f"{named}: no feature {wanted}, so the records are unlabeled; the features are "
+        f"{_list_features(records)}; select the label with --label-column"
+    )
+
+
+def _describe_other_labels(
     label: str | None, names: Sequence[str], named: str, records: Sequence[_Record]
 ) -> list[str]:
-    if label is None:
-        wanted = " or ".join(repr(name) for name in names)
-        return [
-            f"{named}: no feature {wanted}, so the records are unlabeled; the features are "
-            f"{_list_features(records)}; select the label with --label-column"
-        ]
     others = [name for name in names if name != label and _find_present(records, [name])]
-    if not others:
+    if label is None or not others:
         return []
     return [
         f"{named}: the labels are the feature {label!r}; for {' or '.join(map(repr, others))}, use "

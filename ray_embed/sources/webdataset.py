@@ -192,10 +192,10 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
     for name in extras:
         if is_reserved(name):
             raise InputError(f"{where}: the json field {name!r} has a reserved name; rename it")
-    notes = []
+    unlabeled = ""
     if not types:
         names = ", ".join(dict.fromkeys(name for item in fields for name in item)) or "none"
-        notes.append(
+        unlabeled = (
             f"{redact_uri(named)}: no .cls or .txt file and no json field "
             f"{config.label_column!r}, so the records are unlabeled (json fields: {names}); select "
             "one with --label-column"
@@ -208,7 +208,7 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
             label_type=label_type,
             extras=extras,
             has_label_column=bool(types),
-            notes=tuple(notes),
+            unlabeled=unlabeled,
         ),
     )
 

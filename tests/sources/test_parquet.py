@@ -37,7 +37,7 @@ def test_rows_have_keys_labels_and_metadata(tmp_path):
     assert rows["camera"].to_pylist() == ["a", None] * 5
     assert rows["angle"].to_pylist() == ["0.5"] * 10
     assert source.info.extras == ("camera", "angle")
-    assert source.info.notes == ()
+    assert source.info.messages == ()
 
 
 @pytest.mark.parametrize("chosen", [list(range(20)), [0, 6, 7, 13, 19], [5], []])
@@ -114,7 +114,7 @@ def test_shards_follow_the_row_groups(tmp_path):
 
 def test_unlabeled_file_is_said(tmp_path):
     source = open_source(write_parquet(tmp_path / "d.parquet", [0], kind=["x"]))
-    (note,) = source.info.notes
+    (note,) = source.info.messages
     assert "no column 'label'" in note
     assert "--label-column" in note
     assert list_records(source).rows["label"].null_count == 1

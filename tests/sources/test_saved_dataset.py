@@ -59,7 +59,7 @@ def test_rows_are_read_from_files_in_their_order(is_on_store, chosen, tmp_path, 
     assert records.rows["label"].to_pylist() == list(range(14))
     assert records.rows["camera"].to_pylist() == ["a", None] * 7
     assert source.info.extras == ("camera",)
-    assert source.info.notes == ()
+    assert source.info.messages == ()
     some = records.select(np.array(chosen, np.int64))
     images = pickle.loads(pickle.dumps(source.reader())).open(some, PIXELS)
     batches = list(images.batches(4, 1))
@@ -135,7 +135,7 @@ def test_split_of_a_dict_is_chosen_by_its_name(split, names, expected, tmp_path)
         assert list_records(source).rows["from"].to_pylist() == [expected]
         notes = [note for note in source.info.notes if "only split" in note]
         assert len(notes) == (split == "mine")
-        assert "unlabeled" in source.info.notes[-1]
+        assert "unlabeled" in source.info.unlabeled
 
 
 def test_unknown_split_of_a_dict_is_refused_with_the_splits(tmp_path):

@@ -36,7 +36,7 @@ def test_records_have_keys_labels_and_metadata(tmp_path):
     extras = ("image/class/label", "image/format", "image/height", "image/score")
     assert source.info.extras == extras
     assert [rows[name].to_pylist()[1] for name in extras] == ["1", "PNG", "8", "0.1"]
-    (note,) = source.info.notes
+    (note,) = source.info.messages
     assert "the labels are the feature 'image/class/text'" in note
 
 
@@ -104,7 +104,7 @@ def test_image_of_tfds_and_records_without_a_name(tmp_path):
     listed = list_records(source)
     assert listed.rows["key"].to_pylist() == [f"d.tfrecord#{i}" for i in range(3)]
     assert listed.rows["label"].to_pylist() == [0, 1, 2]
-    assert source.info.notes == ()
+    assert source.info.messages == ()
     np.testing.assert_array_equal(read_images(source, listed, SIZE), pixels_of(range(3)))
 
 
@@ -138,7 +138,7 @@ def test_labels_share_one_type(labels, expected, tmp_path):
 
 def test_unlabeled_file_is_said(tmp_path):
     source = open_source(write_tfrecord(tmp_path / "d.tfrecord", [example(0, kind="x")]))
-    (note,) = source.info.notes
+    (note,) = source.info.messages
     assert "unlabeled" in note
     assert "image/kind (bytes)" in note
     assert list_records(source).rows["label"].null_count == 1

@@ -26,7 +26,7 @@ def test_samples_have_keys_labels_and_metadata(tmp_path):
     assert rows["who"].to_pylist() == [f"w{i}" for i in range(5)]
     assert rows["score"].to_pylist() == ["0.5"] * 5
     assert source.info.extras == ("who", "score")
-    assert source.info.notes == ()
+    assert source.info.messages == ()
 
 
 @pytest.mark.parametrize("chosen", [list(range(12)), [0, 3, 11], [5], []])
@@ -80,7 +80,7 @@ def test_unlabeled_tar_is_said_and_other_files_are_counted(tmp_path):
         ("c", {"png": encode(1)}),
     ]
     source = open_source(write_tar(tmp_path / "d.tar", samples))
-    (note,) = source.info.notes
+    (note,) = source.info.messages
     assert "unlabeled" in note
     assert "--label-column" in note
     skipped: Counter[str] = Counter()
