@@ -6,7 +6,7 @@ Patterns have the wildcards of `glob` and braces: ``shards-{000..009}.tar``, ``{
 
 import posixpath
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -25,8 +25,12 @@ _SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")
 
 @dataclass(frozen=True)
 class ContainerFiles:
-    """The files of one source: `names` below `folder`, a path or URI, in reading order."""
+    """The files of one source: `names` below `folder`, a path or URI, in reading order.
 
+    `named` is what the source was given as, for messages.
+    """
+
+    named: str
     folder: str
     names: tuple[str, ...]
 
@@ -67,31 +71,24 @@ def _split_options(named: str) -> tuple[str, str]:
     return (named[: options.start()], options[0]) if options else (named, "")
 
 
-def find_files(named: str, endings: tuple[str, ...]) -> ContainerFiles:
+def find_files(named: str, endings: Sequence[str]) -> ContainerFiles:
     """Find the files of a source.
 
     Args:
-        named: a file, a folder of files with these endings, or a pattern; a path or URI.
+        named: a file, or a folder of files with these endings; a path or URI.
         endings: the endings that count in a folder.
 
     Raises:
-        InputError: there is no such file; names the pattern.
         StorageError: the storage does not respond.
     """
-    if is_pattern(named):
-        return _match_pattern(named)
     info = Folder.open(named).get_info()
     if info.is_file:
         if is_uri(named):
-            return ContainerFiles(get_parent_uri(named), (get_base_name(named),))
+            return ContainerFiles(named, get_parent_uri(named), (get_base_name(named),))
         path = Path(named).absolute()
-        return ContainerFiles(str(path.parent), (path.name,))
+        return ContainerFiles(named, str(path.parent), (path.name,))
     names = sorted(name for name in list_names(named) if get_ending(name) in endings)
-    if not names:
-        raise InputError(
-            f"--source {redact_uri(named)}: no file ending in {' or '.join(endings)} in this folder"
-        )
-    return ContainerFiles(named, tuple(names))
+    return ContainerFiles(named, named, tuple(names))
 
 
 def get_ending(name: str) -> str:
@@ -114,7 +111,13 @@ def list_names(folder: str) -> Iterator[str]:
     return (name for name in names if not name.startswith((".", "_")))
 
 
-def _match_pattern(pattern: str) -> ContainerFiles:
+def match_pattern(pattern: str) -> ContainerFiles:
+    """Find the files that match a pattern, a path or URI.
+
+    Raises:
+        InputError: there is no such file; names the pattern.
+        StorageError: the storage does not respond.
+    """
     path, options = _split_options(pattern)
     folder, _, rest = path.rpartition("/")
     # The folder is what precedes the first wildcard or brace.
@@ -133,7 +136,7 @@ def _match_pattern(pattern: str) -> ContainerFiles:
                 f"--source {redact_uri(pattern)}: no file {redact_uri(join_uri(folder, expanded))}"
             )
         names += found
-    return ContainerFiles(folder, tuple(dict.fromkeys(names)))
+    return ContainerFiles(pattern, folder, tuple(dict.fromkeys(names)))
 
 
 def _find_matches(folder: str, pattern: str) -> list[str]:

@@ -13,7 +13,14 @@ from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.array_checks import get_wanted_labels
 from ray_embed.sources.base import Source
-from ray_embed.sources.container_files import find_files, get_ending, is_pattern, list_names
+from ray_embed.sources.container_files import (
+    ContainerFiles,
+    find_files,
+    get_ending,
+    is_pattern,
+    list_names,
+    match_pattern,
+)
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.hdf5 import open_hdf5
 from ray_embed.sources.image_folder import IMAGE_ENDINGS, open_folder
@@ -28,8 +35,10 @@ from ray_embed.sources.tfrecord import open_tfrecord
 from ray_embed.sources.webdataset import open_webdataset
 from ray_embed.storage.filesystem import Folder
 
-# Opens a source, given its split, its path, URI or object, and the options.
-Opener = Callable[[str, Any, RunConfig], Source]
+# Opens a source, given its split, its path or URI, and the options.
+Opener = Callable[[str, str, RunConfig], Source]
+# Opens a source of one or more files, given its split, the files, and the options.
+FilesOpener = Callable[[str, ContainerFiles, RunConfig], Source]
 
 # Source types by file extension. To add a type, add a line here.
 FORMS: dict[str, Opener] = {
@@ -39,15 +48,10 @@ FORMS: dict[str, Opener] = {
     ".hdf5": open_hdf5,
     ".npy": open_npy,
     ".npz": open_npz,
-    ".parquet": open_parquet,
-    ".tar": open_webdataset,
-    ".tfrec": open_tfrecord,
-    ".tfrecord": open_tfrecord,
-    ".tfrecords": open_tfrecord,
 }
 
-# Source types of folders, by the files directly in them. Other folders are folders of images.
-FOLDERS: dict[str, Opener] = {
+# Source types that may have several files: a file, a folder of them, or a pattern.
+CONTAINERS: dict[str, FilesOpener] = {
     ".parquet": open_parquet,
     ".tar": open_webdataset,
     ".tfrec": open_tfrecord,
@@ -101,55 +105,61 @@ def _open(split: str, named: Any, config: RunConfig) -> Source:
             f"--source-kwargs for {split!r}: the source {redact_uri(named)} is not a callable; "
             "remove these arguments, or use a module:callable source"
         )
-    opener, location = _find_opener(named)
-    return opener(split, location, config)
-
-
-def _find_opener(named: str) -> tuple[Opener, str]:
-    """Return what opens a source, and its location; the URI of a local file becomes its path.
-
-    Raises:
-        InputError: the source does not exist, has an unknown type, or its storage does not respond.
-    """
     for prefix, opener in PREFIXES.items():
         if named.startswith(prefix):
-            return opener, named
-    *others, last = FORMS
+            return opener(split, named, config)
+    if is_pattern(named):
+        return _open_pattern(split, named, config)
+    type_, location = _inspect(named)
+    if type_ is pafs.FileType.Directory:
+        return _open_folder(split, location, config)
+    return _open_file(split, location, config, exists=type_ is not pafs.FileType.NotFound)
+
+
+def _open_pattern(split: str, pattern: str, config: RunConfig) -> Source:
+    files = match_pattern(pattern)
+    # The ending may be part of what the wildcards stand for.
+    ending = get_ending(files.names[0])
+    if ending not in CONTAINERS:
+        raise InputError(
+            f"--source {redact_uri(pattern)}: patterns are for {', '.join(CONTAINERS)} files, and "
+            f"not for {ending or 'files without an ending'}"
+        )
+    return CONTAINERS[ending](split, files, config)
+
+
+def _open_folder(split: str, folder: str, config: RunConfig) -> Source:
+    """Open a folder, by the files directly in it; images come first."""
+    found = {name if name in MARKERS else get_ending(name) for name in list_names(folder)}
+    if not found.intersection(IMAGE_ENDINGS):
+        for name, opener in MARKERS.items():
+            if name in found:
+                return opener(split, folder, config)
+        for ending, open_files in CONTAINERS.items():
+            if ending in found:
+                endings = [name for name, other in CONTAINERS.items() if other is open_files]
+                return open_files(split, find_files(folder, endings), config)
+    open_images = open_remote_folder if is_uri(folder) else open_folder
+    return open_images(split, folder, config)
+
+
+def _open_file(split: str, named: str, config: RunConfig, *, exists: bool) -> Source:
+    *others, last = [*CONTAINERS, *FORMS]
     advice = (
         f"expected a folder of images, a {', '.join(others)} or {last} file, or module:callable"
     )
-    if is_pattern(named):
-        # The ending may be part of what the wildcards stand for.
-        ending = get_ending(find_files(named, ()).names[0])
-        if ending not in FOLDERS:
-            raise InputError(
-                f"--source {redact_uri(named)}: patterns are for {', '.join(FOLDERS)} files, and "
-                f"not for {ending or 'files without an ending'}"
-            )
-        return FOLDERS[ending], named
+    if not exists:
+        raise InputError(f"--source {redact_uri(named)}: no such file or folder; {advice}")
     path = urlsplit(named).path if is_uri(named) else named
     ending = get_ending(path)
-    if ending == ".gz" and (inner := get_ending(path[:-3])) in FOLDERS:
+    if ending == ".gz" and (inner := get_ending(path[:-3])) in CONTAINERS:
         # It is refused with the reason by what would open it.
         ending = inner
-    type_, uri = _inspect(named)
-    if type_ is pafs.FileType.NotFound:
-        raise InputError(f"--source {redact_uri(uri)}: no such file or folder; {advice}")
-    if type_ is pafs.FileType.Directory:
-        return _find_folder_opener(uri), uri
+    if ending in CONTAINERS:
+        return CONTAINERS[ending](split, find_files(named, ()), config)
     if ending not in FORMS:
-        raise InputError(f"--source {redact_uri(uri)}: unsupported file type; {advice}")
-    return FORMS[ending], uri
-
-
-def _find_folder_opener(uri: str) -> Opener:
-    """Return what opens a folder, by the files directly in it; images come first."""
-    found = {name if name in MARKERS else get_ending(name) for name in list_names(uri)}
-    if not found.intersection(IMAGE_ENDINGS):
-        for name, opener in (MARKERS | FOLDERS).items():
-            if name in found:
-                return opener
-    return open_remote_folder if is_uri(uri) else open_folder
+        raise InputError(f"--source {redact_uri(named)}: unsupported file type; {advice}")
+    return FORMS[ending](split, named, config)
 
 
 def _inspect(uri: str) -> tuple[pafs.FileType, str]:

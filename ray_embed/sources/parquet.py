@@ -19,7 +19,7 @@ from ray_embed.config import RunConfig
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, get_first_line
 from ray_embed.sources.base import SourceInfo
-from ray_embed.sources.container_files import ContainerFiles, find_files
+from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_columns import (
     Columns,
@@ -32,7 +32,6 @@ from ray_embed.sources.image_columns import (
 from ray_embed.sources.packed_images import PackedReader, Place
 from ray_embed.storage.retry import explain_error
 
-ENDINGS = (".parquet",)
 _RECORDS_PER_BATCH = 8192
 _IMAGES_PER_READ = 64
 # Shards follow the row groups, unless these are tiny or huge.
@@ -103,27 +102,26 @@ class ParquetSource:
         )
 
 
-def open_parquet(split: str, named: str, config: RunConfig) -> ParquetSource:
-    """Open a Parquet file, a folder of them or a pattern as a source.
+def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> ParquetSource:
+    """Open Parquet files as a source.
 
     Raises:
         InputError: a file is not Parquet, there is no column with images, or one that was asked
             for is missing.
     """
-    files = find_files(named, ENDINGS)
     first = files.first
     with _open_parquet(first) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     columns = find_columns(schema, str(first), get_wanted_columns(config))
     _check_has_bytes(metadata, columns, str(first))
-    info = describe_source(schema, columns, config, named, str(first))
+    info = describe_source(schema, columns, config, files.named, str(first))
     notes: tuple[str, ...] = ()
     largest = max(groups, default=0)
     if largest > _MAX_ROW_GROUP:
         notes = (
-            f"{redact_uri(named)}: its row groups have up to {largest:,} rows, and each is read "
-            "once per shard; it is faster to write it with row_group_size=1000",
+            f"{redact_uri(files.named)}: its row groups have up to {largest:,} rows, and each is "
+            "read once per shard; it is faster to write it with row_group_size=1000",
         )
     return ParquetSource(
         split=split,

@@ -102,7 +102,7 @@ def open_saved_dataset(split: str, named: str, config: RunConfig) -> SavedDatase
             images, or one that was asked for is missing.
     """
     folder, notes = _choose_folder(split, named)
-    files = ContainerFiles(folder, _list_data_files(folder))
+    files = ContainerFiles(named, folder, _list_data_files(folder))
     first = files.first
     with _open_stream(first) as stream:
         schema = stream.schema

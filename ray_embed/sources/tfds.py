@@ -57,7 +57,7 @@ def open_prepared(
     prepared = _choose_split(_list_splits(named), split, named)
     if prepared.name != split:
         notes += (f"{redact_uri(named)}: read the split {prepared.name!r} of the data set",)
-    files = ContainerFiles(named, prepared.files)
+    files = ContainerFiles(named, named, prepared.files)
     missing = [name for name, _, stat in files.locate() if stat[0] is None]
     if missing:
         raise InputError(
@@ -70,7 +70,6 @@ def open_prepared(
         _refuse_floats(features.get(image, {}), image, named)
     return open_records(
         split,
-        named,
         files,
         names,
         class_names=_read_class_names(named, features, names.labels),

@@ -20,14 +20,13 @@ from ray_embed.core.keys import make_key
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
-from ray_embed.sources.container_files import ContainerFiles, find_files
+from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.example_features import Feature, get_bytes, read_small_features
 from ray_embed.sources.files import File, SizeAndTime
 from ray_embed.sources.label_schema import is_reserved
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records
 from ray_embed.sources.tfrecord_format import find_records, read_records
 
-ENDINGS = (".tfrecord", ".tfrecords", ".tfrec")
 _RECORDS_PER_BATCH = 4096
 # The first records show which features there are.
 _RECORDS_INSPECTED = 100
@@ -174,14 +173,13 @@ class TFRecordSource:
         return PackedReader(self.location, functools.partial(read_images, feature=self.image))
 
 
-def open_tfrecord(split: str, named: str, config: RunConfig) -> TFRecordSource:
-    """Open a TFRecord file, a folder of them or a pattern as a source.
+def open_tfrecord(split: str, files: ContainerFiles, config: RunConfig) -> TFRecordSource:
+    """Open TFRecord files as a source.
 
     Raises:
         InputError: a file is not a TFRecord of Examples, or a feature is missing.
     """
-    files = find_files(named, ENDINGS)
-    return open_records(split, named, files, choose_names(config, FeatureNames()))
+    return open_records(split, files, choose_names(config, FeatureNames()))
 
 
 def choose_names(config: RunConfig, default: FeatureNames) -> FeatureNames:
@@ -196,7 +194,6 @@ def choose_names(config: RunConfig, default: FeatureNames) -> FeatureNames:
 
 def open_records(
     split: str,
-    named: str,
     files: ContainerFiles,
     names: FeatureNames,
     *,
@@ -208,7 +205,6 @@ def open_records(
 
     Args:
         split: the name of the split.
-        named: what the source was given as, for messages.
         files: the files.
         names: the names of the features.
         class_names: the names of classes, by feature.
@@ -218,6 +214,7 @@ def open_records(
     Raises:
         InputError: a file is not a TFRecord of Examples, or a feature is missing.
     """
+    named = redact_uri(files.named)
     where, records = _read_first(files, named)
     image = _choose_image(records, names.images, where)
     label = _find_present(records, names.labels)
@@ -231,10 +228,10 @@ def open_records(
     said = list(notes)
     if reserved:
         said.append(
-            f"{redact_uri(named)}: left out the features {', '.join(reserved)}, because these "
+            f"{named}: left out the features {', '.join(reserved)}, because these "
             "names are reserved"
         )
-    said += _describe_other_labels(label, names.labels, redact_uri(named), records)
+    said += _describe_other_labels(label, names.labels, named, records)
     known = (class_names or {}).get(label or "", ())
     return TFRecordSource(
         split=split,
@@ -249,7 +246,7 @@ def open_records(
             extras=extras,
             has_label_column=label is not None,
             notes=tuple(said),
-            unlabeled="" if label else _explain_no_label(names.labels, redact_uri(named), records),
+            unlabeled="" if label else _explain_no_label(names.labels, named, records),
         ),
     )
 
@@ -273,7 +270,7 @@ def _read_first(files: ContainerFiles, named: str) -> tuple[str, list[_Record]]:
     for _, file, stat in files.locate():
         if records := list(islice(_read_records(file, stat), _RECORDS_INSPECTED)):
             return str(file), records
-    raise InputError(f"--source {redact_uri(named)}: no records; all its files are empty")
+    raise InputError(f"--source {named}: no records; all its files are empty")
 
 
 def _read_records(file: File, stat: SizeAndTime) -> Iterator[_Record]:

@@ -22,14 +22,13 @@ from ray_embed.core.keys import make_key
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, get_first_line
 from ray_embed.sources.base import SourceInfo
-from ray_embed.sources.container_files import ContainerFiles, find_files
+from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_folder import IMAGE_ENDINGS
 from ray_embed.sources.label_schema import find_label_type, is_reserved
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records, read_ranges
 from ray_embed.storage.retry import explain_error
 
-ENDINGS = (".tar",)
 _RECORDS_PER_BATCH = 4096
 # The first samples show which labels and fields there are.
 _SAMPLES_INSPECTED = 100
@@ -159,13 +158,12 @@ class WebDataset:
         return PackedReader(self.location, read_ranges)
 
 
-def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
-    """Open a tar file, a folder of them or a pattern as a source.
+def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> WebDataset:
+    """Open tar files as a source.
 
     Raises:
         InputError: a file is not a tar, is compressed, or has no images.
     """
-    files = find_files(named, ENDINGS)
     first = files.first
     where = str(first)
     skipped: Counter[str] = Counter()
@@ -196,7 +194,7 @@ def open_webdataset(split: str, named: str, config: RunConfig) -> WebDataset:
     if not types:
         names = ", ".join(dict.fromkeys(name for item in fields for name in item)) or "none"
         unlabeled = (
-            f"{redact_uri(named)}: no .cls or .txt file and no json field "
+            f"{redact_uri(files.named)}: no .cls or .txt file and no json field "
             f"{config.label_column!r}, so the records are unlabeled (json fields: {names}); select "
             "one with --label-column"
         )
