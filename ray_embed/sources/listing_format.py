@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 
 from ray_embed.errors import InputError
-from ray_embed.sources.image_folder import IMAGE_ENDINGS
+from ray_embed.sources.image_walk import IMAGE_ENDINGS
 
 SAMPLE_BYTES = 1 << 16
 DELIMITERS = (",", ";", "\t", "|")

@@ -14,7 +14,7 @@ from typing import Literal
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.files import File, locate_file, resolve_path, stat_files
-from ray_embed.sources.image_folder import IMAGE_ENDINGS
+from ray_embed.sources.image_walk import IMAGE_ENDINGS
 from ray_embed.storage.filesystem import Folder
 
 _MAX_SAMPLE_PATHS = 16

@@ -23,12 +23,12 @@ from ray_embed.sources.container_files import (
 )
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.hdf5 import open_hdf5
-from ray_embed.sources.image_folder import IMAGE_ENDINGS, open_folder
+from ray_embed.sources.image_folder import open_folder
+from ray_embed.sources.image_walk import IMAGE_ENDINGS
 from ray_embed.sources.listing import open_listing
 from ray_embed.sources.npy import open_npy
 from ray_embed.sources.npz import open_npz
 from ray_embed.sources.parquet import open_parquet
-from ray_embed.sources.remote_image_folder import open_remote_folder
 from ray_embed.sources.saved_dataset import SPLITS, STATE, open_saved_dataset
 from ray_embed.sources.tfds import FEATURES, PREFIX, open_named, open_prepared
 from ray_embed.sources.tfrecord import open_tfrecord
@@ -139,8 +139,7 @@ def _open_folder(split: str, folder: str, config: RunConfig) -> Source:
             if ending in found:
                 endings = [name for name, other in CONTAINERS.items() if other is open_files]
                 return open_files(split, find_files(folder, endings), config)
-    open_images = open_remote_folder if is_uri(folder) else open_folder
-    return open_images(split, folder, config)
+    return open_folder(split, folder, config)
 
 
 def _open_file(split: str, named: str, config: RunConfig, *, exists: bool) -> Source:

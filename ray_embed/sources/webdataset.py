@@ -24,7 +24,7 @@ from ray_embed.errors import InputError, get_first_line
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.files import File, SizeAndTime, open_file
-from ray_embed.sources.image_folder import IMAGE_ENDINGS
+from ray_embed.sources.image_walk import IMAGE_ENDINGS
 from ray_embed.sources.label_schema import find_label_type, is_reserved
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records, read_ranges
 from ray_embed.storage.retry import explain_error

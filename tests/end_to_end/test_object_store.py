@@ -103,7 +103,7 @@ def test_a_run_under_faults_gives_the_bytes_of_a_local_one(
     assert shared.reduced.code == 0, shared.reduced.err
     assert "100 records: 99 embedded, 1 rejected (1 not an image)" in shared.extracted.out
     assert shared.extracted.out.endswith(f"next      ray-embed reduce {shared.root}/run\n")
-    assert "data: skipped 1 other file types" in shared.extracted.err
+    assert "data: skipped 1 .txt" in shared.extracted.err
     assert shared.done["500"] and shared.done["reset"] and shared.done["cut off"], shared.done
     found = local_copy(f"{shared.root}/run", tmp_path / "away")
     assert read_results(found) == read_results(shared.local)

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from ray_embed import planning
 from ray_embed.errors import InputError
-from ray_embed.sources import image_folder
+from ray_embed.sources import image_folder, image_walk
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.external_sort import sort_names
 from ray_embed.storage.filesystem import Folder
@@ -86,7 +86,7 @@ def test_temporary_files_are_closed_when_no_more_names_are_asked_for(monkeypatch
 
 @pytest.mark.parametrize("count", [1, 2999, 3000, 3001, 6000, 7000])
 def test_one_folder_of_more_files_than_are_held_comes_in_order(tmp_path, monkeypatch, count):
-    monkeypatch.setattr(image_folder, "_NAMES_HELD", 3000)
+    monkeypatch.setattr(image_walk, "_NAMES_HELD", 3000)
     names = [f"{at * 7919 % count}.jpg" for at in range(count)]
     touch(tmp_path, *names)
     assert paths(tmp_path) == sorted(names)
@@ -96,7 +96,7 @@ def test_more_files_than_are_held_by_default_come_in_order(tmp_path):
     names = [f"{at * 7919 % 100_500}.jpg" for at in range(100_500)]
     for name in names:
         os.close(os.open(f"{tmp_path}/{name}", os.O_CREAT | os.O_WRONLY))
-    assert len(names) > image_folder._NAMES_HELD
+    assert len(names) > image_walk._NAMES_HELD
     assert paths(tmp_path) == sorted(names)
 
 
@@ -110,7 +110,7 @@ def test_more_files_than_are_held_by_default_come_in_order(tmp_path):
 def test_any_tree_with_any_bytes_comes_in_the_order_of_whole_paths(
     tmp_path_factory, monkeypatch, trees, held
 ):
-    monkeypatch.setattr(image_folder, "_NAMES_HELD", held)
+    monkeypatch.setattr(image_walk, "_NAMES_HELD", held)
     root = tmp_path_factory.mktemp("tree")
     # An "x" before each name: it is neither hidden nor "..".
     names = {b"/".join(b"x" + part for part in parts) + b".jpg" for parts in trees}
@@ -126,7 +126,7 @@ def test_any_tree_with_any_bytes_comes_in_the_order_of_whole_paths(
 
 
 def test_what_is_passed_over_is_counted_once_whatever_is_held(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_folder, "_NAMES_HELD", 2)
+    monkeypatch.setattr(image_walk, "_NAMES_HELD", 2)
     touch(tmp_path, "a/1.jpg", "a/2.txt", "a/.h.jpg", ".hid/3.jpg", "b/4.jpg", "c.webp")
     (tmp_path / "b" / "up").symlink_to(tmp_path, target_is_directory=True)
     skipped: Counter[str] = Counter()
@@ -136,7 +136,7 @@ def test_what_is_passed_over_is_counted_once_whatever_is_held(tmp_path, monkeypa
         for key in batch["key"].to_pylist()
     ]
     assert found == ["a/1.jpg", "b/4.jpg"]
-    assert skipped == {"hidden": 2, "other file types": 2, "links to a parent folder": 1}
+    assert skipped == {"hidden": 2, ".txt": 1, ".webp": 1, "links to a parent folder": 1}
 
 
 # Opening
@@ -145,13 +145,13 @@ def test_what_is_passed_over_is_counted_once_whatever_is_held(tmp_path, monkeypa
 def test_opening_a_folder_looks_no_further_than_the_first_image(tmp_path, monkeypatch):
     touch(tmp_path, *(f"{at}.jpg" for at in range(500)))
     seen = []
-    is_folder = image_folder._is_folder
+    is_folder = image_walk._is_folder
 
     def look(entry: os.DirEntry[str]) -> bool:
         seen.append(entry.name)
         return is_folder(entry)
 
-    monkeypatch.setattr(image_folder, "_is_folder", look)
+    monkeypatch.setattr(image_walk, "_is_folder", look)
     image_folder.open_folder("s", tmp_path)
     assert len(seen) == 1
 
