@@ -266,7 +266,6 @@ NAMES = [f"img/c{at % 3}/{at:03d}.png" for at in range(40)]
         (lambda name: f"/home/ann/{name}", "remove /home/ann/ from"),
         (lambda name: f"lists/{name}", "remove lists/ from"),
         (lambda name: f" {name} ", "spaces around"),
-        (lambda name: name.replace("/", "%2F"), "%-escapes"),
         (
             lambda name: name.removeprefix("img/").replace("/", "\\")[:-4],
             "change the file extension to .png",
@@ -305,12 +304,6 @@ def test_accents_that_are_written_otherwise_get_the_fix(tmp_path, listed, on_dis
     name = unicodedata.normalize(listed, "caf\u00e9.png")
     said = refused(write(tmp_path / "s.csv", f"path,label\n{name},x\n"))
     assert f"unicodedata.normalize('{on_disk}', path)" in said
-
-
-def test_names_in_cp1252_get_the_fix(tmp_path):
-    touch(tmp_path, "caf\u00e9.png")
-    said = refused(write(tmp_path / "s.csv", "path,label\ncaf\u00e9.png,x\n", "cp1252"))
-    assert "save the listing as UTF-8" in said
 
 
 def test_files_that_are_partly_gone_are_left_to_be_set_aside(tmp_path):
