@@ -83,10 +83,12 @@ def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
             )
     machines = dict.fromkeys(_MACHINE_OPTIONS)
     out = join_uri(run, layout.RANDOM_WEIGHTS)
+    options = {name: value for name, value in options.items() if value is not None}
+    # Earlier runs recorded the default label column as if it had been given.
+    is_earlier = "splits_from_folders" not in options
+    if is_earlier and options.get("label_column") == get_default("label_column"):
+        del options["label_column"]
     # Runs that predate this option kept empty labels.
-    if options.get("label_column") == get_default("label_column"):
-        # As an option that is given, it would forbid other names of the labels.
-        options = {name: value for name, value in options.items() if name != "label_column"}
     changed = {"empty_label": "keep"} | options | machines | {"weights": RANDOM, "out": out}
     arguments = {name: lists_to_tuples(options[name]) for name in ("model_kwargs", "source_kwargs")}
     return make_config(changed | arguments)

@@ -63,7 +63,7 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
                     f"the source of split {split!r} is {source!r}, but must be a path, a URI or a "
                     "dataset"
                 )
-            if not _SPLIT.fullmatch(split):
+            if not is_split_name(split):
                 raise ValueError(f"invalid split name {split!r}: use only letters, digits, _ and -")
             if split in sources:
                 raise ValueError(
@@ -157,6 +157,22 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
         return self
 
     @pydantic.model_validator(mode="after")
+    def _check_splits_of_one_source(self) -> "RunConfig":
+        if self.splits_from_column is None and not self.splits_from_folders:
+            return self
+        if self.splits_from_column is not None and self.splits_from_folders:
+            raise ValueError("give splits_from_column or splits_from_folders, not both")
+        option = "splits_from_folders" if self.splits_from_folders else "splits_from_column"
+        if len(self.sources) > 1:
+            raise ValueError(f"{option} makes the splits of one source, but there are several")
+        ((split, source),) = self.sources.items()
+        if isinstance(source, str) and split != name_source(source):
+            raise ValueError(
+                f"{option} names the splits; give the source without the name {split!r}"
+            )
+        return self
+
+    @pydantic.model_validator(mode="after")
     def _check_splits_of_source_kwargs(self) -> "RunConfig":
         for split in self.source_kwargs:
             if split not in self.sources:
@@ -176,6 +192,11 @@ def _list_sources(value: Any) -> list[Any]:
     if isinstance(value, (str, Path)):
         return [parse_source(str(value))]
     return [("data", value)]
+
+
+def is_split_name(text: str) -> bool:
+    """Return whether a split can have this name."""
+    return bool(_SPLIT.fullmatch(text))
 
 
 def is_callable_reference(text: str) -> bool:
@@ -198,8 +219,13 @@ def choose_ray_address(address: str | None) -> str:
 def parse_source(text: str) -> tuple[str, str]:
     """Split ``[SPLIT=]URI`` in two; the default split name is the base name of the URI."""
     name, equals, uri = text.partition("=")
-    if equals and _SPLIT.fullmatch(name):
+    if equals and is_split_name(name):
         return name, uri
+    return name_source(text), text
+
+
+def name_source(text: str) -> str:
+    """Return the split name of a source that is given without one: the base name of the URI."""
     if is_callable_reference(text):
         base = text.rpartition(":")[2]
     elif names_data_set(text):
@@ -215,7 +241,7 @@ def parse_source(text: str) -> tuple[str, str]:
             base = base[: wildcard.start()].rstrip("-_.") or PurePosixPath(path).parent.name
         if not is_folder:
             base = _SHARD.sub("", base) or base
-    return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data", text
+    return re.sub(r"[^A-Za-z0-9_-]", "_", base) or "data"
 
 
 def lists_to_tuples(value: Any) -> Any:
@@ -305,8 +331,13 @@ def _resolve_sources(sources: Any, folder: Path) -> Any:
             f"sources: {sources!r} is invalid: expected a mapping from split to URI, or a list of "
             "[SPLIT=]URI"
         )
-    named = [parse_source(item) for item in sources]
-    return [(split, _resolve(uri, folder)) for split, uri in named]
+    return [_resolve_source(item, folder) for item in sources]
+
+
+def _resolve_source(item: str, folder: Path) -> tuple[str, str]:
+    split, uri = parse_source(item)
+    resolved = _resolve(uri, folder)
+    return (name_source(resolved) if uri == item else split), resolved
 
 
 def _resolve(path: str, folder: Path) -> str:

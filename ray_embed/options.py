@@ -115,9 +115,9 @@ class RunOptions:
         MinLen(1),
         Option(
             group=Group.DATA,
-            help="Images to embed: a folder (the first subfolder is the label), a .csv or .tsv "
-            "listing, .parquet, .tar, .tfrecord, .npz, .npy or .h5 files, a folder written by "
-            "Hugging Face datasets or TensorFlow Datasets, tfds:NAME, or a module:callable that "
+            help="Images to embed: a folder (the first subfolder is the label), a .csv, .tsv or "
+            ".jsonl listing, .parquet, .tar, .tfrecord, .npz, .npy or .h5 files, a folder written "
+            "by Hugging Face datasets or TensorFlow Datasets, tfds:NAME, or a module:callable that "
             "returns a tf.data.Dataset or a sequence. Paths can be URIs, such as "
             "s3://bucket/valid. Repeat for more splits; the first one is the reference for "
             "evaluation.",
@@ -133,6 +133,24 @@ class RunOptions:
             '\'{"valid": {"folder": "data"}}\'.',
         ),
     ] = {}  # noqa: RUF012 - pydantic copies it
+    splits_from_column: Annotated[
+        str | None,
+        Option(
+            group=Group.DATA,
+            help="Listing column that names the split of each row, such as train or test. Give "
+            "one source.",
+            metavar="COLUMN",
+            default="all rows are one split",
+        ),
+    ] = None
+    splits_from_folders: Annotated[
+        bool,
+        Option(
+            group=Group.DATA,
+            help="Make each subfolder of the source a split, such as train or test. Labels are "
+            "the folders below it. Give one source.",
+        ),
+    ] = False
     image_column: Annotated[
         str | None,
         Option(

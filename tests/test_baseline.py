@@ -174,11 +174,18 @@ def assert_baseline(run, baseline, said):
 
 def test_label_column_is_given_to_the_baseline_only_if_it_was_chosen(tmp_path):
     (tmp_path / "m.keras").touch()
-    usual = config({"s": tmp_path}, tmp_path / "m.keras", tmp_path / "run")
-    given = usual.model_copy(update={"label_column": "kind"})
-    made = [make_config(str(tmp_path), options.model_dump()) for options in (usual, given)]
-    assert ["label_column" in options.model_fields_set for options in made] == [False, True]
-    assert made[1].label_column == "kind"
+    recorded = config({"s": tmp_path}, tmp_path / "m.keras", tmp_path / "run").model_dump()
+
+    def given_to_baseline(options):
+        made = make_config(str(tmp_path), options)
+        return made.label_column if "label_column" in made.model_fields_set else None
+
+    for column in (None, "label", "kind"):
+        assert given_to_baseline(recorded | {"label_column": column}) == column
+    # Earlier runs recorded the default.
+    del recorded["splits_from_folders"]
+    assert given_to_baseline(recorded | {"label_column": "label"}) is None
+    assert given_to_baseline(recorded | {"label_column": "kind"}) == "kind"
 
 
 def test_baseline_of_a_model_file_and_folders(project):

@@ -23,7 +23,7 @@ from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import DatasetReader
 from ray_embed.options import RANDOM, OnResume, find_options
-from ray_embed.planning import Plan, SplitPlan
+from ray_embed.planning import Plan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime.session import Session
@@ -312,6 +312,10 @@ def _renew_run_folder(config: RunConfig, prepared: PreparedRun, scratch: Folder)
 def _record_options(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
     """Return the resolved options for ``run.json``, without passwords."""
     options = config.model_dump(mode="python", exclude={"sources", "overwrite"})
+    roots = {split.name: split.root for split in prepared.plan.splits}
+    if "label_column" not in config.model_fields_set:
+        # An option that is given forbids other names of the labels.
+        options["label_column"] = None
     options |= {
         "model": identity_module.name_object(config.model),
         "preprocess": identity_module.name_object(config.preprocess),
@@ -319,17 +323,16 @@ def _record_options(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
         "out": redact_uri(prepared.target.out),
         "address": None if config.address is None else redact_uri(config.address),
         "sources": {
-            split.name: _name_source(config.sources[split.name], split)
-            for split in prepared.plan.splits
+            name: _name_source(source) or roots[name] for name, source in config.sources.items()
         },
     }
     return identity_module.to_plain_data(options)
 
 
-def _name_source(source: Any, split: SplitPlan) -> str:
-    """Return what opens a source again: the listing itself, and not the folder of its files."""
+def _name_source(source: Any) -> str | None:
+    """Return what opens a source again, such as the listing; None for a Python object."""
     if not isinstance(source, str):
-        return split.root
+        return None
     if is_callable_reference(source) or names_data_set(source):
         return source
     return redact_uri(source) if is_uri(source) else str(Path(source).absolute())

@@ -10,8 +10,8 @@ import re
 from collections.abc import Sequence
 
 from ray_embed.errors import InputError
+from ray_embed.sources.split_names import SPLITS, get_aliases
 
-_SPLITS = (("train", "training"), ("val", "valid", "validation"), ("test", "testing"))
 _LABELS = {
     "images": ("labels", "label", "targets"),
     "image": ("label", "labels", "target"),
@@ -21,7 +21,7 @@ _LABELS = {
     "data": ("labels", "label", "target", "targets"),
 }
 _IMAGES = "|".join(sorted(_LABELS, key=len, reverse=True))
-_ALL_SPLITS = "|".join(name for names in _SPLITS for name in names)
+_ALL_SPLITS = "|".join(name for names in SPLITS for name in names)
 # In HDF5, a split may be a group: train/images.
 _NAME = re.compile(rf"(?:({_ALL_SPLITS})([_/]))?({_IMAGES})(?:_({_ALL_SPLITS}))?")
 
@@ -63,20 +63,6 @@ def choose_arrays(
     return chosen[1], label or chosen[2]
 
 
-def find_split(names: Sequence[str], split: str) -> str | None:
-    """Return the name of a split, which may be an alias such as `val` for `valid`, or None."""
-    if split in names:
-        return split
-    aliases = _get_aliases(split)
-    matching = [name for name in names if name.lower() in aliases]
-    return matching[0] if len(matching) == 1 else None
-
-
-def _get_aliases(split: str) -> tuple[str, ...]:
-    """Return the usual names of a split, such as ``valid`` and ``val``; none if it has no other."""
-    return next((group for group in _SPLITS if split.lower() in group), ())
-
-
 # The split in the name of an array, or "", and the names of images and labels.
 _Pair = tuple[str, str, str | None]
 
@@ -101,7 +87,7 @@ def find_label_names(name: str) -> tuple[str, ...]:
 
 
 def _choose_pair(pairs: Sequence[_Pair], split: str) -> _Pair | None:
-    aliases = _get_aliases(split)
+    aliases = get_aliases(split)
     matching = [pair for pair in pairs if pair[0] in aliases] if aliases else []
     if not matching:
         # An array without a split in its name is for every split.

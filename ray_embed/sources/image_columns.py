@@ -65,8 +65,7 @@ def find_columns(schema: pa.Schema, where: str, wanted: Columns) -> Columns:
     Raises:
         InputError: there is no column with images, or no key column of the name given.
     """
-    features = _read_features(schema)
-    image = wanted.image or _choose_image_column(schema, features, where)
+    image = wanted.image or _choose_image_column(schema, where)
     if image not in schema.names:
         raise InputError(
             f"{where}: no column {image!r} for --image-column; the columns are "
@@ -83,18 +82,17 @@ def find_columns(schema: pa.Schema, where: str, wanted: Columns) -> Columns:
         )
     label = wanted.label if wanted.label in schema.names else None
     others = [name for name in schema.names if name not in (image, wanted.key, label)]
-    extras = tuple(name for name in others if _is_scalar(schema.field(name).type))
+    extras = tuple(name for name in others if is_scalar(schema.field(name)))
     for name in extras:
         if is_reserved(name):
             raise InputError(f"{where}: the column name {name!r} is reserved; rename the column")
-    names = features.get(label or "", {}).get("names") or ()
     return Columns(
         image=image,
         is_struct=is_struct,
         key=wanted.key,
         label=label,
         extras=extras,
-        class_names=tuple(names),
+        class_names=read_class_names(schema, label or ""),
     )
 
 
@@ -216,6 +214,11 @@ def _has_paths(type_: pa.DataType) -> bool:
     return bool(pa.types.is_struct(type_) and type_.get_field_index("path") >= 0)
 
 
+def read_class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
+    """Return the class names of a column of integers; empty if the schema has none."""
+    return tuple(_read_features(schema).get(label, {}).get("names") or ())
+
+
 def _read_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     """Return the features that Hugging Face datasets keeps in the schema's metadata."""
     content = (schema.metadata or {}).get(b"huggingface")
@@ -228,9 +231,10 @@ def _read_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
     return {name: value for name, value in features.items() if isinstance(value, dict)}
 
 
-def _choose_image_column(schema: pa.Schema, features: dict[str, dict[str, Any]], where: str) -> str:
+def _choose_image_column(schema: pa.Schema, where: str) -> str:
+    features = _read_features(schema)
     declared = [name for name, value in features.items() if value.get("_type") == "Image"]
-    binary = [field.name for field in schema if _may_hold_images(field.type)]
+    binary = [field.name for field in schema if may_hold_images(field.type)]
     for names in (declared, [name for name in binary if name == "image"], binary):
         if len(names) == 1:
             return names[0]
@@ -282,14 +286,17 @@ def _is_binary(type_: pa.DataType) -> bool:
     return bool(pa.types.is_binary(type_) or pa.types.is_large_binary(type_))
 
 
-def _may_hold_images(type_: pa.DataType) -> bool:
+def may_hold_images(type_: pa.DataType) -> bool:
+    """Return whether a column of this type may hold encoded images."""
     if pa.types.is_struct(type_):
         index = type_.get_field_index("bytes")
         return index >= 0 and _is_binary(type_.field(index).type)
     return _is_binary(type_)
 
 
-def _is_scalar(type_: pa.DataType) -> bool:
+def is_scalar(field: pa.Field) -> bool:
+    """Return whether a column has single values, which can be metadata."""
+    type_ = field.type
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
     if isinstance(type_, pa.BaseExtensionType):

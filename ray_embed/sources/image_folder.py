@@ -15,6 +15,7 @@ from ray_embed.core.keys import make_key
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
+from ray_embed.sources.container_files import list_names
 from ray_embed.sources.file_images import FileReader
 from ray_embed.sources.image_walk import (
     IMAGE_ENDINGS,
@@ -22,6 +23,7 @@ from ray_embed.sources.image_walk import (
     describe_skipped,
     walk_images,
 )
+from ray_embed.sources.split_names import get_aliases
 
 _RECORDS_PER_BATCH = 4096
 
@@ -65,7 +67,13 @@ def open_folder(split: str, root: str | Path, config: RunConfig | None = None) -
             f"--source {where}: no images in this folder ({found or 'it is empty'}); supported "
             f"extensions are {' '.join(IMAGE_ENDINGS)}"
         )
-    return ImageFolder(split, location, SourceInfo(label_type=pa.string()))
+    splits = sorted(name for name in list_names(location) if get_aliases(name))
+    note = (
+        f"{where}: the first folders are the labels, but {', '.join(splits)} look like splits; "
+        "--splits-from-folders makes them splits"
+    )
+    notes = (note,) if len(splits) > 1 else ()
+    return ImageFolder(split, location, SourceInfo(label_type=pa.string(), notes=notes))
 
 
 def get_folder_label(path: str | bytes) -> str | None:

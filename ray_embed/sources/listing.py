@@ -1,182 +1,281 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CSV and TSV listings: one path and one label per row. Other columns become metadata."""
+"""Listings: one path and one label per row. Other columns become metadata."""
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.csv
 
-from ray_embed.config import RunConfig
+from ray_embed.config import RunConfig, is_split_name
 from ray_embed.core.keys import make_key
-from ray_embed.core.uri import get_parent_uri, is_uri, redact_uri
+from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
+from ray_embed.sources.csv_rows import open_csv
 from ray_embed.sources.file_images import FileReader
 from ray_embed.sources.files import locate_file, resolve_path, stat_files
-from ray_embed.sources.label_schema import is_reserved
-from ray_embed.sources.listing_format import (
-    DELIMITER_NAMES,
-    SAMPLE_BYTES,
-    check_encoding,
-    explain_columns,
-    explain_encoding,
-    find_delimiter,
-    read_rows,
+from ray_embed.sources.image_columns import convert_labels, is_scalar, read_class_names
+from ray_embed.sources.image_folder import get_folder_label
+from ray_embed.sources.json_rows import open_json
+from ray_embed.sources.label_schema import find_label_type, is_reserved
+from ray_embed.sources.listing_format import explain_columns
+from ray_embed.sources.listing_rows import (
+    ListingRows,
+    read_first_texts,
+    read_numbered,
+    read_paths,
+    read_texts,
 )
 from ray_embed.sources.missing_files import check_files
-from ray_embed.storage.filesystem import locate
-from ray_embed.storage.retry import explain_error
+from ray_embed.sources.split_names import sort_splits
 
 _LABEL_TYPES = {"text": pa.string(), "int": pa.int64(), "float": pa.float64()}
+_MAX_SPLITS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
 class Listing:
     """The rows of a listing, in file order.
 
-    `label_type` is ``text``, ``int`` or ``float``. If `keep_empty` is set, empty cells are text
-    labels. `header` contains all column names.
+    If `label_column` is None, the records are unlabeled, or the first folder of each path is the
+    label (`has_folder_labels`). `class_names` are those of integer labels. `label_type` is
+    ``text``, ``int`` or ``float``. If `keep_empty` is set, empty cells are text labels. If
+    `split_column` is set, only the rows with the name of the split in this column are records.
     """
 
     split: str
-    uri: str
-    delimiter: str
-    header: tuple[str, ...]
+    rows: ListingRows
     path_column: str
-    label_column: str
+    label_column: str | None
+    has_folder_labels: bool
+    class_names: tuple[str, ...]
     label_type: str
     keep_empty: bool
+    split_column: str | None
     info: SourceInfo
 
     @property
     def location(self) -> str:
         """The base folder for relative paths."""
-        return _find_folder(self.uri)
+        return self.rows.folder
 
     def records(self, skipped: Counter[str]) -> Iterator[pa.RecordBatch]:
         """Yield the rows as records.
 
-        Raises: InputError: a row has no path or an invalid label; the message names the row.
+        Raises:
+            InputError: a row has no path or an invalid label; the message names the row.
         """
-        row = 0
         folder = locate_file(self.location)
-        # Read all cells as bytes: file names may be any bytes, and other cells are decoded one by
-        # one so that an error can name the cell.
-        types = {name: pa.binary() for name in self.header}
-        with _open_csv(self.uri, self.delimiter, types) as reader:
-            for batch in reader:
-                if batch.num_rows:
-                    paths = batch[self.path_column].to_pylist()
-                    _check_paths(paths, row, self._name)
-                    stats = stat_files([resolve_path(folder, path) for path in paths])
-                    yield pa.record_batch(
-                        {
-                            "key": pa.array([make_key(path) for path in paths], pa.string()),
-                            **self._decode_cells(batch, row),
-                            "path": batch[self.path_column],
-                            "size": pa.array([size for size, _ in stats], pa.int64()),
-                            "mtime": pa.array([time for _, time in stats], pa.int64()),
-                        }
-                    )
-                row += batch.num_rows
+        used = (self.path_column, self.label_column, self.split_column)
+        columns = [name for name in (*used, *self.info.extras) if name is not None]
+        for numbers, batch in self._read_split(list(dict.fromkeys(columns))):
+            paths = read_paths(batch[self.path_column], numbers, self.rows.name)
+            stats = stat_files([resolve_path(folder, path) for path in paths])
+            yield pa.record_batch(
+                {
+                    "key": pa.array([make_key(path) for path in paths], pa.string()),
+                    "label": self._make_labels(batch, numbers, paths),
+                    **{
+                        name: read_texts(batch, name, numbers, self.rows.name)
+                        for name in self.info.extras
+                    },
+                    "path": pa.array(paths, pa.binary()),
+                    "size": pa.array([size for size, _ in stats], pa.int64()),
+                    "mtime": pa.array([time for _, time in stats], pa.int64()),
+                }
+            )
 
     def reader(self) -> FileReader:
         """Return what opens the files."""
         return FileReader(self.location)
 
-    @property
-    def _name(self) -> str:
-        return redact_uri(self.uri)
+    def _read_split(self, columns: list[str]) -> Iterator[tuple[Sequence[int], pa.RecordBatch]]:
+        """Yield the rows of the split, with their numbers in the listing."""
+        for numbers, batch in read_numbered(self.rows, columns):
+            if self.split_column is not None:
+                splits = read_texts(batch, self.split_column, numbers, self.rows.name)
+                chosen = np.flatnonzero(pc.equal(splits, self.split).to_numpy(False)).tolist()
+                numbers = [numbers[i] for i in chosen]
+                batch = batch.take(pa.array(chosen, pa.int64()))
+            if batch.num_rows:
+                yield numbers, batch
 
-    def _decode_cells(self, batch: pa.RecordBatch, row: int) -> dict[str, pa.Array]:
-        """Return the labels and extra columns of a batch whose first row is number `row`."""
-        texts = {
-            name: _decode_text(batch[name], row, name, self._name)
-            for name in self.header
-            if name != self.path_column
-        }
-        labels = pa.nulls(batch.num_rows, self.info.label_type)
-        if self.label_column in texts:
-            labels = self._parse_labels(texts[self.label_column], row)
-        return {"label": labels, **{name: texts[name] for name in self.info.extras}}
+    def _make_labels(
+        self, batch: pa.RecordBatch, numbers: Sequence[int], paths: list[bytes]
+    ) -> pa.Array:
+        target = self.info.label_type
+        if self.label_column is None:
+            if self.has_folder_labels:
+                return pa.array([get_folder_label(path) for path in paths], target)
+            return pa.nulls(batch.num_rows, target)
+        type_ = _get_value_type(self.rows.schema.field(self.label_column))
+        if pa.types.is_string(type_) or pa.types.is_large_string(type_):
+            texts = read_texts(batch, self.label_column, numbers, self.rows.name)
+            return self._parse_labels(texts, numbers)
+        try:
+            return convert_labels(batch[self.label_column], self.class_names, target)
+        except pa.ArrowInvalid as error:
+            raise InputError(
+                f"{self.rows.name}: the labels in the column {self.label_column!r} cannot be read "
+                f"as {self.label_type}: {error}; omit --label-type"
+            ) from error
 
-    def _parse_labels(self, labels: pa.Array, row: int) -> pa.Array:
+    def _parse_labels(self, labels: pa.Array, numbers: Sequence[int]) -> pa.Array:
         if self.label_type == "text":
             if self.keep_empty:
                 return labels
             return pc.if_else(pc.equal(labels, ""), pa.scalar(None, pa.string()), labels)
         parse = _parse_int64 if self.label_type == "int" else float
         values: list[int | float | None] = []
-        for offset, text in enumerate(labels.to_pylist()):
+        for number, text in zip(numbers, labels.to_pylist(), strict=True):
             try:
-                values.append(parse(text) if text.strip() else None)
+                values.append(parse(text) if text and text.strip() else None)
             except ValueError as error:
                 raise InputError(
-                    f"{self._name}: row {row + offset + 1} has the label {text!r}, which is not a "
-                    f"valid {self.label_type}; fix it, or omit --label-type to read labels as text"
+                    f"{self.rows.name}: row {number} has the label {text!r}, which is not a valid "
+                    f"{self.label_type}; fix it, or omit --label-type to read labels as text"
                 ) from error
         return pa.array(values, self.info.label_type)
 
 
 def open_listing(split: str, uri: str, config: RunConfig) -> Listing:
-    """Open a listing.
+    """Open a CSV, TSV or JSON Lines file as a listing. See :func:`make_listing`."""
+    return make_listing(split, open_rows(uri, config.path_column), config, config.path_column)
 
-    Relative paths are resolved against its folder; paths can also be URIs or absolute local paths.
-    Labels are text by default. Without a label column, the records are unlabeled.
+
+def open_rows(uri: str, path_column: str) -> ListingRows:
+    """Open a CSV, TSV or JSON Lines file, a path or URI.
 
     Raises:
-        InputError: the column names are not UTF-8, the listing cannot be parsed, it has no path
-            column or no rows, an extra column has a reserved name, or (nearly) all files are
-            missing.
+        InputError: the file cannot be read or is malformed.
     """
-    sample = _read_sample(uri)
-    name = redact_uri(uri)
-    check_encoding(sample, name)
-    expected = "\t" if name.lower().endswith(".tsv") else ","
-    delimiter = find_delimiter(sample, expected, config.path_column)
-    header = _read_header(uri, delimiter)
-    if config.path_column not in header:
-        raise explain_columns(read_rows(sample, delimiter) or [header], name, config.path_column)
-    has_labels = config.label_column in header
-    notes = []
-    if delimiter != expected:
-        notes.append(f"{name}: columns are separated by {DELIMITER_NAMES[delimiter]}")
-    unlabeled = "" if has_labels else _explain_no_labels(header, name, config.label_column)
-    extras = [
-        column for column in header if column not in (config.path_column, config.label_column)
-    ]
-    _check_reserved_columns(extras, name)
+    is_json = redact_uri(uri).lower().endswith(".jsonl")
+    return open_json(uri) if is_json else open_csv(uri, path_column)
+
+
+def make_listing(
+    split: str,
+    rows: ListingRows,
+    config: RunConfig,
+    path_column: str,
+    *,
+    has_folder_labels: bool = False,
+) -> Listing:
+    """Make a source of the rows of a listing.
+
+    Relative paths are resolved against its folder; paths can also be URIs or absolute local paths.
+    Labels have the type of the column, which is text in CSV. Without a label column, the records
+    are unlabeled.
+
+    Args:
+        split: the name of the split.
+        rows: the rows.
+        config: the options.
+        path_column: the column of paths.
+        has_folder_labels: whether the first folder of a path is the label if there is no label
+            column.
+
+    Raises:
+        InputError: there is no path column or no row, an extra column has a reserved name, or
+            (nearly) all files are missing.
+    """
+    header = rows.schema.names
+    if path_column not in header:
+        raise explain_columns(header, read_first_texts(rows), rows.name, path_column)
+    if config.splits_from_column not in (None, *header):
+        raise InputError(
+            f"{rows.name}: no column {config.splits_from_column!r} for --splits-from-column; the "
+            f"columns are {', '.join(header)}"
+        )
+    for name in (path_column, config.splits_from_column):
+        if name is not None and not is_scalar(field := rows.schema.field(name)):
+            raise InputError(f"{rows.name}: the column {name!r} has {field.type} and not text")
+    label_column = config.label_column if config.label_column in header else None
+    class_names: tuple[str, ...] = ()
+    unlabeled = ""
+    if label_column is not None:
+        class_names = read_class_names(rows.schema, label_column)
+    else:
+        unlabeled = _explain_no_labels(header, rows.name, config.label_column, has_folder_labels)
+    used = (path_column, label_column, config.splits_from_column)
+    extras = [field.name for field in rows.schema if field.name not in used and is_scalar(field)]
+    _check_reserved_columns(extras, rows.name)
     listing = Listing(
         split=split,
-        uri=uri,
-        delimiter=delimiter,
-        header=tuple(header),
-        path_column=config.path_column,
-        label_column=config.label_column,
+        rows=rows,
+        path_column=path_column,
+        label_column=label_column,
+        has_folder_labels=has_folder_labels,
+        class_names=class_names,
         label_type=config.label_type,
         keep_empty=config.empty_label == "keep",
+        split_column=None,
         info=SourceInfo(
-            label_type=_LABEL_TYPES[config.label_type],
+            label_type=pa.string()
+            if class_names
+            else _choose_label_type(rows, label_column, config.label_type),
             extras=tuple(extras),
-            has_label_column=has_labels,
-            notes=tuple(notes),
+            has_label_column=label_column is not None,
+            notes=rows.notes,
             unlabeled=unlabeled,
         ),
     )
     first = next(listing.records(Counter()), None)
     if first is None:
-        raise InputError(f"{name}: the listing has no rows; it must have one row per image")
+        raise InputError(f"{rows.name}: the listing has no rows; it must have one row per image")
     is_there = first["size"].is_valid().to_pylist()
-    check_files(first["path"].to_pylist(), is_there, listing.location, name)
+    check_files(first["path"].to_pylist(), is_there, listing.location, rows.name)
     return listing
 
 
-def _explain_no_labels(header: list[str], name: str, label_column: str) -> str:
+def split_listing(listing: Listing, column: str) -> list[Listing]:
+    """Return one source for each value of a column, which names the split of each row.
+
+    Raises:
+        InputError: a value is missing or cannot be the name of a split, or there are too many.
+    """
+    name = listing.rows.name
+    counts: Counter[str | None] = Counter()
+    for numbers, batch in read_numbered(listing.rows, [column]):
+        texts = read_texts(batch, column, numbers, name).to_pylist()
+        for number, text in zip(numbers, texts, strict=True):
+            if not is_split_name(text or ""):
+                raise InputError(
+                    f"{name}: row {number} has {text!r} in the column {column!r}, which cannot "
+                    "name a split: use letters, digits, _ and -, or remove the row"
+                )
+        counts.update(texts)
+        if len(counts) > _MAX_SPLITS:
+            raise InputError(
+                f"{name}: the column {column!r} has more than {_MAX_SPLITS} different values; "
+                "--splits-from-column takes the column that says train, valid or test"
+            )
+    splits = sort_splits(str(split) for split in counts)
+    listed = ", ".join(f"{split} ({counts[split]:,})" for split in splits)
+    note = f"{name}: the splits are {listed}, from the column {column!r}"
+    sources = [replace(listing, split=split, split_column=column) for split in splits]
+    info = replace(listing.info, notes=(note, *listing.info.notes))
+    return [replace(sources[0], info=info), *sources[1:]]
+
+
+def _choose_label_type(rows: ListingRows, column: str | None, label_type: str) -> pa.DataType:
+    if column is None or label_type != "text":
+        return _LABEL_TYPES[label_type]
+    return find_label_type(
+        _get_value_type(rows.schema.field(column)), f"{rows.name}: column {column!r}"
+    )
+
+
+def _get_value_type(field: pa.Field) -> pa.DataType:
+    return field.type.value_type if pa.types.is_dictionary(field.type) else field.type
+
+
+def _explain_no_labels(
+    header: list[str], name: str, label_column: str, has_folder_labels: bool
+) -> str:
     """Return the note for a listing without a label column.
 
     Raises:
@@ -186,19 +285,12 @@ def _explain_no_labels(header: list[str], name: str, label_column: str) -> str:
     for column in header:
         if column.strip().casefold() in (label_column.casefold(), f"{label_column.casefold()}s"):
             raise InputError(f"{name}: no column {label_column!r}; {columns} {column!r}")
-    return f"{name}: no column {label_column!r}, so the records are unlabeled; {columns}"
-
-
-def _read_sample(uri: str) -> bytes:
-    filesystem, path = locate(uri)
-    try:
-        with filesystem.open_input_stream(path, compression=None) as stream:
-            sample: bytes = stream.read(SAMPLE_BYTES)
-            return sample
-    except OSError as error:
-        raise InputError(
-            f"{redact_uri(uri)}: cannot be read as a listing: {explain_error(error)}"
-        ) from error
+    effect = (
+        "so the labels are the first folders"
+        if has_folder_labels
+        else ("so the records are unlabeled")
+    )
+    return f"{name}: no column {label_column!r}, {effect}; {columns}"
 
 
 def _check_reserved_columns(extras: list[str], where: str) -> None:
@@ -209,69 +301,10 @@ def _check_reserved_columns(extras: list[str], where: str) -> None:
     """
     for name in extras:
         if is_reserved(name):
-            raise InputError(f"{where}: the column name {name!r} is reserved; rename the column")
-
-
-def _find_folder(uri: str) -> str:
-    return get_parent_uri(uri) if is_uri(uri) else str(Path(uri).parent)
-
-
-def _read_header(uri: str, delimiter: str) -> list[str]:
-    with _open_csv(uri, delimiter, {}) as reader:
-        names: list[str] = reader.schema.names
-    duplicates = [name for name, count in Counter(names).items() if count > 1]
-    if duplicates:
-        raise InputError(
-            f"{redact_uri(uri)}: duplicate column {duplicates[0]!r}; rename one of them"
-        )
-    return names
-
-
-@contextlib.contextmanager
-def _open_csv(
-    uri: str, delimiter: str, types: dict[str, pa.DataType]
-) -> Iterator[pyarrow.csv.CSVStreamingReader]:
-    filesystem, path = locate(uri)
-    try:
-        with (
-            filesystem.open_input_stream(path, compression=None) as stream,
-            pyarrow.csv.open_csv(
-                stream,
-                parse_options=pyarrow.csv.ParseOptions(
-                    delimiter=delimiter, newlines_in_values=True
-                ),
-                convert_options=pyarrow.csv.ConvertOptions(
-                    column_types=types, strings_can_be_null=False
-                ),
-            ) as reader,
-        ):
-            yield reader
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = explain_error(error) if isinstance(error, OSError) else error
-        raise InputError(f"{redact_uri(uri)}: cannot be read as a listing: {reason}") from error
-
-
-def _decode_text(cells: pa.Array, row: int, column: str, listing: str) -> pa.Array:
-    """Decode binary cells as UTF-8.
-
-    Raises: InputError: a cell is not valid UTF-8; the message names it.
-    """
-    try:
-        return cells.cast(pa.string())
-    except pa.ArrowInvalid as error:
-        for offset, cell in enumerate(cells.to_pylist()):
-            try:
-                cell.decode()
-            except UnicodeDecodeError:
-                raise explain_encoding(listing, row + offset + 1, column, cell) from error
-        raise
-
-
-def _check_paths(paths: list[bytes], row: int, listing: str) -> None:
-    if b"" in paths:
-        raise InputError(
-            f"{listing}: row {row + paths.index(b'') + 1} has no path; add one or remove the row"
-        )
+            other = ", or use --splits-from-column split" if name == "split" else ""
+            raise InputError(
+                f"{where}: the column name {name!r} is reserved; rename the column{other}"
+            )
 
 
 def _parse_int64(text: str) -> int:

@@ -3,6 +3,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Sequence
 
 from ray_embed.errors import InputError
@@ -107,34 +108,50 @@ def read_rows(sample: bytes, delimiter: str) -> list[list[str]]:
     return first
 
 
-def explain_columns(rows: Sequence[Sequence[str]], name: str, path_column: str) -> InputError:
-    """Return the error for a listing without a path column.
+def refuse_missing_header(header: Sequence[str], name: str) -> None:
+    """Refuse a listing whose first row is a record.
 
-    Args:
-        rows: the first rows, the header first.
-        name: the listing, for the message.
-        path_column: the column that is missing.
+    Raises:
+        InputError: a column has the name of an image.
     """
-    header, *others = rows
-    first = next((cell for cell in header if is_image_path(cell)), None)
+    first = next((cell for cell in header if _is_image_path(cell)), None)
     if first is not None:
-        return InputError(
+        raise InputError(
             f"{name}: the header is missing: {first!r} in the first row looks like a path; add a "
             "header row such as path,label"
         )
-    problem = f"{name}: no column {path_column!r}; the columns are {', '.join(header)}; "
-    for i, column in enumerate(header):
-        cells = [row[i] for row in others if i < len(row)]
-        if cells and all(map(is_image_path, cells)):
-            return InputError(
-                f"{problem}{column!r} seems to contain paths; use --path-column {column}"
-            )
-    return InputError(f"{problem}select the path column with --path-column")
 
 
-def is_image_path(cell: str) -> bool:
-    """Return whether a cell ends with an image file extension."""
-    return cell.strip().lower().endswith(IMAGE_ENDINGS)
+def explain_columns(
+    header: Sequence[str], rows: Sequence[Sequence[str]], name: str, path_column: str
+) -> InputError:
+    """Return the error for a listing without a path column, which names others with paths.
+
+    Args:
+        header: the names of the columns.
+        rows: the first rows.
+        name: the listing, for the message.
+        path_column: the column that is missing.
+    """
+    problem = f"{name}: no column {path_column!r}; the columns are {', '.join(header)}"
+    found = find_path_columns(header, rows)
+    if not found:
+        return InputError(f"{problem}; select the path column with --path-column")
+    listed = " and ".join(map(repr, found))
+    return InputError(
+        f"{problem}; {listed} may have the paths: use --path-column {shlex.quote(found[0])}"
+    )
+
+
+def find_path_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the columns that have paths of images in all rows."""
+    columns = zip(header, zip(*rows, strict=True), strict=True) if rows else ()
+    return [name for name, cells in columns if all(map(_is_image_path, cells))]
+
+
+def _is_image_path(cell: str) -> bool:
+    text = cell.strip().lower()
+    return text.endswith(IMAGE_ENDINGS) and not text.startswith(("http://", "https://"))
 
 
 def _read_first_row(text: str, delimiter: str) -> list[str]:

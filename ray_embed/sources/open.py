@@ -8,8 +8,8 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
-from ray_embed.config import RunConfig, is_callable_reference
-from ray_embed.core.uri import is_uri, redact_uri
+from ray_embed.config import RunConfig, is_callable_reference, is_split_name
+from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources.array_checks import get_wanted_labels
 from ray_embed.sources.base import Source
@@ -22,14 +22,16 @@ from ray_embed.sources.container_files import (
     match_pattern,
 )
 from ray_embed.sources.dataset import Dataset
+from ray_embed.sources.described_folder import METADATA_FILES, open_described_folder
 from ray_embed.sources.hdf5 import open_hdf5
 from ray_embed.sources.image_folder import open_folder
-from ray_embed.sources.image_walk import IMAGE_ENDINGS
-from ray_embed.sources.listing import open_listing
+from ray_embed.sources.image_walk import IMAGE_ENDINGS, list_folders
+from ray_embed.sources.listing import Listing, open_listing, split_listing
 from ray_embed.sources.npy import open_npy
 from ray_embed.sources.npz import open_npz
 from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.saved_dataset import SPLITS, STATE, open_saved_dataset
+from ray_embed.sources.split_names import sort_splits
 from ray_embed.sources.tfds import FEATURES, PREFIX, open_named, open_prepared
 from ray_embed.sources.tfrecord import open_tfrecord
 from ray_embed.sources.webdataset import open_webdataset
@@ -44,6 +46,7 @@ FilesOpener = Callable[[str, ContainerFiles, RunConfig], Source]
 FORMS: dict[str, Opener] = {
     ".csv": open_listing,
     ".tsv": open_listing,
+    ".jsonl": open_listing,
     ".h5": open_hdf5,
     ".hdf5": open_hdf5,
     ".npy": open_npy,
@@ -75,9 +78,15 @@ def open_sources(config: RunConfig) -> list[Source]:
 
     Raises:
         InputError: a source does not exist or has an unknown type, arguments are given for a source
-            that is not a callable, or no listing has the requested label column.
+            that is not a callable, no listing has the requested label column, or a source cannot be
+            split as requested.
     """
-    sources = [_open(split, named, config) for split, named in config.sources.items()]
+    if config.splits_from_folders:
+        sources = _open_folders(config)
+    else:
+        sources = [_open(split, named, config) for split, named in config.sources.items()]
+    if config.splits_from_column is not None:
+        sources = _split_by_column(sources[0], config.splits_from_column)
     if "label_column" in config.model_fields_set:
         _check_label_column(sources)
     return sources
@@ -94,6 +103,41 @@ def _check_label_column(sources: list[Source]) -> None:
     listings = [info for info in infos if info.has_label_column is not None]
     if listings and not any(info.has_label_column for info in listings):
         raise InputError(listings[0].unlabeled)
+
+
+def _open_folders(config: RunConfig) -> list[Source]:
+    """Open each folder directly in the source as a split."""
+    ((_, named),) = config.sources.items()
+    where = f"--source {redact_uri(str(named))}"
+    flag = "--splits-from-folders"
+    if not isinstance(named, str) or _inspect(named)[0] is not pafs.FileType.Directory:
+        raise InputError(f"{where}: not a folder, as {flag} needs")
+    names = list_folders(named)
+    if not names:
+        raise InputError(f"{where}: no subfolders, which {flag} makes splits")
+    for name in names:
+        if not is_split_name(name):
+            raise InputError(
+                f"{where}: the folder {name!r} cannot name a split; use letters, digits, _ and -"
+            )
+    for name in sorted(set(list_names(named)).difference(names)):
+        if name in METADATA_FILES:
+            raise InputError(
+                f"{where}: {name} is not read with {flag}; put one in the folder of each split, or "
+                f"give it as --source with --path-column file_name and --splits-from-column"
+            )
+        if name.lower().endswith(IMAGE_ENDINGS):
+            raise InputError(f"{where}: {name} is in no split; move it to a subfolder")
+    return [_open(name, join_uri(named, name), config) for name in sort_splits(names)]
+
+
+def _split_by_column(source: Source, column: str) -> list[Source]:
+    if not isinstance(source, Listing):
+        raise InputError(
+            f"--source {redact_uri(source.location)}: not a listing, which --splits-from-column "
+            "needs: a .csv, .tsv, .jsonl or .parquet file of paths"
+        )
+    return [*split_listing(source, column)]
 
 
 def _open(split: str, named: Any, config: RunConfig) -> Source:
@@ -130,7 +174,8 @@ def _open_pattern(split: str, pattern: str, config: RunConfig) -> Source:
 
 def _open_folder(split: str, folder: str, config: RunConfig) -> Source:
     """Open a folder, by the files directly in it; images come first."""
-    found = {name if name in MARKERS else get_ending(name) for name in list_names(folder)}
+    names = {*MARKERS, *METADATA_FILES}
+    found = {name if name in names else get_ending(name) for name in list_names(folder)}
     if not found.intersection(IMAGE_ENDINGS):
         for name, opener in MARKERS.items():
             if name in found:
@@ -139,6 +184,9 @@ def _open_folder(split: str, folder: str, config: RunConfig) -> Source:
             if ending in found:
                 endings = [name for name, other in CONTAINERS.items() if other is open_files]
                 return open_files(split, find_files(folder, endings), config)
+    for name in METADATA_FILES:
+        if name in found:
+            return open_described_folder(split, folder, name, config)
     return open_folder(split, folder, config)
 
 

@@ -28,7 +28,11 @@ from ray_embed.sources.image_columns import (
     find_columns,
     get_wanted_columns,
     make_records,
+    may_hold_images,
 )
+from ray_embed.sources.listing import Listing, make_listing
+from ray_embed.sources.listing_format import find_path_columns
+from ray_embed.sources.listing_rows import read_first_texts
 from ray_embed.sources.packed_images import PackedReader, Place
 from ray_embed.storage.retry import explain_error
 
@@ -102,17 +106,57 @@ class ParquetSource:
         )
 
 
-def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> ParquetSource:
-    """Open Parquet files as a source.
+@dataclass(frozen=True, kw_only=True)
+class ParquetRows:
+    """The rows of Parquet files that are a listing: they have paths, and no images."""
+
+    files: ContainerFiles
+    schema: pa.Schema
+    notes: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """What the source was given as."""
+        return redact_uri(self.files.named)
+
+    @property
+    def folder(self) -> str:
+        """The folder of the files."""
+        return self.files.folder
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows.
+
+        Raises:
+            InputError: a file cannot be read, or its columns differ from those of the first file.
+        """
+        for _, file, _ in self.files.locate():
+            with _open_parquet(file) as parquet:
+                if not parquet.schema_arrow.equals(self.schema):
+                    raise InputError(
+                        f"{file}: its columns ({', '.join(parquet.schema_arrow.names)}) or their "
+                        f"types differ from those of {self.files.names[0]}; give such files as "
+                        "another --source"
+                    )
+                yield from parquet.iter_batches(_RECORDS_PER_BATCH, columns=columns)
+
+
+def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> ParquetSource | Listing:
+    """Open Parquet files as a source: their images, or the files that they list.
 
     Raises:
-        InputError: a file is not Parquet, there is no column with images, or one that was asked
-            for is missing.
+        InputError: a file is not Parquet, there is no column with images or paths, or one that was
+            asked for is missing.
     """
     first = files.first
     with _open_parquet(first) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    if config.image_column is None and not any(may_hold_images(field.type) for field in schema):
+        rows = ParquetRows(files=files, schema=schema)
+        texts = read_first_texts(rows)
+        if config.path_column in schema.names or find_path_columns(schema.names, texts):
+            return make_listing(split, rows, config, config.path_column)
     columns = find_columns(schema, str(first), get_wanted_columns(config))
     _check_has_bytes(metadata, columns, str(first))
     info = describe_source(schema, columns, config, files.named, str(first))

@@ -24,7 +24,6 @@ import pyarrow.compute as pc
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import join_uri, redact_uri
 from ray_embed.errors import InputError, get_first_line
-from ray_embed.sources.array_names import find_split
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.files import File, SizeAndTime, locate_file, open_file
@@ -37,6 +36,7 @@ from ray_embed.sources.image_columns import (
     make_records,
 )
 from ray_embed.sources.packed_images import PackedReader, read_ranges
+from ray_embed.sources.split_names import find_split
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.retry import explain_error, is_storage_error
 

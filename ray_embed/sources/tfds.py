@@ -17,8 +17,8 @@ from typing import Any
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import join_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
-from ray_embed.sources.array_names import find_split
 from ray_embed.sources.container_files import ContainerFiles, list_names
+from ray_embed.sources.split_names import find_split
 from ray_embed.sources.tfrecord import FeatureNames, TFRecordSource, choose_names, open_records
 from ray_embed.storage.filesystem import Folder
 

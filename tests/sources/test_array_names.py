@@ -4,7 +4,8 @@
 import pytest
 
 from ray_embed.errors import InputError
-from ray_embed.sources.array_names import choose_arrays, find_split
+from ray_embed.sources.array_names import choose_arrays
+from ray_embed.sources.split_names import find_split
 
 KERAS = ["x_train", "y_train", "x_test", "y_test"]
 MEDMNIST = [f"{s}_{what}" for s in ("train", "val", "test") for what in ("images", "labels")]

@@ -206,7 +206,9 @@ def test_another_delimiter_is_found_and_said(tmp_path, name, delimiter, word):
         ("id;file;class\n1;a.png;x\n2;b.png;y\n", ["--path-column file", "id, file, class"]),
         ("a.png,cat\nb.png,dog\n", ["header is missing", "'a.png'", "path,label"]),
         ("a.png;cat\nb.png;dog\n", ["header is missing", "'a.png'"]),
+        ("1,a.png,cat,cat\n2,b.png,dog,dog\n", ["header is missing", "'a.png'"]),
         ("id,class\n1,x\n", ["'path'", "id, class", "--path-column"]),
+        ("a b,c\na.png,b.png\n", ["'a b' and 'c' may have the paths", "--path-column 'a b'"]),
     ],
 )
 def test_a_listing_without_the_path_column_is_told_what_to_do(tmp_path, text, tokens):
@@ -236,6 +238,24 @@ def test_another_encoding_is_named_with_its_place(tmp_path, content, tokens):
     touch(tmp_path, "a.png", "b.png")
     said = refused(write(tmp_path / "s.csv", content))
     for token in tokens:
+        assert token in said
+
+
+def test_paths_may_be_absolute_or_uris_of_local_files(tmp_path):
+    touch(tmp_path, "a.png", "sub dir/b c.png")
+    names = [
+        f"{tmp_path}/a.png",
+        f"file://{tmp_path}/a.png",
+        f"file://{tmp_path}/sub%20dir/b%20c.png",
+    ]
+    lines = "".join(f"{name};x\n" for name in names)
+    source = opened(write(tmp_path / "lists" / "s.csv", f"\ufeffpath;label\n{lines}"))
+    assert [(row["key"], row["size"]) for row in rows(source)] == [(name, 1) for name in names]
+
+
+def test_a_web_address_is_no_path(tmp_path):
+    said = refused(write(tmp_path / "s.csv", "path,label\nhttps://x.org/a.png,x\n"))
+    for token in ("row 1", "https://x.org/a.png", "download"):
         assert token in said
 
 

@@ -138,7 +138,7 @@ def test_a_new_form_is_sampled_for_the_preview(images, tmp_path):
 
 def test_a_new_form_is_named_where_none_fits(images, tmp_path):
     (tmp_path / "data.txt").touch()
-    with pytest.raises(InputError, match=r"\.tfrecords or \.toy file, or module:callable"):
+    with pytest.raises(InputError, match=r"\.npz or \.toy file, or module:callable"):
         forms.open_sources(config_of(tmp_path / "data.txt"))
     save(tmp_path / "data.toy", images.astype(np.float64))
     with pytest.raises(InputError, match="float64"):

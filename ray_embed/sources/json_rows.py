@@ -1,0 +1,139 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The rows of a listing in JSON Lines: one object per line."""
+
+import io
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import pyarrow as pa
+
+from ray_embed.core.uri import redact_uri
+from ray_embed.errors import InputError
+from ray_embed.sources.files import locate_file, open_file
+from ray_embed.sources.label_schema import find_common_type
+from ray_embed.sources.listing_rows import find_folder
+from ray_embed.storage.retry import explain_error
+
+_ROWS_PER_BATCH = 4096
+_TYPES: dict[type, pa.DataType] = {
+    bool: pa.bool_(),
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+}
+_Row = dict[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JsonRows:
+    """The rows of a JSON Lines file, in file order. A missing field is null."""
+
+    uri: str
+    schema: pa.Schema
+    notes: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """The path or URI of the file."""
+        return redact_uri(self.uri)
+
+    @property
+    def folder(self) -> str:
+        """The folder of the file."""
+        return find_folder(self.uri)
+
+    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of all rows.
+
+        Raises:
+            InputError: a line is not a JSON object.
+        """
+        fields = [self.schema.field(column) for column in columns]
+        for rows in _read_batches(self.uri):
+            arrays = [
+                _make_array([row.get(field.name) for row in rows], field.type) for field in fields
+            ]
+            yield pa.record_batch(arrays, pa.schema(fields))
+
+
+def open_json(uri: str) -> JsonRows:
+    """Open a JSON Lines file, a path or URI, and read it once to find the types of its fields.
+
+    Integers and floats become floats; any other mix of types becomes text.
+
+    Raises:
+        InputError: the file cannot be read, or a line is not a JSON object.
+    """
+    types: dict[str, set[pa.DataType]] = {}
+    for rows in _read_batches(uri):
+        for name in dict.fromkeys(name for row in rows for name in row):
+            types.setdefault(name, set()).update(_find_types([row.get(name) for row in rows]))
+    schema = pa.schema([(name, find_common_type(found)) for name, found in types.items()])
+    mixed = [
+        name
+        for name, found in types.items()
+        if len(found - {pa.null()}) > 1 and pa.types.is_string(schema.field(name).type)
+    ]
+    name = redact_uri(uri)
+    note = f"{name}: fields of several types become text: {', '.join(mixed)}"
+    return JsonRows(uri=uri, schema=schema, notes=(note,) if mixed else ())
+
+
+def _find_types(values: list[Any]) -> set[pa.DataType]:
+    types = {_TYPES[kind] for kind in set(map(type, values)) if kind in _TYPES}
+    if nested := [value for value in values if isinstance(value, (list, dict))]:
+        try:
+            types.add(pa.infer_type(nested))
+        except pa.ArrowInvalid:
+            types |= {pa.infer_type([value]) for value in nested}
+    if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
+        types.add(pa.string())
+    return types
+
+
+def _make_array(values: list[Any], target: pa.DataType) -> pa.Array:
+    if pa.types.is_string(target):
+        values = [
+            value if value is None or isinstance(value, str) else json.dumps(value)
+            for value in values
+        ]
+    return pa.array(values, target)
+
+
+def _read_batches(uri: str) -> Iterator[list[_Row]]:
+    rows = _read_rows(uri)
+    while batch := list(islice(rows, _ROWS_PER_BATCH)):
+        yield batch
+
+
+def _read_rows(uri: str) -> Iterator[_Row]:
+    where = redact_uri(uri)
+    try:
+        with (
+            open_file(locate_file(uri)) as stream,
+            io.TextIOWrapper(stream, encoding="utf-8-sig") as lines,
+        ):
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _parse_line(line, number, where)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: not UTF-8: {error}; save the file as UTF-8") from error
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read as a listing: {explain_error(error)}") from error
+
+
+def _parse_line(line: str, number: int, where: str) -> _Row:
+    advice = "write one object per line (in pandas: to_json(path, orient='records', lines=True))"
+    try:
+        row = json.loads(line)
+        if "\\u" in line:
+            # Escapes may be half of a character, which is no text.
+            json.dumps(row, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: line {number} is not JSON: {error}; {advice}") from error
+    if not isinstance(row, dict):
+        raise InputError(f"{where}: line {number} is not a JSON object; {advice}")
+    return row
