@@ -168,7 +168,7 @@ def test_class_names_and_categories_of_parquet_become_labels(images):
         ({"image": NAMES, "other": NAMES}, {}, ["'image' and 'other'", "--path-column image"]),
         ({"path": NAMES}, {"image_column": "path"}, ["'path' has text"]),
         ({"path": ["http://x/1.png"] * 3}, {}, ["row 1", "http://x/1.png", "download"]),
-        ({"path": []}, {}, ["no rows"]),
+        ({"path": pa.array([], pa.string())}, {}, ["no rows"]),
     ],
 )
 def test_parquet_that_lists_no_files_is_refused(images, columns, options, tokens):
