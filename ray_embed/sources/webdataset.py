@@ -27,6 +27,7 @@ from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_walk import IMAGE_ENDINGS
 from ray_embed.sources.label_schema import find_label_type, is_reserved
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records, read_ranges
+from ray_embed.sources.tar_headers import Member, read_members
 from ray_embed.storage.retry import explain_error
 
 _RECORDS_PER_BATCH = 4096
@@ -267,13 +268,9 @@ def _read_members(file: File) -> Iterator[tuple[str, Place, bytes | None]]:
     try:
         with open_file(file) as stream:
             _refuse_compressed(stream, file)
-            with tarfile.open(fileobj=stream, mode="r:") as tar:
-                for member in tar:
-                    if member.isfile():
-                        place = Place(member.offset_data, member.size)
-                        yield make_key(member.name), place, _read_small(tar, member)
-                    # Otherwise tarfile keeps every header in memory.
-                    vars(tar)["members"] = []
+            for member in read_members(stream):
+                place = Place(member.offset, member.size)
+                yield make_key(member.name), place, _read_small(member, stream)
     except tarfile.TarError as error:
         raise InputError(
             f"{file}: cannot be read as a tar: {get_first_line(error)}; is the file complete?"
@@ -282,12 +279,12 @@ def _read_members(file: File) -> Iterator[tuple[str, Place, bytes | None]]:
         raise InputError(f"{file}: cannot be read: {explain_error(error)}") from error
 
 
-def _read_small(tar: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+def _read_small(member: Member, stream: IO[bytes]) -> bytes | None:
     """Return the content of a label or of metadata; None for other files."""
-    if _split_name(member.name)[1] not in ("cls", "json", "txt") or member.size > _MAX_SMALL_FILE:
+    ending = member.name.rpartition(".")[2].lower()
+    if ending not in ("cls", "json", "txt") or member.size > _MAX_SMALL_FILE:
         return None
-    content = tar.extractfile(member)
-    return None if content is None else content.read()
+    return member.read(stream)
 
 
 def _refuse_compressed(stream: IO[bytes], file: File) -> None:

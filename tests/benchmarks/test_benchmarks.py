@@ -221,3 +221,38 @@ def test_families_of_encoders_are_compared_with_plain_keras(tmp_path):
     assert "as Keras" in line
     assert "unit" in line
     assert "keras:mobilenet_v2" in line
+
+
+def test_every_form_of_source_holds_the_same_images(tmp_path):
+    import corpus
+    import source_files
+    import source_rivals
+    import sources
+    from support.opened import list_records
+
+    from ray_embed import RunConfig
+    from ray_embed.sources.open import open_sources
+
+    corpus.make_jpegs(tmp_path / "images", 6, 32, classes=2)
+    labels = {}
+    for name in source_files.FORMS:
+        source = source_files.make_form(name, tmp_path / "images", tmp_path)
+        (opened,) = open_sources(RunConfig(sources={"train": source}, model="none.keras"))
+        labels[name] = sorted(list_records(opened).rows["label"].to_pylist())
+    assert set(map(tuple, labels.values())) == {("class_0",) * 3 + ("class_1",) * 3}
+
+    out = tmp_path / "rival"
+    source_rivals.run_datasets(
+        str(tmp_path / "images-parquet/*.parquet"), out, "models:tiny", "eager", 32
+    )
+    assert len(next(out.glob("*.parquet")).read_bytes())
+    seconds = {"folder": [2.0, 4.0], "tar": [3.0, 3.3], "ray-data-tar": [6.3]}
+    assert [row.measured for row in sources.rows_of(6, seconds)] == pytest.approx([1.05, 2.0])
+
+
+def test_planning_is_measured_in_every_layout(tmp_path):
+    import planning
+
+    for layout in planning.LAYOUTS:
+        source = planning.make_source(tmp_path, 30, layout)
+        assert planning.plan_here(source, tmp_path / "out").files == 30
