@@ -41,7 +41,7 @@ Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5"]
 ChannelOrder = Literal["rgb", "bgr"]
-LabelType = Literal["text", "int", "float"]
+LabelType = Literal["text", "int", "float", "onehot", "multihot"]
 EmptyLabel = Literal["null", "keep"]
 Channels = Literal["repeat"]
 
@@ -184,8 +184,9 @@ class RunOptions:
         LabelType,
         Option(
             group=Group.DATA,
-            help="Type of the labels in a listing. `text` keeps values such as 007 and NA as "
-            "written.",
+            help="Type of the labels in a listing, where `text` keeps values such as 007 and NA as "
+            "written. In arrays and datasets, `onehot` and `multihot` take vectors as labels: the "
+            "label is the index of the 1, or the list of the indices of all 1s.",
         ),
     ] = "text"
     empty_label: Annotated[

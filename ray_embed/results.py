@@ -11,11 +11,12 @@ import pyarrow as pa
 import pyarrow.dataset
 
 from ray_embed.analysis import neighbors
-from ray_embed.core.arrays import as_matrix
+from ray_embed.core.arrays import as_matrix, as_objects
 from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.projector import pca
 from ray_embed.runs.reader import RunReader, open_run
+from ray_embed.sources.label_lists import LABEL_LIST
 from ray_embed.storage import layout, part_files
 
 if TYPE_CHECKING:
@@ -88,16 +89,15 @@ class Run:
             layer: the layer; None for the only one.
 
         Returns:
-            The features, (N, D) float32, and the labels, (N,) object. Missing labels are None.
+            The features, (N, D) float32, and the labels, (N,) object. Missing labels are None;
+            labels that are lists are lists of str.
 
         Raises:
             InputError: the layer does not exist, or there are several layers and `layer` is None.
         """
         column = self._reader.column_of(layer)
         table = self._dataset.to_table(columns=["label", column])
-        labels = np.empty(table.num_rows, object)
-        labels[:] = table["label"].to_pylist()
-        return as_matrix(table[column]), labels
+        return as_matrix(table[column]), as_objects(table["label"].to_pylist())
 
     def to_pca(self, layer: str | None = None) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Return the first PCA coordinates of all embedded records, (N, k) float32, in order.
@@ -186,7 +186,8 @@ class Run:
     def to_tf(self, layer: str | None = None, batch_size: int = 1024) -> Any:
         """Return a ``tf.data.Dataset`` of batches: features (n, D) float32, and labels (n,).
 
-        Parts are read lazily. Missing labels become -1, NaN, False or "".
+        Parts are read lazily. Missing labels become -1, NaN, False or "". Labels that are lists are
+        a ragged tensor (n, None) of strings, in which missing labels are empty rows.
 
         Args:
             layer: the layer; None for the only one.
@@ -197,27 +198,30 @@ class Run:
         column = self._reader.column_of(layer)
         schema = self._dataset.schema
         label = schema.field("label").type
+        has_lists = label == LABEL_LIST
         missing, kind = {
             pa.int64(): (-1, tf.int64),
             pa.float64(): (float("nan"), tf.float64),
             pa.bool_(): (False, tf.bool),
-        }.get(label, ("", tf.string))
+        }.get(label, ([] if has_lists else "", tf.string))
 
         def batches() -> Any:
             columns = [column, "label"]
             for batch in self._dataset.to_batches(columns=columns, batch_size=batch_size):
                 if batch.num_rows:
                     table = pa.Table.from_batches([batch])
-                    labels = table["label"].fill_null(missing).to_pylist()
+                    values = table["label"].to_pylist()
+                    labels = [missing if value is None else value for value in values]
+                    if has_lists:
+                        labels = tf.ragged.constant(labels, kind, ragged_rank=1)
                     yield as_matrix(table[column]), labels
 
         dimension = schema.field(column).type.list_size
+        spec = tf.TensorSpec((None,), kind)
+        if has_lists:
+            spec = tf.RaggedTensorSpec((None, None), kind)
         return tf.data.Dataset.from_generator(
-            batches,
-            output_signature=(
-                tf.TensorSpec((None, dimension), tf.float32),
-                tf.TensorSpec((None,), kind),
-            ),
+            batches, output_signature=(tf.TensorSpec((None, dimension), tf.float32), spec)
         )
 
     def neighbors(

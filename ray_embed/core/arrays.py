@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """NumPy array types, conversion of features between Arrow and NumPy, and row-wise functions."""
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,11 @@ def as_column(values: Matrix) -> pa.FixedSizeListArray:
     """Return an (N, D) float32 array as a column of fixed-size lists."""
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def as_objects(values: Collection[Any]) -> Array:
+    """Return values of any type, such as lists, as an (N,) object array."""
+    return np.fromiter(values, object, len(values))
 
 
 def row_lengths(values: Array) -> Array:

@@ -18,6 +18,7 @@ from ray_embed.planning.digest import Digest
 from ray_embed.planning.plan import Plan, SplitPlan
 from ray_embed.sources import label_schema
 from ray_embed.sources.base import Source, SourceInfo
+from ray_embed.sources.label_lists import LABEL_LIST
 from ray_embed.sources.label_schema import LabelCounts
 from ray_embed.sources.missing_files import explain_all_missing
 from ray_embed.storage.filesystem import Folder
@@ -74,8 +75,9 @@ def make_plan(
     )
     notes += [f"warning: {note}" for note in look_alikes]
     label_type = label_schema.find_common_type(
-        pa.type_for_alias(split.label_type) for split in splits
+        label_schema.parse_type(split.label_type) for split in splits
     )
+    notes += _describe_lists(splits, label_type)
     extras = dict.fromkeys(name for split in splits for name in split.extras)
     return Plan(tuple(splits), str(label_type), tuple(extras), tuple(notes))
 
@@ -183,11 +185,25 @@ def _complete_split(
 def _describe_labels(split: SplitPlan, info: SourceInfo, labels: LabelCounts) -> list[str]:
     notes = [f"{split.name}: {note}" for note in labels.notes()]
     if info.has_label_column and labels.nulls:
+        empty = "empty list of labels" if info.label_type == LABEL_LIST else "empty label cell"
         notes.append(
-            f"{split.name}: {labels.nulls:,} of {split.records:,} records have an empty label "
-            "cell and are unlabeled"
+            f"{split.name}: {labels.nulls:,} of {split.records:,} records have an {empty} and are "
+            "unlabeled"
         )
     return notes
+
+
+def _describe_lists(splits: Sequence[SplitPlan], label_type: pa.DataType) -> Iterator[str]:
+    """Yield a note if labels are lists, and one if the single labels of other splits become so."""
+    if label_type != LABEL_LIST:
+        return
+    lists = [split.name for split in splits if split.label_type == str(LABEL_LIST)]
+    single = [
+        split.name for split in splits if split.label_type not in (str(LABEL_LIST), str(pa.null()))
+    ]
+    yield f"the labels of {' and '.join(lists)} are lists, so a record can have several"
+    if single:
+        yield f"the single labels of {' and '.join(single)} become lists of one label"
 
 
 def _cut_shards(

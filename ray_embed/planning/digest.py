@@ -2,6 +2,7 @@
 """A checksum of planned records that is independent of batch boundaries."""
 
 import hashlib
+import json
 from collections import defaultdict
 
 import numpy as np
@@ -27,8 +28,7 @@ class Digest:
         """Add any number of rows. Null and the empty string have different checksums."""
         for name, column in zip(rows.column_names, rows.columns, strict=True):
             lengths, texts = self._columns[name]
-            # Numbers are hashed as text, so that all NaNs are equal.
-            values = column.cast(pa.string()).to_pylist()
+            values = _to_texts(column)
             counts = [-1 if value is None else len(value) for value in values]
             lengths.update(np.array(counts, "<i4").tobytes())
             texts.update("".join(value or "" for value in values).encode())
@@ -39,3 +39,11 @@ class Digest:
             (name, *(part.hexdigest() for part in parts)) for name, parts in self._columns.items()
         ]
         return hashlib.sha256(repr((self._about, columns)).encode()).hexdigest()
+
+
+def _to_texts(column: pa.ChunkedArray) -> list[str | None]:
+    """Return values as text. All NaNs are equal then, and different lists differ."""
+    if pa.types.is_list(column.type):
+        return [None if value is None else json.dumps(value) for value in column.to_pylist()]
+    texts: list[str | None] = column.cast(pa.string()).to_pylist()
+    return texts

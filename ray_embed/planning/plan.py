@@ -73,7 +73,7 @@ class Plan:
     def schema(self) -> pa.Schema:
         """Return the schema of a part, without the features."""
         return label_schema.make_record_schema(
-            pa.type_for_alias(self.label_type),
+            label_schema.parse_type(self.label_type),
             [pa.field(name, pa.string()) for name in self.extras],
         )
 

@@ -74,7 +74,7 @@ class MergeSettings:
     `out` is the run folder; `target` is the folder of the data files, relative to `out`. The
     checkpoint has `files` data files (one of which contains the object graph instead of rows) and
     `points` rows, of which TensorBoard shows `shown`. `components` are the principal components by
-    column.
+    column. `marked` are the labels that get a column of metadata.
     """
 
     out: str
@@ -86,6 +86,7 @@ class MergeSettings:
     shown: int
     files: int
     components: dict[str, pca.Components]
+    marked: tuple[str, ...] = ()
 
     @property
     def views(self) -> dict[str, str]:
@@ -144,11 +145,12 @@ def merge_parts(settings: MergeSettings, task: MergeTask) -> MergeResult:
     slices = list(_make_slices(settings, task, tables, coordinates))
     index = _write_slices(settings, task, slices) if slices else None
     records = pa.concat_tables([table.select(settings.records) for table in tables])
-    texts = [metadata.lines(records)]
+    texts = [metadata.lines(records, settings.marked)]
     if task.drawn:
         starts = np.cumsum([0, *map(len, tables)])[:-1]
         rows = [at + start for at, start in zip(task.drawn, starts, strict=True)]
-        texts.append(metadata.lines(records.take(pa.array(np.concatenate(rows)))))
+        sample = records.take(pa.array(np.concatenate(rows)))
+        texts.append(metadata.lines(sample, settings.marked))
     return MergeResult(index, tuple(texts))
 
 

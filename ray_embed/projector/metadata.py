@@ -4,7 +4,7 @@
 Arrow formats many rows at once. Only values that need escapes are formatted one by one.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import IO, Any
 
 import numpy as np
@@ -16,6 +16,8 @@ _PAGE_CHUNK = 1_000_000
 _BYTE_ORDER_MARK = "\ufeff".encode()
 _NULL, _EMPTY = "(none)", "(empty)"
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
+# Between the labels of a list, and how a label that contains it is written.
+_SEPARATOR, _BAR = " | ", {ord("|"): "\\|"}
 _ESCAPED = tuple(chr(code).encode() for code in _ESCAPES)
 
 
@@ -25,15 +27,38 @@ def order_columns(records: Iterable[str]) -> list[str]:
     return [*first, *(name for name in records if name not in first)]
 
 
-def lines(table: pa.Table) -> bytes:
-    """Return the lines for a table's rows, each ending with a line feed."""
+def name_mark(label: str) -> str:
+    """Return the name of the column that tells which records have a label in their list."""
+    return f"label: {label}"
+
+
+def lines(table: pa.Table, marked: Sequence[str] = ()) -> bytes:
+    """Return the lines for a table's rows, each ending with a line feed.
+
+    Args:
+        table: the records.
+        marked: labels that get a column, which is 1 for the records with this label in their list,
+            and 0 for the others.
+    """
     if not table.num_rows:
         return b""
     cells = [
         _format_cells(table[name].combine_chunks()) for name in order_columns(table.column_names)
     ]
+    if marked:
+        cells += _mark_labels(table["label"].combine_chunks(), marked)
     rows = pc.binary_join_element_wise(*cells, "\t")
     return _join(pc.binary_join_element_wise(rows, "", "\n"))
+
+
+def _mark_labels(lists: pa.Array, marked: Sequence[str]) -> Iterator[pa.Array]:
+    lengths = pc.list_value_length(lists).fill_null(0).to_numpy()
+    rows = np.repeat(np.arange(len(lists)), lengths)
+    labels = pc.list_flatten(lists)
+    for label in marked:
+        marks = np.zeros(len(lists), np.int64)
+        marks[rows[pc.equal(labels, label).to_numpy(zero_copy_only=False)]] = 1
+        yield pa.array(marks).cast(pa.string())
 
 
 def _format_cells(column: pa.Array) -> pa.Array:
@@ -72,11 +97,15 @@ def cell(value: Any) -> str:
     r"""Format a value as a cell that the page shows as it is.
 
     ``\\ \t \n \r`` are escaped, null becomes ``(none)``, empty text becomes ``(empty)``, and a cell
-    has at most 1,000 characters.
+    has at most 1,000 characters. The labels of a list are joined by `` | ``, and ``|`` within a
+    label is escaped.
     """
     if value is None:
         return _NULL
-    text = str(value)[:_CELL].translate(_ESCAPES)
+    if isinstance(value, list):
+        text = _SEPARATOR.join(label.translate(_ESCAPES | _BAR) for label in value)
+    else:
+        text = str(value)[:_CELL].translate(_ESCAPES)
     if len(text) > _CELL:
         # An odd number of backslashes at the end would be half an escape.
         text = text[:_CELL]

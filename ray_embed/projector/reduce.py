@@ -26,7 +26,9 @@ from ray_embed.projector import (
 )
 from ray_embed.projector.merge_task import MergeSettings, MergeTask, PartGroup, merge_parts
 from ray_embed.runs import integrity, stratified
+from ray_embed.runs.label_frequencies import rank_labels
 from ray_embed.runs.reader import RunReader, open_run
+from ray_embed.sources.label_lists import LABEL_LIST
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import TEMPORARY, Folder
 from ray_embed.storage.lock import lock_folder
@@ -35,6 +37,8 @@ _STRATUM = ("split", "label")
 # A data file holds whole parts, with about this many bytes in total. Its boundaries therefore
 # depend only on the plan, and so do its bytes. Each thread holds a few groups in memory.
 _GROUP_BYTES = 16 << 20
+# TensorBoard can color by each of these columns.
+_MARKED_LABELS = 20
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,7 @@ def merge(
             shown=min(survey.points, limit),
             files=sum(group.rows > 0 for group in survey.groups) + 1,
             components=components,
+            marked=_choose_marked(folder, plan),
         )
         if not folder.is_local:
             # TensorBoard shows no projector without it, so it is deleted first and written last.
@@ -139,6 +144,16 @@ def merge(
         else:
             staging.publish(settings, target)
     return survey.points
+
+
+def _choose_marked(folder: Folder, plan: planning.Plan) -> tuple[str, ...]:
+    """Choose the labels that get a column of metadata: the most frequent ones of lists."""
+    if plan.schema().field("label").type != LABEL_LIST:
+        return ()
+    labels = [
+        label for label in rank_labels(folder) if metadata.name_mark(label) not in plan.extras
+    ]
+    return tuple(labels[:_MARKED_LABELS])
 
 
 def _compute_components(
@@ -271,7 +286,10 @@ def _write_projector(
         writers = [
             metadata.Writer(
                 stack.enter_context(open(target / name, "wb")),
-                metadata.order_columns(settings.records),
+                [
+                    *metadata.order_columns(settings.records),
+                    *map(metadata.name_mark, settings.marked),
+                ],
             )
             for name in files
         ]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.core.arrays import Array, Matrix, as_matrix
+from ray_embed.core.arrays import Array, Matrix, as_matrix, as_objects
 from ray_embed.errors import InputError
 from ray_embed.images import thumbnails
 from ray_embed.runs import stratified
@@ -34,7 +34,7 @@ class Subset:
         features: (n, D) float32.
         index: (n,) int64.
         keys: (n,) object.
-        labels: (n,) object. The label of an unlabeled record is None.
+        labels: (n,) object. The label of an unlabeled record is None. Labels can be lists of str.
         splits: (n,) object.
         label_type: the type of the column of labels.
         total: the number of records that these were drawn from.
@@ -271,9 +271,9 @@ def _read_rows(folder: Folder, column: str, rows: dict[int, Array], total: int) 
     return Subset(
         features=features,
         index=records["index"].to_numpy(),
-        keys=_to_objects(records["key"]),
-        labels=_to_objects(records["label"]),
-        splits=_to_objects(records["split"]),
+        keys=as_objects(records["key"].to_pylist()),
+        labels=as_objects(records["label"].to_pylist()),
+        splits=as_objects(records["split"].to_pylist()),
         label_type=records.schema.field("label").type,
         total=total,
     )
@@ -293,9 +293,3 @@ def _find_members(values: Array, among: Array) -> Array:
 
 def _read_columns(folder: Folder, columns: list[str], number: int) -> pa.Table:
     return part_files.read_part(folder, layout.FEATURES, number, columns)
-
-
-def _to_objects(column: pa.ChunkedArray) -> Array:
-    values = np.empty(len(column), object)
-    values[:] = column.to_pylist()
-    return values

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 Stratum = tuple[Any, ...]
 Rows = np.ndarray[Any, np.dtype[np.int64]]
@@ -20,6 +21,8 @@ _SEED = 0
 
 class Strata:
     """Counts the rows of each split and label, or of each split if there are too many labels.
+
+    A list of labels counts as one label.
 
     Args:
         limit: the number of rows that will be drawn.
@@ -104,7 +107,7 @@ class Draw:
 def _find_strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
     """Return the strata of a table in order of appearance, and the number of each row's stratum."""
     columns = ["split", "label"] if by_label else ["split"]
-    coded = [table[name].combine_chunks().dictionary_encode("encode") for name in columns]
+    coded = [_to_values(table[name]).dictionary_encode("encode") for name in columns]
     values = [column.dictionary.to_pylist() for column in coded]
     codes = np.zeros(table.num_rows, np.int64)
     for column, known in zip(coded, values, strict=True):
@@ -120,6 +123,12 @@ def _find_strata(table: pa.Table, by_label: bool) -> tuple[list[Stratum], Rows]:
         )
         number_of_code[position] = numbers.setdefault(stratum, len(numbers))
     return list(numbers), number_of_code[rows]
+
+
+def _to_values(column: pa.ChunkedArray) -> pa.Array:
+    """Return a column whose values can be compared; a list becomes one text."""
+    values = column.combine_chunks()
+    return pc.binary_join(values, "\n") if pa.types.is_list(values.type) else values
 
 
 def _replace_nan(value: Any) -> Any:

@@ -10,7 +10,9 @@ import pyarrow as pa
 from ray_embed.config import RunConfig
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
+from ray_embed.sources.label_lists import make_lists
 from ray_embed.sources.label_schema import find_label_type
+from ray_embed.sources.label_vectors import MULTI_HOT, VECTOR_TYPES, decode_vectors
 
 
 def get_wanted_labels(config: RunConfig | None) -> str | None:
@@ -62,18 +64,31 @@ def describe_choice(
     return tuple(notes)
 
 
-def check_label_shape(name: str, shape: Sequence[int], count: int, where: str) -> None:
-    """Check that an array has one label for each of `count` images, as (N,) or (N, 1).
+def check_label_shape(
+    name: str, shape: Sequence[int], count: int, where: str, label_type: str
+) -> None:
+    """Check that an array has one label per image, as (N,), (N, 1) or, for vectors, (N, K).
 
     Raises:
         InputError: it has another shape.
     """
     shape = tuple(shape)
+    are_rows = len(shape) == 2 and shape[0] == count
+    if label_type in VECTOR_TYPES:
+        if are_rows:
+            return
+        raise InputError(
+            f"{where}: {name} have shape {shape}; --label-type {label_type} takes one vector for "
+            f"each of the {count} images, ({count}, K)"
+            + ("; leave the option out" if shape == (count,) else "")
+        )
     if shape in ((count,), (count, 1)):
         return
-    one_hot = len(shape) == 2 and shape[0] == count
     advice = (
-        "; if these are one-hot labels, save labels=np.argmax(labels, axis=1)" if one_hot else ""
+        "; if these are one-hot labels, use --label-type onehot, or save labels=np.argmax(labels, "
+        "axis=1); if several classes can be 1, use --label-type multihot"
+        if are_rows
+        else ""
     )
     raise InputError(
         f"{where}: {name} have shape {shape}; expected one label for each of the {count} "
@@ -81,12 +96,17 @@ def check_label_shape(name: str, shape: Sequence[int], count: int, where: str) -
     )
 
 
-def convert_labels(labels: np.ndarray[Any, Any], where: str) -> pa.Array:
-    """Convert 1-D NumPy labels to an Arrow array of one of the label types.
+def convert_labels(labels: np.ndarray[Any, Any], where: str, label_type: str) -> pa.Array:
+    """Convert NumPy labels of a checked shape to an Arrow array of one of the label types.
 
     Raises:
-        InputError: the labels have an unsupported type, or a number is out of range.
+        InputError: the labels have an unsupported type, a number is out of range, or a row is not
+            the vector that `label_type` says.
     """
+    if label_type in VECTOR_TYPES:
+        classes = decode_vectors(labels, label_type, where)
+        return make_lists(classes) if label_type == MULTI_HOT else pa.array(classes, pa.int64())
+    labels = labels.reshape(-1)
     if labels.dtype.kind in "US":
         texts = (
             v.decode("utf-8", "backslashreplace") if isinstance(v, bytes) else v for v in labels

@@ -20,7 +20,15 @@ from ray_embed.images.decode import PixelSpec
 from ray_embed.sources.array_checks import is_channels_first
 from ray_embed.sources.array_images import ArrayImages, open_arrays
 from ray_embed.sources.base import PlannedRecords, SourceInfo
+from ray_embed.sources.label_lists import (
+    LABEL_LIST,
+    check_not_vectors,
+    find_lists,
+    make_lists,
+    unwrap,
+)
 from ray_embed.sources.label_schema import find_label_type
+from ray_embed.sources.label_vectors import MULTI_HOT, VECTOR_TYPES, decode_vectors
 from ray_embed.sources.pillow_images import choose_mode, convert_image, is_pillow_image
 
 Image = np.ndarray[Any, Any]
@@ -28,6 +36,8 @@ Record = tuple[Image, Any, str | None]
 _END = object()
 # The fields of elements that are dicts, unless the options name others.
 _IMAGE_FIELDS, _LABEL_FIELD = ("image", "img"), "label"
+# A list of one label can be a single label; so many records show whether others have several.
+_RECORDS_INSPECTED = 32
 
 
 @dataclass(frozen=True)
@@ -35,7 +45,7 @@ class Dataset:
     """A sequential source: ``module:callable``, a function, or a dataset object.
 
     `image_column` and `label_column` are the fields of elements that are dicts, or None if they are
-    not named.
+    not named. `label_type` says whether labels are one-hot or multi-hot vectors.
     """
 
     info: ClassVar[None] = None
@@ -44,6 +54,7 @@ class Dataset:
     kwargs: dict[str, Any]
     image_column: str | None = None
     label_column: str | None = None
+    label_type: str = "text"
 
     @property
     def location(self) -> str:
@@ -107,6 +118,7 @@ class RecordReader:
     def __init__(self, source: Dataset, limit: int | None = None) -> None:
         self._where = source.where
         self._columns = (source.image_column, source.label_column)
+        self._label_option = source.label_type
         opened = source.source
         if isinstance(opened, str) or _is_function(opened):
             opened = user_code.call_reference(opened, source.kwargs, self._where)
@@ -117,15 +129,16 @@ class RecordReader:
         self._has_said_fields = False
         self._notes: list[str] = []
         records = itertools.islice(self._iterate_records(opened), limit)
-        first = next(records, None)
-        if first is None:
+        first = _read_ahead(records)
+        if not first:
             raise InputError(f"{self._where}: the dataset is empty")
-        self._rest = itertools.chain([first], records)
+        self._rest = itertools.chain(first, records)
         self._position = 0
-        image, label, _ = first
         # All labels must have the type of the first one.
-        self._label_type = self._find_type(label)
-        self._first = image
+        label = first[-1][1]
+        are_lists = self._label_option == MULTI_HOT
+        self._label_type = self._find_type(label if are_lists else unwrap(label))
+        self._first = first[0][0]
 
     def describe(self) -> SourceInfo:
         """Return the label type, image shape and notes, based on the first record."""
@@ -165,6 +178,11 @@ class RecordReader:
         return DatasetShard(rows, list(images))
 
     def _convert_labels(self, labels: tuple[Any, ...], start: int) -> pa.Array:
+        if self._label_type == LABEL_LIST:
+            if self._label_option != MULTI_HOT:
+                check_not_vectors(labels, self._where)
+            return make_lists(labels)
+        labels = tuple(map(unwrap, labels))
         for offset, label in enumerate(labels):
             type_ = self._find_type(label)
             if type_ not in (self._label_type, pa.null()):
@@ -182,10 +200,10 @@ class RecordReader:
             )
         try:
             type_ = pa.scalar(label).type
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             raise InputError(
                 f"{self._where}: {label!r} ({type(label).__name__}) is not a valid label; a label "
-                "must be a single int, float, string or bool"
+                "must be a single int, float, string or bool, or a list of ints or strings"
             ) from error
         return find_label_type(type_, self._where)
 
@@ -245,11 +263,13 @@ class RecordReader:
             image = image[..., None]
         self._check_channels(image.shape)
         if image.ndim == 3:
-            labels = self._flatten_labels(self._add_batch_axis(label, "gt"), 1)
+            labels = self._read_lists([label], 1, position)
+            labels = labels or self._flatten_labels(self._add_batch_axis(label, "gt"), 1)
             paths = self._flatten_paths(self._add_batch_axis(third, "img_path"), 1, position)
             yield image, labels[0], paths[0]
         elif image.ndim == 4:
-            labels = self._flatten_labels(label, len(image))
+            labels = self._read_lists(label, len(image), position)
+            labels = labels or self._flatten_labels(label, len(image))
             yield from zip(
                 image, labels, self._flatten_paths(third, len(image), position), strict=True
             )
@@ -304,7 +324,12 @@ class RecordReader:
             return False
         if label is None or isinstance(label, (dict, tuple)):
             return False
-        return self._to_array(label, "gt").shape in (image.shape[:1], (len(image), 1))
+        if (lists := find_lists(label)) is not None:
+            return len(lists) == len(image)
+        shape = self._to_array(label, "gt").shape
+        if self._label_option in VECTOR_TYPES:
+            return len(shape) == 2 and shape[0] == len(image)
+        return shape in (image.shape[:1], (len(image), 1))
 
     def _check_channels(self, shape: tuple[int, ...]) -> None:
         if len(shape) not in (3, 4) or not is_channels_first(shape[-3:]):
@@ -316,14 +341,37 @@ class RecordReader:
             f"(tf.transpose(img, {order}), *others))"
         )
 
+    def _read_lists(self, labels: Any, count: int, position: int) -> list[Any] | None:
+        """Return labels that are lists or, with the option, vectors; None for all others.
+
+        Args:
+            labels: the labels of element `position`, one per record.
+            count: how many records it has.
+            position: the number of the element, for messages.
+        """
+        if self._label_option in VECTOR_TYPES and not _is_missing(labels):
+            where = f"{self._where}: element {position}"
+            vectors = self._to_array(labels, "gt")
+            lists: list[Any] | None = decode_vectors(vectors, self._label_option, where)
+        else:
+            lists = find_lists(labels)
+        if lists is not None and len(lists) != count:
+            raise InputError(
+                f"{self._where}: gt has {len(lists)} labels for the {count} records of element "
+                f"{position}; give one label or list per record"
+            )
+        return lists
+
     def _flatten_labels(self, labels: Any, count: int) -> list[Any]:
         """Return `count` labels as Python values. Each must be a scalar or have shape (1,)."""
-        advice = "give one number or string per record (not the image, a mask or a one-hot vector)"
+        advice = (
+            "give one number or string per record (not the image, a mask or a one-hot vector), or "
+            "use --label-type multihot for multi-hot vectors"
+        )
         if _is_one_hot(labels):
             advice = (
-                "this looks like a one-hot vector; use the class index instead: tf.argmax(gt, -1), "
-                "or in Keras "
-                "label_mode='int'"
+                "this looks like a one-hot vector; use --label-type onehot, or yield the class "
+                "index: tf.argmax(gt, -1), or in Keras label_mode='int'"
             )
         return self._flatten(labels, count, "gt", advice)
 
@@ -390,6 +438,20 @@ class RecordReader:
             raise InputError(
                 f"{self._where}: {what} cannot be converted to an array: {error}"
             ) from error
+
+
+def _read_ahead(records: Iterator[Record]) -> list[Record]:
+    """Read the first records, up to the first whose label is not a list of one."""
+    first: list[Record] = []
+    for record in itertools.islice(records, _RECORDS_INSPECTED):
+        first.append(record)
+        if record[1] is unwrap(record[1]):
+            break
+    return first
+
+
+def _is_missing(labels: Any) -> bool:
+    return labels is None or (isinstance(labels, list) and all(label is None for label in labels))
 
 
 def _list_names(names: Iterable[Any]) -> str:

@@ -26,6 +26,7 @@ from ray_embed.sources.array_checks import (
 from ray_embed.sources.array_files import ArraySource, compute_checksum
 from ray_embed.sources.array_names import choose_arrays
 from ray_embed.sources.files import locate_file, open_file
+from ray_embed.sources.label_vectors import VECTOR_TYPES
 from ray_embed.storage.retry import call_with_retries, explain_error, is_storage_error
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def open_hdf5(split: str, named: str, config: RunConfig) -> ArraySource:
         shape: tuple[int, ...] = file[name].shape or ()
         dtype = file[name].dtype
         check_images(name, shape, dtype, where)
-        labels = _read_labels(file, label, shape[0], where)
+        labels = _read_labels(file, label, shape[0], where, config.label_type)
     return ArraySource(
         split=split,
         location=named,
@@ -124,16 +125,19 @@ def _list_datasets(file: "h5py.File") -> list[str]:
     return names
 
 
-def _read_labels(file: "h5py.File", label: str | None, count: int, where: str) -> pa.Array:
+def _read_labels(
+    file: "h5py.File", label: str | None, count: int, where: str, label_type: str
+) -> pa.Array:
     """Return the labels of `count` images, null if there are none."""
     import h5py
 
     if label is None:
         return pa.nulls(count)
     dataset = file[label]
-    check_label_shape(label, dataset.shape or (), count, where)
-    if h5py.check_string_dtype(dataset.dtype) is not None:
+    check_label_shape(label, dataset.shape or (), count, where, label_type)
+    is_text = h5py.check_string_dtype(dataset.dtype) is not None
+    if is_text and label_type not in VECTOR_TYPES:
         texts = dataset.asstr(errors="backslashreplace")[()].reshape(-1)
         return pa.array(texts.tolist(), pa.string())
-    values: np.ndarray[Any, Any] = dataset[()].reshape(-1)
-    return convert_labels(values, where)
+    values: np.ndarray[Any, Any] = dataset[()]
+    return convert_labels(values, where, label_type)

@@ -6,8 +6,9 @@ datasets, https://huggingface.co/docs/datasets/image_load).
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.files import SizeAndTime
+from ray_embed.sources.label_lists import LABEL_LIST, check_not_vectors, is_list, make_lists
 from ray_embed.sources.label_schema import find_label_type, is_reserved
 from ray_embed.sources.packed_images import make_packed_records
 
@@ -172,7 +174,7 @@ def make_records(
     return make_packed_records(
         {
             "key": _make_keys(batch, columns, name, start),
-            "label": convert_labels(labels, columns.class_names, label_type),
+            "label": convert_labels(labels, columns.class_names, label_type, name),
             **{extra: _to_text(batch[extra]) for extra in columns.extras},
         },
         name,
@@ -182,14 +184,25 @@ def make_records(
     )
 
 
-def convert_labels(labels: pa.Array, names: Sequence[str], target: pa.DataType) -> pa.Array:
+def convert_labels(
+    labels: pa.Array, names: Sequence[str], target: pa.DataType, where: str
+) -> pa.Array:
     """Return labels as the label type of the source; class numbers become the names of classes.
 
     Args:
         labels: the labels as they are stored.
         names: the class names of whole numbers; empty if there are none.
         target: the label type.
+        where: the file, for the message.
+
+    Raises:
+        InputError: lists of numbers look like one-hot or multi-hot vectors.
     """
+    if is_list(labels.type):
+        items = convert_labels(pc.list_flatten(labels), names, pa.string(), where)
+        if not names:
+            check_not_vectors(labels.to_pylist(), where)
+        return make_lists(_nest_items(items, labels))
     if names:
         # Hugging Face writes -1 for a record without a label.
         known = pc.if_else(pc.greater_equal(labels, 0), labels, pa.scalar(None, labels.type))
@@ -197,6 +210,13 @@ def convert_labels(labels: pa.Array, names: Sequence[str], target: pa.DataType) 
     if pa.types.is_dictionary(labels.type):
         labels = labels.cast(labels.type.value_type)
     return labels.cast(target)
+
+
+def _nest_items(items: pa.Array, lists: pa.Array) -> Iterator[list[str | None]]:
+    """Yield the converted items of each list, given those of all lists."""
+    rest = iter(items.to_pylist())
+    for length in pc.list_value_length(lists).fill_null(0).to_pylist():
+        yield list(islice(rest, length))
 
 
 def _make_keys(batch: pa.RecordBatch, columns: Columns, name: str, start: int) -> pa.Array:
@@ -215,8 +235,10 @@ def _has_paths(type_: pa.DataType) -> bool:
 
 
 def read_class_names(schema: pa.Schema, label: str) -> tuple[str, ...]:
-    """Return the class names of a column of integers; empty if the schema has none."""
-    return tuple(_read_features(schema).get(label, {}).get("names") or ())
+    """Return the class names of a column of integers or lists of them; empty if there are none."""
+    feature = _read_features(schema).get(label, {})
+    # Of a list of a ClassLabel, the names are one level further in.
+    return tuple(feature.get("names") or _get_inner(feature).get("names") or ())
 
 
 def _read_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
@@ -228,7 +250,18 @@ def _read_features(schema: pa.Schema) -> dict[str, dict[str, Any]]:
         features = json.loads(content)["info"]["features"]
     except (ValueError, KeyError, TypeError):
         return {}
-    return {name: value for name, value in features.items() if isinstance(value, dict)}
+    # Older versions write the feature of a list as a list of one.
+    named = {
+        name: {"feature": value[0]} if isinstance(value, list) and value else value
+        for name, value in features.items()
+    }
+    return {name: value for name, value in named.items() if isinstance(value, dict)}
+
+
+def _get_inner(feature: dict[str, Any]) -> dict[str, Any]:
+    """Return the feature of the items, if a feature of Hugging Face is a list."""
+    inner = feature.get("feature")
+    return inner if isinstance(inner, dict) else {}
 
 
 def _choose_image_column(schema: pa.Schema, where: str) -> str:
@@ -267,9 +300,9 @@ def _explain_no_bytes(name: str, type_: pa.DataType, where: str) -> InputError:
 def _find_label_type(schema: pa.Schema, columns: Columns, where: str) -> pa.DataType:
     if columns.label is None:
         return pa.null()
-    if columns.class_names:
-        return pa.string()
     type_ = schema.field(columns.label).type
+    if columns.class_names:
+        return LABEL_LIST if is_list(type_) else pa.string()
     if pa.types.is_dictionary(type_):
         type_ = type_.value_type
     return find_label_type(type_, f"{where}: column {columns.label!r}")

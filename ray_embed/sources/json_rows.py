@@ -13,6 +13,7 @@ import pyarrow as pa
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.files import locate_file, open_file
+from ray_embed.sources.label_lists import is_list
 from ray_embed.sources.label_schema import find_common_type
 from ray_embed.sources.listing_rows import find_folder
 from ray_embed.storage.retry import explain_error
@@ -24,6 +25,7 @@ _TYPES: dict[type, pa.DataType] = {
     float: pa.float64(),
     str: pa.string(),
 }
+_EMPTY_LIST = pa.list_(pa.null())
 _Row = dict[str, Any]
 
 
@@ -71,6 +73,9 @@ def open_json(uri: str) -> JsonRows:
     for rows in _read_batches(uri):
         for name in dict.fromkeys(name for row in rows for name in row):
             types.setdefault(name, set()).update(_find_types([row.get(name) for row in rows]))
+    for found in types.values():
+        if any(is_list(kind) for kind in found - {_EMPTY_LIST}):
+            found.discard(_EMPTY_LIST)
     schema = pa.schema([(name, find_common_type(found)) for name, found in types.items()])
     mixed = [
         name

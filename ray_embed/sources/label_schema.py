@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ray_embed.errors import InputError
+from ray_embed.sources.label_lists import LABEL_LIST, is_list
 
 _RESERVED_COLUMNS = ("index", "key", "label", "split", "feature")
 
@@ -30,17 +31,20 @@ def is_reserved(column: str) -> bool:
 def find_common_type(types: Iterable[pa.DataType]) -> pa.DataType:
     """Return the common label type of all splits.
 
-    A single type is kept, int64 and double become double, and any other mix becomes string.
-    Unlabeled splits (null) are ignored; if all splits are unlabeled, the type is string.
+    A single type is kept, int64 and double become double, a mix with lists becomes lists, and any
+    other mix becomes string. Unlabeled splits (null) are ignored; if all splits are unlabeled, the
+    type is string.
     """
     kinds = {kind for kind in types if not pa.types.is_null(kind)}
+    if LABEL_LIST in kinds:
+        return LABEL_LIST
     if len(kinds) == 1:
         return kinds.pop()
     return pa.float64() if kinds and kinds <= {pa.int64(), pa.float64()} else pa.string()
 
 
 def find_label_type(kind: pa.DataType, where: str) -> pa.DataType:
-    """Return the label type (int64, double, string, bool or null) for Arrow type `kind`.
+    """Return the label type (int64, double, string, bool, null or lists) for Arrow type `kind`.
 
     Raises:
         InputError: `kind` is not a supported label type.
@@ -49,20 +53,43 @@ def find_label_type(kind: pa.DataType, where: str) -> pa.DataType:
         return pa.int64()
     if pa.types.is_floating(kind):
         return pa.float64()
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind):
+    if _is_text(kind):
         return pa.string()
     if pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return kind
+    if is_list(kind) and _can_be_items(kind.value_type):
+        return LABEL_LIST
     raise InputError(
         f"{where}: labels cannot be of type {kind}; a label must be a single int, float, string or "
-        "bool"
+        "bool, or a list of ints or strings"
     )
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_binary(kind)
+    )
+
+
+def _can_be_items(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return pa.types.is_integer(kind) or pa.types.is_null(kind) or _is_text(kind)
+
+
+def parse_type(text: str) -> pa.DataType:
+    """Return the label type that a plan stores as text."""
+    return LABEL_LIST if text == str(LABEL_LIST) else pa.type_for_alias(text)
+
+
 def cast_labels(labels: pa.Array, target: pa.DataType) -> pa.Array:
-    """Cast labels to the run's label type. Numbers are converted to text with `str`."""
+    """Cast labels to the run's label type. Numbers are converted to text with `str`, and single
+    labels to lists of one.
+    """
     if labels.type == target:
         return labels
+    if target == LABEL_LIST:
+        return pa.array([None if v is None else [str(v)] for v in labels.to_pylist()], LABEL_LIST)
     if pa.types.is_string(target) and not pa.types.is_null(labels.type):
         return pa.array([None if v is None else str(v) for v in labels.to_pylist()], pa.string())
     # Unsafe cast, because large integers cannot be represented exactly as doubles.
@@ -81,7 +108,7 @@ def make_record_schema(label: pa.DataType, extras: Iterable[pa.Field]) -> pa.Sch
 
 
 class LabelCounts:
-    """Counts the text labels of a split.
+    """Counts the text labels of a split, alone or in lists.
 
     If there are too many distinct labels, counts only those that look like missing values.
     """
@@ -94,6 +121,8 @@ class LabelCounts:
     def add(self, labels: pa.Array | pa.ChunkedArray) -> None:
         """Add the labels of a batch of records."""
         self.nulls += labels.null_count
+        if is_list(labels.type):
+            labels = pc.list_flatten(labels)
         if not pa.types.is_string(labels.type):
             return
         labels = labels.drop_null()

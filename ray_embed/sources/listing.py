@@ -20,6 +20,7 @@ from ray_embed.sources.files import locate_file, resolve_path, stat_files
 from ray_embed.sources.image_columns import convert_labels, is_scalar, read_class_names
 from ray_embed.sources.image_folder import get_folder_label
 from ray_embed.sources.json_rows import open_json
+from ray_embed.sources.label_lists import is_list
 from ray_embed.sources.label_schema import find_label_type, is_reserved
 from ray_embed.sources.listing_format import explain_columns
 from ray_embed.sources.listing_rows import (
@@ -116,7 +117,8 @@ class Listing:
             texts = read_texts(batch, self.label_column, numbers, self.rows.name)
             return self._parse_labels(texts, numbers)
         try:
-            return convert_labels(batch[self.label_column], self.class_names, target)
+            labels = batch[self.label_column]
+            return convert_labels(labels, self.class_names, target, self.rows.name)
         except pa.ArrowInvalid as error:
             raise InputError(
                 f"{self.rows.name}: the labels in the column {self.label_column!r} cannot be read "
@@ -214,9 +216,7 @@ def make_listing(
         keep_empty=config.empty_label == "keep",
         split_column=None,
         info=SourceInfo(
-            label_type=pa.string()
-            if class_names
-            else _choose_label_type(rows, label_column, config.label_type),
+            label_type=_choose_label_type(rows, label_column, class_names, config.label_type),
             extras=tuple(extras),
             has_label_column=label_column is not None,
             notes=rows.notes,
@@ -261,12 +261,23 @@ def split_listing(listing: Listing, column: str) -> list[Listing]:
     return [replace(sources[0], info=info), *sources[1:]]
 
 
-def _choose_label_type(rows: ListingRows, column: str | None, label_type: str) -> pa.DataType:
-    if column is None or label_type != "text":
+def _choose_label_type(
+    rows: ListingRows, column: str | None, class_names: Sequence[str], label_type: str
+) -> pa.DataType:
+    if column is None:
         return _LABEL_TYPES[label_type]
-    return find_label_type(
-        _get_value_type(rows.schema.field(column)), f"{rows.name}: column {column!r}"
-    )
+    type_ = _get_value_type(rows.schema.field(column))
+    if is_list(type_):
+        if label_type != "text":
+            raise InputError(
+                f"{rows.name}: the column {column!r} has lists of labels, and not {label_type}; "
+                "omit --label-type"
+            )
+    elif class_names:
+        return pa.string()
+    elif label_type != "text":
+        return _LABEL_TYPES[label_type]
+    return find_label_type(type_, f"{rows.name}: column {column!r}")
 
 
 def _get_value_type(field: pa.Field) -> pa.DataType:

@@ -45,7 +45,7 @@ def open_npy(split: str, named: str, config: RunConfig) -> ArraySource:
     name = PurePosixPath(urlsplit(named).path if is_uri(named) else named).stem
     shape, dtype, _ = _read_file_header(locate_file(named))
     check_images(name, shape, dtype, where)
-    labels, notes = _read_labels(named, name, get_wanted_labels(config), shape[0])
+    labels, notes = _read_labels(named, name, config, shape[0])
     return ArraySource(
         split=split,
         location=named,
@@ -79,10 +79,10 @@ def read_rows(location: str, array: str, start: int, count: int) -> Array:
 
 
 def _read_labels(
-    named: str, name: str, wanted: str | None, count: int
+    named: str, name: str, config: RunConfig, count: int
 ) -> tuple[pa.Array, tuple[str, ...]]:
     """Return the labels of `count` images (null if there are none) and notes for the user."""
-    where = redact_uri(named)
+    where, wanted = redact_uri(named), get_wanted_labels(config)
     folder = get_parent_uri(named) if is_uri(named) else str(PurePosixPath(named).parent)
     others = sorted(
         entry.removesuffix(_ENDING) for entry in list_names(folder) if entry.endswith(_ENDING)
@@ -104,12 +104,13 @@ def _read_labels(
     location = join_uri(folder, f"{label}{_ENDING}")
     file = locate_file(location)
     shape, dtype, offset = _read_file_header(file)
-    check_label_shape(label, shape, count, redact_uri(location))
+    check_label_shape(label, shape, count, redact_uri(location), config.label_type)
     try:
-        content = read_range(file, offset, count * dtype.itemsize)
+        content = read_range(file, offset, math.prod(shape) * dtype.itemsize)
     except OSError as error:
         raise InputError(f"{file}: cannot be read: {explain_error(error)}") from error
-    return convert_labels(np.frombuffer(content, dtype), redact_uri(location)), (
+    values = np.frombuffer(content, dtype).reshape(shape)
+    return convert_labels(values, redact_uri(location), config.label_type), (
         f"{where}: labels from {label}{_ENDING}",
     )
 

@@ -55,7 +55,7 @@ def open_npz(split: str, root: str | Path, config: RunConfig | None = None) -> A
     name, label = choose_arrays(names, split, image, get_wanted_labels(config), path)
     shape, dtype = read_array_header(file, name)
     check_images(name, shape, dtype, path)
-    labels = _read_labels(file, path, label, shape[0])
+    labels = _read_labels(file, path, label, shape[0], config.label_type if config else "text")
     return ArraySource(
         split=split,
         location=str(root),
@@ -72,15 +72,15 @@ def open_npz(split: str, root: str | Path, config: RunConfig | None = None) -> A
     )
 
 
-def _read_labels(file: File, path: str, label: str | None, count: int) -> pa.Array:
+def _read_labels(file: File, path: str, label: str | None, count: int, label_type: str) -> pa.Array:
     """Return the labels of `count` images, null if there are none."""
     if label is None:
         return pa.nulls(count)
     shape, _ = read_array_header(file, label)
-    check_label_shape(label, shape, count, path)
+    check_label_shape(label, shape, count, path, label_type)
     with open_file(file) as stream:
-        labels = np.load(stream, allow_pickle=False)[label].reshape(-1)
-    return convert_labels(labels, path)
+        labels = np.load(stream, allow_pickle=False)[label]
+    return convert_labels(labels, path, label_type)
 
 
 def _list_arrays(file: File) -> list[str]:

@@ -26,6 +26,7 @@ from ray_embed.sources.described_folder import METADATA_FILES, open_described_fo
 from ray_embed.sources.hdf5 import open_hdf5
 from ray_embed.sources.image_folder import open_folder
 from ray_embed.sources.image_walk import IMAGE_ENDINGS, list_folders
+from ray_embed.sources.label_vectors import VECTOR_TYPES
 from ray_embed.sources.listing import Listing, open_listing, split_listing
 from ray_embed.sources.npy import open_npy
 from ray_embed.sources.npz import open_npz
@@ -52,6 +53,9 @@ FORMS: dict[str, Opener] = {
     ".npy": open_npy,
     ".npz": open_npz,
 }
+
+# Endings of arrays, whose labels can be one-hot or multi-hot vectors.
+ARRAYS = (".h5", ".hdf5", ".npy", ".npz")
 
 # Source types that may have several files: a file, a folder of them, or a pattern.
 CONTAINERS: dict[str, FilesOpener] = {
@@ -143,11 +147,23 @@ def _split_by_column(source: Source, column: str) -> list[Source]:
 def _open(split: str, named: Any, config: RunConfig) -> Source:
     arguments = config.source_kwargs.get(split, {})
     if not isinstance(named, str) or is_callable_reference(named):
-        return Dataset(split, named, arguments, config.image_column, get_wanted_labels(config))
+        return Dataset(
+            split,
+            named,
+            arguments,
+            config.image_column,
+            get_wanted_labels(config),
+            config.label_type,
+        )
     if arguments:
         raise InputError(
             f"--source-kwargs for {split!r}: the source {redact_uri(named)} is not a callable; "
             "remove these arguments, or use a module:callable source"
+        )
+    if config.label_type in VECTOR_TYPES and get_ending(_get_path(named)) not in ARRAYS:
+        raise InputError(
+            f"--source {split}={redact_uri(named)}: --label-type {config.label_type} is for arrays "
+            f"({', '.join(ARRAYS)}) and datasets, whose labels can be vectors; leave the option out"
         )
     for prefix, opener in PREFIXES.items():
         if named.startswith(prefix):
@@ -197,7 +213,7 @@ def _open_file(split: str, named: str, config: RunConfig, *, exists: bool) -> So
     )
     if not exists:
         raise InputError(f"--source {redact_uri(named)}: no such file or folder; {advice}")
-    path = urlsplit(named).path if is_uri(named) else named
+    path = _get_path(named)
     ending = get_ending(path)
     if ending == ".gz" and (inner := get_ending(path[:-3])) in CONTAINERS:
         # It is refused with the reason by what would open it.
@@ -207,6 +223,10 @@ def _open_file(split: str, named: str, config: RunConfig, *, exists: bool) -> So
     if ending not in FORMS:
         raise InputError(f"--source {redact_uri(named)}: unsupported file type; {advice}")
     return FORMS[ending](split, named, config)
+
+
+def _get_path(named: str) -> str:
+    return urlsplit(named).path if is_uri(named) else named
 
 
 def _inspect(uri: str) -> tuple[pafs.FileType, str]:

@@ -228,12 +228,13 @@ def _refuse_floats(feature: Mapping[str, Any], name: str, named: str) -> None:
 def _read_class_names(
     folder: str, features: Mapping[str, Any], labels: tuple[str, ...]
 ) -> dict[str, tuple[str, ...]]:
-    """Return the names of the classes of those labels that have some, by feature."""
+    """Return the names of the classes of those labels, alone or in lists, that have some."""
     names: dict[str, tuple[str, ...]] = {}
     opened = Folder.open(folder)
     for label in labels:
         file = f"{label.replace('/', '.')}.labels.txt"
-        if _get_class(features.get(label, {})) == "ClassLabel" and opened.exists(file):
+        kind = _get_class(features.get(label, {}))
+        if kind in ("ClassLabel", "Sequence") and opened.exists(file):
             lines = opened.read(file).decode("utf-8", "backslashreplace").split("\n")
             names[label] = tuple(line.strip() for line in lines if line.strip())
     return names

@@ -23,6 +23,7 @@ from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.example_features import Feature, get_bytes, read_small_features
 from ray_embed.sources.files import File, SizeAndTime
+from ray_embed.sources.label_lists import LABEL_LIST, check_not_vectors, make_lists
 from ray_embed.sources.label_schema import is_reserved
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records
 from ray_embed.sources.tfrecord_format import find_records, read_records
@@ -38,11 +39,15 @@ _Features = Mapping[str, Feature]
 
 @dataclass(frozen=True, kw_only=True)
 class FeatureNames:
-    """Which features are the image, the label and the key; of several names, the first present."""
+    """Which features are the image, the label and the key; of several names, the first present.
+
+    `takes_lists` says whether several values of the label are a list of labels.
+    """
 
     images: tuple[str, ...] = ("image/encoded", "image")
     labels: tuple[str, ...] = ("image/class/text", "image/class/label", "label")
     keys: tuple[str, ...] = ("image/filename",)
+    takes_lists: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,18 +139,20 @@ class TFRecordSource:
 
     def _make_labels(self, records: list[_Record], where: str) -> pa.Array:
         labels = [self._make_label(record, where) for record in records]
-        return pa.array(labels, self.info.label_type)
+        if self.info.label_type != LABEL_LIST:
+            return pa.array(labels, self.info.label_type)
+        if not self.class_names:
+            check_not_vectors(labels, where)
+        return make_lists(labels)
 
     def _make_label(self, record: _Record, where: str) -> Any:
         feature = record.features.get(self.label or "")
         if feature is None or feature.is_empty:
             return None
+        if self.info.label_type == LABEL_LIST:
+            return self._make_list(feature, record, where)
         if feature.values is None or len(feature.values) != 1:
-            raise InputError(
-                f"{where}: record {record.number}: the feature {self.label!r} has "
-                f"{feature.describe()}; a label must be a single int, float or short text: select "
-                "another feature with --label-column"
-            )
+            raise self._explain_values(feature, record, where)
         (value,) = feature.values
         if self.class_names:
             return self._get_class_name(value, record, where)
@@ -158,6 +165,27 @@ class TFRecordSource:
                 f"but the first labels have the type {target}; give all labels one type"
             )
         return value
+
+    def _make_list(self, feature: Feature, record: _Record, where: str) -> list[Any]:
+        """Return the label of a record as a list of texts, numbers or names of classes."""
+        if feature.values is None or feature.kind == "float":
+            raise self._explain_values(feature, record, where)
+        if self.class_names:
+            return [self._get_class_name(value, record, where) for value in feature.values]
+        return list(feature.values)
+
+    def _explain_values(self, feature: Feature, record: _Record, where: str) -> InputError:
+        return InputError(
+            f"{where}: record {record.number}: the feature {self.label!r} has "
+            f"{feature.describe()}; a label must be a single int, float or short text: select "
+            "another feature with --label-column"
+            + (
+                f"; --label-column {self.label} takes several values as a list of labels, if one "
+                f"of the first {_RECORDS_INSPECTED} records has several"
+                if feature.values is not None and feature.kind != "float"
+                else ""
+            )
+        )
 
     def _get_class_name(self, value: Any, record: _Record, where: str) -> str | None:
         if isinstance(value, int) and value < len(self.class_names):
@@ -188,6 +216,7 @@ def choose_names(config: RunConfig, default: FeatureNames) -> FeatureNames:
     return FeatureNames(
         images=default.images if config.image_column is None else (config.image_column,),
         labels=(config.label_column,) if has_label else default.labels,
+        takes_lists=has_label,
         keys=default.keys if config.key_column is None else (config.key_column,),
     )
 
@@ -242,7 +271,7 @@ def open_records(
         class_names=known,
         counts=counts,
         info=SourceInfo(
-            label_type=pa.string() if known else _find_label_type(records, label),
+            label_type=_find_label_type(records, label, known, names.takes_lists),
             extras=extras,
             has_label_column=label is not None,
             notes=tuple(said),
@@ -383,8 +412,15 @@ def _describe_other_labels(
     ]
 
 
-def _find_label_type(records: Sequence[_Record], label: str | None) -> pa.DataType:
-    kinds = {feature.kind for feature in _get_filled(records, label or "")}
+def _find_label_type(
+    records: Sequence[_Record], label: str | None, class_names: Sequence[str], takes_lists: bool
+) -> pa.DataType:
+    filled = _get_filled(records, label or "")
+    if takes_lists and any(len(feature.values or ()) > 1 for feature in filled):
+        return LABEL_LIST
+    if class_names:
+        return pa.string()
+    kinds = {feature.kind for feature in filled}
     if not kinds:
         return pa.null()
     if kinds == {"float", "int64"}:

@@ -25,7 +25,8 @@ from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_walk import IMAGE_ENDINGS
-from ray_embed.sources.label_schema import find_label_type, is_reserved
+from ray_embed.sources.label_lists import LABEL_LIST, check_not_vectors, make_lists
+from ray_embed.sources.label_schema import find_common_type, find_label_type, is_reserved
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records, read_ranges
 from ray_embed.sources.tar_headers import Member, read_members
 from ray_embed.storage.retry import explain_error
@@ -141,8 +142,13 @@ class WebDataset:
     ) -> pa.Array:
         target = self.info.label_type
         labels = _find_labels(samples, fields, self.label_column, where)
+        if target == LABEL_LIST:
+            for label in labels:
+                _find_type(label, where)
+            check_not_vectors(labels, where)
+            return make_lists(labels)
         if pa.types.is_string(target):
-            labels = [_to_text(label) for label in labels]
+            labels = [label if isinstance(label, list) else _to_text(label) for label in labels]
         try:
             return pa.array(labels, target)
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
@@ -179,7 +185,7 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
     fields = [sample.read_fields(where) for sample in samples]
     labels = _find_labels(samples, fields, config.label_column, where)
     types = {_find_type(label, where) for label in labels if label is not None}
-    label_type = _join_types(types)
+    label_type = find_common_type(types) if types else pa.null()
     # Lists and objects have no place in a column of text.
     scalars = [
         name
@@ -308,16 +314,8 @@ def _split_name(name: str) -> tuple[str, str | None]:
 def _find_type(label: Any, where: str) -> pa.DataType:
     try:
         return find_label_type(pa.scalar(label).type, where)
-    except (pa.ArrowInvalid, OverflowError) as error:
+    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError) as error:
         raise InputError(f"{where}: {label!r} is not a valid label: {error}") from error
-
-
-def _join_types(types: set[pa.DataType]) -> pa.DataType:
-    if not types:
-        return pa.null()
-    if types == {pa.int64(), pa.float64()}:
-        return pa.float64()
-    return next(iter(types)) if len(types) == 1 else pa.string()
 
 
 def _to_text(value: Any) -> str | None:

@@ -14,6 +14,7 @@ from support.sample_runs import AWKWARD
 
 from ray_embed.core.keys import make_key
 from ray_embed.projector.metadata import Writer, cell, lines, order_columns
+from ray_embed.sources.label_lists import LABEL_LIST
 
 OWN = ["label", "split", "key", "index"]
 
@@ -272,3 +273,18 @@ def test_same_rows_give_the_same_bytes_however_they_are_cut(tmp_path):
     assert len(whole) > CHUNK
     pieces = [one.slice(at, 7) for at in range(0, 3000, 7)]
     assert written(tmp_path / "b.tsv", *pieces) == whole
+
+
+def test_lists_of_labels_are_joined_and_marked():
+    labels = [["a b", "c|d"], None, ["x\ty", "a b", "a b"], ["\\"]]
+    rows = lines(table(labels, kind=LABEL_LIST, camera=["1"] * 4), ("a b", "x\ty")).splitlines()
+    cells = [row.decode().split("\t") for row in rows]
+    assert [row[0] for row in cells] == ["a b | c\\|d", "(none)", r"x\ty | a b | a b", r"\\"]
+    assert [row[-3:] for row in cells] == [
+        ["1", "1", "0"],
+        ["1", "0", "0"],
+        ["1", "1", "1"],
+        ["1", "0", "0"],
+    ]
+    # A cell that is cut off does not end in half an escape.
+    assert cell(["x" * 996, "|"]) == "x" * 996 + " | "

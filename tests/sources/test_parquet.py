@@ -91,7 +91,7 @@ def test_class_names_of_hugging_face_become_labels(tmp_path):
     assert records.rows["label"].to_pylist() == ["dog", "cat", "dog"]
     np.testing.assert_array_equal(read_images(source, records, SIZE), pixels_of([0, 1, 2]))
     unlabeled = pa.array([-1, 0], pa.int64())
-    assert convert_labels(unlabeled, ("cat",), pa.string()).to_pylist() == [None, "cat"]
+    assert convert_labels(unlabeled, ("cat",), pa.string(), "d").to_pylist() == [None, "cat"]
 
 
 def test_row_without_an_image_is_missing_and_damaged_ones_are_diagnosed(tmp_path):
@@ -130,7 +130,7 @@ def test_unlabeled_file_is_said(tmp_path):
         ({"a": [b"x"], "b": [b"y"]}, ["a, b", "--image-column"]),
         ({"image": [{"bytes": None, "path": "a.png"}]}, ["'image' has no bytes", "listing"]),
         ({"image": [b"x"], "index": [1]}, ["'index'", "reserved"]),
-        ({"image": [b"x"], "label": [[1, 2]]}, ["'label'", "list"]),
+        ({"image": [b"x"], "label": [[1.5, 2.0]]}, ["'label'", "list"]),
     ],
 )
 def test_file_without_usable_columns_is_refused(columns, tokens, tmp_path):

@@ -18,11 +18,13 @@ from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
 from ray_embed.runs import sampling
 from ray_embed.runs.sampling import Subset
+from ray_embed.sources.label_lists import is_list
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 
 # Runs are not paired if they share fewer records than this and under half of the smallest run.
 _MIN_SHARED_RECORDS = 100
+_LISTS = "lists"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +61,8 @@ def draw_common_records(
             themselves decide.
 
     Raises:
-        InputError: a run has no records, some runs have numbers as labels and others have classes,
-            or `labels` is "values" and the labels are not numbers.
+        InputError: a run has no records, the runs have different kinds of labels (numbers, classes
+            or lists), or `labels` is "values" and the labels are not numbers.
         DamagedError: a part differs from what was written.
         StorageError: a part cannot be read.
     """
@@ -155,17 +157,24 @@ def _locate_records(folder: Folder, identities: list[tuple[str, str]]) -> Array:
 
 
 def _refuse_mixed(columns: Sequence[Column], subsets: Sequence[Subset]) -> None:
-    """Refuse to compare float labels with classes. Runs without labels are compatible with both."""
-    first: dict[bool, str] = {}
+    """Refuse to compare labels of different kinds. Runs without labels are compatible with all."""
+    first: dict[str, str] = {}
     for column, subset in zip(columns, subsets, strict=True):
         if any(label is not None for label in subset.labels):
-            first.setdefault(pa.types.is_floating(subset.label_type), column.run)
-    if len(first) == 2:
+            first.setdefault(_describe_kind(subset.label_type), redact_uri(column.run))
+    if len(first) > 1:
+        (kind, run), (other_kind, other), *_ = first.items()
+        option = "" if _LISTS in first else ", or use --labels classes or --labels values for both"
         raise InputError(
-            f"{redact_uri(first[True])} has numbers (float) as labels, {redact_uri(first[False])} "
-            "classes: they have different measures; compare runs with the same kind of labels, or "
-            "use --labels classes or --labels values for both"
+            f"{run} has {kind} as labels, but {other} has {other_kind} as labels: they have "
+            f"different measures; compare runs with the same kind of labels{option}"
         )
+
+
+def _describe_kind(label_type: pa.DataType) -> str:
+    if is_list(label_type):
+        return _LISTS
+    return "numbers (float)" if pa.types.is_floating(label_type) else "classes"
 
 
 def _compare_labels(columns: Sequence[Column], subsets: Sequence[Subset]) -> tuple[int, str]:

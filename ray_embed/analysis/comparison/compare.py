@@ -16,8 +16,10 @@ from ray_embed.analysis.evaluation.intervals import Interval, compute_bootstrap_
 from ray_embed.analysis.evaluation.label_kind import LabelKind
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.measures import evaluate_features
+from ray_embed.analysis.evaluation.protocol import LISTS_NOTE
 from ray_embed.options import DEFAULT_SAMPLE_SIZE
 from ray_embed.runs.sampling import Subset, check_finite, limit_by_memory
+from ray_embed.sources.label_lists import is_list
 
 NEIGHBORS = 10
 # The unbiased HSIC needs at least this many records.
@@ -194,6 +196,8 @@ def _compare_pairs(subsets: Sequence[Subset]) -> Iterator[Similarity]:
 def _list_notes(columns: Sequence[Column], drawn: Records) -> Iterator[str]:
     if drawn.label_note:
         yield drawn.label_note
+    if is_list(drawn.subsets[0].label_type):
+        yield LISTS_NOTE
     if not drawn.paired:
         yield (
             f"the runs share only {drawn.shared:,} records (with the same split and key): each is "

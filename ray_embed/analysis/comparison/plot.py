@@ -23,6 +23,9 @@ _MAIN_MEASURES = (
     "kmeans_nmi",
     "knn_r2_5_cosine",
     "knn_r2_20_cosine",
+    "knn_lrap_5_cosine",
+    "knn_lrap_20_cosine",
+    "knn_common_20_cosine",
     "rankme",
 )
 _PANELS_PER_ROW = 3

@@ -24,6 +24,7 @@ from ray_embed.projector import pca
 from ray_embed.runs import sampling
 from ray_embed.runs.reader import Output, RunReader
 from ray_embed.runs.sampling import Subset
+from ray_embed.sources.label_lists import is_list
 from ray_embed.sources.label_schema import LabelCounts, describe_look_alikes
 from ray_embed.storage import layout
 from ray_embed.storage.filesystem import Folder
@@ -146,12 +147,12 @@ def select_outputs(run: RunReader, layer: str | None) -> tuple[Output, ...]:
 
 def _note_suspect_labels(subset: Subset) -> Iterator[str]:
     """Name text labels that may be mistakes: they mean "no label" or look like another label."""
-    if not pa.types.is_string(subset.label_type):
+    if not pa.types.is_string(subset.label_type) and not is_list(subset.label_type):
         return
     total = LabelCounts()
     by_split: dict[str, LabelCounts] = {}
     for split in dict.fromkeys(subset.splits):
-        labels = pa.array(subset.labels[subset.splits == split].tolist(), pa.string())
+        labels = pa.array(subset.labels[subset.splits == split].tolist(), subset.label_type)
         by_split[split] = LabelCounts()
         for counts in (total, by_split[split]):
             counts.add(labels)

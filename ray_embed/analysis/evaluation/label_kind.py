@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 
+from ray_embed.core.arrays import as_objects
 from ray_embed.errors import InputError
 from ray_embed.options import MAX_FLOAT_CLASSES
 from ray_embed.runs.sampling import Subset
@@ -110,7 +111,7 @@ def _convert_to_values(subset: Subset) -> Subset:
             f"{known[0]!r}; leave the option out"
         )
     labels = [None if label is None else float(label) for label in subset.labels]
-    return replace(subset, labels=_to_object_array(labels), label_type=pa.float64())
+    return replace(subset, labels=as_objects(labels), label_type=pa.float64())
 
 
 def _convert_to_classes(subset: Subset) -> Subset:
@@ -118,13 +119,7 @@ def _convert_to_classes(subset: Subset) -> Subset:
     known = [label for label in labels if label is not None]
     if all(float(label).is_integer() and abs(label) < 2**63 for label in known):
         whole = [None if label is None else int(label) for label in labels]
-        return replace(subset, labels=_to_object_array(whole), label_type=pa.int64())
+        return replace(subset, labels=as_objects(whole), label_type=pa.int64())
     # This is Arrow's type for classes that are not whole numbers.
     classes = pa.dictionary(pa.int32(), pa.float64())
-    return replace(subset, labels=_to_object_array(labels), label_type=classes)
-
-
-def _to_object_array(values: list[Any]) -> np.ndarray[Any, Any]:
-    objects = np.empty(len(values), object)
-    objects[:] = values
-    return objects
+    return replace(subset, labels=as_objects(labels), label_type=classes)

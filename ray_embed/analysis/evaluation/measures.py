@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from ray_embed.analysis.evaluation import clustering, intervals, knn, linear_probe, spectrum
+from ray_embed.analysis.evaluation import (
+    clustering,
+    intervals,
+    knn,
+    label_ranking,
+    linear_probe,
+    spectrum,
+)
 from ray_embed.analysis.evaluation.measure import Measure
 from ray_embed.analysis.evaluation.neighbors import METRICS, Neighbors, find_neighbors
 from ray_embed.analysis.evaluation.protocol import Protocol, choose_protocol
@@ -16,6 +23,12 @@ from ray_embed.runs.sampling import Subset
 
 MAJORITY_KS, WEIGHTED, REGRESSION_KS = (1, 5, 20), (20, 200), (5, 20)
 PURITY = 20
+# How many neighbors the measures use, by the kind of labels.
+NEIGHBOR_COUNTS = {
+    "classes": tuple(sorted({*MAJORITY_KS, *WEIGHTED})),
+    "values": REGRESSION_KS,
+    "lists": MAJORITY_KS,
+}
 
 
 @dataclass(frozen=True)
@@ -45,11 +58,13 @@ def evaluate_features(subset: Subset) -> FeatureEvaluation:
         unlabeled = spectrum.measure_spectrum(spectrum.compute_spectrum(subset.features))
     if isinstance(protocol, str):
         return FeatureEvaluation(tuple(unlabeled), protocol)
-    count = max(*WEIGHTED, *MAJORITY_KS) if protocol.classes else max(REGRESSION_KS)
+    count = max(NEIGHBOR_COUNTS[protocol.kind])
     features = spectrum.narrow_features(subset.features).astype(np.float32, copy=False)
     near = {metric: find_neighbors(features, protocol, metric, count) for metric in METRICS}
-    if not protocol.classes:
+    if protocol.kind == "values":
         return FeatureEvaluation((*_measure_regressions(protocol, near), *unlabeled), protocol)
+    if protocol.kind == "lists":
+        return FeatureEvaluation((*_measure_lists(protocol, near), *unlabeled), protocol)
     voters = max(k for k in MAJORITY_KS if k <= protocol.max_neighbors)
     by_label = [
         *_measure_neighbors(protocol, near),
@@ -93,6 +108,19 @@ def _measure_regressions(protocol: Protocol, near: dict[str, Neighbors]) -> Iter
             if k <= protocol.max_neighbors:
                 predicted = protocol.labels[near[metric].positions[:, :k]].mean(axis=1)
                 yield _measure_r2(f"knn_r2_{k}_{metric}", protocol, predicted)
+
+
+def _measure_lists(protocol: Protocol, near: dict[str, Neighbors]) -> Iterator[Measure]:
+    for name, compute in (
+        ("lrap", label_ranking.compute_ranking_precision),
+        ("common", label_ranking.compute_common_share),
+    ):
+        for metric in METRICS:
+            for k in MAJORITY_KS:
+                if k <= protocol.max_neighbors:
+                    neighbors = near[metric].positions[:, :k]
+                    values = compute(protocol.labels, protocol.evaluated, neighbors)
+                    yield _measure_mean(f"knn_{name}_{k}_{metric}", values, protocol.evaluated)
 
 
 def _measure_r2(name: str, protocol: Protocol, predicted: Array) -> Measure:

@@ -9,9 +9,9 @@ import numpy as np
 from ray_embed.analysis.evaluation.differences import compare_measures
 from ray_embed.analysis.evaluation.evaluate import ENCODER, Evaluation
 from ray_embed.analysis.evaluation.measure import Measure
-from ray_embed.analysis.evaluation.measures import PURITY, FeatureEvaluation
+from ray_embed.analysis.evaluation.measures import NEIGHBOR_COUNTS, PURITY, FeatureEvaluation
 from ray_embed.analysis.evaluation.near_duplicates import Duplicates
-from ray_embed.analysis.evaluation.protocol import Protocol
+from ray_embed.analysis.evaluation.protocol import LISTS_NOTE, Protocol
 from ray_embed.runs.sampling import Subset
 
 SEED = 0
@@ -29,7 +29,7 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
         "seed": SEED,
         "pool": evaluation.pool,
         "judged": protocol.description if protocol else None,
-        "labels": ("classes" if protocol.classes else "values") if protocol else None,
+        "labels": protocol.kind if protocol else None,
         "notes": [*evaluation.notes, *_list_notes(evaluation)],
         "measures": {
             column: _measures_to_json(evaluation, column, evaluated.measures)
@@ -45,7 +45,7 @@ def evaluation_to_json(evaluation: Evaluation) -> dict[str, Any]:
     if protocol:
         baselines = [column for column in evaluation.columns if column != ENCODER]
         entry["verdicts"] = {name: _compare_to_baseline(evaluation, name) for name in baselines}
-    if protocol and protocol.classes:
+    if protocol and protocol.kind == "classes":
         entry["classes"] = _list_classes(encoder, protocol)
         entry["confused"] = {
             "neighbours": encoder.voters,
@@ -98,11 +98,13 @@ def _list_notes(evaluation: Evaluation) -> list[str]:
     if isinstance(protocol, str):
         notes.append(protocol)
     else:
+        if protocol.kind == "lists":
+            notes.append(LISTS_NOTE)
         if protocol.left_out:
             notes.append(
                 f"{protocol.left_out} records of classes that the reference lacks are not evaluated"
             )
-        wanted = (1, 5, 20, 200) if protocol.classes else (5, 20)
+        wanted = NEIGHBOR_COUNTS[protocol.kind]
         too_many = [str(k) for k in wanted if k > protocol.max_neighbors]
         if too_many:
             notes.append(

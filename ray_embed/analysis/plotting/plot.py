@@ -2,10 +2,12 @@
 """``ray-embed plot``: draw a run's features, and save maps for TensorBoard's page."""
 
 import posixpath
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from ray_embed.analysis.evaluation.label_kind import LabelKind, choose_label_kind, convert_labels
 from ray_embed.analysis.evaluation.spectrum import narrow_features
@@ -21,11 +23,13 @@ from ray_embed.analysis.plotting.palette import (
     sort_by_name,
 )
 from ray_embed.core import console
-from ray_embed.core.arrays import Array
+from ray_embed.core.arrays import Array, as_objects
 from ray_embed.projector import bookmarks
 from ray_embed.runs import sampling
+from ray_embed.runs.label_frequencies import rank_labels
 from ray_embed.runs.reader import RunReader, open_run
 from ray_embed.runs.sampling import Subset
+from ray_embed.sources.label_lists import is_list
 from ray_embed.storage import layout, part_files
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.lock import lock_folder
@@ -72,6 +76,12 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
         records = convert_labels(records, choice.kind)
         if choice.note:
             say(choice.note)
+        if is_list(records.label_type):
+            records = _choose_labels(records, rank_labels(folder))
+            say(
+                "the labels are lists: each record is drawn as of one class, the label in its list "
+                "that most records of the run have"
+            )
         if not projections.has_umap():
             say("no UMAP, which needs umap-learn: pip install 'ray_embed[plots]'")
         name = posixpath.basename(folder.path)
@@ -80,6 +90,13 @@ def plot(run: str, layer: str | None, say: Say, labels: LabelKind | None = None)
         with style.apply_style(lettering):
             drawing.draw(load_or_compute_components(folder, column, records.features))
         _save_views(reader, column, records, say)
+
+
+def _choose_labels(records: Subset, ranked: Sequence[str]) -> Subset:
+    """Return the records with one label each: the first of `ranked` that is in their list."""
+    rank = {label: position for position, label in enumerate(ranked)}
+    labels = [labels and min(labels, key=rank.__getitem__) for labels in records.labels]
+    return replace(records, labels=as_objects(labels), label_type=pa.string())
 
 
 def _choose_lettering(records: Subset, name: str) -> Lettering:

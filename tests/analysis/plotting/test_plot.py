@@ -27,6 +27,7 @@ from ray_embed.analysis.plotting import (
 )
 from ray_embed.analysis.plotting.plot import plot
 from ray_embed.cli.commands import main
+from ray_embed.sources.label_lists import LABEL_LIST
 from ray_embed.storage.filesystem import Folder
 
 PICTURES = ("maps_by_label", "maps_by_split", "explained_variance", "confusion", "misplaced")
@@ -506,3 +507,18 @@ def test_colors_differ_for_all_eyes(seen):
     rest = lab(palette.REST, seen)
     assert min(np.linalg.norm(rest - one) for one in colors[: palette.MAX_COLORED_CLASSES]) > 12
     assert len(set(palette.MARKERS)) == len(palette.MARKERS) == len(palette.COLORS)
+
+
+def test_lists_are_drawn_by_their_most_frequent_label(tmp_path, flat):
+    features, _ = clusters(3, 60)
+    # "a" and "b" are in as many lists each, so they are sorted by name; "c" is in the most.
+    labels = [["b", "a"], ["b", "a", "c"], None, ["c"], ["c", "c"], ["c", "d"]] * 10
+    run = make_run(tmp_path / "run", features, labels, label_type=LABEL_LIST)
+    said = []
+    plot(str(run), None, said.append)
+    assert any("the label in its list that most records of the run have" in line for line in said)
+    svg = (tmp_path / "run/plots/maps_by_label.svg").read_text()
+    for entry in ("c (40)", "a (10)", "(none) (10)"):
+        assert entry in svg
+    assert "b (" not in svg
+    assert "confusion" in drawn(tmp_path / "run")
