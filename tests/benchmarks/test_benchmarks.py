@@ -101,7 +101,11 @@ def test_each_side_begins_in_its_turn():
 def test_a_process_is_measured(tmp_path):
     from processes import measure
 
-    line = [sys.executable, "-c", "print('told'); print('{\"figure\": 3}')"]
+    line = [
+        sys.executable,
+        "-c",
+        "import time; time.sleep(0.5); print('told'); print('{\"figure\": 3}')",
+    ]
     found = measure("side", line, tmp_path / "work" / "out")
     assert found.said() == {"figure": 3}
     assert found.seconds > 0

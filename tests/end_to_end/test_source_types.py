@@ -2,6 +2,9 @@
 """The same images give the same features, in whatever type of source they lie."""
 
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ import pytest
 from support import object_store
 from support.containers import write_tar, write_tfrecord
 from support.pictures import make_folder
-from support.sample_runs import save_encoder
+from support.sample_runs import read_results, save_encoder
 
 import ray_embed
 
@@ -94,6 +97,16 @@ def extract(data: Path, sources: dict[str, str], out: Path) -> ray_embed.Run:
     return ray_embed.extract(config)
 
 
+def make_arguments(data: Path, sources: dict[str, str], out: str, **options: int) -> list[str]:
+    """Return the arguments of the command line."""
+    words = ["extract", "--model", str(data / "encoder.keras"), "--out", out]
+    for split, source in sources.items():
+        words += ["--source", f"{split}={source}"]
+    for name, value in (OPTIONS | options).items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
 def assert_all_splits_are_the_same(run: ray_embed.Run, splits: Iterable[str]) -> None:
     table = run.to_table()
     expected = table.filter(pc.equal(table["split"], "images"))
@@ -134,14 +147,31 @@ def test_run_is_resumed_with_the_same_bytes_and_changes_are_noticed(data, ray_se
 
 
 @pytest.mark.slow
+def test_killed_run_is_resumed_with_the_same_bytes(data, ray_embed_process, tmp_path):
+    sources = {"images": str(data / "images")} | name_sources(data)
+    arguments = make_arguments(data, sources, "run", shard_size=2)
+    process = subprocess.Popen([sys.executable, "-m", "ray_embed", *arguments], cwd=tmp_path)
+    # Ctrl-C of the tests must not leave it behind.
+    try:
+        while not list((tmp_path / "run" / "features").glob("*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    finished = len(list((tmp_path / "run" / "features").glob("*.parquet")))
+    assert 0 < finished < 11 * len(sources)
+    assert ray_embed_process(*arguments).code == 0
+    whole = make_arguments(data, sources, "whole", shard_size=2)
+    assert ray_embed_process(*whole).code == 0
+    assert read_results(tmp_path / "run") == read_results(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_sources_on_an_object_store(data, bucket, ray_embed_process, tmp_path):
     object_store.upload(data, f"{bucket}/data")
     sources = {"images": f"{bucket}/data/images"} | name_sources(f"{bucket}/data")
-    words = [word for split, uri in sources.items() for word in ("--source", f"{split}={uri}")]
-    options = [word for name, n in OPTIONS.items() for word in (f"--{name.replace('_', '-')}", n)]
-    result = ray_embed_process(
-        "extract", *words, "--model", data / "encoder.keras", "--out", "run", *options
-    )
+    result = ray_embed_process(*make_arguments(data, sources, "run"))
     assert result.code == 0, result.err
     assert_all_splits_are_the_same(ray_embed.load(tmp_path / "run"), sources)
 
