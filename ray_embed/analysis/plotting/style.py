@@ -3,8 +3,10 @@
 
 import io
 import re
-from collections.abc import Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from ray_embed.analysis.plotting.fonts import Lettering, quiet_matplotlib
@@ -19,6 +21,7 @@ INK, FAINT = "#222222", "#8a8f96"
 # Inches around a picture's title and the table below it, and their font sizes in points.
 _MARGIN, _TITLE, _TABLE = 0.1, 11.0, 8.0
 _LONGEST_ENTRY = 160
+_SHORTEST_LINE, _LONGEST_LINE = 5, 60
 # The share of a line to fill: letters are measured and saved at different resolutions, and hinting
 # can make them wider when saved.
 _FILL = 0.98
@@ -117,11 +120,18 @@ def measure_width(figure: Any, text: str, size: float) -> float:
 
 def fit_text(figure: Any, text: str, width: float, size: float) -> str:
     """Shorten a line to fit a width in inches."""
-    for longest in range(60, 4, -1):
-        line = shorten(text, longest)
-        if measure_width(figure, line, size) <= width:
-            break
-    return line
+    lengths = range(_SHORTEST_LINE, _LONGEST_LINE + 1)
+    return _find_longest(
+        figure, [partial(shorten, text, length) for length in lengths], width, size
+    )
+
+
+def _find_longest(
+    figure: Any, lines: Sequence[Callable[[], str]], width: float, size: float
+) -> str:
+    """Return the last of some lines, each longer than the one before, that fits; or the first."""
+    fitting = bisect_right(lines, width, key=lambda line: measure_width(figure, line(), size))
+    return lines[max(0, fitting - 1)]()
 
 
 def wrap_text(figure: Any, text: str, width: float, size: float) -> list[str]:
@@ -134,10 +144,11 @@ def wrap_text(figure: Any, text: str, width: float, size: float) -> list[str]:
             continue
         rest = word.lstrip() if lines[-1] else word
         lines += [""] if lines[-1] else []
-        for letter in rest:
-            if lines[-1] and measure_width(figure, lines[-1] + letter, size) > width:
-                lines.append("")
-            lines[-1] += letter
+        while rest:
+            starts = [partial(rest.__getitem__, slice(end)) for end in range(1, len(rest) + 1)]
+            lines[-1] = _find_longest(figure, starts, width, size)
+            rest = rest[len(lines[-1]) :]
+            lines += [""] if rest else []
     return lines
 
 
