@@ -18,20 +18,22 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import ray
 
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.console import Reminder
 from ray_embed.encoders.tensorflow_setup import start_tensorflow
-from ray_embed.errors import InputError, RunError
+from ray_embed.errors import RunError
+from ray_embed.extraction.plan_rows import explain_not_repeatable, record_rows
 from ray_embed.planning import SplitPlan
 from ray_embed.runtime import nodes
 from ray_embed.runtime.actors import check_raylet, get_result
 from ray_embed.runtime.session import Session
 from ray_embed.sources.base import Source, SourceInfo
-from ray_embed.sources.dataset import Dataset, RecordReader
+from ray_embed.sources.dataset import Dataset
+from ray_embed.sources.dataset_records import RecordReader
+from ray_embed.sources.indexed_records import open_records
 from ray_embed.sources.open import select_datasets
 from ray_embed.storage.filesystem import Folder
 
@@ -44,7 +46,10 @@ _CLOSE_SECONDS = 2.0
 
 @dataclass(frozen=True)
 class DeliveredShard:
-    """A shard read from a dataset: its number of records, and a reference to its images if any."""
+    """A shard read from a dataset: its number of records, and a reference to its images if any.
+
+    These are the parts of a `DatasetShard`.
+    """
 
     records: int
     images: Any
@@ -71,7 +76,6 @@ class ShardReader:
 
     @cached_property
     def _reader(self) -> RecordReader:
-        # Created lazily, because Ray would wrap an error raised in the actor's constructor.
         return RecordReader(self._source, self._limit)
 
     def load_tensorflow(self) -> None:
@@ -79,12 +83,17 @@ class ShardReader:
         import tensorflow  # noqa: F401
 
     def describe(self) -> SourceInfo:
-        """Return the label type and image shape.
+        """Open the dataset, and return its label type and image shape.
+
+        If actors can read it by the positions of its records, also return its length and probes.
 
         Raises:
             InputError: the callable cannot be found, or yields no records.
         """
-        return self._reader.describe()
+        records = open_records(self._source, self._limit)
+        if isinstance(records, RecordReader):
+            self._reader = records
+        return records.describe()
 
     def read_shard(
         self, out: str, split: SplitPlan, local: int, done: bool
@@ -112,30 +121,16 @@ class ShardReader:
             self._length_before = planning.load(folder).splits[split.ordinal].records
         if shard is None:
             if folder.exists(split.file_of(local)):
-                raise _explain_not_repeatable(split, f"now ends before record {start}")
+                raise explain_not_repeatable(split, f"now ends before record {start}")
             return None
         if self._length_before is not None and start >= self._length_before:
-            raise _explain_not_repeatable(
+            raise explain_not_repeatable(
                 split, f"now continues after record {self._length_before - 1}"
             )
-        first_difference = planning.write_shard(folder, split, local, shard.rows)
-        if first_difference is not None:
-            raise _explain_not_repeatable(
-                split, f"now yields a different record {start + first_difference}"
-            )
+        record_rows(folder, split, local, shard)
         if done:
             return DeliveredShard(shard.rows.num_rows, None)
-        same_shape = len({image.shape for image in shard.images}) == 1
-        images: Any = np.stack(shard.images) if same_shape else shard.images
-        return DeliveredShard(shard.rows.num_rows, ray.put(images))
-
-
-def _explain_not_repeatable(split: SplitPlan, how: str) -> InputError:
-    return InputError(
-        f"--source {split.name}={split.root}: the dataset {how}. It must yield the same records "
-        "in the same order as when the run was started (is it shuffled without a fixed seed?). "
-        "Fix the dataset, or start over with --overwrite"
-    )
+        return DeliveredShard(shard.rows.num_rows, ray.put(shard.parts))
 
 
 class _ActorReader:

@@ -22,12 +22,15 @@ from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import DatasetReader
+from ray_embed.extraction.plan_rows import check_indexed, discard_unplanned_shards
+from ray_embed.extraction.portable import choose_reader
 from ray_embed.options import RANDOM, OnResume, find_options
 from ray_embed.planning import Plan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime.session import Session
 from ray_embed.sources.base import ImageReader, Source, SourceInfo
+from ray_embed.sources.open import select_datasets
 from ray_embed.storage import manifest
 from ray_embed.storage.download import find_files
 from ray_embed.storage.filesystem import Folder
@@ -109,6 +112,11 @@ def prepare(
     batch_size = config.batch_size or session.resources.batch_size
     spec = make_encoder_spec(config, find_image_shape(sources, infos), batch_size)
     wait_for_encoder = _start_building(spec, target, session, build)
+    readers = {source.split: source.reader() for source in sources}
+    for source in select_datasets(sources):
+        readers[source.split], infos[source.split] = choose_reader(
+            source, infos[source.split], config.limit, session
+        )
     planned = planning.make_plan(
         sources,
         infos,
@@ -139,7 +147,7 @@ def prepare(
         encoder=encoder,
         identity=identity_module.to_plain_data(identity),
         dataset_readers=dataset_readers,
-        readers=tuple(source.reader() for source in sources),
+        readers=tuple(readers.values()),
     )
     if target.is_resumed:
         _raise_if_different_run(prepared, scratch)
@@ -286,6 +294,8 @@ def _renew_run_folder(config: RunConfig, prepared: PreparedRun, scratch: Folder)
     """
     folder, fresh = prepared.folder, prepared.plan
     before = prepared.target.before or {}
+    kept = read_kept_plan(folder)
+    check_indexed(folder, fresh, kept, prepared.readers)
     recorded = _record_options(config, prepared)
     changed = {
         name: recorded[name]
@@ -297,13 +307,13 @@ def _renew_run_folder(config: RunConfig, prepared: PreparedRun, scratch: Folder)
         asked = before["config"] | changed
         content = {name: value for name, value in before.items() if name != "ray_embed"}
         manifest.write_run(folder, content | {"config": asked}, __version__)
-    kept = read_kept_plan(folder)
     planning.renew_records(fresh, kept or fresh, scratch, folder)
     for split in kept.splits if kept else ():
         if split.records is not None and fresh.splits[split.ordinal].records is None:
             fresh = fresh.with_records(split.ordinal, split.records)
     if fresh != kept:
         planning.save(folder, fresh)
+    discard_unplanned_shards(folder, fresh, prepared.readers)
     if not artifacts.is_intact(folder):
         say(f"{folder.display_path('encoder')}: damaged, writing it again")
         artifacts.save_encoder(folder, prepared.encoder)

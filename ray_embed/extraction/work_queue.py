@@ -71,7 +71,8 @@ class WorkQueue:
     def _iterate_items(self) -> Iterator[Item | None]:
         number = index = 0
         for split in self._splits:
-            if reader := self._readers.get(split.name):
+            # The actors read a dataset of known length themselves.
+            if (reader := self._readers.get(split.name)) and split.records is None:
                 yield from self._read_shards(reader, split, number, index)
             else:
                 yield from self._list_shards(split, number, index)

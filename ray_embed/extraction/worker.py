@@ -25,10 +25,13 @@ from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.errors import InputError
 from ray_embed.extraction.messages import Job, Ready, ShardResult
 from ray_embed.extraction.metrics import ActorMetrics
+from ray_embed.extraction.plan_rows import record_rows
 from ray_embed.images.decode import Batch
 from ray_embed.planning import Shard
 from ray_embed.runtime import nodes
 from ray_embed.sources.base import PlannedRecords, ShardImages, find_missing
+from ray_embed.sources.dataset_shards import join_images
+from ray_embed.sources.indexed_records import IndexedReader
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -190,7 +193,7 @@ class Extractor:
 
         Args:
             shard: the shard.
-            images: its images, if a sequential source delivered them.
+            images: the images of its elements, if a sequential source delivered them.
             rejected: the records to reject without extracting them: reasons by position in the
                 shard.
 
@@ -271,8 +274,18 @@ class Extractor:
 
 
 def _read_records(job: Job, shard: Shard, images: Any) -> PlannedRecords:
-    """Read the planned records of a shard, with its `images` from a sequential source, if any."""
-    rows = planning.read_shard(Folder.open(job.out), shard.split, shard.local)
+    """Read the planned records of a shard, with its `images` from a sequential source, if any.
+
+    The records of a dataset that is read by position are planned now.
+    """
+    folder, reader = Folder.open(job.out), job.readers[shard.split.ordinal]
+    if isinstance(reader, IndexedReader):
+        read = reader.read(shard.position, shard.records)
+        record_rows(folder, shard.split, shard.local, read)
+        rows, images = read.rows, read.images
+    else:
+        rows = planning.read_shard(folder, shard.split, shard.local)
+        images = None if images is None else join_images(images)
     positions = np.arange(shard.position, shard.position + rows.num_rows)
     return PlannedRecords(rows=rows, positions=positions, images=images)
 

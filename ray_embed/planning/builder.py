@@ -93,6 +93,7 @@ def plan_split(ordinal: int, source: Source, info: SourceInfo, shard_size: int) 
         shard_size=shard_size,
         # Sequential sources are planned one shard at a time.
         shards_per_file=_SHARDS_PER_FILE if source.info else 1,
+        records=info.records,
         image_shape=info.image_shape,
         image_dtype=info.image_dtype,
     )

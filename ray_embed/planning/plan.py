@@ -23,7 +23,7 @@ class SplitPlan:
     """The plan of one split.
 
     `root` names the source's place, for messages. For a sequential source, `records` and `shards`
-    are None until it has been read, and `digest` is always None.
+    are None until it has been read. `digest` is None for all datasets.
     """
 
     ordinal: int

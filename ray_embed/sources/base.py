@@ -27,6 +27,9 @@ class SourceInfo:
     and last image. `has_label_column` is None for sources without columns. `shard_size` is the
     number of records that are best read together. `notes` are messages for the user; `unlabeled` is
     one that says why the records have no labels, and empty if they have a label column.
+
+    A dataset whose records the actors read by their positions has the number of its `records`, and
+    the plan rows of a few of them, `probes`, by which an actor recognizes it.
     """
 
     label_type: pa.DataType
@@ -38,6 +41,8 @@ class SourceInfo:
     shard_size: int | None = None
     notes: tuple[str, ...] = ()
     unlabeled: str = ""
+    records: int | None = None
+    probes: pa.Table | None = None
 
     @property
     def messages(self) -> tuple[str, ...]:

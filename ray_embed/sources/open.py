@@ -151,9 +151,10 @@ def _open(split: str, named: Any, config: RunConfig) -> Source:
             split,
             named,
             arguments,
-            config.image_column,
-            get_wanted_labels(config),
-            config.label_type,
+            image_column=config.image_column,
+            label_column=get_wanted_labels(config),
+            key_column=config.key_column,
+            label_type=config.label_type,
         )
     if arguments:
         raise InputError(

@@ -9,7 +9,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.sources.base import PlannedRecords, Source, SourceInfo, find_missing
-from ray_embed.sources.dataset import Dataset, RecordReader
+from ray_embed.sources.dataset import Dataset
+from ray_embed.sources.dataset_records import RecordReader
 
 # Sample from the first records only, because listing a large source takes long.
 _MAX_LISTED_RECORDS = 10_000

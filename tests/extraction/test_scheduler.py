@@ -305,16 +305,14 @@ class Slow:
     def __init__(self, count, before):
         self.count, self.before = count, before
 
-    def __len__(self):
-        return self.count
-
-    def __getitem__(self, position):
-        self.before.get(position, lambda: None)()
-        return np.full((2, 2, 3), position, np.uint8), position
+    def __iter__(self):
+        for position in range(self.count):
+            self.before.get(position, lambda: None)()
+            yield np.full((2, 2, 3), position, np.uint8), position
 
 
 def streamed(workers, job, tmp_path, source, **limits):
-    """Extract a sequence in hand, in shards of 4 records; gives the numbers as they come."""
+    """Extract an iterable in hand, in shards of 4 records; gives the numbers as they come."""
     given = config(**limits)
     folder = Folder.open(str(tmp_path / "run"))
     planning.save(folder, Plan((STREAM,), "int64", ()))
@@ -324,7 +322,7 @@ def streamed(workers, job, tmp_path, source, **limits):
         work = queue_of(STREAM, readers={"valid": reading}, out=folder.path)
         for result in scheduler.extract_all(workers, job, work, given):
             yield result.number
-        assert work.records == {0: len(source)}
+        assert work.records == {0: source.count}
     finally:
         reading.close()
 

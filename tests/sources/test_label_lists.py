@@ -27,7 +27,7 @@ from support.pictures import make_folder
 
 from ray_embed import planning
 from ray_embed.errors import InputError
-from ray_embed.sources.dataset import RecordReader
+from ray_embed.sources.dataset_records import RecordReader
 from ray_embed.sources.label_lists import LABEL_LIST, make_lists
 from ray_embed.storage.filesystem import Folder
 

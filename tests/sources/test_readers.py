@@ -19,7 +19,8 @@ from ray_embed.images.decode import PixelSpec
 from ray_embed.sources import files
 from ray_embed.sources.array_images import open_arrays
 from ray_embed.sources.base import PlannedRecords, Source, find_missing
-from ray_embed.sources.dataset import Dataset, RecordReader
+from ray_embed.sources.dataset import Dataset
+from ray_embed.sources.dataset_records import RecordReader
 from ray_embed.sources.file_images import FileImages
 from ray_embed.sources.files import File
 from ray_embed.sources.open import open_sources

@@ -10,6 +10,8 @@ import pyarrow as pa
 from ray_embed import RunConfig
 from ray_embed.images.decode import PixelSpec
 from ray_embed.sources.base import PlannedRecords, Source
+from ray_embed.sources.dataset import Dataset
+from ray_embed.sources.dataset_records import RecordReader
 from ray_embed.sources.open import open_sources
 
 
@@ -32,3 +34,14 @@ def read_images(source: Source, records: PlannedRecords, size: tuple[int, int]) 
     pixels = PixelSpec(shape=(*size, 3), scale="none")
     batches = source.reader().open(records, pixels).batches(4, 1)
     return np.concatenate([batch.images for batch in batches])
+
+
+def walked(
+    source: Any, size: int = 4, limit: int | None = None, **kwargs: Any
+) -> tuple[pa.Table, list[Any], RecordReader]:
+    """Walk a dataset to its end: its plan rows, its images, and the reader."""
+    reader = RecordReader(Dataset("valid", source, kwargs), limit)
+    shards = list(iter(lambda: reader.read_shard(size), None))
+    assert all(shard.rows.num_rows == size for shard in shards[:-1])
+    rows = pa.concat_tables([shard.rows for shard in shards])
+    return rows, [image for shard in shards for image in shard.images], reader
