@@ -26,7 +26,7 @@ _WILDCARD = re.compile(r"[*?\[{]")
 _SHARD = re.compile(r"(\.tfrec(ords?)?)?(-\d+-of-\d+)?$", re.IGNORECASE)
 
 # How the name of a data set of another library begins; it is neither a path nor a callable.
-DATA_SET_PREFIXES = ("tfds:",)
+DATA_SET_PREFIXES = ("tfds:", "hf:")
 
 # Ray's own name for a Ray that is started on this machine.
 LOCAL = "local"
@@ -211,6 +211,13 @@ def names_data_set(text: str) -> bool:
     return text.startswith(DATA_SET_PREFIXES)
 
 
+def make_absolute(data_set: str, folder: Path) -> str:
+    """Return the name of a data set, in which the path of a folder (``hf:data``) is absolute."""
+    prefix, _, name = data_set.partition(":")
+    path = folder.absolute() / name
+    return f"{prefix}:{path}" if prefix == "hf" and path.is_dir() else data_set
+
+
 def choose_ray_address(address: str | None) -> str:
     """Return the address of the Ray cluster: `address`, or ``RAY_ADDRESS``, or LOCAL."""
     return address or os.environ.get("RAY_ADDRESS") or LOCAL
@@ -230,6 +237,8 @@ def name_source(text: str) -> str:
         base = text.rpartition(":")[2]
     elif names_data_set(text):
         base = text.split(":")[1]
+        if text.startswith("hf:"):
+            base = Path(base).resolve().name
     else:
         path = urlsplit(text).path if is_uri(text) else text
         base = PurePosixPath(path.rstrip("/")).name or Path(text).resolve().name
@@ -341,7 +350,9 @@ def _resolve_source(item: str, folder: Path) -> tuple[str, str]:
 
 
 def _resolve(path: str, folder: Path) -> str:
-    if is_uri(path) or is_callable_reference(path) or names_data_set(path):
+    if names_data_set(path):
+        return make_absolute(path, folder)
+    if is_uri(path) or is_callable_reference(path):
         return path
     return str(folder / path)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ray_embed import planning
 from ray_embed._version import __version__
-from ray_embed.config import RunConfig, is_callable_reference, names_data_set
+from ray_embed.config import RunConfig, is_callable_reference, make_absolute, names_data_set
 from ray_embed.core import user_code
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri, redact_uri
@@ -343,7 +343,9 @@ def _name_source(source: Any) -> str | None:
     """Return what opens a source again, such as the listing; None for a Python object."""
     if not isinstance(source, str):
         return None
-    if is_callable_reference(source) or names_data_set(source):
+    if names_data_set(source):
+        return make_absolute(source, Path.cwd())
+    if is_callable_reference(source):
         return source
     return redact_uri(source) if is_uri(source) else str(Path(source).absolute())
 

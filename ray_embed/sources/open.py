@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The registry of source types, and the detection of the type of a ``--source``."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,6 +11,8 @@ from pyarrow import fs as pafs
 from ray_embed.config import RunConfig, is_callable_reference, is_split_name
 from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
+from ray_embed.sources import hugging_face_hub as hub
+from ray_embed.sources import tfds
 from ray_embed.sources.array_checks import get_wanted_labels
 from ray_embed.sources.base import Source
 from ray_embed.sources.container_files import (
@@ -33,7 +35,6 @@ from ray_embed.sources.npz import open_npz
 from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.saved_dataset import SPLITS, STATE, open_saved_dataset
 from ray_embed.sources.split_names import sort_splits
-from ray_embed.sources.tfds import FEATURES, PREFIX, open_named, open_prepared
 from ray_embed.sources.tfrecord import open_tfrecord
 from ray_embed.sources.webdataset import open_webdataset
 from ray_embed.storage.filesystem import Folder
@@ -70,11 +71,11 @@ CONTAINERS: dict[str, FilesOpener] = {
 MARKERS: dict[str, Opener] = {
     SPLITS: open_saved_dataset,
     STATE: open_saved_dataset,
-    FEATURES: open_prepared,
+    tfds.FEATURES: tfds.open_prepared,
 }
 
 # Named data sets of other libraries, by how their names begin (`DATA_SET_PREFIXES`).
-PREFIXES: dict[str, Opener] = {PREFIX: open_named}
+PREFIXES: dict[str, Opener] = {tfds.PREFIX: tfds.open_named, hub.PREFIX: hub.open_hub_dataset}
 
 
 def open_sources(config: RunConfig) -> list[Source]:
@@ -82,13 +83,10 @@ def open_sources(config: RunConfig) -> list[Source]:
 
     Raises:
         InputError: a source does not exist or has an unknown type, arguments are given for a source
-            that is not a callable, no listing has the requested label column, or a source cannot be
-            split as requested.
+            that is not a callable, no listing has the requested label column, a source cannot be
+            split as requested, or two splits have the same name.
     """
-    if config.splits_from_folders:
-        sources = _open_folders(config)
-    else:
-        sources = [_open(split, named, config) for split, named in config.sources.items()]
+    sources = list(_open_folders(config) if config.splits_from_folders else _open_each(config))
     if config.splits_from_column is not None:
         sources = _split_by_column(sources[0], config.splits_from_column)
     if "label_column" in config.model_fields_set:
@@ -133,6 +131,23 @@ def _open_folders(config: RunConfig) -> list[Source]:
         if name.lower().endswith(IMAGE_ENDINGS):
             raise InputError(f"{where}: {name} is in no split; move it to a subfolder")
     return [_open(name, join_uri(named, name), config) for name in sort_splits(names)]
+
+
+def _open_each(config: RunConfig) -> Iterator[Source]:
+    """Open each source as a split, or as several if it is a data set of which none is named."""
+    names = set()
+    for given, named in config.sources.items():
+        is_data_set = isinstance(named, str) and named.startswith(hub.PREFIX)
+        # Arguments are refused when the source is opened.
+        has_splits = is_data_set and given not in config.source_kwargs
+        for split in hub.list_splits(given, named) if has_splits else [given]:
+            if split in names:
+                raise InputError(
+                    f"--source {named}: its split {split!r} has the name of another split; name "
+                    f"the splits, such as --source {split}={named}"
+                )
+            names.add(split)
+            yield _open(split, named, config)
 
 
 def _split_by_column(source: Source, column: str) -> list[Source]:

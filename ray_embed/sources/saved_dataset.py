@@ -103,17 +103,49 @@ def open_saved_dataset(split: str, named: str, config: RunConfig) -> SavedDatase
     """
     folder, notes = _choose_folder(split, named)
     files = ContainerFiles(named, folder, _list_data_files(folder))
+    return open_files(split, files, config, notes)
+
+
+def open_files(
+    split: str, files: ContainerFiles, config: RunConfig, notes: tuple[str, ...]
+) -> SavedDataset:
+    """Open Arrow stream files as a source.
+
+    Args:
+        split: the name of the split.
+        files: the files, in the order of the rows.
+        config: the options.
+        notes: messages for the user.
+
+    Raises:
+        InputError: a file is damaged, there is no column with images, or one that was asked for is
+            missing.
+    """
     first = files.first
     with _open_stream(first) as stream:
         schema = stream.schema
     columns = find_columns(schema, str(first), get_wanted_columns(config))
-    info = describe_source(schema, columns, config, named, str(first))
+    info = describe_source(schema, columns, config, files.named, str(first))
     return SavedDataset(
         split=split,
         files=files,
         columns=columns,
         info=replace(info, notes=notes),
     )
+
+
+def has_external_images(files: ContainerFiles, config: RunConfig) -> bool:
+    """Return whether the first images of Arrow stream files are in other files.
+
+    Raises:
+        InputError: the first file is damaged, or has no column with images.
+    """
+    first = files.first
+    with _open_stream(first) as stream:
+        columns = find_columns(stream.schema, str(first), get_wanted_columns(config))
+        for batch, _, _ in stream.read_batches():
+            return bool(_Images.of(batch[columns.image]).are_external.true_count)
+        return False
 
 
 def _choose_folder(split: str, named: str) -> tuple[str, tuple[str, ...]]:
@@ -271,6 +303,13 @@ class _Images:
         offsets_in_body: np.ndarray[Any, Any] = start + self._bounds[:-1]
         return offsets_in_body
 
+    @property
+    def are_external(self) -> pa.Array:
+        """Whether each image has only the path of another file."""
+        if self.paths is None:
+            return pa.repeat(False, len(self.contents))
+        return pc.and_(pc.invert(self.is_present), self.paths.is_valid())
+
     def check_embedded(self, file: File, start: int) -> None:
         """Check that the images are in the file.
 
@@ -281,11 +320,8 @@ class _Images:
         Raises:
             InputError: a row has only the path of another file.
         """
-        if self.paths is None:
-            return
-        is_external = pc.and_(pc.invert(self.is_present), self.paths.is_valid())
-        row = pc.index(is_external, True).as_py()
-        if row >= 0:
+        row = pc.index(self.are_external, True).as_py()
+        if self.paths is not None and row >= 0:
             raise InputError(
                 f"{file}: row {start + row} has the path {self.paths[row].as_py()!r}, and not the "
                 "bytes of an image; embed the images where these files are: "

@@ -5,8 +5,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pyarrow as pa
@@ -90,7 +91,22 @@ def name_sources(root: str | Path) -> dict[str, str]:
     return folders | {f"{type_}-files": f"{root}/{type_}/{p}" for type_, p in PATTERNS.items()}
 
 
-def extract(data: Path, sources: dict[str, str], out: Path) -> ray_embed.Run:
+def name_datasets(data: Path) -> dict[str, Any]:
+    """Return a stream of files, a dataset of Hugging Face, and folders that its library loads."""
+
+    def read_files() -> Iterator[tuple[bytes, str]]:
+        for path in sorted((data / "images").rglob("*.png")):
+            yield path.read_bytes(), path.parent.name
+
+    return {
+        "stream": read_files,
+        "object": datasets.load_from_disk(data / "saved"),
+        "hf-images": f"hf:{data}/images",
+        "hf-parquet": f"hf:{data}/parquet",
+    }
+
+
+def extract(data: Path, sources: dict[str, Any], out: Path) -> ray_embed.Run:
     config = ray_embed.RunConfig(
         sources=sources, model=str(data / "encoder.keras"), out=str(out), **OPTIONS
     )
@@ -118,7 +134,7 @@ def assert_all_splits_are_the_same(run: ray_embed.Run, splits: Iterable[str]) ->
 
 
 def test_features_are_those_of_the_folder(data, ray_session, tmp_path):
-    sources = {"images": str(data / "images")} | name_sources(data)
+    sources = {"images": str(data / "images")} | name_sources(data) | name_datasets(data)
     run = extract(data, sources, tmp_path / "run")
     assert_all_splits_are_the_same(run, sources)
     assert run.rejects_by_reason == {"not an image": len(sources)}
