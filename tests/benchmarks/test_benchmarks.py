@@ -217,6 +217,15 @@ def test_batch_sizes_are_compared_with_each_other():
     assert "1e-05·|g| + 3e-05·max|g| would hold for all" in text
 
 
+def test_the_reader_of_datasets_is_held_against_a_loop(capsys):
+    import stream_reading
+
+    rows = stream_reading.compare(records=40, side=8, rounds=1)
+    assert [row.target for row in rows] == [None, ">= 0.8 x"]
+    assert all(row.measured > 0 for row in rows)
+    assert capsys.readouterr().out.count("images/s") == 4
+
+
 @pytest.mark.slow
 def test_families_of_encoders_are_compared_with_plain_keras(tmp_path):
     import encoders_zoo
