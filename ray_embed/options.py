@@ -117,10 +117,10 @@ class RunOptions:
             group=Group.DATA,
             help="Images to embed: a folder (the first subfolder is the label), a .csv, .tsv or "
             ".jsonl listing, .parquet, .tar, .tfrecord, .npz, .npy or .h5 files, a folder written "
-            "by Hugging Face datasets or TensorFlow Datasets, tfds:NAME, or a module:callable that "
-            "returns a tf.data.Dataset or a sequence. Paths can be URIs, such as "
-            "s3://bucket/valid. Repeat for more splits; the first one is the reference for "
-            "evaluation.",
+            "by Hugging Face datasets or TensorFlow Datasets, tfds:NAME, hf:NAME, or a "
+            "module:callable that returns a tf.data.Dataset, a sequence or an iterable. Paths can "
+            "be URIs, such as s3://bucket/valid. Repeat for more splits; the first one is the "
+            "reference for evaluation.",
             metavar="[SPLIT=]URI",
             repeatable=True,
         ),
@@ -164,7 +164,7 @@ class RunOptions:
         str | None,
         Option(
             group=Group.DATA,
-            help="Column or feature with the keys of the records.",
+            help="Column, field or feature with the keys of the records.",
             metavar="COLUMN",
             default="the path of the image, else file and row",
         ),
