@@ -25,6 +25,8 @@ from ray_embed.sources.container_files import (
 )
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.described_folder import METADATA_FILES, open_described_folder
+from ray_embed.sources.file_content import recognize_file
+from ray_embed.sources.files import locate_file
 from ray_embed.sources.hdf5 import open_hdf5
 from ray_embed.sources.image_folder import open_folder
 from ray_embed.sources.image_walk import IMAGE_ENDINGS, list_folders
@@ -38,6 +40,7 @@ from ray_embed.sources.split_names import sort_splits
 from ray_embed.sources.tfrecord import open_tfrecord
 from ray_embed.sources.webdataset import open_webdataset
 from ray_embed.storage.filesystem import Folder
+from ray_embed.storage.retry import explain_error
 
 # Opens a source, given its split, its path or URI, and the options.
 Opener = Callable[[str, str, RunConfig], Source]
@@ -234,11 +237,22 @@ def _open_file(split: str, named: str, config: RunConfig, *, exists: bool) -> So
     if ending == ".gz" and (inner := get_ending(path[:-3])) in CONTAINERS:
         # It is refused with the reason by what would open it.
         ending = inner
+    if ending not in CONTAINERS and ending not in FORMS:
+        ending = _recognize(named) or ending
     if ending in CONTAINERS:
         return CONTAINERS[ending](split, find_files(named, ()), config)
     if ending not in FORMS:
         raise InputError(f"--source {redact_uri(named)}: unsupported file type; {advice}")
     return FORMS[ending](split, named, config)
+
+
+def _recognize(named: str) -> str | None:
+    try:
+        return recognize_file(locate_file(named))
+    except OSError as error:
+        raise InputError(
+            f"--source {redact_uri(named)}: cannot be read: {explain_error(error)}"
+        ) from error
 
 
 def _get_path(named: str) -> str:
