@@ -108,6 +108,11 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
             return (sides[1], sides[2] or sides[1])
         return (value, value) if isinstance(value, int) else value
 
+    @pydantic.field_validator("depth", mode="before")
+    @classmethod
+    def _parse_depth(cls, value: Any) -> Any:
+        return int(value) if isinstance(value, str) and value.isdecimal() else value
+
     @pydantic.field_validator("mean", "std", mode="before")
     @classmethod
     def _parse_numbers(cls, value: Any) -> Any:

@@ -44,6 +44,8 @@ ChannelOrder = Literal["rgb", "bgr"]
 LabelType = Literal["text", "int", "float", "onehot", "multihot"]
 EmptyLabel = Literal["null", "keep"]
 Channels = Literal["repeat"]
+Depth = Literal[8, 16]
+Pages = Literal["first", "all"]
 
 PositiveInt = Annotated[int, Gt(0)]
 
@@ -197,6 +199,14 @@ class RunOptions:
             "of their own (`keep`).",
         ),
     ] = "null"
+    pages: Annotated[
+        Pages,
+        Option(
+            group=Group.DATA,
+            help="Pages to take of the TIFF files in a folder: the `first`, or `all`, each as a "
+            "record of its own.",
+        ),
+    ] = "first"
     limit: Annotated[
         PositiveInt | None,
         Option(
@@ -329,10 +339,21 @@ class RunOptions:
         bool,
         Option(
             group=Group.PIXELS,
-            help="Apply the EXIF orientation of JPEG images. Keras does not.",
+            help="Apply the EXIF orientation of JPEG, WebP, TIFF and AVIF images. Keras does not.",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = False
+    depth: Annotated[
+        Depth,
+        Option(
+            group=Group.PIXELS,
+            help=(
+                "Bits per channel to which image files are decoded. At the larger depth, pixels "
+                "are from 0 to 65535 instead of 0 to 255, and --scale takes this into account."
+            ),
+            on_resume=OnResume.SAME_VALUE_IF_SET,
+        ),
+    ] = 8
     channels: Annotated[
         Channels | None,
         Option(

@@ -15,7 +15,7 @@ from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.prepare import check_model, find_image_shape, make_encoder_spec
-from ray_embed.images import decode
+from ray_embed.images.preparing import scale_to_255
 from ray_embed.planning import SplitPlan
 from ray_embed.sources.base import Source
 from ray_embed.sources.open import open_sources
@@ -207,7 +207,7 @@ def _draw_sheet(samples: list[_Prepared], lines: list[str], sheet: str) -> str |
 def _draw_image(axes: Any, image: Array, title: str) -> None:
     axes.set_title(title, fontsize=7, fontweight="normal", parse_math=False)
     axes.axis("off")
-    if image.shape[-1] == 1:
+    if image.shape[-1] < 3:
         axes.imshow(image[..., 0], cmap="gray", vmin=0, vmax=255)
     else:
         axes.imshow(image[..., :3])
@@ -215,5 +215,5 @@ def _draw_image(axes: Any, image: Array, title: str) -> None:
 
 def _to_levels(image: Array) -> Array:
     """Return pixels of any range as levels from 0 to 255 that can be shown."""
-    shown = image if image.dtype == np.uint8 else decode.scale_to_255(image).numpy()
+    shown = image if image.dtype == np.uint8 else scale_to_255(image).numpy()
     return np.clip(np.round(shown), 0, 255).astype(np.uint8)

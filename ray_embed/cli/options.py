@@ -131,7 +131,7 @@ def _make_option(name: str, heading: str) -> Callable[[_Function], _Function]:
     elif takes_json(name):
         settings |= {"callback": _parse_json, "metavar": "JSON"}
     elif get_origin(kind) is Literal:
-        settings |= {"type": click.Choice(get_args(kind))}
+        settings |= {"type": click.Choice([str(choice) for choice in get_args(kind)])}
     elif kind in (int, float):
         settings |= {"type": kind}
     return option(

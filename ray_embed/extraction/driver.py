@@ -114,13 +114,15 @@ class _ResultMonitor:
             if split.image_dtype == "uint8" and not decided
         }
         self._unseen = {split.name for split in prepared.plan.splits}
-        self._records = self._turned = 0
+        self._records = self._turned = self._reduced = self._passed_over = 0
         self._uniform: list[bool] = []
 
     def add(self, shard: ShardResult) -> None:
         """Take a finished shard into account. The first shard of each split may cause warnings."""
         self._records += shard.rows
         self._turned += shard.turned
+        self._reduced += shard.reduced
+        self._passed_over += shard.passed_over
         if shard.rows > 1:
             self._uniform.append(shard.is_uniform)
         if shard.rows and shard.split in self._unseen:
@@ -144,7 +146,7 @@ class _ResultMonitor:
                 yield text
 
     def finish(self) -> None:
-        """Warn about problems that only all shards together can show."""
+        """Say what only all shards together can show."""
         if self._uniform and all(self._uniform):
             say(
                 f"warning: all {self._records} records got the same features, so the encoder "
@@ -156,4 +158,14 @@ class _ResultMonitor:
                 f"warning: {self._turned} of {self._records} files are to be turned by their Exif "
                 "orientation, and were embedded as they are stored, as Keras loads them; give "
                 "--exif-orientation if the encoder was trained on upright images"
+            )
+        if self._reduced:
+            say(
+                f"{self._reduced} of {self._records} images have more than 8 bits per channel and "
+                "were reduced to 8; --depth 16 keeps 16"
+            )
+        if self._passed_over and self._config.pages == "first":
+            say(
+                f"pages or frames passed over: {self._passed_over}; --pages all makes each page "
+                "of a TIFF file in a folder a record"
             )

@@ -48,9 +48,10 @@ class ShardResult:
     """The result of a shard.
 
     `brightest` is the largest value in its thumbnails, 0 to 255. `turned` is the number of its
-    files with an orientation other than upright. `is_uniform` tells whether there are several
-    records and all have the same features. `values` holds the lowest and the highest values of its
-    first float images.
+    files with an orientation other than upright, `reduced` that of images with more than 8 bits
+    that were reduced to 8, and `passed_over` that of pages that were passed over. `is_uniform`
+    tells whether there are several records and all have the same features. `values` holds the
+    lowest and the highest values of its float images.
     """
 
     number: int
@@ -59,6 +60,8 @@ class ShardResult:
     rejects: dict[str, int]
     brightest: int
     turned: int
+    reduced: int
+    passed_over: int
     is_uniform: bool
     values: tuple[float, float] | None
     finished: float

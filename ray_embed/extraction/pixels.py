@@ -16,9 +16,11 @@ from ray_embed.planning import SplitPlan
 _MIN_INPUT_RANGE = 0.05
 # Float images with a maximum below this are not in [0, 255].
 _MAX_UNIT_RANGE = 2.0
-_SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]", "none": "given as 0–255"}
-# Factor and offset of each scale.
-_SCALE_COEFFICIENTS = {"unit": (1 / 255, 0.0), "symmetric": (1 / 127.5, -1.0), "none": (1.0, 0.0)}
+_SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]"}
+# The ends of the range of pixels after each scale.
+_SCALED_RANGES = {"unit": (0.0, 1.0), "symmetric": (-1.0, 1.0)}
+# If pixels reach the first layer with a wider range than this, they were probably not rescaled.
+_MAX_INPUT_RANGE = 16.0
 _COLOR_MODES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 
@@ -38,6 +40,11 @@ def has_files(split: SplitPlan) -> bool:
 def has_floats(split: SplitPlan) -> bool:
     """Return whether a split consists of float arrays, which are not scaled."""
     return split.image_shape is not None and split.image_dtype != "uint8"
+
+
+def find_highest_level(config: RunConfig) -> int:
+    """Return the level of white in image files."""
+    return int(2**config.depth - 1)
 
 
 def decide_scale(config: RunConfig, encoder: Encoder, floats: bool = False) -> str:
@@ -60,6 +67,7 @@ def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> Pi
     """Return the preprocessing of a split."""
     floats = has_floats(split)
     resized = not floats or config.image_size is not None
+    files = has_files(split)
     return PixelSpec(
         shape=encoder.image_shape,
         scale=decide_scale(config, encoder, floats),
@@ -74,6 +82,8 @@ def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> Pi
         apply_orientation=config.exif_orientation,
         max_pixels=config.max_pixels,
         takes_bytes=encoder.takes_bytes,
+        depth=config.depth if files else 8,
+        float_scale=decide_scale(config, encoder, floats=True),
     )
 
 
@@ -120,6 +130,8 @@ def check(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) ->
             f"{model}: its input has type {encoder.rescaling.dtype}, so pixels must remain "
             "integers from 0 to 255; remove --scale, --mean and --std"
         )
+    if config.depth > 8 and encoder.rescaling.dtype == "uint8":
+        raise InputError(f"--depth {config.depth}: {model} takes uint8 images; use --depth 8")
     for split in splits:
         _check_shape(config, split, encoder)
 
@@ -152,11 +164,7 @@ def _check_shape(config: RunConfig, split: SplitPlan, encoder: Encoder) -> None:
     height, width, channels = encoder.image_shape
     shape = split.image_shape
     if shape is None:
-        if channels not in _COLOR_MODES:
-            raise InputError(
-                f"--model {encoder.spec.model_name}: the encoder takes {channels} channels, but "
-                "image files have 1, 3 or 4; use arrays instead (an .npz file or module:callable)"
-            )
+        # TIFF files may have any number of channels; others are rejected.
         return
     where = f"--source {split.name}={split.root}"
     sizes = f"the images are {shape[0]}×{shape[1]}×{shape[2]}, but the encoder takes "
@@ -185,12 +193,13 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
     notes, warnings = [], []
     rescaling, scale = encoder.rescaling, decide_scale(config, encoder)
     levels = any(not has_floats(split) for split in splits)
+    highest = find_highest_level(config)
     if levels:
         notes.append(f"pixels: {describe(config, splits, encoder)}")
     if levels and config.preprocess is None and rescaling.expects_levels:
         if scale == "none" and config.scale is None:
             why = "takes whole numbers" if rescaling.takes_integers else "rescales its input itself"
-            notes.append(f"encoder {why} ({rescaling.describe()}): pixels are given as 0–255")
+            notes.append(f"encoder {why} ({rescaling.describe()}): pixels are given as 0–{highest}")
         elif scale != "none":
             asked = f"--scale {scale}" if config.scale else "--mean or --std"
             warnings.append(
@@ -201,8 +210,15 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
         low, high = arriving
         if high - low < _MIN_INPUT_RANGE:
             warnings.append(
-                f"pixels from 0 to 255 reach the encoder's first layer as {low:.3g} to {high:.3g}, "
-                "a very narrow range: are they scaled twice?"
+                f"pixels from 0 to {highest} reach the encoder's first layer as {low:.3g} to "
+                f"{high:.3g}, a very narrow range: are they scaled twice?"
+            )
+    if config.depth > 8 and config.preprocess is None:
+        _, high = _find_arriving_range(config, encoder) or (0, 0)
+        if high > _MAX_INPUT_RANGE:
+            warnings.append(
+                f"--depth {config.depth}: pixels from 0 to {highest} reach the encoder's first "
+                f"layer as values up to {high:.3g}; use --scale if it was trained on others"
             )
     if config.crop_fraction is not None and not config.antialias:
         notes.append(
@@ -218,18 +234,20 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
 def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) -> str:
     """Describe the preprocessing of uint8 images in one line."""
     height, width, channels = encoder.image_shape
+    highest = find_highest_level(config)
     parts = []
     if any(has_files(split) for split in splits):
-        parts.append(f"{_COLOR_MODES.get(channels, channels)} files")
+        depth = f" of {config.depth} bits" if config.depth > 8 else ""
+        parts.append(f"{_COLOR_MODES.get(channels, f'{channels}-channel')} files{depth}")
     if any(not has_files(split) and not has_floats(split) for split in splits):
         parts.append("uint8 arrays")
     how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
     filtered = ", antialiased" if config.antialias else ""
     parts.append(f"{height}×{width} ({how}, {config.interpolation}{filtered})")
     if config.preprocess is not None:
-        parts.append("given as 0–255 to --preprocess")
+        parts.append(f"given as 0–{highest} to --preprocess")
     else:
-        parts.append(_SCALES[decide_scale(config, encoder)])
+        parts.append(_SCALES.get(decide_scale(config, encoder), f"given as 0–{highest}"))
     if config.mean or config.std:
         parts.append("normalized by --mean and --std")
     if config.channel_order == "bgr":
@@ -238,15 +256,15 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
 
 
 def _find_arriving_range(config: RunConfig, encoder: Encoder) -> tuple[float, float] | None:
-    """Return the range of [0, 255] pixels at the encoder's first layer with weights."""
+    """Return the range of pixels at the encoder's first layer with weights."""
     rescaling = encoder.rescaling
     if not rescaling.factors:
         return None
-    factor, offset = _SCALE_COEFFICIENTS[decide_scale(config, encoder)]
+    whole = (0.0, float(find_highest_level(config)))
     ends = [
-        low + slope * (offset + factor * level)
+        low + slope * value
         for slope, low in zip(rescaling.factors, rescaling.offsets, strict=True)
-        for level in (0.0, 255.0)
+        for value in _SCALED_RANGES.get(decide_scale(config, encoder), whole)
     ]
     return min(ends), max(ends)
 

@@ -40,12 +40,19 @@ _NOT_FINITE, _MISSING, _UNREADABLE_BY_ENCODER = "not finite", "missing", "unread
 
 @dataclass
 class _Results:
-    """Features and reject reasons by record number, and encoded batches without their images."""
+    """Features and reject reasons by record number, encoded batches without their images, and the
+    ranges of float images."""
 
     features: list[Array]
     reasons: list[str | None]
     batches: list[Batch]
-    values: tuple[float, float] | None = None
+    ranges: list[tuple[float, float]]
+
+    @property
+    def values(self) -> tuple[float, float] | None:
+        """The range of all float images, or None if there are none."""
+        lows, highs = zip(*self.ranges, strict=True) if self.ranges else ((), ())
+        return (min(lows), max(highs)) if self.ranges else None
 
     def find_undecoded(self) -> list[int]:
         """Return the records that were in no batch."""
@@ -61,6 +68,14 @@ class _Results:
     def count_turned(self) -> int:
         """Return the number of files with an orientation other than upright."""
         return sum(int(np.count_nonzero(batch.turned)) for batch in self.batches)
+
+    def count_reduced(self) -> int:
+        """Return the number of images that were reduced to 8 bits."""
+        return sum(int(np.count_nonzero(batch.reduced)) for batch in self.batches)
+
+    def count_passed_over(self) -> int:
+        """Return the number of pages that were passed over."""
+        return sum(int(np.sum(batch.passed_over)) for batch in self.batches)
 
     def is_uniform(self) -> bool:
         """Return whether there are at least two kept records and all have the same features."""
@@ -85,7 +100,7 @@ class _Results:
         for position, reason in zip(positions.tolist(), self.reasons, strict=True):
             reasons[position] = reason
         batches = [replace(batch, positions=positions[batch.positions]) for batch in self.batches]
-        return _Results(features, reasons, batches, self.values)
+        return _Results(features, reasons, batches, self.ranges)
 
 
 @dataclass(frozen=True)
@@ -114,8 +129,10 @@ class _OpenJob:
                 outputs = self._encode_files(batch, results)
             else:
                 outputs = self._encode_images(batch.images)
-        for target, values in zip(results.features, outputs, strict=True):
-            target[batch.positions] = values
+                if len(values := batch.images[batch.unscaled]):
+                    results.ranges.append((float(values.min()), float(values.max())))
+        for target, features in zip(results.features, outputs, strict=True):
+            target[batch.positions] = features
         results.batches.append(replace(batch, images=np.zeros(0)))
 
     def _encode_images(self, images: Array) -> list[Array]:
@@ -224,6 +241,8 @@ class Extractor:
             rejects=dict(reasons),
             brightest=results.find_brightest(),
             turned=results.count_turned(),
+            reduced=results.count_reduced(),
+            passed_over=results.count_passed_over(),
             is_uniform=results.is_uniform(),
             values=results.values,
             finished=time.time(),
@@ -253,21 +272,22 @@ class Extractor:
         ordinal = shard.split.ordinal
         images = opened.job.readers[ordinal].open(records, opened.job.pixels[ordinal])
         values = images.find_value_range()
-        if values is not None and opened.encoder.rescaling.takes_integers:
-            _refuse_fractions(shard, values, opened.encoder)
         batches = self._meter.measure_waiting(
             images.batches(opened.encoder.spec.batch_size, self._threads)
         )
         # Decoding starts when the first batch is requested; the other shard may compute meanwhile.
         first = next(batches, None)
         results = _allocate_results(len(images), opened.encoder)
-        results.values = values
+        if values is not None:
+            results.ranges.append(values)
         with self._computing:
             running = opened.encode(itertools.chain([first] if first else [], batches), results)
         # Wait outside the lock, so that the other shard can queue its batches behind these.
         for call in running:
             call.result()
         _diagnose_undecoded(images, opened, results)
+        if results.values is not None and opened.encoder.rescaling.takes_integers:
+            _refuse_fractions(shard, results.values, opened.encoder)
         _reject_not_finite(results)
         self._meter.report_read(images.size)
         return results
@@ -325,7 +345,7 @@ def _refuse_fractions(shard: Shard, values: tuple[float, float], encoder: Encode
 
 def _allocate_results(count: int, encoder: Encoder) -> _Results:
     features = [np.zeros((count, output.dimension), np.float32) for output in encoder.outputs]
-    return _Results(features, [None] * count, [])
+    return _Results(features, [None] * count, [], [])
 
 
 def _make_part(

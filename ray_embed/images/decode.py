@@ -3,29 +3,32 @@
 
 Decoding and resizing match ``keras.utils.image_dataset_from_directory``, so that the encoder sees
 the same pixels as in training: `tf.io.decode_image` with the encoder's number of channels, then
-`tf.image.resize` (by default bilinear, without antialiasing). Records that cannot be decoded are
-missing from the batches; :func:`diagnose` returns the reason.
+`tf.image.resize` (by default bilinear, without antialiasing). Files that TensorFlow does not decode
+are left to `ray_embed.images.formats`. Records that cannot be decoded are missing from the batches;
+:func:`diagnose` returns the reason.
 """
 
 import functools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ray_embed.core.arrays import Array
 from ray_embed.images import thumbnails as thumbnails_module
+from ray_embed.images.color import COLOR_CHANNELS, decode_to_channels
+from ray_embed.images.formats import registry
+from ray_embed.images.formats.base import RejectedImage
 from ray_embed.images.headers import (
-    JPEG,
+    DEEP_PNG,
     MAX_SCANNED_PIXELS,
-    PNG,
     UNKNOWN,
     UNSUPPORTED_BMP,
     read_header,
 )
 from ray_embed.images.orientation import is_turned, turn_upright
-from ray_embed.images.resizing import resize
+from ray_embed.images.preparing import prepare_image, reduce_levels, scale_to_255
 
 _PREFETCHED_BATCHES = 4
 
@@ -39,6 +42,9 @@ class PixelSpec:
     `ray_embed.images.resizing.resize`. `scale` is `unit`, `symmetric` or `none`. Then `mean` is
     subtracted and the result is divided by `std`; each is one number, or one per channel in the
     encoder's channel order. `repeat_channel` converts one channel to three.
+
+    Files are decoded to levels of `depth` bits, 8 or 16. Files with floats are scaled by
+    `float_scale`.
     """
 
     shape: tuple[int, int, int]
@@ -54,6 +60,8 @@ class PixelSpec:
     apply_orientation: bool = False
     max_pixels: int = 1 << 62
     takes_bytes: bool = False
+    depth: int = 8
+    float_scale: str = "none"
 
 
 @dataclass(frozen=True)
@@ -64,7 +72,10 @@ class Batch:
     For encoders that take encoded images, `images` contains the file contents, (n,) bytes.
 
     `thumbnails` is (n, MAX_SIDE, MAX_SIDE, 1 or 3) uint8; each occupies the upper left `sizes`, (n,
-    2), pixels. `turned`, (n,) bool, is whether the file has a non-default EXIF orientation.
+    2), pixels. `turned`, (n,) bool, is whether the file has a non-default EXIF orientation,
+    `reduced`, (n,) bool, whether more than 8 bits were reduced to 8, `unscaled`, (n,) bool, whether
+    the file has values and not levels, and `passed_over`, (n,) int32, the number of other pages of
+    the file.
     """
 
     positions: Array
@@ -72,6 +83,9 @@ class Batch:
     thumbnails: Array
     sizes: Array
     turned: Array
+    reduced: Array
+    unscaled: Array
+    passed_over: Array
 
     def encode_thumbnails(self) -> Iterator[bytes]:
         """Yield each thumbnail as a PNG."""
@@ -80,31 +94,49 @@ class Batch:
 
 
 def file_batches(
-    paths: list[bytes], pixels: PixelSpec, batch_size: int, threads: int
+    paths: list[bytes],
+    pixels: PixelSpec,
+    batch_size: int,
+    threads: int,
+    pages: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Decode image files in parallel with prefetching. Files that cannot be decoded are skipped."""
+    """Decode image files in parallel with prefetching. Files that cannot be decoded are skipped.
+
+    Args:
+        paths: the files.
+        pixels: the preprocessing.
+        batch_size: the number of images per batch.
+        threads: the number of threads.
+        pages: the page to take of each file; by default, the first.
+    """
     import tensorflow as tf
 
-    return _iterate_batches(
-        _make_file_dataset(pixels, batch_size, threads)(tf.constant(paths, tf.string))
-    )
+    dataset = _make_file_dataset(pixels, batch_size, threads)
+    numbers = tf.zeros([len(paths)], tf.int64) if pages is None else tf.constant(pages, tf.int64)
+    return _iterate_batches(dataset(tf.constant(paths, tf.string), numbers))
 
 
 @functools.cache
 def _make_file_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
-    """Return a function that maps paths to a dataset. It is traced once for all shards."""
+    """Return a function that maps paths and pages to a dataset. It is traced once for all
+    shards."""
     import tensorflow as tf
 
-    def dataset(paths: Any) -> Any:
+    def dataset(paths: Any, pages: Any) -> Any:
         positions = tf.range(tf.shape(paths, tf.int64)[0])
-        records = tf.data.Dataset.from_tensor_slices((positions, paths))
+        records = tf.data.Dataset.from_tensor_slices((positions, paths, pages))
         return _batch_records(records, _make_file_decoder(pixels), batch_size, threads)
 
-    return tf.function(dataset, [tf.TensorSpec([None], tf.string)], autograph=False)
+    signature = [tf.TensorSpec([None], tf.string), tf.TensorSpec([None], tf.int64)]
+    return tf.function(dataset, signature, autograph=False)
 
 
 def content_batches(
-    contents: Iterable[bytes], pixels: PixelSpec, batch_size: int, threads: int
+    contents: Iterable[bytes],
+    pixels: PixelSpec,
+    batch_size: int,
+    threads: int,
+    pages: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
     """Like :func:`file_batches`, for the contents of image files; raises what `contents` raises."""
     import tensorflow as tf
@@ -112,15 +144,16 @@ def content_batches(
     # TensorFlow would end the dataset where the iterator raises, and drop the error.
     errors: list[Exception] = []
 
-    def number_contents() -> Iterator[tuple[int, bytes]]:
+    def number_contents() -> Iterator[tuple[int, bytes, int]]:
         try:
-            yield from enumerate(contents)
+            for position, content in enumerate(contents):
+                yield position, content, pages[position] if pages else 0
         except Exception as error:
             errors.append(error)
 
     records = tf.data.Dataset.from_generator(
         number_contents,
-        output_signature=(tf.TensorSpec((), tf.int64), tf.TensorSpec((), tf.string)),
+        output_signature=tuple(tf.TensorSpec((), t) for t in (tf.int64, tf.string, tf.int64)),
     )
     yield from _iterate_batches(
         _batch_records(records, _make_content_decoder(pixels), batch_size, threads)
@@ -165,9 +198,9 @@ def _iterate_batches(dataset: Any) -> Iterator[Batch]:
 def _make_file_decoder(pixels: PixelSpec) -> Any:
     import tensorflow as tf
 
-    def decode(position: Any, path: Any) -> Any:
+    def decode(position: Any, path: Any, page: Any) -> Any:
         content = tf.io.read_file(path)
-        return position, *_keep_bytes(content, _decode_content(content, pixels), pixels)
+        return position, *_keep_bytes(content, _decode_content(content, page, pixels), pixels)
 
     return decode
 
@@ -177,8 +210,8 @@ def _make_content_decoder(pixels: PixelSpec) -> Any:
     import tensorflow as tf
 
     @tf.function(autograph=False)  # type: ignore[untyped-decorator]
-    def decode(position: Any, content: Any) -> Any:
-        return position, *_keep_bytes(content, _decode_content(content, pixels), pixels)
+    def decode(position: Any, content: Any, page: Any) -> Any:
+        return position, *_keep_bytes(content, _decode_content(content, page, pixels), pixels)
 
     return decode
 
@@ -189,14 +222,20 @@ def _keep_bytes(content: Any, prepared: tuple[Any, ...], pixels: PixelSpec) -> t
     return (content, *prepared[1:]) if pixels.takes_bytes else prepared
 
 
-def _decode_content(content: Any, pixels: PixelSpec) -> tuple[Any, ...]:
+def _decode_content(content: Any, page: Any, pixels: PixelSpec) -> tuple[Any, ...]:
     import tensorflow as tf
 
+    if pixels.shape[2] not in COLOR_CHANNELS:
+        return _decode_other(content, page, pixels)
     kind, count, scanned = read_header(content)
-    known = tf.not_equal(kind, UNKNOWN) & tf.not_equal(kind, UNSUPPORTED_BMP)
     fits = (count <= pixels.max_pixels) & (scanned <= MAX_SCANNED_PIXELS)
     # Decoding an empty string fails, which rejects the record.
-    return _decode_image(tf.where(known & fits, content, b""), kind, pixels)
+    fitting = tf.where(tf.not_equal(kind, UNSUPPORTED_BMP) & fits, content, b"")
+    return tf.cond(  # type: ignore[no-any-return]
+        tf.equal(kind, UNKNOWN),
+        lambda: _decode_other(content, page, pixels),
+        lambda: _decode_image(fitting, kind, pixels),
+    )
 
 
 @functools.cache
@@ -206,158 +245,101 @@ def _make_array_decoder(pixels: PixelSpec) -> Any:
     @tf.function(autograph=False, reduce_retracing=True)  # type: ignore[untyped-decorator]
     def decode(position: Any, image: Any) -> Any:
         levels = image if image.dtype == tf.uint8 else scale_to_255(image)
-        return position, *_prepare_image(image, levels, pixels), tf.constant(False)
+        return position, *prepare_image(image, levels, pixels), *_flag()
 
     return decode
 
 
 def _decode_image(content: Any, kind: Any, pixels: PixelSpec) -> tuple[Any, ...]:
-    """Decode a file.
+    """Decode a file with TensorFlow.
 
-    Return the result of :func:`_prepare_image`, and whether the file has a non-default orientation.
+    Return the result of :func:`prepare_image`, and that of :func:`_flag`.
     """
-    image = _decode_to_channels(content, kind, pixels.shape[2])
+    import tensorflow as tf
+
+    image = decode_to_channels(content, kind, pixels.shape[2], pixels.depth)
     if pixels.apply_orientation:
         image = turn_upright(image, content)
-    return *_prepare_image(image, image, pixels), is_turned(content)
+    reduced = tf.equal(kind, DEEP_PNG) if pixels.depth == 8 else False
+    flags = _flag(turned=is_turned(content), reduced=reduced)
+    return *prepare_image(image, reduce_levels(image), pixels), *flags
 
 
-def _decode_to_channels(content: Any, kind: Any, channels: int) -> Any:
-    """Decode to 1, 3 or 4 channels, like Keras' `color_mode`.
-
-    TensorFlow decodes GIF, BMP and CMYK JPEG to three channels only; these are converted to
-    grayscale with `tf.image.rgb_to_grayscale`. All formats except PNG get an opaque alpha channel.
-    """
+def _flag(
+    turned: Any = False, reduced: Any = False, unscaled: Any = False, passed_over: Any = 0
+) -> tuple[Any, ...]:
+    """Return the flags of an image; see :class:`Batch`."""
     import tensorflow as tf
 
-    def decode(count: int) -> Any:
-        image = tf.io.decode_image(content, channels=count, expand_animations=False)
-        image.set_shape((None, None, count))
-        return image
-
-    match channels:
-        case 1:
-            return tf.cond(
-                tf.equal(kind, PNG) | tf.equal(kind, JPEG),
-                lambda: decode(1),
-                lambda: tf.image.rgb_to_grayscale(decode(3)),
-            )
-        case 4:
-            opaque = [[0, 0], [0, 0], [0, 1]]
-            return tf.cond(
-                tf.equal(kind, PNG),
-                lambda: decode(4),
-                lambda: tf.pad(decode(3), opaque, constant_values=tf.constant(255, tf.uint8)),
-            )
-    return decode(3)
+    types = (tf.bool, tf.bool, tf.bool, tf.int32)
+    return tuple(map(tf.convert_to_tensor, (turned, reduced, unscaled, passed_over), types))
 
 
-def _prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
-    """Return the preprocessed image and its thumbnail.
-
-    Args:
-        image: the decoded image, (h, w, c).
-        levels: the same image with values from 0 to 255.
-        pixels: the preprocessing.
-
-    Returns:
-        The preprocessed image, (H, W, C) float32; the uint8 thumbnail, padded to a square; and the
-        height and width of the thumbnail.
-    """
+def _decode_other(content: Any, page: Any, pixels: PixelSpec) -> tuple[Any, ...]:
+    """Like :func:`_decode_image`, for a file that TensorFlow does not decode."""
     import tensorflow as tf
 
-    height, width, _ = pixels.shape
-    if pixels.resize is None:
-        resized = tf.cast(image, tf.float32)
-    else:
-        resized = resize(
-            image,
-            (height, width),
-            pixels.resize,
-            pixels.crop_fraction,
-            pixels.interpolation,
-            pixels.antialias,
-        )
-    sides = tf.cast(tf.shape(image)[:2], tf.float32)
-    if image is levels and min(height, width) >= thumbnails_module.MAX_SIDE:
-        # Downscaling the resized image is much faster than downscaling a large original.
-        if pixels.resize != "stretch" or pixels.crop_fraction is not None:
-            sides = tf.constant([height, width], tf.float32)
-        method = "bilinear" if max(height, width) < 2 * thumbnails_module.MAX_SIDE else "area"
-        factor = thumbnails_module.MAX_SIDE / tf.reduce_max(sides)
-        picture = _make_thumbnail(resized, sides * factor, method)
-    else:
-        factor = thumbnails_module.MAX_SIDE / tf.reduce_max(sides)
-        picture = _make_thumbnail(levels, sides * tf.minimum(1.0, factor), "area")
-    return tf.ensure_shape(_normalize(resized, pixels), pixels.shape), *picture
+    # A single operation, because the executor visits each one of a branch that is not taken.
+    image, picture, sides, *flags = tf.numpy_function(
+        functools.partial(_prepare_other, pixels=pixels),
+        [content, page],
+        [tf.float32, tf.uint8, tf.int32, tf.bool, tf.bool, tf.bool, tf.int32],
+    )
+    return (
+        tf.ensure_shape(image, pixels.shape),
+        tf.ensure_shape(picture, (thumbnails_module.MAX_SIDE, thumbnails_module.MAX_SIDE, None)),
+        tf.ensure_shape(sides, (2,)),
+        *(tf.ensure_shape(flag, ()) for flag in flags),
+    )
 
 
-def _normalize(image: Any, pixels: PixelSpec) -> Any:
-    """Convert resized pixels, (H, W, c) float32, to the encoder's channels and value range."""
-    import tensorflow as tf
-
-    if pixels.repeat_channel and image.shape[-1] == 1:
-        image = tf.image.grayscale_to_rgb(image)
-    if pixels.reverse_channels:
-        image = image[..., ::-1]
-    match pixels.scale:
-        case "unit":
-            image = image / 255.0
-        case "symmetric":
-            image = image / 127.5 - 1.0
-    if pixels.mean:
-        image = image - tf.constant(pixels.mean, tf.float32)
-    if pixels.std:
-        image = image / tf.constant(pixels.std, tf.float32)
-    return image
-
-
-def _make_thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:
-    """Downscale an image with values from 0 to 255.
-
-    Return the padded thumbnail, and its height and width.
-    """
-    import tensorflow as tf
-
-    channels = image.shape[-1]
-    if channels not in (1, 3):
-        image = image[..., : 3 if channels > 3 else 1]
-    size = tf.maximum(1, tf.cast(tf.round(sides), tf.int32))
-    small = tf.image.resize(image[None], size, method)[0]
-    right = [
-        [0, thumbnails_module.MAX_SIDE - size[0]],
-        [0, thumbnails_module.MAX_SIDE - size[1]],
-        [0, 0],
-    ]
-    return tf.pad(tf.saturate_cast(tf.round(small), tf.uint8), right), size
-
-
-def scale_to_255(image: Any) -> Any:
-    """Scale float pixels from [0, 1], [-1, 1] or [0, 255] to [0, 255]; stretch other ranges."""
-    import tensorflow as tf
-
-    image = tf.cast(image, tf.float32)
-    image = tf.where(tf.math.is_finite(image), image, 0.0)
-    low, high = tf.reduce_min(image), tf.reduce_max(image)
-    stretched = (image - low) * 255.0 / tf.maximum(high - low, 1e-12)
-    levels = tf.where((low >= 0.0) & (high <= 255.0), image, stretched)
-    levels = tf.where((low >= -1.0) & (high <= 1.0), (image + 1.0) * 127.5, levels)
-    return tf.where((low >= 0.0) & (high <= 1.0), image * 255.0, levels)
-
-
-def decode_file(content: bytes) -> Array:
-    """Decode an image file without preprocessing, to (h, w, c) uint8.
+def _prepare_other(content: bytes, page: int, *, pixels: PixelSpec) -> list[Any]:
+    """Decode and prepare a file that TensorFlow does not decode, without a graph.
 
     Raises:
-        tf.errors.InvalidArgumentError: the file cannot be decoded.
+        RejectedImage: it cannot be decoded.
     """
     import tensorflow as tf
 
+    decoded = registry.decode_image(content, int(page), _want(pixels))
+    # The graph that prepares all other files runs on the CPU too.
+    with tf.device("CPU"):
+        image = tf.constant(decoded.image)
+        unscaled = image.dtype == tf.float32
+        if unscaled:
+            spec = replace(pixels, scale=pixels.float_scale)
+            prepared = prepare_image(image, scale_to_255(image), spec)
+        else:
+            prepared = prepare_image(image, reduce_levels(image), pixels)
+        flags = _flag(decoded.is_turned, decoded.is_reduced, unscaled, decoded.passed_over)
+    return [value.numpy() for value in (*prepared, *flags)]
+
+
+def _want(pixels: PixelSpec) -> registry.Wanted:
+    return registry.Wanted(
+        channels=pixels.shape[2],
+        depth=pixels.depth,
+        max_pixels=pixels.max_pixels,
+        upright=pixels.apply_orientation,
+    )
+
+
+def decode_file(content: bytes, page: int = 0) -> Array:
+    """Decode an image file without preprocessing, to (h, w, c), usually uint8.
+
+    Raises:
+        tf.errors.InvalidArgumentError: the file cannot be decoded by TensorFlow.
+        RejectedImage: the file cannot be decoded by another library.
+    """
+    import tensorflow as tf
+
+    if int(read_header(tf.constant(content))[0]) == UNKNOWN:
+        return registry.decode_as_stored(content, page)
     image: Array = tf.io.decode_image(content, expand_animations=False).numpy()
     return image
 
 
-def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
+def diagnose(content: bytes, pixels: PixelSpec, page: int = 0) -> str | Batch:
     """Return why a file was skipped, as a fixed reject reason, or the image if it decodes."""
     import tensorflow as tf
 
@@ -367,17 +349,23 @@ def diagnose(content: bytes, pixels: PixelSpec) -> str | Batch:
         kind, count, scanned = (int(value) for value in read_header(tf.constant(content)))
     except tf.errors.OpError:
         return "corrupt image"
-    if kind == UNKNOWN:
-        return "not an image"
     if kind == UNSUPPORTED_BMP:
         return "unsupported image"
     if count > pixels.max_pixels:
         return "too many pixels"
     if scanned > MAX_SCANNED_PIXELS:
         return "too many scans"
+    if kind != UNKNOWN and pixels.shape[2] not in COLOR_CHANNELS:
+        return registry.WRONG_CHANNELS
     try:
-        decoded = _decode_image(tf.constant(content), tf.constant(kind, tf.int64), pixels)
-        prepared = [value.numpy()[None] for value in decoded]
+        if kind == UNKNOWN:
+            decoded = _prepare_other(content, page, pixels=pixels)
+        else:
+            tensors = _decode_image(tf.constant(content), tf.constant(kind, tf.int64), pixels)
+            decoded = [value.numpy() for value in tensors]
+        prepared = [value[None] for value in decoded]
+    except RejectedImage as rejected:
+        return str(rejected)
     except (tf.errors.OpError, ValueError):
         return "corrupt image"
     if pixels.takes_bytes:

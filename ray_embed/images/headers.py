@@ -7,7 +7,7 @@ import numpy as np
 
 from ray_embed.core.arrays import Array
 
-UNKNOWN, JPEG, PNG, GIF, BMP, UNSUPPORTED_BMP, CMYK_JPEG = range(7)
+UNKNOWN, JPEG, PNG, GIF, BMP, UNSUPPORTED_BMP, CMYK_JPEG, DEEP_PNG = range(8)
 # A progressive JPEG can have any number of scans (usually about ten). Decoding MAX_SCANNED_PIXELS
 # pixels × scans takes about ten seconds. A scan has at least _SCAN_BYTES bytes.
 MAX_SCANNED_PIXELS, _SCAN_BYTES = 10**11, 10
@@ -50,15 +50,16 @@ def _read_other_header(content: Any) -> tuple[Any, Any]:
     start = tf.strings.substr(content, 0, _HEADER_BYTES)
     padded = tf.strings.substr(tf.strings.join([start, "\0" * _HEADER_BYTES]), 0, _HEADER_BYTES)
     head = tf.ensure_shape(tf.cast(tf.io.decode_raw(padded, tf.uint8), tf.int64), (_HEADER_BYTES,))
-    png_width, png_height, bmp_width, bmp_height, bits, packed = tf.unstack(
+    png_width, png_height, depth, bmp_width, bmp_height, bits, packed = tf.unstack(
         tf.linalg.matvec(_NUMBERS, head)
     )
+    png = tf.where(tf.equal(depth, 16), _constant(DEEP_PNG), _constant(PNG))
     # TensorFlow decodes only 24-bit uncompressed BMP correctly.
     plain_bmp = tf.where(tf.equal(bits, 24) & tf.equal(packed, 0), BMP, UNSUPPORTED_BMP)
     # The height of a top-down BMP is negative.
     bmp_height = tf.minimum(bmp_height, (1 << 32) - bmp_height)
     kinds = [
-        (b"\x89PNG\r\n\x1a\n", _constant(PNG), png_width * png_height),
+        (b"\x89PNG\r\n\x1a\n", png, png_width * png_height),
         (b"BM", tf.cast(plain_bmp, tf.int64), bmp_width * bmp_height),
     ]
     format_, count = _constant(UNKNOWN), _constant(0)
@@ -107,12 +108,12 @@ def _constant(value: int) -> Any:
 
 
 def _make_number_matrix() -> Array:
-    """Return a matrix that maps header bytes to the width and height fields of each format."""
+    """Return a matrix that maps header bytes to the numbers in the header of each format."""
     little, big = 256 ** np.arange(4), 256 ** np.arange(4)[::-1]
-    matrix = np.zeros((6, _HEADER_BYTES), np.int64)
+    matrix = np.zeros((7, _HEADER_BYTES), np.int64)
     for row, (at, weights) in enumerate(
         [
-            *((16, big), (20, big)),
+            *((16, big), (20, big), (24, big[-1:])),
             *((18, little), (22, little), (28, little[:2]), (30, little[:2])),
         ]
     ):

@@ -46,6 +46,7 @@ def resize(
         image = _crop_to_aspect_ratio(image, height, width)
     elif mode == "pad":
         padded = tf.image.resize_with_pad(image, height, width, interpolation, antialias=antialias)
+        padded = tf.cast(padded, tf.float32)
         return _round_levels(padded) if antialias and image.dtype == tf.uint8 else padded
     return tf.ensure_shape(_resize(image, size, interpolation, antialias), (height, width, None))
 

@@ -17,13 +17,19 @@ from ray_embed.sources.files import File, SizeAndTime
 
 @dataclass(frozen=True)
 class FileReader:
-    """Opens image files. Relative paths are resolved against `location`, a path or URI."""
+    """Opens image files. Relative paths are resolved against `location`, a path or URI.
+
+    `has_pages` is whether the plan has the column `page`, which says what to take of each file.
+    """
 
     location: str
+    has_pages: bool = False
 
     def open(self, records: PlannedRecords, pixels: PixelSpec) -> "FileImages":
         """Return the files of planned records, without reading them."""
-        return FileImages(self._resolve(records.rows), _planned_stats(records.rows), pixels)
+        rows = records.rows
+        pages = rows["page"].to_pylist() if self.has_pages else [0] * len(records)
+        return FileImages(self._resolve(rows), _planned_stats(rows), pixels, pages)
 
     def verify(self, rows: pa.Table) -> None:
         """Check that local files have not changed since they were planned. Remote files were
@@ -43,11 +49,13 @@ class FileReader:
 
 @dataclass(frozen=True)
 class FileImages:
-    """Image files, with the size and modification time that each had when the run was planned."""
+    """Image files, with the size and modification time that each had when the run was planned, and
+    the page to take of each."""
 
     files: Sequence[File]
     planned: Sequence[SizeAndTime]
     pixels: PixelSpec
+    pages: Sequence[int]
 
     def __len__(self) -> int:
         return len(self.files)
@@ -58,7 +66,7 @@ class FileImages:
         return sum(size or 0 for size, _ in self.planned)
 
     def find_value_range(self) -> None:
-        """Return None, because decoded image files are always uint8."""
+        """Return None, because the values of image files are usually levels."""
 
     def batches(self, batch_size: int, threads: int) -> Iterator[Batch]:
         """Yield batches of decoded files, skipping those that cannot be decoded.
@@ -70,10 +78,10 @@ class FileImages:
         if not any(file.is_remote for file in self.files):
             if self.files:
                 paths = [file.path for file in self.files]
-                yield from decode.file_batches(paths, self.pixels, batch_size, threads)
+                yield from decode.file_batches(paths, self.pixels, batch_size, threads, self.pages)
             return
         contents = files.read_contents(self.files, self.planned)
-        yield from decode.content_batches(contents, self.pixels, batch_size, threads)
+        yield from decode.content_batches(contents, self.pixels, batch_size, threads, self.pages)
 
     def diagnose(self, number: int) -> str | Batch:
         """Return why a file was skipped, as one of the fixed reject reasons, or the image if it can
@@ -84,10 +92,12 @@ class FileImages:
             StorageError: the file cannot be read.
         """
         content = files.read_file(self.files[number], self.planned[number])
-        return content if isinstance(content, str) else decode.diagnose(content, self.pixels)
+        if isinstance(content, str):
+            return content
+        return decode.diagnose(content, self.pixels, self.pages[number])
 
     def load(self, number: int) -> Array:
-        """Return an image as it is stored, (h, w, c) uint8.
+        """Return an image as it is stored, (h, w, c), usually uint8.
 
         Raises:
             InputError: the file is missing or cannot be read.
@@ -95,7 +105,7 @@ class FileImages:
         content = files.read_file(self.files[number], (None, None))
         if isinstance(content, str):
             raise InputError(f"{self.files[number]}: {content}")
-        return decode.decode_file(content)
+        return decode.decode_file(content, self.pages[number])
 
 
 def _planned_stats(rows: pa.Table) -> list[SizeAndTime]:

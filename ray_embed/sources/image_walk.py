@@ -17,7 +17,12 @@ from ray_embed.sources.external_sort import sort_names
 from ray_embed.sources.files import SizeAndTime, stat_local_file
 from ray_embed.storage.filesystem import Folder
 
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".gif", ".bmp")
+TIFF_ENDINGS = (".tif", ".tiff")
+IMAGE_ENDINGS = (
+    *(".jpg", ".jpeg", ".png", ".gif", ".bmp"),
+    *(".webp", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".dcm"),
+    *TIFF_ENDINGS,
+)
 _NAMES_HELD = 100_000
 _MAX_REQUESTS = 8
 # Other endings than the first ones are counted together.

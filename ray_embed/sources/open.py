@@ -28,7 +28,7 @@ from ray_embed.sources.described_folder import METADATA_FILES, open_described_fo
 from ray_embed.sources.file_content import recognize_file
 from ray_embed.sources.files import locate_file
 from ray_embed.sources.hdf5 import open_hdf5
-from ray_embed.sources.image_folder import open_folder
+from ray_embed.sources.image_folder import ImageFolder, open_folder
 from ray_embed.sources.image_walk import IMAGE_ENDINGS, list_folders
 from ray_embed.sources.label_vectors import VECTOR_TYPES
 from ray_embed.sources.listing import Listing, open_listing, split_listing
@@ -87,19 +87,30 @@ def open_sources(config: RunConfig) -> list[Source]:
     Raises:
         InputError: a source does not exist or has an unknown type, arguments are given for a source
             that is not a callable, no listing has the requested label column, a source cannot be
-            split as requested, or two splits have the same name.
+            split, or read page by page, as requested, or two splits have the same name.
     """
     sources = list(_open_folders(config) if config.splits_from_folders else _open_each(config))
     if config.splits_from_column is not None:
         sources = _split_by_column(sources[0], config.splits_from_column)
     if "label_column" in config.model_fields_set:
         _check_label_column(sources)
+    _check_pages(sources, config)
     return sources
 
 
 def select_datasets(sources: Sequence[Source]) -> list[Dataset]:
     """Return the sequential sources, which need a dataset reader."""
     return [source for source in sources if isinstance(source, Dataset)]
+
+
+def _check_pages(sources: list[Source], config: RunConfig) -> None:
+    """Raise an error if pages are wanted of a source that is not a folder of images."""
+    for source in sources:
+        if config.pages == "all" and not isinstance(source, ImageFolder):
+            raise InputError(
+                f"--source {redact_uri(source.location)}: not a folder of images, which --pages "
+                "all needs"
+            )
 
 
 def _check_label_column(sources: list[Source]) -> None:

@@ -130,7 +130,7 @@ class PackedImages:
         return self._bytes_read
 
     def find_value_range(self) -> None:
-        """Return None: encoded images have whole levels from 0 to 255."""
+        """Return None, because the values of encoded images are usually levels."""
 
     def batches(self, batch_size: int, threads: int) -> Iterator[Batch]:
         """Yield the decoded images; leave out those that cannot be decoded.
@@ -155,7 +155,7 @@ class PackedImages:
         return _NO_IMAGE if content is None else decode.diagnose(content, self.pixels)
 
     def load(self, number: int) -> Array:
-        """Return an image as it is stored, (h, w, c) uint8.
+        """Return an image as it is stored, (h, w, c), usually uint8.
 
         Raises:
             InputError: the record has no image.

@@ -72,6 +72,8 @@ class Idle:
             rejects={},
             brightest=255,
             turned=0,
+            reduced=0,
+            passed_over=0,
             is_uniform=False,
             values=None,
             finished=time.time(),

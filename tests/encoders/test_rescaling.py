@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tf_keras
+import tifffile
 from support.encoders import spec
 from support.pictures import make_folder
 
@@ -250,6 +251,28 @@ def test_float_arrays_are_compared_with_what_the_encoder_expects(ray_embed, save
     )  # fmt: skip
     assert result.code == 0, result.err
     assert "all 3 records got the same features" in result.err
+
+
+def test_deep_levels_and_float_files_are_compared_with_what_the_encoder_expects(ray_embed, saved):
+    arguments = ("extract", "--actors", 1, "--model")
+    refused = ray_embed(
+        *arguments, saved / "bytes.keras", "--source", saved / "data", "--depth", 16
+    )
+    assert refused.code == 2
+    assert "takes uint8 images; use --depth 8" in refused.err
+    Path("deep").mkdir()
+    random = np.random.default_rng(0)
+    tifffile.imwrite("deep/a.tif", random.random((9, 9, 3), np.float32), photometric="rgb")
+    tifffile.imwrite("deep/b.tif", random.integers(0, 65536, (9, 9, 3), np.uint16))
+    source = ("--source", "deep", "--depth", 16)
+    result = ray_embed(*arguments, saved / "rescaling.keras", *source)
+    assert result.code == 0, result.err
+    assert "pixels are given as 0–65535" in result.err
+    assert "warning: --depth 16: pixels from 0 to 65535 reach" in result.err
+    assert "deep: float images go to the encoder as they are" in result.err
+    refused = ray_embed(*arguments, saved / "bytes.keras", "--source", "deep")
+    assert refused.code == 2
+    assert "its images are floats from 0" in refused.err
 
 
 def test_gray_arrays_are_repeated_for_encoders_of_three_channels(ray_embed, saved):

@@ -100,6 +100,8 @@ class Stub:
             rejects=rejects,
             brightest=255,
             turned=0,
+            reduced=0,
+            passed_over=0,
             is_uniform=False,
             values=None,
             finished=time.time(),

@@ -112,10 +112,10 @@ def test_objects_are_compared_with_the_plan_as_they_are_read(tmp_path):
     # To the reader, any file system but none is an object store.
     objects = [File(str(p).encode(), pafs.LocalFileSystem()) for p in sorted(root.rglob("*.png"))]
     planned: list[Any] = [(size, None) for size, _ in files.stat_files(objects)]
-    images = FileImages(objects, planned, PIXELS)
+    images = FileImages(objects, planned, PIXELS, [0, 0])
     (batch,) = images.batches(4, 1)
     assert batch.positions.tolist() == [0, 1]
-    changed = FileImages(objects, [planned[0], (1, None)], PIXELS)
+    changed = FileImages(objects, [planned[0], (1, None)], PIXELS, [0, 0])
     with pytest.raises(InputError, match="has changed since the run was planned"):
         list(changed.batches(4, 1))
 

@@ -108,14 +108,15 @@ def test_the_label_is_the_first_folder_and_missing_at_the_root(tmp_path):
 
 def test_only_the_endings_of_images_are_records_and_the_others_are_counted(tmp_path):
     images = ["a.jpg", "b.JPEG", "c.png", "d.GIF", "e.bmp", "f.tar.png"]
-    touch(tmp_path, *images, "x.txt", "y.webp", "sub/z.tiff", "png", ".h.png", ".hid/a.png")
+    images += ["g.webp", "h.TIF", "i.dcm", "sub/j.heic"]
+    touch(tmp_path, *images, "x.txt", "y.svg", "sub/z.psd", "png", ".h.png", ".hid/a.png")
     touch(tmp_path, "sub/.DS_Store")
     skipped: Counter[str] = Counter()
     batches = list(opened(tmp_path).records(skipped))
     assert [key for batch in batches for key in batch["key"].to_pylist()] == images
     assert skipped["hidden"] == 3
     del skipped["hidden"]
-    assert skipped == {".txt": 1, ".webp": 1, ".tiff": 1, "without a file extension": 1}
+    assert skipped == {".txt": 1, ".svg": 1, ".psd": 1, "without a file extension": 1}
 
 
 def test_a_folder_with_the_ending_of_an_image_is_a_folder(tmp_path):
