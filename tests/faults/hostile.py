@@ -28,7 +28,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pillow_heif
 import pyarrow.parquet as pq
+import tifffile
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -38,7 +40,8 @@ from support.sample_runs import part_files, save_encoder
 
 Kind = tuple[str, str, bytes]  # name, ending, content
 BIG = 60_000
-ENDINGS = ("jpg", "jpeg", "png", "gif", "bmp", "JPG", "PnG")
+ENDINGS = ("jpg", "jpeg", "png", "gif", "bmp", "JPG", "PnG", "tif", "webp", "dcm", "heic", "jp2")
+pillow_heif.register_heif_opener()
 
 
 def photographs() -> list[Image.Image]:
@@ -71,6 +74,29 @@ def chunk(kind: bytes, content: bytes) -> bytes:
 def png(head: bytes, lines: bytes, *others: bytes) -> bytes:
     body = chunk(b"IHDR", head) + b"".join(others) + chunk(b"IDAT", zlib.compress(lines))
     return b"\x89PNG\r\n\x1a\n" + body + chunk(b"IEND", b"")
+
+
+def tiff(pixels: np.ndarray, **options: object) -> bytes:
+    sink = io.BytesIO()
+    tifffile.imwrite(sink, pixels, **options)
+    return sink.getvalue()
+
+
+def dicom(pixels: np.ndarray) -> bytes:
+    from pydicom import Dataset
+    from pydicom.dataset import FileMetaDataset
+    from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian
+
+    dataset = Dataset()
+    dataset.file_meta = FileMetaDataset()
+    dataset.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    dataset.file_meta.MediaStorageSOPClassUID = dataset.SOPClassUID = CTImageStorage
+    dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID = "1.2.3"
+    dataset.set_pixel_data(pixels, "MONOCHROME2", 12)
+    dataset.WindowCenter, dataset.WindowWidth = 1000, 1500
+    sink = io.BytesIO()
+    dataset.save_as(sink, enforce_file_format=True)
+    return sink.getvalue()
 
 
 def interlaced(image: Image.Image) -> bytes:
@@ -114,8 +140,28 @@ def kinds() -> list[Kind]:
             (f"bmp-{at}", "bmp", saved(rgb, "BMP")),
             (f"bmp-palette-{at}-odd", "bmp", saved(rgb.quantize(40), "BMP")),
             (f"bmp-one-bit-{at}-odd", "bmp", saved(rgb.convert("1"), "BMP")),
-            (f"webp-{at}-odd", "png", saved(rgb, "WEBP")),
-            (f"tiff-{at}-odd", "jpg", saved(rgb, "TIFF")),
+            (f"webp-{at}", "png", saved(rgb, "WEBP")),
+            (f"webp-lossless-{at}", "webp", saved(rgb.convert("RGBA"), "WEBP", lossless=True)),
+            (
+                f"webp-animated-{at}",
+                "webp",
+                saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]),
+            ),
+            (f"avif-{at}", "avif", saved(rgb, "AVIF", speed=10)),
+            (f"heic-{at}", "heic", saved(rgb, "HEIF")),
+            (f"jp2-{at}", "jp2", saved(rgb, "JPEG2000")),
+            (f"tiff-{at}", "jpg", saved(rgb, "TIFF")),
+            (f"tiff-cmyk-{at}-odd", "tif", saved(rgb.convert("CMYK"), "TIFF")),
+        ]
+        levels = np.asarray(rgb)
+        found += [
+            (f"tiff-lzw-{at}", "tif", tiff(levels, compression="lzw", predictor=True)),
+            (f"tiff-jpeg-{at}", "tif", tiff(levels, compression="jpeg")),
+            (f"tiff-tiles-{at}", "tiff", tiff(levels, compression="deflate", tile=(64, 64))),
+            (f"tiff-16-{at}", "tif", tiff(levels.astype(np.uint16) * 200, bigtiff=True)),
+            (f"tiff-float-{at}", "tif", tiff(levels.astype(np.float32), photometric="rgb")),
+            (f"tiff-pages-{at}", "tif", tiff(np.stack([levels] * 3), photometric="rgb")),
+            (f"dicom-{at}", "dcm", dicom(levels[..., 0].astype(np.uint16) * 16)),
         ]
     return found
 
@@ -130,6 +176,27 @@ def with_size(content: bytes, width: int, height: int) -> bytes:
         changed[6:10] = struct.pack("<HH", width & 0xFFFF, height & 0xFFFF)
     elif content.startswith(b"BM"):
         changed[18:26] = struct.pack("<ii", width, height)
+    elif content.startswith((b"RIFF", b"II*\0", b"II+\0")) or content[128:132] == b"DICM":
+        for mark, side in (
+            (b"\0\1\4\0\1\0\0\0", width), (b"\1\1\4\0\1\0\0\0", height),
+            (b"\0\1\3\0\1\0\0\0", width), (b"\1\1\3\0\1\0\0\0", height),
+            (b"\x28\0\x11\0US\2\0", width), (b"\x28\0\x10\0US\2\0", height),
+        ):  # fmt: skip
+            at = content.find(mark)
+            if at >= 0:
+                whole = mark[2] != 3 and mark[4:6] != b"US"
+                packed = struct.pack("<I", side) if whole else struct.pack("<H", side & 0xFFFF)
+                changed[at + 8 : at + 8 + len(packed)] = packed
+        if content[12:16] == b"VP8X":
+            changed[24:30] = (width - 1 & 0xFFFFFF).to_bytes(3, "little") + (
+                height - 1 & 0xFFFFFF
+            ).to_bytes(3, "little")
+        elif content[12:16] == b"VP8 ":
+            changed[26:30] = struct.pack("<HH", width & 0x3FFF, height & 0x3FFF)
+    elif (at := content.find(b"ispe")) >= 0:
+        changed[at + 8 : at + 16] = struct.pack(">II", width, height)
+    elif (at := content.find(b"\xff\x51")) >= 0:
+        changed[at + 6 : at + 14] = struct.pack(">II", width, height)
     else:
         for at in range(2, len(content) - 9):
             if content[at] == 0xFF and content[at + 1] in (0xC0, 0xC2):
@@ -163,6 +230,43 @@ def bomb(side: int) -> bytes:
     line = b"\0" * (1 + 3 * side)
     lines = b"".join(pack.compress(line) for _ in range(side)) + pack.flush()
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", lines) + chunk(b"IEND", b"")
+
+
+def tiff_of(*tags: tuple[int, int, int, int], after: int = 0, data: bytes = b"") -> bytes:
+    """A TIFF of one directory with these tags (number, type, count, value), and what follows."""
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in sorted(tags))
+    return b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + struct.pack("<I", after) + data
+
+
+def gray_tiff(
+    side: int, strip: bytes, *others: tuple[int, int, int, int], after: int = 0, data: bytes = b""
+) -> bytes:
+    """A gray TIFF of one compressed strip, and what follows."""
+    tags = [
+        (256, 4, 1, side), (257, 4, 1, side), (258, 3, 1, 8), (259, 3, 1, 8), (262, 3, 1, 1),
+        (273, 4, 1, 0), (277, 3, 1, 1), (278, 4, 1, side), (279, 4, 1, len(strip)), *others,
+    ]  # fmt: skip
+    start = len(tiff_of(*tags))
+    tags[5] = (273, 4, 1, start)
+    return tiff_of(*tags, after=after, data=strip + data)
+
+
+def hostile_tiffs() -> Iterator[tuple[str, str, bytes]]:
+    """TIFF files that say, or unpack to, more than they have."""
+    zeros = zlib.compress(bytes(300_000_000), 9)
+    yield "tiff-strip-bomb", "tif", gray_tiff(64, zeros)
+    yield "tiff-bomb", "tif", gray_tiff(13_000, zeros)
+    yield "tiff-bomb-over", "tif", gray_tiff(14_000, zeros)
+    yield "tiff-samples", "tif", gray_tiff(64, zeros, (338, 3, 1, 0), (277, 3, 1, 60_000))
+    small = zlib.compress(bytes(64))
+    yield "tiff-ring", "tif", gray_tiff(8, small, after=8)
+    yield "tiff-tag-count", "tif", tiff_of((256, 4, 1, 8), (257, 4, 1, 8), (273, 4, 2**31, 8))
+    yield "tiff-tags", "tif", b"II*\0" + struct.pack("<IH", 8, 65535)
+    start = len(gray_tiff(8, small))
+    pages = (
+        struct.pack("<HHHIII", 1, 256, 4, 1, 8, start + (page + 1) * 18) for page in range(100_000)
+    )
+    yield "tiff-pages", "tif", gray_tiff(8, small, after=start, data=b"".join(pages))
 
 
 def flipped(content: bytes, bits: int, choose: random.Random) -> bytes:
@@ -237,6 +341,12 @@ def special() -> Iterator[tuple[str, str, bytes]]:
     )  # fmt: skip
     yield "frames-large", "gif", (
         b"GIF89a" + struct.pack("<HHBBB", 8000, 8000, 0x80, 0, 0) + bytes(6) + frame * 500 + b"\x3b"
+    )  # fmt: skip
+    yield from hostile_tiffs()
+    wide = saved(photo, "WEBP", lossless=True)
+    yield "webp-canvas", "webp", (
+        b"RIFF" + struct.pack("<I", len(wide) + 10) + b"WEBPVP8X" + struct.pack("<II", 10, 2)
+        + b"\xfe\x3f\0" * 2 + b"ANIM" + struct.pack("<IIH", 6, 0, 0) + wide[12:]
     )  # fmt: skip
     yield "one-pixel", "png", saved(photo.resize((1, 1)), "PNG")
     yield "thin", "png", saved(photo.resize((1, 4000)), "PNG")
