@@ -8,6 +8,7 @@ tar and these small files; the actors read the images, by their byte offsets.
 """
 
 import json
+import re
 import tarfile
 from collections import Counter
 from collections.abc import Iterator
@@ -35,6 +36,8 @@ _RECORDS_PER_BATCH = 4096
 # The first samples show which labels and fields there are.
 _SAMPLES_INSPECTED = 100
 _MAX_SMALL_FILE = 1 << 20
+# Not \d, which matches the digits of all scripts.
+_CLASS_NUMBER = re.compile("-?[0-9]{1,18}")
 _COMPRESSED = {
     b"\x1f\x8b": ("gzip", "gunzip"),
     b"BZh": ("bzip2", "bunzip2"),
@@ -60,7 +63,7 @@ class _Sample:
             where: the tar, for messages.
         """
         if (text := self._read_text("cls", where)) is not None:
-            return int(text) if text.lstrip("-").isdigit() else text
+            return int(text) if _CLASS_NUMBER.fullmatch(text) else text
         if column in fields:
             return fields[column]
         return self._read_text("txt", where)
@@ -92,10 +95,14 @@ class _Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class WebDataset:
-    """The samples of tar files: the files by name, and in each the samples in their order."""
+    """The samples of tar files: the files by name, and in each the samples in their order.
+
+    `image` is the ending of the images, such as ``input.png``; None for that of any image.
+    """
 
     split: str
     files: ContainerFiles
+    image: str | None
     label_column: str
     info: SourceInfo
 
@@ -112,7 +119,7 @@ class WebDataset:
                 another type than the first ones.
         """
         for name, file, stat in self.files.locate():
-            samples = _read_samples(file, skipped)
+            samples = _read_samples(file, skipped, self.image)
             while batch := list(islice(samples, _RECORDS_PER_BATCH)):
                 yield self._make_records(batch, name, str(file), stat)
 
@@ -154,9 +161,14 @@ class WebDataset:
         except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
             for sample, label in zip(samples, labels, strict=True):
                 if label is not None and _find_type(label, where) != target:
+                    found = (
+                        f"samples have none; put one with a label among the first "
+                        f"{_SAMPLES_INSPECTED}"
+                        if pa.types.is_null(target)
+                        else f"labels have the type {target}; give all labels one type"
+                    )
                     raise InputError(
-                        f"{where}: {sample.key} has the label {label!r}, but the first labels have "
-                        f"the type {target}; give all labels one type"
+                        f"{where}: {sample.key} has the label {label!r}, but the first {found}"
                     ) from None
             raise
 
@@ -174,13 +186,15 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
     first = files.first
     where = str(first)
     skipped: Counter[str] = Counter()
-    samples = list(islice(_read_samples(first, skipped), _SAMPLES_INSPECTED))
+    image = config.image_column and config.image_column.lower().removeprefix(".")
+    samples = list(islice(_read_samples(first, skipped, image), _SAMPLES_INSPECTED))
     if not samples:
-        endings = ", ".join(IMAGE_ENDINGS)
+        endings = image or ", ".join(IMAGE_ENDINGS)
         found = ", ".join(f"{count} × {reason}" for reason, count in skipped.items())
         raise InputError(
             f"{where}: no images in it (supported extensions are {endings})"
             + (f"; it has {found}" if found else "")
+            + "; select another extension with --image-column, such as input.png for 0001.input.png"
         )
     fields = [sample.read_fields(where) for sample in samples]
     labels = _find_labels(samples, fields, config.label_column, where)
@@ -208,6 +222,7 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
     return WebDataset(
         split=split,
         files=files,
+        image=image,
         label_column=config.label_column,
         info=SourceInfo(
             label_type=label_type,
@@ -225,8 +240,13 @@ def _find_labels(
     return [sample.find_label(items, column, where) for sample, items in pairs]
 
 
-def _read_samples(file: File, skipped: Counter[str]) -> Iterator[_Sample]:
+def _read_samples(file: File, skipped: Counter[str], image: str | None) -> Iterator[_Sample]:
     """Yield the samples of a tar that have an image, in order.
+
+    Args:
+        file: the tar.
+        skipped: counter to update with the number of skipped files, by reason.
+        image: the ending of the images; None for that of any image.
 
     Raises:
         InputError: the file is not a tar, is compressed or cut off, or a key occurs twice.
@@ -248,10 +268,11 @@ def _read_samples(file: File, skipped: Counter[str]) -> Iterator[_Sample]:
                 )
             seen.add(hash(base))
             sample = _Sample(base)
-        if f".{ending}" in IMAGE_ENDINGS:
+        if ending == image or (image is None and f".{ending}" in IMAGE_ENDINGS):
             if sample.place is not None:
                 raise InputError(
-                    f"{file}: the key {base!r} has two images; give each image a key of its own"
+                    f"{file}: the key {base!r} has two images; give each image a key of its own, "
+                    "or select the extension of one with --image-column"
                 )
             sample.place = place
         elif content is not None:

@@ -63,6 +63,11 @@ def test_shards_of_the_webdataset_library_are_read(tmp_path):
         ([{"txt": b" one\n"}, {"txt": b"two"}], {}, ["one", "two"]),
         ([{"cls": b"1"}, {"cls": b"dog"}], {}, ["1", "dog"]),
         ([{"cls": b"-1"}, {"cls": b"2"}], {}, [-1, 2]),
+        (
+            [{"cls": "²".encode()}, {"cls": b"--1"}, {"cls": b"1" * 5000}],
+            {},
+            ["²", "--1", "1" * 5000],
+        ),
         ([{"json": b'{"label": 1}'}, {"json": b'{"label": 0.5}'}], {}, [1.0, 0.5]),
         ([{"json": b'{"label": true}'}, {}], {}, [True, None]),
     ],
@@ -88,6 +93,20 @@ def test_unlabeled_tar_is_said_and_other_files_are_counted(tmp_path):
     assert skipped == {".mask.npy": 1, ".npy": 1, "samples without an image": 1}
 
 
+def test_extension_of_the_images_can_be_selected(tmp_path):
+    samples = [
+        ("a", {"input.PNG": encode(0), "target.png": encode(9), "cls": b"1"}),
+        ("b", {"input.png": encode(1), "target.png": encode(9), "cls": b"2"}),
+    ]
+    path = write_tar(tmp_path / "d.tar", samples)
+    with pytest.raises(InputError, match=r"2 × \.target\.png.*--image-column, such as input\.png"):
+        open_source(path)
+    source = open_source(path, image_column="input.png")
+    records = list_records(source)
+    assert records.rows["label"].to_pylist() == [1, 2]
+    np.testing.assert_array_equal(read_images(source, records, SIZE), pixels_of([0, 1]))
+
+
 @pytest.mark.parametrize(("mode", "name"), [("w:gz", "gzip"), ("w:bz2", "bzip2"), ("w:xz", "xz")])
 def test_compressed_tar_is_refused_with_the_reason(mode, name, tmp_path):
     write_tar(tmp_path / "d.tar", [sample(0, 1)], mode)
@@ -100,7 +119,7 @@ def test_compressed_tar_is_refused_with_the_reason(mode, name, tmp_path):
     [
         ([("a", {"npy": b"x"}), ("b", {"npy": b"y"})], ["no images", "2 × .npy", ".jpg"]),
         ([("a", {"png": b""}), ("b", {"png": b""}), ("a", {"cls": b"1"})], ["'a'", "twice"]),
-        ([("a", {"png": b"", "jpg": b""})], ["'a'", "two images"]),
+        ([("a", {"png": b"", "jpg": b""})], ["'a'", "two images", "--image-column"]),
         ([("a", {"png": b"", "json": b"{"})], ["a.json", "not JSON"]),
         ([("a", {"png": b"", "json": b"[1]"})], ["a.json", "not a JSON object"]),
         ([("a", {"png": b"", "cls": b"\xff"})], ["a.cls", "not UTF-8"]),
@@ -122,6 +141,14 @@ def test_later_label_of_another_type_is_refused_by_key(tmp_path, monkeypatch):
     samples = [(f"k{i}", {"png": b"", "cls": str(i).encode()}) for i in range(3)]
     write_tar(tmp_path / "d.tar", [*samples, ("last", {"png": b"", "cls": b"dog"})])
     with pytest.raises(InputError, match=r"d\.tar: last has the label 'dog'.*int64"):
+        list_records(open_source(tmp_path / "d.tar"))
+
+
+def test_label_after_many_unlabeled_samples_is_refused_by_key(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "_SAMPLES_INSPECTED", 2)
+    samples = [("a", {"png": b""}), ("b", {"png": b""}), ("last", {"png": b"", "cls": b"1"})]
+    write_tar(tmp_path / "d.tar", samples)
+    with pytest.raises(InputError, match=r"last has the label 1, but .* none; put one .* first 2"):
         list_records(open_source(tmp_path / "d.tar"))
 
 
