@@ -9,15 +9,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ray_embed.core.arrays import Array
 from ray_embed.core.uri import redact_uri
 from ray_embed.options import DEFAULT_SHARD_SIZE
 from ray_embed.planning.digest import Digest
 from ray_embed.planning.plan import Plan, SplitPlan
 from ray_embed.sources import label_schema
-from ray_embed.sources.base import Source, SourceInfo
+from ray_embed.sources.base import Source, SourceInfo, explain_no_records
 from ray_embed.sources.label_lists import LABEL_LIST
 from ray_embed.sources.label_schema import LabelCounts
 from ray_embed.sources.missing_files import explain_all_missing
@@ -62,6 +64,8 @@ def make_plan(
         batches = source.records(skipped)
         if batches is not None:
             written = _write_records(split, info, batches, target, limit)
+            if not written.records:
+                raise explain_no_records(source)
             if written.are_all_missing and info.has_label_column is not None:
                 raise explain_all_missing(
                     written.records, written.first_path, source.location, source.split
@@ -69,6 +73,12 @@ def make_plan(
             split = _complete_split(split, written, skipped)
             counts[split.name] = written.labels
             notes += _describe_labels(split, info, written.labels)
+            if repeats := written.repeats:
+                notes.append(
+                    f"{split.name}: {repeats:,} of {written.records:,} records have the key of an "
+                    "earlier record, so `ray-embed compare` leaves them out; give each record its "
+                    "own key (--key-column selects other keys)"
+                )
         splits.append(split)
     look_alikes = label_schema.describe_look_alikes(
         {name: seen.counts for name, seen in counts.items()}
@@ -117,7 +127,7 @@ def _choose_shard_size(info: SourceInfo, batch_size: int) -> int:
 class _SplitStatistics:
     """Statistics of the written records of a split.
 
-    `missing` is the number of records without a file.
+    `missing` is the number of records without a file, and `keys` are the hashes of all keys.
     """
 
     digest: Digest
@@ -125,6 +135,7 @@ class _SplitStatistics:
     records: int = 0
     missing: int = 0
     first_path: bytes = b""
+    keys: list[Array] = field(default_factory=list)
 
     def add(self, table: pa.Table) -> None:
         """Add the records of a shard."""
@@ -134,6 +145,13 @@ class _SplitStatistics:
         self.records += table.num_rows
         self.missing += table["size"].null_count
         self.labels.add(table["label"])
+        hashes = map(hash, table["key"].to_pylist())
+        self.keys.append(np.fromiter(hashes, np.int64, table.num_rows))
+
+    @property
+    def repeats(self) -> int:
+        """The number of records that have the key of an earlier record."""
+        return self.records - len(np.unique(np.concatenate(self.keys)))
 
     @property
     def are_all_missing(self) -> bool:

@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed.core.arrays import Array
+from ray_embed.core.uri import redact_uri
+from ray_embed.errors import InputError
 from ray_embed.images.decode import Batch, PixelSpec
 
 
@@ -172,6 +174,14 @@ class Source(Protocol):
 
     def reader(self) -> ImageReader:
         """Return the reader that opens the images in the actors."""
+
+
+def explain_no_records(source: Source) -> InputError:
+    """Return the error for a source without records."""
+    return InputError(
+        f"--source {source.split}, in {redact_uri(source.location)}: it has no records; remove it, "
+        "or write its files again"
+    )
 
 
 def find_missing(rows: pa.Table) -> list[int]:

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from ray_embed.sources.base import PlannedRecords, Source, SourceInfo, find_missing
+from ray_embed.sources.base import (
+    PlannedRecords,
+    Source,
+    SourceInfo,
+    explain_no_records,
+    find_missing,
+)
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.dataset_records import RecordReader
 
@@ -38,7 +44,10 @@ def draw_sample(source: Source, count: int, limit: int | None) -> Sample:
         return _read_dataset(source, min(count, limit or count))
     batches = source.records(Counter())
     assert batches is not None and source.info is not None  # noqa: S101 - no dataset
-    rows = _read_first(batches, min(_MAX_LISTED_RECORDS, limit or _MAX_LISTED_RECORDS))
+    first = _read_first(batches, min(_MAX_LISTED_RECORDS, limit or _MAX_LISTED_RECORDS))
+    if not first:
+        raise explain_no_records(source)
+    rows = pa.Table.from_batches(first)
     chosen = np.unique(np.linspace(0, rows.num_rows - 1, min(count, rows.num_rows), dtype=int))
     records = PlannedRecords(rows=rows, positions=np.arange(rows.num_rows)).select(chosen)
     has_file = np.setdiff1d(np.arange(len(records)), find_missing(records.rows))
@@ -55,7 +64,7 @@ def _read_dataset(source: Dataset, count: int) -> Sample:
     return Sample(reader.describe(), records)
 
 
-def _read_first(batches: Iterator[pa.RecordBatch], limit: int) -> pa.Table:
+def _read_first(batches: Iterator[pa.RecordBatch], limit: int) -> list[pa.RecordBatch]:
     first: list[pa.RecordBatch] = []
     rows = 0
     for batch in batches:
@@ -63,4 +72,4 @@ def _read_first(batches: Iterator[pa.RecordBatch], limit: int) -> pa.Table:
         rows += first[-1].num_rows
         if rows >= limit:
             break
-    return pa.Table.from_batches(first)
+    return first

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support.containers import make_dataset
 from support.pictures import make_folder
 
 from ray_embed import RunConfig, planning
@@ -23,6 +24,7 @@ from ray_embed.errors import InputError
 from ray_embed.planning import Plan, Shard
 from ray_embed.sources import label_schema
 from ray_embed.sources.open import open_sources
+from ray_embed.sources.samples import draw_sample
 from ray_embed.storage.filesystem import Folder
 
 Planner = Callable[..., tuple[Plan, Folder]]
@@ -92,6 +94,25 @@ def columns(outline: Plan, folder: Folder) -> pa.Table:
 
 
 # Labels: one type for all splits
+
+
+def test_records_that_share_a_key_are_counted(planned, tmp_path):
+    unique = listing(tmp_path / "unique.csv", "a.png,1", "b.png,1")
+    repeated = listing(tmp_path / "repeated.csv", *["a.png,1", "b.png,1", "c.png,1"] * 2, "a.png,2")
+    outline, _ = planned({"u": unique, "r": repeated})
+    (note,) = [note for note in outline.notes if "key" in note]
+    assert note.startswith("r: 4 of 7 records have the key of an earlier record")
+    assert "--key-column" in note
+
+
+def test_source_without_records_is_refused(planned, tmp_path):
+    make_dataset([0], label=[1]).select([]).to_parquet(tmp_path / "none.parquet")
+    sources = {"full": npz(tmp_path / "a.npz", [1]), "none": tmp_path / "none.parquet"}
+    with pytest.raises(InputError, match=r"--source none.*no records; remove it"):
+        planned(sources)
+    config = RunConfig(sources=sources, model="m.keras")
+    with pytest.raises(InputError, match=r"--source none.*no records; remove it"):
+        draw_sample(open_sources(config)[1], 3, None)
 
 
 TEXT, INT, FLOAT, BOOL, NONE = pa.string(), pa.int64(), pa.float64(), pa.bool_(), pa.null()
