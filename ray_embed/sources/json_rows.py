@@ -26,6 +26,9 @@ _TYPES: dict[type, pa.DataType] = {
     str: pa.string(),
 }
 _EMPTY_LIST = pa.list_(pa.null())
+_TEXT_LIST = pa.list_(pa.string())
+_ITEM_TYPES = {pa.null(), pa.int64(), pa.string()}
+_ADVICE = "write one object per line (in pandas: to_json(path, orient='records', lines=True))"
 _Row = dict[str, Any]
 
 
@@ -64,25 +67,25 @@ class JsonRows:
 def open_json(uri: str) -> JsonRows:
     """Open a JSON Lines file, a path or URI, and read it once to find the types of its fields.
 
-    Integers and floats become floats; any other mix of types becomes text.
+    Integers and floats become floats. A mix of texts or integers and lists of them becomes lists of
+    text, and any other mix of types becomes text.
 
     Raises:
-        InputError: the file cannot be read, or a line is not a JSON object.
+        InputError: the file cannot be read or is empty, or a line is not a JSON object.
     """
     types: dict[str, set[pa.DataType]] = {}
     for rows in _read_batches(uri):
         for name in dict.fromkeys(name for row in rows for name in row):
             types.setdefault(name, set()).update(_find_types([row.get(name) for row in rows]))
-    for found in types.values():
-        if any(is_list(kind) for kind in found - {_EMPTY_LIST}):
-            found.discard(_EMPTY_LIST)
-    schema = pa.schema([(name, find_common_type(found)) for name, found in types.items()])
+    name = redact_uri(uri)
+    if not types:
+        raise InputError(f"{name}: the file is empty; {_ADVICE}")
+    schema = pa.schema([(name, _join_types(found)) for name, found in types.items()])
     mixed = [
         name
         for name, found in types.items()
         if len(found - {pa.null()}) > 1 and pa.types.is_string(schema.field(name).type)
     ]
-    name = redact_uri(uri)
     note = f"{name}: fields of several types become text: {', '.join(mixed)}"
     return JsonRows(uri=uri, schema=schema, notes=(note,) if mixed else ())
 
@@ -99,13 +102,28 @@ def _find_types(values: list[Any]) -> set[pa.DataType]:
     return types
 
 
+def _join_types(types: set[pa.DataType]) -> pa.DataType:
+    """Return the type of a field, given the types of its values."""
+    lists = {kind for kind in types if is_list(kind)}
+    if lists - {_EMPTY_LIST}:
+        types = types - {_EMPTY_LIST}
+    items = {kind.value_type if kind in lists else kind for kind in types}
+    if lists and len(types - {pa.null()}) > 1 and items <= _ITEM_TYPES:
+        return _TEXT_LIST
+    return find_common_type(types)
+
+
 def _make_array(values: list[Any], target: pa.DataType) -> pa.Array:
     if pa.types.is_string(target):
-        values = [
-            value if value is None or isinstance(value, str) else json.dumps(value)
-            for value in values
-        ]
+        values = list(map(_to_text, values))
+    elif target == _TEXT_LIST:
+        lists = [value if value is None or isinstance(value, list) else [value] for value in values]
+        values = [items and list(map(_to_text, items)) for items in lists]
     return pa.array(values, target)
+
+
+def _to_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else json.dumps(value)
 
 
 def _read_batches(uri: str) -> Iterator[list[_Row]]:
@@ -131,14 +149,13 @@ def _read_rows(uri: str) -> Iterator[_Row]:
 
 
 def _parse_line(line: str, number: int, where: str) -> _Row:
-    advice = "write one object per line (in pandas: to_json(path, orient='records', lines=True))"
     try:
         row = json.loads(line)
         if "\\u" in line:
             # Escapes may be half of a character, which is no text.
             json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: line {number} is not JSON: {error}; {advice}") from error
+        raise InputError(f"{where}: line {number} is not JSON: {error}; {_ADVICE}") from error
     if not isinstance(row, dict):
-        raise InputError(f"{where}: line {number} is not a JSON object; {advice}")
+        raise InputError(f"{where}: line {number} is not a JSON object; {_ADVICE}")
     return row

@@ -82,6 +82,15 @@ def test_lists_of_a_listing(form, tmp_path):
         open_source(path, label_type="int")
 
 
+def test_single_labels_beside_lists_of_a_listing_are_lists_of_one(tmp_path):
+    make_folder(tmp_path, {"a": 4})
+    labels = [["one", 2], "one", 3, []]
+    rows = [{"path": f"a/{row:04}.png", "label": label} for row, label in enumerate(labels)]
+    path = tmp_path / "list.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert read_labels(path) == [["one", "2"], ["one"], ["3"], None]
+
+
 @pytest.mark.parametrize("form", ["saved", "parquet", "older parquet"])
 def test_lists_of_hugging_face_have_the_names_of_classes(form, tmp_path):
     dataset = make_dataset(range(3), labels=[[0, 1], [-1], [1]])

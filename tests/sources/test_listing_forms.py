@@ -121,7 +121,7 @@ def test_fields_that_are_missing_or_of_several_types(images):
         ('{"path": "a.png", "x": "\\ud800"}\n', ["line 1 is not JSON", "surrogates"]),
         ('{"path": ["a.png"]}\n', ["'path' has list<item: string> and not text"]),
         ("[" * 100_000, ["line 1 is not JSON"]),
-        ("", ["no column 'path'"]),
+        ("\n", ["the file is empty", "one object per line"]),
     ],
 )
 def test_malformed_json_lines_are_refused(images, text, tokens):
