@@ -30,7 +30,10 @@ def check_images(name: str, shape: Sequence[int], dtype: np.dtype[Any], where: s
     """
     shape = tuple(shape)
     if dtype != np.uint8 and dtype.kind != "f":
-        raise InputError(f"{where}: images have dtype {dtype}; expected uint8 or float")
+        raise InputError(
+            f"{where}: images have dtype {dtype}; expected uint8 or float: save pixels from 0 to "
+            "255 as images.astype(np.uint8), and others as floats"
+        )
     if len(shape) not in (3, 4):
         raise InputError(f"{where}: images have shape {shape}; expected (N, H, W, C) or (N, H, W)")
     if len(shape) == 4 and is_channels_first(shape[1:]):
@@ -113,7 +116,9 @@ def convert_labels(labels: np.ndarray[Any, Any], where: str, label_type: str) ->
         )
         return pa.array([str(text) for text in texts], pa.string())
     if labels.dtype.kind not in "biuf":
-        raise InputError(f"{where}: labels cannot be of type {labels.dtype}")
+        raise InputError(
+            f"{where}: labels cannot be of type {labels.dtype}; save labels=labels.astype(str)"
+        )
     try:
         array = pa.array(labels.astype(labels.dtype.newbyteorder("=")))
         return array.cast(find_label_type(array.type, where))

@@ -51,7 +51,7 @@ def choose_arrays(
     if not pairs:
         raise InputError(
             f"{where}: no array 'images'; the file contains {listed}: select the images with "
-            "--image-column, or np.savez(path, images=images, labels=labels)"
+            "--image-column, or write them as images, and their labels as labels"
         )
     chosen = pairs[0] if len(pairs) == 1 else _choose_pair(pairs, split)
     if chosen is None:

@@ -106,14 +106,17 @@ def test_groups_are_splits_or_part_of_the_name(tmp_path):
     [
         ({"a/b": [1]}, ["no array 'images'", "a/b", "--image-column"]),
         ({}, ["no arrays"]),
-        ({"images": IMAGES.astype(np.int32)}, ["int32", "uint8 or float"]),
+        ({"images": IMAGES.astype(np.int32)}, ["int32", "uint8 or float", "astype"]),
         ({"images": np.moveaxis(IMAGES, 3, 1)}, ["NCHW"]),
         ({"images": IMAGES[0, 0]}, ["(9, 3)"]),
         ({"images": IMAGES[:0]}, ["empty"]),
         ({"images": h5py.Empty("f4")}, ["()"]),
         ({"images": IMAGES, "labels": [1, 2]}, ["(2,)", "20"]),
         ({"images": IMAGES[:2], "labels": np.eye(2)}, ["np.argmax"]),
-        ({"images": IMAGES[:2], "labels": np.zeros(2, "i4,i4")}, ["labels cannot be of type"]),
+        (
+            {"images": IMAGES[:2], "labels": np.zeros(2, "i4,i4")},
+            ["labels cannot be of type", "astype(str)"],
+        ),
     ],
 )
 def test_wrong_contents_are_refused(arrays, tokens, tmp_path):
