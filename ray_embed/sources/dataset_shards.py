@@ -46,22 +46,27 @@ def make_parser(source: Dataset, opened: OpenedDataset) -> ElementParser:
 
 
 def inspect_elements(elements: Iterable[Records], limit: int | None) -> list[Records]:
-    """Return the first elements, up to the first label that is not a list of one.
+    """Return the first elements, up to the first label that shows the type of all labels.
 
     A list of one label can be a single label; a few records show whether others have several.
+    Likewise, the first records can be unlabeled.
     """
     wanted = min(_RECORDS_INSPECTED, limit or _RECORDS_INSPECTED)
     inspected: list[Records] = []
     for records in elements:
         inspected.append(records)
         wanted -= len(records)
-        if wanted <= 0 or any(label is unwrap(label) for label in records.labels):
+        if wanted <= 0 or any(map(_shows_type, records.labels)):
             break
     return inspected
 
 
+def _shows_type(label: Any) -> bool:
+    return label is not None and label is unwrap(label)
+
+
 class ShardMaker:
-    """Makes the shards of a dataset. All labels must have the type of the first one.
+    """Makes the shards of a dataset. All labels must have the type of the first ones.
 
     Args:
         source: the dataset.
@@ -83,8 +88,8 @@ class ShardMaker:
         self._where, self._opened, self._parser = source.where, opened, parser
         self._label_option = source.label_type
         labels = [label for records in inspected for label in records.labels]
-        labels = labels[:_RECORDS_INSPECTED]
-        label = next((label for label in labels if label is unwrap(label)), labels[-1])
+        known = [label for label in labels[:_RECORDS_INSPECTED] if label is not None]
+        label = next(filter(_shows_type, known), known[-1] if known else None)
         are_lists = self._label_option == MULTI_HOT
         self._label_type = self._find_type(label if are_lists else unwrap(label))
         self._first = inspected[0].images[0]
@@ -142,10 +147,14 @@ class ShardMaker:
         for offset, label in enumerate(labels):
             type_ = self._find_type(label)
             if type_ not in (self._label_type, pa.null()):
+                found = (
+                    f"records have none; put one with a label among the first {_RECORDS_INSPECTED}"
+                    if pa.types.is_null(self._label_type)
+                    else f"label has type {self._label_type}; all labels must have the same type"
+                )
                 raise InputError(
                     f"{self._where}: record {start + offset} has the label {label!r} of type "
-                    f"{type_}, but the first label has type {self._label_type}; all labels must "
-                    "have the same type"
+                    f"{type_}, but the first {found}"
                 )
         return pa.array(labels, self._label_type)
 

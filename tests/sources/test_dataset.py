@@ -26,6 +26,7 @@ from ray_embed.extraction.dataset_reader import ShardReader
 from ray_embed.planning import Plan, SplitPlan
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.dataset_records import RecordReader
+from ray_embed.sources.label_lists import LABEL_LIST
 from ray_embed.storage.filesystem import Folder
 
 H, W = 4, 3
@@ -135,6 +136,8 @@ def test_bytes_that_are_not_utf8_become_hex_in_labels_and_paths():
         ([0.5, None, 1.5], pa.float64(), [0.5, None, 1.5]),
         ([True, None, False], pa.bool_(), [True, None, False]),
         ([None, None, None], pa.null(), [None, None, None]),
+        ([None, None, 3], pa.int64(), [None, None, 3]),
+        ([None, ["a"], []], LABEL_LIST, [None, ["a"], None]),
         ([[1], np.array([2]), np.int8(3)], pa.int64(), [1, 2, 3]),
         ([np.array("a"), np.array(["b"]), "c"], pa.string(), ["a", "b", "c"]),
         ([tf.constant(1), tf.constant([2]), 3], pa.int64(), [1, 2, 3]),
@@ -406,6 +409,12 @@ def test_labels_that_change_their_type_are_refused_with_the_position():
     said = refused(Sequence(records), size=2)
     for token in ("record 4", "five", "int64"):
         assert token in said
+
+
+def test_a_first_label_after_many_records_is_refused_with_the_position():
+    records = [(IMAGES[0], None)] * 40 + [(IMAGES[0], 1)]
+    assert "record 40 has the label 1" in (said := refused(Sequence(records)))
+    assert "put one with a label among the first 32" in said
 
 
 def test_a_label_that_does_not_fit_into_64_bits_is_refused():
