@@ -14,6 +14,7 @@ from ray_embed.errors import InputError, StorageError
 from ray_embed.sources import hugging_face_hub as hub
 from ray_embed.sources import tfds
 from ray_embed.sources.array_checks import get_wanted_labels
+from ray_embed.sources.array_files import ArraySource
 from ray_embed.sources.base import Source
 from ray_embed.sources.container_files import (
     ContainerFiles,
@@ -24,7 +25,11 @@ from ray_embed.sources.container_files import (
     match_pattern,
 )
 from ray_embed.sources.dataset import Dataset
-from ray_embed.sources.described_folder import METADATA_FILES, open_described_folder
+from ray_embed.sources.described_folder import (
+    METADATA_FILES,
+    DescribedFolder,
+    open_described_folder,
+)
 from ray_embed.sources.file_content import recognize_file
 from ray_embed.sources.files import locate_file
 from ray_embed.sources.hdf5 import open_hdf5
@@ -38,7 +43,7 @@ from ray_embed.sources.parquet import open_parquet
 from ray_embed.sources.saved_dataset import SPLITS, STATE, open_saved_dataset
 from ray_embed.sources.split_names import sort_splits
 from ray_embed.sources.tfrecord import open_tfrecord
-from ray_embed.sources.webdataset import open_webdataset
+from ray_embed.sources.webdataset import WebDataset, open_webdataset
 from ray_embed.storage.filesystem import Folder
 from ray_embed.storage.retry import explain_error
 
@@ -77,6 +82,9 @@ MARKERS: dict[str, Opener] = {
     tfds.FEATURES: tfds.open_prepared,
 }
 
+# The sources whose images are files of their own, and whose keys are the paths of these.
+FILES = (DescribedFolder, ImageFolder, Listing)
+
 # Named data sets of other libraries, by how their names begin (`DATA_SET_PREFIXES`).
 PREFIXES: dict[str, Opener] = {tfds.PREFIX: tfds.open_named, hub.PREFIX: hub.open_hub_dataset}
 
@@ -95,7 +103,21 @@ def open_sources(config: RunConfig) -> list[Source]:
     if "label_column" in config.model_fields_set:
         _check_label_column(sources)
     _check_pages(sources, config)
+    _check_is_used("--image-column", config.image_column, sources, FILES)
+    _check_is_used("--key-column", config.key_column, sources, (*FILES, ArraySource, WebDataset))
     return sources
+
+
+def _check_is_used(
+    flag: str, value: str | None, sources: list[Source], others: tuple[type, ...]
+) -> None:
+    """Raise an error if an option is given, and all sources have a type that does not use it."""
+    if value is not None and all(isinstance(source, others) for source in sources):
+        raise InputError(
+            f"{flag} {value}: no --source uses it; it is for Parquet files, datasets and others "
+            "that hold images in named columns; leave it out (--path-column names the paths of a "
+            "listing)"
+        )
 
 
 def select_datasets(sources: Sequence[Source]) -> list[Dataset]:

@@ -171,3 +171,16 @@ def test_arguments_for_a_source_that_is_no_callable_are_refused(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.zeros((2, 3, 3), np.uint8))
     with pytest.raises(InputError, match=r"--source-kwargs for 'toy': .*s\.npz is not a callable"):
         forms.open_sources(config_of(tmp_path / "s.npz", source_kwargs={"toy": {"count": 1}}))
+
+
+@pytest.mark.parametrize(
+    ("name", "option"),
+    [("list.csv", "image_column"), ("list.csv", "key_column"), ("data.npz", "key_column")],
+)
+def test_column_that_no_source_uses_is_refused(name, option, tmp_path):
+    np.savez(tmp_path / "data.npz", images=np.zeros((2, 3, 3), np.uint8))
+    (tmp_path / "a.png").touch()
+    (tmp_path / "list.csv").write_text("path,label,id\na.png,x,7\n")
+    flag = f"--{option.replace('_', '-')} id"
+    with pytest.raises(InputError, match=f"{flag}: no --source uses it.*leave it out"):
+        forms.open_sources(config_of(tmp_path / name, **{option: "id"}))
