@@ -114,10 +114,14 @@ def _prepare(named: str) -> Any:
         builder = datasets.load_dataset_builder(name, variant)
         builder.download_and_prepare()
     except Exception as error:
+        cause: BaseException = error
+        if isinstance(error, datasets.exceptions.DatasetGenerationError):
+            # Its own message has no reason.
+            cause = error.__cause__ or error
         # The names of the configurations are not in the first line.
-        reason = " ".join(str(error).split())[:_MAX_REASON]
+        reason = " ".join(str(cause).split())[:_MAX_REASON]
         raise InputError(
-            f"--source {named}: cannot be loaded: {type(error).__name__}: {reason}; check the name "
+            f"--source {named}: cannot be loaded: {type(cause).__name__}: {reason}; check the name "
             "with datasets.load_dataset, and that this machine reaches the hub or has the data set "
             "in its cache; a configuration is named as hf:NAME:CONFIG"
         ) from error

@@ -122,6 +122,13 @@ def test_names_that_cannot_be_loaded_are_refused(named, token, monkeypatch):
         open_source(named, "train")
 
 
+def test_files_with_other_columns_are_refused_with_the_reason(tmp_path):
+    for name, column in (("a", "label"), ("b", "other")):
+        make_dataset([0], **{column: [1]}).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(InputError, match=r"CastError: Couldn't cast.*other.*column names"):
+        open_source(f"hf:{tmp_path}", "train")
+
+
 def test_split_that_does_not_exist_is_refused_with_those_there_are(parquet):
     with pytest.raises(InputError, match="no split 'mine'; its splits are train, validation"):
         open_source(f"hf:{parquet}", "mine")
