@@ -171,7 +171,8 @@ def describe_difference(kept: Folder, fresh: Folder, before: SplitPlan, now: Spl
                 return (
                     f"{old['key']!r}: {name} was {old[name]!r} and is now {new.get(name)!r}{hint}"
                 )
-    return "the order of its records"
+    # The digest has the types of the columns, and the checksum of arrays.
+    return "its images" if now.image_shape else "the types of its labels or metadata"
 
 
 def _iterate_rows(folder: Folder, split: SplitPlan) -> Iterator[dict[str, Any]]:
