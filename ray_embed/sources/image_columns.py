@@ -5,6 +5,7 @@ The image column is binary, or a struct of `bytes` and `path` (the `Image` featu
 datasets, https://huggingface.co/docs/datasets/image_load).
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ import pyarrow.compute as pc
 
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import redact_uri
-from ray_embed.errors import InputError
+from ray_embed.errors import InputError, get_first_line
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.files import SizeAndTime
 from ray_embed.sources.label_lists import LABEL_LIST, check_not_vectors, is_list, make_lists
-from ray_embed.sources.label_schema import find_label_type, is_reserved
+from ray_embed.sources.label_schema import describe_reserved, find_label_type, is_reserved
 from ray_embed.sources.packed_images import make_packed_records
 
 
@@ -83,19 +84,19 @@ def find_columns(schema: pa.Schema, where: str, wanted: Columns) -> Columns:
             f"{_describe_schema(schema)}"
         )
     label = wanted.label if wanted.label in schema.names else None
-    others = [name for name in schema.names if name not in (image, wanted.key, label)]
-    extras = tuple(name for name in others if is_scalar(schema.field(name)))
-    for name in extras:
-        if is_reserved(name):
-            raise InputError(f"{where}: the column name {name!r} is reserved; rename the column")
+    extras = _list_scalars(schema, {image, wanted.key, label})
     return Columns(
         image=image,
         is_struct=is_struct,
         key=wanted.key,
         label=label,
-        extras=extras,
+        extras=tuple(name for name in extras if not is_reserved(name)),
         class_names=read_class_names(schema, label or ""),
     )
+
+
+def _list_scalars(schema: pa.Schema, used: set[str | None]) -> list[str]:
+    return [field.name for field in schema if field.name not in used and is_scalar(field)]
 
 
 def check_columns(schema: pa.Schema, columns: Columns, where: str, first: str) -> None:
@@ -120,7 +121,7 @@ def check_columns(schema: pa.Schema, columns: Columns, where: str, first: str) -
 def describe_source(
     schema: pa.Schema, columns: Columns, config: RunConfig, named: str, where: str
 ) -> SourceInfo:
-    """Return the properties of a source, with a note if there is no label column.
+    """Return the properties of a source, with notes if columns are left out or none has labels.
 
     Args:
         schema: the columns of its first file.
@@ -139,10 +140,13 @@ def describe_source(
             f"unlabeled; the columns are {_describe_schema(schema)}; select the label column with "
             "--label-column"
         )
+    scalars = _list_scalars(schema, {columns.image, columns.key, columns.label})
+    reserved = list(filter(is_reserved, scalars))
     return SourceInfo(
         label_type=_find_label_type(schema, columns, where),
         extras=columns.extras,
         has_label_column=columns.label is not None,
+        notes=describe_reserved(redact_uri(named), "columns", reserved),
         unlabeled=unlabeled,
     )
 
@@ -170,18 +174,33 @@ def make_records(
         positions: where the images are in the file.
         lengths: their lengths in bytes; null if they are not known.
     """
-    labels = pa.nulls(batch.num_rows) if columns.label is None else batch[columns.label]
+    with _explain_values(columns.key or columns.image, name):
+        converted = {"key": _make_keys(batch, columns, name, start)}
+    with _explain_values(columns.label, name):
+        labels = pa.nulls(batch.num_rows) if columns.label is None else batch[columns.label]
+        converted["label"] = convert_labels(labels, columns.class_names, label_type, name)
+    for extra in columns.extras:
+        with _explain_values(extra, name):
+            converted[extra] = _to_text(batch[extra])
     return make_packed_records(
-        {
-            "key": _make_keys(batch, columns, name, start),
-            "label": convert_labels(labels, columns.class_names, label_type, name),
-            **{extra: _to_text(batch[extra]) for extra in columns.extras},
-        },
+        converted,
         name,
         stat,
         positions=positions,
         lengths=lengths,
     )
+
+
+@contextlib.contextmanager
+def _explain_values(column: str | None, where: str) -> Iterator[None]:
+    """Turn an error about the values of a column into one for the user."""
+    try:
+        yield
+    except (pa.ArrowInvalid, pa.ArrowIndexError) as error:
+        raise InputError(
+            f"{where}: the column {column!r} has values that are no text, numbers or classes: "
+            f"{get_first_line(error)}; write them as text"
+        ) from error
 
 
 def convert_labels(
@@ -197,6 +216,7 @@ def convert_labels(
 
     Raises:
         InputError: lists of numbers look like one-hot or multi-hot vectors.
+        pa.ArrowException: a label is not text, is too large, or not the number of a class.
     """
     if is_list(labels.type):
         items = convert_labels(pc.list_flatten(labels), names, pa.string(), where)
@@ -335,7 +355,8 @@ def is_scalar(field: pa.Field) -> bool:
     if isinstance(type_, pa.BaseExtensionType):
         # Such as the arrays of Hugging Face, if its library is imported.
         return False
-    return not (pa.types.is_nested(type_) or _is_binary(type_) or pa.types.is_null(type_))
+    is_bytes = _is_binary(type_) or pa.types.is_fixed_size_binary(type_)
+    return not (pa.types.is_nested(type_) or is_bytes or pa.types.is_null(type_))
 
 
 def _describe_schema(schema: pa.Schema) -> str:

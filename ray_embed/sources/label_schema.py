@@ -3,7 +3,7 @@
 
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import combinations
 
 import pyarrow as pa
@@ -26,6 +26,19 @@ _LOOK_ALIKES = str.maketrans("\u00b5", "\u03bc", "\u200b\u2060\ufeff\u00ad")
 def is_reserved(column: str) -> bool:
     """Return whether a column of metadata cannot have this name, because parts use it."""
     return column in _RESERVED_COLUMNS or column.startswith("feature_")
+
+
+def describe_reserved(named: str, what: str, names: Sequence[str]) -> tuple[str, ...]:
+    """Return a note about metadata that is left out because of its names, or nothing.
+
+    Args:
+        named: the source.
+        what: what has these names, such as ``columns``.
+        names: the reserved names.
+    """
+    if not names:
+        return ()
+    return (f"{named}: left out the {what} {', '.join(names)}, because these names are reserved",)
 
 
 def find_common_type(types: Iterable[pa.DataType]) -> pa.DataType:

@@ -119,7 +119,7 @@ class Listing:
         try:
             labels = batch[self.label_column]
             return convert_labels(labels, self.class_names, target, self.rows.name)
-        except pa.ArrowInvalid as error:
+        except (pa.ArrowInvalid, pa.ArrowIndexError) as error:
             raise InputError(
                 f"{self.rows.name}: the labels in the column {self.label_column!r} cannot be read "
                 f"as {self.label_type}: {error}; omit --label-type"

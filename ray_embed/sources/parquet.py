@@ -160,10 +160,10 @@ def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> Parque
     columns = find_columns(schema, str(first), get_wanted_columns(config))
     _check_has_bytes(metadata, columns, str(first))
     info = describe_source(schema, columns, config, files.named, str(first))
-    notes: tuple[str, ...] = ()
+    notes = info.notes
     largest = max(groups, default=0)
     if largest > _MAX_ROW_GROUP:
-        notes = (
+        notes += (
             f"{redact_uri(files.named)}: its row groups have up to {largest:,} rows, and each is "
             "read once per shard; it is faster to write it with row_group_size=1000",
         )

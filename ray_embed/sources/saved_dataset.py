@@ -130,7 +130,7 @@ def open_files(
         split=split,
         files=files,
         columns=columns,
-        info=replace(info, notes=notes),
+        info=replace(info, notes=(*notes, *info.notes)),
     )
 
 

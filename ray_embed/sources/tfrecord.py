@@ -24,7 +24,7 @@ from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.example_features import Feature, get_bytes, read_small_features
 from ray_embed.sources.files import File, SizeAndTime
 from ray_embed.sources.label_lists import LABEL_LIST, check_not_vectors, make_lists
-from ray_embed.sources.label_schema import is_reserved
+from ray_embed.sources.label_schema import describe_reserved, is_reserved
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records
 from ray_embed.sources.tfrecord_format import find_records, read_records
 
@@ -254,12 +254,7 @@ def open_records(
             f"{_list_features(records)}"
         )
     extras, reserved = _find_extras(records, {image, key, label})
-    said = list(notes)
-    if reserved:
-        said.append(
-            f"{named}: left out the features {', '.join(reserved)}, because these "
-            "names are reserved"
-        )
+    said = [*notes, *describe_reserved(named, "features", reserved)]
     said += _describe_other_labels(label, names.labels, named, records)
     known = (class_names or {}).get(label or "", ())
     return TFRecordSource(

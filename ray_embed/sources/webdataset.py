@@ -22,12 +22,18 @@ from ray_embed.config import RunConfig
 from ray_embed.core.keys import make_key
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, get_first_line
+from ray_embed.sources.array_checks import get_wanted_labels
 from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_walk import IMAGE_ENDINGS
 from ray_embed.sources.label_lists import LABEL_LIST, check_not_vectors, make_lists
-from ray_embed.sources.label_schema import find_common_type, find_label_type, is_reserved
+from ray_embed.sources.label_schema import (
+    describe_reserved,
+    find_common_type,
+    find_label_type,
+    is_reserved,
+)
 from ray_embed.sources.packed_images import PackedReader, Place, make_packed_records, read_ranges
 from ray_embed.sources.tar_headers import Member, read_members
 from ray_embed.storage.retry import explain_error
@@ -36,6 +42,7 @@ _RECORDS_PER_BATCH = 4096
 # The first samples show which labels and fields there are.
 _SAMPLES_INSPECTED = 100
 _MAX_SMALL_FILE = 1 << 20
+_LABEL_FIELD = "label"
 # Not \d, which matches the digits of all scripts.
 _CLASS_NUMBER = re.compile("-?[0-9]{1,18}")
 _COMPRESSED = {
@@ -54,19 +61,22 @@ class _Sample:
     place: Place | None = None
     texts: dict[str, bytes] = field(default_factory=dict)
 
-    def find_label(self, fields: dict[str, Any], column: str, where: str) -> Any:
+    def find_label(self, fields: dict[str, Any], wanted: str | None, where: str) -> Any:
         """Return the label: from the ``cls`` file, a field of the ``json`` file, or ``txt``.
 
         Args:
             fields: the fields of the ``json`` file.
-            column: the field of the label.
+            wanted: the field or file that was asked for; None for any of them.
             where: the tar, for messages.
         """
-        if (text := self._read_text("cls", where)) is not None:
-            return int(text) if _CLASS_NUMBER.fullmatch(text) else text
-        if column in fields:
-            return fields[column]
-        return self._read_text("txt", where)
+        field = wanted or _LABEL_FIELD
+        if field in fields and (wanted or "cls" not in self.texts):
+            return fields[field]
+        ending = wanted or ("cls" if "cls" in self.texts else "txt")
+        text = self._read_text(ending, where)
+        if text is None or ending != "cls":
+            return text
+        return int(text) if _CLASS_NUMBER.fullmatch(text) else text
 
     def read_fields(self, where: str) -> dict[str, Any]:
         """Return the fields of the ``json`` file; none if there is no such file.
@@ -97,13 +107,14 @@ class _Sample:
 class WebDataset:
     """The samples of tar files: the files by name, and in each the samples in their order.
 
-    `image` is the ending of the images, such as ``input.png``; None for that of any image.
+    `image` is the ending of the images, such as ``input.png``, and `label` the field or the ending
+    of the labels; None for any.
     """
 
     split: str
     files: ContainerFiles
     image: str | None
-    label_column: str
+    label: str | None
     info: SourceInfo
 
     @property
@@ -148,7 +159,7 @@ class WebDataset:
         self, samples: list[_Sample], fields: list[dict[str, Any]], where: str
     ) -> pa.Array:
         target = self.info.label_type
-        labels = _find_labels(samples, fields, self.label_column, where)
+        labels = _find_labels(samples, fields, self.label, where)
         if target == LABEL_LIST:
             for label in labels:
                 _find_type(label, where)
@@ -197,7 +208,8 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
             + "; select another extension with --image-column, such as input.png for 0001.input.png"
         )
     fields = [sample.read_fields(where) for sample in samples]
-    labels = _find_labels(samples, fields, config.label_column, where)
+    wanted = get_wanted_labels(config)
+    labels = _find_labels(samples, fields, wanted, where)
     types = {_find_type(label, where) for label in labels if label is not None}
     label_type = find_common_type(types) if types else pa.null()
     # Lists and objects have no place in a column of text.
@@ -207,15 +219,14 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
         for name, value in item.items()
         if not isinstance(value, (list, dict)) and name != config.label_column
     ]
-    extras = tuple(dict.fromkeys(scalars))
-    for name in extras:
-        if is_reserved(name):
-            raise InputError(f"{where}: the json field {name!r} has a reserved name; rename it")
+    scalars = list(dict.fromkeys(scalars))
+    reserved = list(filter(is_reserved, scalars))
     unlabeled = ""
     if not types:
         names = ", ".join(dict.fromkeys(name for item in fields for name in item)) or "none"
+        looked_for = f".{wanted}" if wanted else ".cls or .txt"
         unlabeled = (
-            f"{redact_uri(files.named)}: no .cls or .txt file and no json field "
+            f"{redact_uri(files.named)}: no {looked_for} file and no json field "
             f"{config.label_column!r}, so the records are unlabeled (json fields: {names}); select "
             "one with --label-column"
         )
@@ -223,21 +234,22 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
         split=split,
         files=files,
         image=image,
-        label_column=config.label_column,
+        label=wanted,
         info=SourceInfo(
             label_type=label_type,
-            extras=extras,
+            extras=tuple(name for name in scalars if name not in reserved),
             has_label_column=bool(types),
+            notes=describe_reserved(redact_uri(files.named), "json fields", reserved),
             unlabeled=unlabeled,
         ),
     )
 
 
 def _find_labels(
-    samples: list[_Sample], fields: list[dict[str, Any]], column: str, where: str
+    samples: list[_Sample], fields: list[dict[str, Any]], wanted: str | None, where: str
 ) -> list[Any]:
     pairs = zip(samples, fields, strict=True)
-    return [sample.find_label(items, column, where) for sample, items in pairs]
+    return [sample.find_label(items, wanted, where) for sample, items in pairs]
 
 
 def _read_samples(file: File, skipped: Counter[str], image: str | None) -> Iterator[_Sample]:

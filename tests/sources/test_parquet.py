@@ -9,7 +9,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from support.containers import SIZE, encode, pixels_of, write_parquet
+from support.containers import (
+    SIZE,
+    encode,
+    make_dataset,
+    pixels_of,
+    sample,
+    write_parquet,
+    write_tar,
+)
 from support.opened import list_records, open_source, read_images
 
 from ray_embed.errors import InputError, StorageError
@@ -129,7 +137,6 @@ def test_unlabeled_file_is_said(tmp_path):
         ({"image": [[1, 2]]}, ["'image' has the type list", "binary"]),
         ({"a": [b"x"], "b": [b"y"]}, ["a, b", "--image-column"]),
         ({"image": [{"bytes": None, "path": "a.png"}]}, ["'image' has no bytes", "listing"]),
-        ({"image": [b"x"], "index": [1]}, ["'index'", "reserved"]),
         ({"image": [b"x"], "label": [[1.5, 2.0]]}, ["'label'", "list"]),
     ],
 )
@@ -144,6 +151,55 @@ def test_file_without_usable_columns_is_refused(columns, tokens, tmp_path):
     assert "d.parquet" in str(caught.value)
     for token in tokens:
         assert token in str(caught.value)
+
+
+@pytest.mark.parametrize("form", ["parquet", "saved", "tar"])
+def test_metadata_with_reserved_names_is_left_out_and_that_is_said(form, tmp_path):
+    path = tmp_path / f"d.{form}"
+    if form == "tar":
+        write_tar(path, [sample(0, fine="a", label="x", index=1, split="y", who="z")])
+    else:
+        columns = {"fine": ["a"], "label": ["x"], "index": [1], "split": ["y"], "who": ["z"]}
+        dataset = make_dataset([0], **columns)
+        dataset.to_parquet(path) if form == "parquet" else dataset.save_to_disk(path)
+    source = open_source(path, label_column="fine")
+    assert source.info.extras == ("who",)
+    assert list_records(source).rows["label"].to_pylist() == ["a"]
+    (note,) = source.info.messages
+    assert "index, split, because these names are reserved" in note
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "options"),
+    [
+        ("label", pa.array([b"a", b"\xff"]), {}),
+        ("label", pa.array([1, 2**63], pa.uint64()), {}),
+        ("id", pa.array([b"\xff" * 2] * 2, pa.binary(2)), {"key_column": "id"}),
+    ],
+)
+def test_values_that_cannot_be_read_are_refused_by_their_column(column, values, options, tmp_path):
+    path = write_parquet(tmp_path / "d.parquet", range(2), **{column: values})
+    with pytest.raises(InputError, match=rf"d\.parquet: the column '{column}' has values.*as text"):
+        list_records(open_source(path, **options))
+
+
+def test_number_of_no_class_is_refused(tmp_path):
+    dataset = make_dataset(range(2), label=[0, 1])
+    dataset = dataset.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
+    path = tmp_path / "d.parquet"
+    dataset.to_parquet(path)
+    table = pq.read_table(path)
+    wrong = table.set_column(1, "label", pa.array([0, 7]))
+    pq.write_table(wrong.replace_schema_metadata(table.schema.metadata), path)
+    with pytest.raises(InputError, match=r"d\.parquet: the column 'label' has values.*7"):
+        list_records(open_source(path))
+
+
+def test_column_of_uuids_is_no_metadata(tmp_path):
+    ids = pa.array([b"\xff" * 16], pa.binary(16))
+    source = open_source(write_parquet(tmp_path / "d.parquet", [0], label=["x"], id=ids))
+    assert source.info.extras == ()
+    assert len(list_records(source)) == 1
 
 
 @pytest.mark.parametrize("option", ["image_column", "key_column"])
