@@ -14,10 +14,12 @@ from pathlib import Path, PurePosixPath
 from ray_embed.core.uri import get_base_name, get_parent_uri, is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.sources.files import File, SizeAndTime, locate_file, resolve_path, stat_files
+from ray_embed.sources.split_names import get_aliases, sort_splits
 from ray_embed.storage.filesystem import Folder
 
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_FIRST_WORD = re.compile(r"[A-Za-z]+")
 _WILDCARD = re.compile(r"[*?\[]")
 _OPTIONS = re.compile(r"\?[\w.-]+=[^?]*$")
 _SHARD_NUMBER = re.compile(r"-\d+-of-\d+$")
@@ -33,6 +35,19 @@ class ContainerFiles:
     named: str
     folder: str
     names: tuple[str, ...]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """A note for the user if the names of the files begin with those of several splits."""
+        words = (_FIRST_WORD.match(posixpath.basename(name)) for name in self.names)
+        splits = sort_splits({word[0] for word in words if word and get_aliases(word[0])})
+        if len(set(map(get_aliases, splits))) < 2:
+            return ()
+        return (
+            f"{redact_uri(self.named)}: its files look like those of several splits, "
+            f"{', '.join(splits)}, but are read as one; a pattern selects those of one split, such "
+            f"as '{splits[0]}*'",
+        )
 
     @property
     def first(self) -> File:

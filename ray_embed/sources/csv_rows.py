@@ -2,7 +2,6 @@
 """The rows of a listing in CSV or TSV."""
 
 import contextlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from ray_embed.sources.listing_format import (
     SAMPLE_BYTES,
     check_encoding,
     find_delimiter,
+    refuse_duplicates,
     refuse_missing_header,
 )
 from ray_embed.sources.listing_rows import find_folder
@@ -71,9 +71,7 @@ def open_csv(uri: str, path_column: str) -> CsvRows:
     with _open_csv(uri, delimiter, ()) as reader:
         header: list[str] = reader.schema.names
     refuse_missing_header(header, name)
-    duplicates = [column for column, count in Counter(header).items() if count > 1]
-    if duplicates:
-        raise InputError(f"{name}: duplicate column {duplicates[0]!r}; rename one of them")
+    refuse_duplicates(header, name)
     found = f"{name}: columns are separated by {DELIMITER_NAMES[delimiter]}"
     return CsvRows(
         uri=uri,

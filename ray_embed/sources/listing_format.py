@@ -4,6 +4,7 @@
 import csv
 import io
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 
 from ray_embed.errors import InputError
@@ -120,6 +121,17 @@ def refuse_missing_header(header: Sequence[str], name: str) -> None:
             f"{name}: the header is missing: {first!r} in the first row looks like a path; add a "
             "header row such as path,label"
         )
+
+
+def refuse_duplicates(header: Sequence[str], name: str) -> None:
+    """Refuse a table in which two columns have the same name.
+
+    Raises:
+        InputError: names the first such column.
+    """
+    duplicates = [column for column, count in Counter(header).items() if count > 1]
+    if duplicates:
+        raise InputError(f"{name}: duplicate column {duplicates[0]!r}; rename one of them")
 
 
 def explain_columns(

@@ -31,7 +31,7 @@ from ray_embed.sources.image_columns import (
     may_hold_images,
 )
 from ray_embed.sources.listing import Listing, make_listing
-from ray_embed.sources.listing_format import find_path_columns
+from ray_embed.sources.listing_format import find_path_columns, refuse_duplicates
 from ray_embed.sources.listing_rows import read_first_texts
 from ray_embed.sources.packed_images import PackedReader, Place
 from ray_embed.storage.retry import explain_error
@@ -152,15 +152,16 @@ def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> Parque
     with _open_parquet(first) as parquet:
         schema, metadata = parquet.schema_arrow, parquet.metadata
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
+    refuse_duplicates(schema.names, str(first))
     if config.image_column is None and not any(may_hold_images(field.type) for field in schema):
-        rows = ParquetRows(files=files, schema=schema)
+        rows = ParquetRows(files=files, schema=schema, notes=files.notes)
         texts = read_first_texts(rows)
         if config.path_column in schema.names or find_path_columns(schema.names, texts):
             return make_listing(split, rows, config, config.path_column)
     columns = find_columns(schema, str(first), get_wanted_columns(config))
     _check_has_bytes(metadata, columns, str(first))
     info = describe_source(schema, columns, config, files.named, str(first))
-    notes = info.notes
+    notes = (*files.notes, *info.notes)
     largest = max(groups, default=0)
     if largest > _MAX_ROW_GROUP:
         notes += (

@@ -254,7 +254,7 @@ def open_records(
             f"{_list_features(records)}"
         )
     extras, reserved = _find_extras(records, {image, key, label})
-    said = [*notes, *describe_reserved(named, "features", reserved)]
+    said = [*notes, *files.notes, *describe_reserved(named, "features", reserved)]
     said += _describe_other_labels(label, names.labels, named, records)
     known = (class_names or {}).get(label or "", ())
     return TFRecordSource(

@@ -221,12 +221,13 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
     ]
     scalars = list(dict.fromkeys(scalars))
     reserved = list(filter(is_reserved, scalars))
+    named = redact_uri(files.named)
     unlabeled = ""
     if not types:
         names = ", ".join(dict.fromkeys(name for item in fields for name in item)) or "none"
         looked_for = f".{wanted}" if wanted else ".cls or .txt"
         unlabeled = (
-            f"{redact_uri(files.named)}: no {looked_for} file and no json field "
+            f"{named}: no {looked_for} file and no json field "
             f"{config.label_column!r}, so the records are unlabeled (json fields: {names}); select "
             "one with --label-column"
         )
@@ -239,7 +240,7 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
             label_type=label_type,
             extras=tuple(name for name in scalars if name not in reserved),
             has_label_column=bool(types),
-            notes=describe_reserved(redact_uri(files.named), "json fields", reserved),
+            notes=(*files.notes, *describe_reserved(named, "json fields", reserved)),
             unlabeled=unlabeled,
         ),
     )

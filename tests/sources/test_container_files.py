@@ -55,6 +55,21 @@ def test_files_are_found_in_the_order_of_their_names(scheme, tmp_path):
     assert [(name, size) for name, _, (size, _) in located] == [("sub/e.tar", 0)]
 
 
+@pytest.mark.parametrize(
+    ("names", "splits"),
+    [
+        (("train-0.tar", "train-1.tar", "other.tar"), None),
+        (("val_0.tar", "validation_1.tar"), None),
+        (("test-0.tar", "other.tar", "train-0.tar"), "train, test"),
+    ],
+)
+def test_files_of_several_splits_in_one_source_are_said(names, splits, tmp_path):
+    for name in names:
+        (tmp_path / name).touch()
+    notes = find_files(str(tmp_path), (".tar",)).notes
+    assert [splits in note and "'train*'" in note for note in notes] == ([True] if splits else [])
+
+
 @pytest.mark.parametrize("named", ["none-*.tar", "{0..2}.tar"])
 def test_missing_files_are_refused_by_name(named, tmp_path):
     (tmp_path / "0.tar").touch()

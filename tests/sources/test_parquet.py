@@ -183,6 +183,23 @@ def test_values_that_cannot_be_read_are_refused_by_their_column(column, values, 
         list_records(open_source(path, **options))
 
 
+@pytest.mark.parametrize("first", ["image", "path"])
+def test_columns_of_one_name_are_refused(first, tmp_path):
+    (tmp_path / "a.png").write_bytes(encode(0))
+    columns = [[encode(0) if first == "image" else "a.png"], ["x"], ["y"]]
+    table = pa.table(columns, names=[first, "label", "label"])
+    pq.write_table(table, tmp_path / "d.parquet")
+    with pytest.raises(InputError, match=r"d\.parquet: duplicate column 'label'; rename"):
+        open_source(tmp_path / "d.parquet")
+
+
+def test_files_of_several_splits_are_said(tmp_path):
+    for split in ("train", "test"):
+        write_parquet(tmp_path / f"{split}-0.parquet", [0], label=["x"])
+    (note,) = open_source(tmp_path).info.messages
+    assert "look like those of several splits, train, test" in note
+
+
 def test_number_of_no_class_is_refused(tmp_path):
     dataset = make_dataset(range(2), label=[0, 1])
     dataset = dataset.cast_column("label", datasets.ClassLabel(names=["cat", "dog"]))
