@@ -5,7 +5,7 @@ import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
@@ -19,11 +19,14 @@ from ray_embed.sources.listing_rows import find_folder
 from ray_embed.storage.retry import explain_error
 
 _ROWS_PER_BATCH = 4096
+# Objects, and the items of lists of lists and objects, are neither labels nor metadata.
+_NESTED = pa.struct([])
 _TYPES: dict[type, pa.DataType] = {
     bool: pa.bool_(),
     int: pa.int64(),
     float: pa.float64(),
     str: pa.string(),
+    dict: _NESTED,
 }
 _EMPTY_LIST = pa.list_(pa.null())
 _TEXT_LIST = pa.list_(pa.string())
@@ -92,14 +95,19 @@ def open_json(uri: str) -> JsonRows:
 
 def _find_types(values: list[Any]) -> set[pa.DataType]:
     types = {_TYPES[kind] for kind in set(map(type, values)) if kind in _TYPES}
-    if nested := [value for value in values if isinstance(value, (list, dict))]:
-        try:
-            types.add(pa.infer_type(nested))
-        except pa.ArrowInvalid:
-            types |= {pa.infer_type([value]) for value in nested}
     if any(type(value) is int and not -(2**63) <= value < 2**63 for value in values):
         types.add(pa.string())
+    lists = [value for value in values if isinstance(value, list)]
+    if lists:
+        types.add(pa.list_(_find_item_type(list(chain.from_iterable(lists)))))
     return types
+
+
+def _find_item_type(items: list[Any]) -> pa.DataType:
+    if any(isinstance(item, (list, dict)) for item in items):
+        return _NESTED
+    types = _find_types(items)
+    return find_common_type(types) if types else pa.null()
 
 
 def _join_types(types: set[pa.DataType]) -> pa.DataType:
@@ -114,6 +122,8 @@ def _join_types(types: set[pa.DataType]) -> pa.DataType:
 
 
 def _make_array(values: list[Any], target: pa.DataType) -> pa.Array:
+    if target in (_NESTED, pa.list_(_NESTED)):
+        return pa.nulls(len(values), target)
     if pa.types.is_string(target):
         values = list(map(_to_text, values))
     elif target == _TEXT_LIST:

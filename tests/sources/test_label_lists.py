@@ -82,13 +82,21 @@ def test_lists_of_a_listing(form, tmp_path):
         open_source(path, label_type="int")
 
 
-def test_single_labels_beside_lists_of_a_listing_are_lists_of_one(tmp_path):
+@pytest.mark.parametrize(
+    ("labels", "wanted"),
+    [
+        ([["one", 2], "one", 3, []], [["one", "2"], ["one"], ["3"], None]),
+        ([[1], ["one"], None, [None]], [["1"], ["one"], None, None]),
+        ([[2**70], [5]], [[str(2**70)], ["5"]]),
+        ([[5, True], [5]], [["5", "true"], ["5"]]),
+    ],
+)
+def test_lists_and_labels_of_several_types_in_a_listing(labels, wanted, tmp_path):
     make_folder(tmp_path, {"a": 4})
-    labels = [["one", 2], "one", 3, []]
     rows = [{"path": f"a/{row:04}.png", "label": label} for row, label in enumerate(labels)]
     path = tmp_path / "list.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    assert read_labels(path) == [["one", "2"], ["one"], ["3"], None]
+    assert read_labels(path) == wanted
 
 
 @pytest.mark.parametrize("form", ["saved", "parquet", "older parquet"])
