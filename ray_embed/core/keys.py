@@ -10,5 +10,13 @@ def make_key(path: str | bytes) -> str:
     if isinstance(path, str):
         if path.isascii():
             return path
-        path = path.encode("utf-8", "surrogateescape")
+        path = _encode(path)
     return path.decode("utf-8", "backslashreplace")
+
+
+def _encode(text: str) -> bytes:
+    try:
+        return text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        # Half of a character, in a text that is no file name.
+        return text.encode("utf-8", "surrogatepass")

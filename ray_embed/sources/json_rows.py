@@ -158,14 +158,26 @@ def _read_rows(uri: str) -> Iterator[_Row]:
         raise InputError(f"{where}: cannot be read as a listing: {explain_error(error)}") from error
 
 
-def _parse_line(line: str, number: int, where: str) -> _Row:
+def parse_object(text: str) -> _Row:
+    """Parse a JSON object.
+
+    Raises:
+        ValueError: it is not valid JSON, or not an object; the message says which.
+    """
     try:
-        row = json.loads(line)
-        if "\\u" in line:
+        row = json.loads(text)
+        if "\\u" in text:
             # Escapes may be half of a character, which is no text.
             json.dumps(row, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: line {number} is not JSON: {error}; {_ADVICE}") from error
+        raise ValueError(f"is not JSON: {error}") from error
     if not isinstance(row, dict):
-        raise InputError(f"{where}: line {number} is not a JSON object; {_ADVICE}")
+        raise ValueError("is not a JSON object")
     return row
+
+
+def _parse_line(line: str, number: int, where: str) -> _Row:
+    try:
+        return parse_object(line)
+    except ValueError as error:
+        raise InputError(f"{where}: line {number} {error}; {_ADVICE}") from error

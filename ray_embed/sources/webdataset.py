@@ -7,7 +7,6 @@ or ``png`` an image, ``cls`` a label, ``json`` metadata, ``txt`` a text
 tar and these small files; the actors read the images, by their byte offsets.
 """
 
-import json
 import re
 import tarfile
 from collections import Counter
@@ -27,6 +26,7 @@ from ray_embed.sources.base import SourceInfo
 from ray_embed.sources.container_files import ContainerFiles
 from ray_embed.sources.files import File, SizeAndTime, open_file
 from ray_embed.sources.image_walk import IMAGE_ENDINGS
+from ray_embed.sources.json_rows import parse_object
 from ray_embed.sources.label_lists import LABEL_LIST, check_not_vectors, make_lists
 from ray_embed.sources.label_schema import (
     describe_reserved,
@@ -84,21 +84,19 @@ class _Sample:
         Raises:
             InputError: it is not a JSON object.
         """
-        if "json" not in self.texts:
+        text = self._read_text("json", where)
+        if text is None:
             return {}
         try:
-            fields = json.loads(self.texts["json"])
+            return parse_object(text)
         except ValueError as error:
-            raise InputError(f"{where}: {self.key}.json is not JSON: {error}") from error
-        if not isinstance(fields, dict):
-            raise InputError(f"{where}: {self.key}.json is not a JSON object")
-        return fields
+            raise InputError(f"{where}: {self.key}.json {error}") from error
 
     def _read_text(self, ending: str, where: str) -> str | None:
         if ending not in self.texts:
             return None
         try:
-            return self.texts[ending].decode().strip()
+            return self.texts[ending].decode("utf-8-sig").strip()
         except UnicodeDecodeError as error:
             raise InputError(f"{where}: {self.key}.{ending} is not UTF-8: {error}") from error
 

@@ -255,6 +255,7 @@ def test_extra_columns_are_the_union_over_the_splits(planned, tmp_path):
         (b"caf\xe9", r"caf\xe9"),
         ("é".encode(), "é"),
         (r"C:\x41", r"C:\x41"),
+        ("half \ud800", r"half \xed\xa0\x80"),
         ("", ""),
     ],
 )

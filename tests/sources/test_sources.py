@@ -314,7 +314,10 @@ def test_labels_of_an_npz_keep_their_type(tmp_path, labels, type_, expected):
     ("content", "tokens"),
     [
         ({}, ["images"]),
-        ({"p": np.zeros((2, 3, 3))}, ["'images'", "contains p", "--image-column", "np.savez"]),
+        (
+            {"p": np.zeros((2, 3, 3))},
+            ["'images'", "contains p", "--image-column", "labels as labels"],
+        ),
         ({"labels": np.zeros(2)}, ["images", "labels"]),
         ({"p": np.zeros(2), "q": np.zeros(2)}, ["images", "p, q"]),
         ({"images": np.zeros((2, 3, 3)), "labels": np.zeros(3)}, ["labels", "(3,)", "2"]),

@@ -60,7 +60,7 @@ def test_shards_of_the_webdataset_library_are_read(tmp_path):
     ("files", "options", "labels"),
     [
         ([{"json": b'{"kind": "x"}'}, {"json": b"{}"}], {"label_column": "kind"}, ["x", None]),
-        ([{"txt": b" one\n"}, {"txt": b"two"}], {}, ["one", "two"]),
+        ([{"txt": b" one\n"}, {"txt": b"\xef\xbb\xbftwo"}], {}, ["one", "two"]),
         ([{"cls": b"1", "json": b'{"label": "x"}'}], {}, [1]),
         ([{"cls": b"1", "json": b'{"kind": "x"}'}], {"label_column": "kind"}, ["x"]),
         ([{"cls": b"1", "txt": b"x"}, {"cls": b"2"}], {"label_column": "txt"}, ["x", None]),
@@ -125,6 +125,9 @@ def test_compressed_tar_is_refused_with_the_reason(mode, name, tmp_path):
         ([("a", {"png": b"", "jpg": b""})], ["'a'", "two images", "--image-column"]),
         ([("a", {"png": b"", "json": b"{"})], ["a.json", "not JSON"]),
         ([("a", {"png": b"", "json": b"[1]"})], ["a.json", "not a JSON object"]),
+        ([("a", {"png": b"", "json": b'{"x": "\\ud800"}'})], ["a.json is not JSON", "surrogates"]),
+        ([("a", {"png": b"", "json": b"[" * 100_000})], ["a.json is not JSON"]),
+        ([("a", {"png": b"", "json": b"\xff"})], ["a.json is not UTF-8"]),
         ([("a", {"png": b"", "cls": b"\xff"})], ["a.cls", "not UTF-8"]),
         ([("a", {"png": b"", "json": b'{"label": [1.5, 2]}'})], ["label"]),
     ],
