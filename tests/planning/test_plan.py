@@ -388,6 +388,13 @@ def test_a_file_of_another_size_is_named(planned, tmp_path):
     assert "size" in str(said)
 
 
+def test_images_of_an_array_that_changed_are_named(planned, tmp_path):
+    file = npz(tmp_path / "s.npz", [1, 2])
+    images = np.ones((2, 2, 2, 3), np.uint8)
+    said = changed(planned, {"s": file}, lambda: np.savez(file, images=images, labels=[1, 2]))
+    assert said == "its images"
+
+
 def test_a_label_that_changed_is_named_with_both_values(planned, tmp_path):
     file = listing(tmp_path / "s.csv", *(f"{i}.png,cat" for i in range(7)))
     text = file.read_text()
