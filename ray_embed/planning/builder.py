@@ -27,6 +27,7 @@ from ray_embed.storage.filesystem import Folder
 
 _SHARDS_PER_FILE = 256
 _MAX_SHARD_BYTES = 64 << 20
+_KEYS_COMPARED = 1_000_000
 
 
 def make_plan(
@@ -127,7 +128,8 @@ def _choose_shard_size(info: SourceInfo, batch_size: int) -> int:
 class _SplitStatistics:
     """Statistics of the written records of a split.
 
-    `missing` is the number of records without a file, and `keys` are the hashes of all keys.
+    `missing` is the number of records without a file, and `keys` are the hashes of the keys of the
+    first records; those of all would take too much memory.
     """
 
     digest: Digest
@@ -145,13 +147,15 @@ class _SplitStatistics:
         self.records += table.num_rows
         self.missing += table["size"].null_count
         self.labels.add(table["label"])
-        hashes = map(hash, table["key"].to_pylist())
-        self.keys.append(np.fromiter(hashes, np.int64, table.num_rows))
+        if self.records <= _KEYS_COMPARED:
+            hashes = map(hash, table["key"].to_pylist())
+            self.keys.append(np.fromiter(hashes, np.int64, table.num_rows))
 
     @property
     def repeats(self) -> int:
-        """The number of records that have the key of an earlier record."""
-        return self.records - len(np.unique(np.concatenate(self.keys)))
+        """The number of records, of those compared, that have the key of an earlier record."""
+        keys = np.concatenate([np.empty(0, np.int64), *self.keys])
+        return len(keys) - len(np.unique(keys))
 
     @property
     def are_all_missing(self) -> bool:

@@ -106,13 +106,15 @@ class WebDataset:
     """The samples of tar files: the files by name, and in each the samples in their order.
 
     `image` is the ending of the images, such as ``input.png``, and `label` the field or the ending
-    of the labels; None for any.
+    of the labels; None for any. `fields` are the ``json`` fields of the first samples; others are
+    skipped.
     """
 
     split: str
     files: ContainerFiles
     image: str | None
     label: str | None
+    fields: frozenset[str]
     info: SourceInfo
 
     @property
@@ -130,12 +132,21 @@ class WebDataset:
         for name, file, stat in self.files.locate():
             samples = _read_samples(file, skipped, self.image)
             while batch := list(islice(samples, _RECORDS_PER_BATCH)):
-                yield self._make_records(batch, name, str(file), stat)
+                fields = [sample.read_fields(str(file)) for sample in batch]
+                if unknown := sum(len(item.keys() - self.fields) for item in fields):
+                    skipped[f"json fields that the first {_SAMPLES_INSPECTED} samples lack"] += (
+                        unknown
+                    )
+                yield self._make_records(batch, fields, name, str(file), stat)
 
     def _make_records(
-        self, samples: list[_Sample], name: str, where: str, stat: SizeAndTime
+        self,
+        samples: list[_Sample],
+        fields: list[dict[str, Any]],
+        name: str,
+        where: str,
+        stat: SizeAndTime,
     ) -> pa.RecordBatch:
-        fields = [sample.read_fields(where) for sample in samples]
         places = [sample.place or Place(0, None) for sample in samples]
         extras = {
             extra: pa.array([_to_text(item.get(extra)) for item in fields], pa.string())
@@ -234,6 +245,7 @@ def open_webdataset(split: str, files: ContainerFiles, config: RunConfig) -> Web
         files=files,
         image=image,
         label=wanted,
+        fields=frozenset(name for item in fields for name in item),
         info=SourceInfo(
             label_type=label_type,
             extras=tuple(name for name in scalars if name not in reserved),

@@ -157,6 +157,15 @@ def test_label_after_many_unlabeled_samples_is_refused_by_key(tmp_path, monkeypa
         list_records(open_source(tmp_path / "d.tar"))
 
 
+def test_fields_of_later_samples_are_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(source_module, "_SAMPLES_INSPECTED", 1)
+    samples = [sample(0, 1, place="here"), sample(1, 1, place="there", time="now")]
+    source = open_source(write_tar(tmp_path / "d.tar", samples))
+    skipped: Counter[str] = Counter()
+    assert list_records(source, skipped).rows["place"].to_pylist() == ["here", "there"]
+    assert skipped == {"json fields that the first 1 samples lack": 1}
+
+
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100, None])
 def test_file_that_is_no_tar_or_cut_off_is_refused(content, tmp_path):
     path = write_tar(tmp_path / "d.tar", [sample(i, 1) for i in range(4)])
