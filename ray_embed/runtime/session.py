@@ -15,6 +15,7 @@ import ray
 
 from ray_embed.config import LOCAL, RunConfig, choose_ray_address
 from ray_embed.core import legacy_keras
+from ray_embed.core.interrupts import defer_interrupts
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, RunError, get_first_line
 from ray_embed.runtime import capacity, kept_actors, ray_private, resources
@@ -242,7 +243,9 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
     Raises: RunError: Ray cannot be started.
     """
     try:
-        with ray_private.only_on_loopback():
+        # An interrupt while Ray connects can leave it waiting forever: it destroys a client whose
+        # threads are still running (seen in Ray 2.60).
+        with defer_interrupts(), ray_private.only_on_loopback():
             ray.init(
                 LOCAL,
                 num_cpus=cpus,
