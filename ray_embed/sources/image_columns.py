@@ -111,7 +111,14 @@ def check_columns(schema: pa.Schema, columns: Columns, where: str, first: str) -
     Raises:
         InputError: a column is missing, added, or is for something else.
     """
-    if find_columns(schema, where, columns) != columns:
+    found = find_columns(schema, where, columns)
+    if found.class_names != columns.class_names:
+        names = ", ".join(found.class_names) or "none"
+        raise InputError(
+            f"{where}: its class names ({names}) differ from those of {first}; write all files with "
+            "the same ClassLabel, or give such files as another --source"
+        )
+    if found != columns:
         raise InputError(
             f"{where}: its columns ({_describe_schema(schema)}) differ from those of {first}; give "
             "such files as another --source"

@@ -20,8 +20,11 @@ PER_FILE = 2048
 
 def write_parquet(paths: Sequence[Path], folder: Path) -> None:
     """Write Parquet files as Hugging Face datasets writes them."""
-    for number, part in enumerate(_cut(paths)):
-        _make_dataset(part).to_parquet(folder / f"train-{number:05d}.parquet")
+    whole = _make_dataset(paths)
+    shards = len(_cut(paths))
+    for number in range(shards):
+        part = whole.shard(shards, number, contiguous=True)
+        part.to_parquet(folder / f"train-{number:05d}.parquet")
 
 
 def write_saved(paths: Sequence[Path], folder: Path) -> None:

@@ -270,3 +270,17 @@ def test_few_images_are_in_memory_at_a_time(tmp_path):
     ((file, *_),) = [source.files.locate()[0][1:2]]
     read = parquet.read_images(file, [Place(0, None), Place(99, None)], column="image.bytes")
     assert list(read) == [encode(0), encode(99)]
+
+
+def test_files_with_other_class_names_are_refused_with_both(tmp_path):
+    for number, names in enumerate((["cat"], ["dog"])):
+        features = datasets.Features(
+            {"image": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+        )
+        images = [{"bytes": encode(number), "path": None}]
+        data = datasets.Dataset.from_dict({"image": images, "label": [0]}, features=features)
+        data.to_parquet(tmp_path / f"{number}.parquet")
+    with pytest.raises(
+        InputError, match=r"1\.parquet: its class names \(dog\) differ .*0\.parquet"
+    ):
+        list_records(open_source(tmp_path))
