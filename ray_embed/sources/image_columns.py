@@ -115,8 +115,8 @@ def check_columns(schema: pa.Schema, columns: Columns, where: str, first: str) -
     if found.class_names != columns.class_names:
         names = ", ".join(found.class_names) or "none"
         raise InputError(
-            f"{where}: its class names ({names}) differ from those of {first}; write all files with "
-            "the same ClassLabel, or give such files as another --source"
+            f"{where}: its class names ({names}) differ from those of {first}; write all files "
+            "with the same ClassLabel, or give such files as another --source"
         )
     if found != columns:
         raise InputError(
