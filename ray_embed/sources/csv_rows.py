@@ -3,7 +3,7 @@
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.csv
@@ -18,42 +18,13 @@ from ray_embed.sources.listing_format import (
     refuse_duplicates,
     refuse_missing_header,
 )
-from ray_embed.sources.listing_rows import find_folder
+from ray_embed.sources.listing_rows import ListingRows, find_folder
 from ray_embed.storage.filesystem import locate
 from ray_embed.storage.retry import explain_error
 
 
-@dataclass(frozen=True, kw_only=True)
-class CsvRows:
-    """The rows of a CSV or TSV file. All columns are text, and their cells are read as bytes."""
-
-    uri: str
-    delimiter: str
-    schema: pa.Schema
-    notes: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The path or URI of the file."""
-        return redact_uri(self.uri)
-
-    @property
-    def folder(self) -> str:
-        """The folder of the file."""
-        return find_folder(self.uri)
-
-    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of all rows.
-
-        Raises:
-            InputError: the file cannot be parsed.
-        """
-        with _open_csv(self.uri, self.delimiter, columns) as reader:
-            yield from (batch for batch in reader if batch.num_rows)
-
-
-def open_csv(uri: str, path_column: str) -> CsvRows:
-    """Open a CSV or TSV file.
+def open_csv(uri: str, path_column: str) -> ListingRows:
+    """Open a CSV or TSV file. All columns are text, and their cells are read as bytes.
 
     Args:
         uri: the path or URI of the file.
@@ -73,12 +44,18 @@ def open_csv(uri: str, path_column: str) -> CsvRows:
     refuse_missing_header(header, name)
     refuse_duplicates(header, name)
     found = f"{name}: columns are separated by {DELIMITER_NAMES[delimiter]}"
-    return CsvRows(
-        uri=uri,
-        delimiter=delimiter,
+    return ListingRows(
+        name=name,
+        folder=find_folder(uri),
         schema=pa.schema([(column, pa.string()) for column in header]),
+        read=partial(_read_columns, uri, delimiter),
         notes=() if delimiter == expected else (found,),
     )
+
+
+def _read_columns(uri: str, delimiter: str, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    with _open_csv(uri, delimiter, columns) as reader:
+        yield from (batch for batch in reader if batch.num_rows)
 
 
 def _read_sample(uri: str) -> bytes:

@@ -4,7 +4,7 @@
 import io
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
@@ -15,7 +15,7 @@ from ray_embed.errors import InputError
 from ray_embed.sources.files import locate_file, open_file
 from ray_embed.sources.label_lists import is_list
 from ray_embed.sources.label_schema import find_common_type
-from ray_embed.sources.listing_rows import find_folder
+from ray_embed.sources.listing_rows import ListingRows, find_folder
 from ray_embed.storage.retry import explain_error
 
 _ROWS_PER_BATCH = 4096
@@ -35,43 +35,11 @@ _ADVICE = "write one object per line (in pandas: to_json(path, orient='records',
 _Row = dict[str, Any]
 
 
-@dataclass(frozen=True, kw_only=True)
-class JsonRows:
-    """The rows of a JSON Lines file, in file order. A missing field is null."""
-
-    uri: str
-    schema: pa.Schema
-    notes: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The path or URI of the file."""
-        return redact_uri(self.uri)
-
-    @property
-    def folder(self) -> str:
-        """The folder of the file."""
-        return find_folder(self.uri)
-
-    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of all rows.
-
-        Raises:
-            InputError: a line is not a JSON object.
-        """
-        fields = [self.schema.field(column) for column in columns]
-        for rows in _read_batches(self.uri):
-            arrays = [
-                _make_array([row.get(field.name) for row in rows], field.type) for field in fields
-            ]
-            yield pa.record_batch(arrays, pa.schema(fields))
-
-
-def open_json(uri: str) -> JsonRows:
+def open_json(uri: str) -> ListingRows:
     """Open a JSON Lines file, a path or URI, and read it once to find the types of its fields.
 
-    Integers and floats become floats. A mix of texts or integers and lists of them becomes lists of
-    text, and any other mix of types becomes text.
+    A missing field is null. Integers and floats become floats. A mix of texts or integers and lists
+    of them becomes lists of text, and any other mix of types becomes text.
 
     Raises:
         InputError: the file cannot be read or is empty, or a line is not a JSON object.
@@ -90,7 +58,22 @@ def open_json(uri: str) -> JsonRows:
         if len(found - {pa.null()}) > 1 and pa.types.is_string(schema.field(name).type)
     ]
     note = f"{name}: fields of several types become text: {', '.join(mixed)}"
-    return JsonRows(uri=uri, schema=schema, notes=(note,) if mixed else ())
+    return ListingRows(
+        name=name,
+        folder=find_folder(uri),
+        schema=schema,
+        read=partial(_read_columns, uri, schema),
+        notes=(note,) if mixed else (),
+    )
+
+
+def _read_columns(uri: str, schema: pa.Schema, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    fields = [schema.field(column) for column in columns]
+    for rows in _read_batches(uri):
+        arrays = [
+            _make_array([row.get(field.name) for row in rows], field.type) for field in fields
+        ]
+        yield pa.record_batch(arrays, pa.schema(fields))
 
 
 def _find_types(values: list[Any]) -> set[pa.DataType]:

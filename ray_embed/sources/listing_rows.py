@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rows of a listing, whatever the format of its file."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import pyarrow as pa
 
@@ -15,33 +15,21 @@ from ray_embed.sources.listing_format import explain_encoding
 _ROWS_SHOWN = 20
 
 
-class ListingRows(Protocol):
-    """The rows of a listing, in file order."""
+@dataclass(frozen=True, kw_only=True)
+class ListingRows:
+    """The rows of a listing, in file order.
 
-    @property
-    def name(self) -> str:
-        """The listing, for messages."""
+    `name` is the listing, for messages. `folder` is the base of relative paths, a path or URI.
+    `schema` has the columns. `read` yields some columns of all rows; a column of text may come as
+    binary, because it may have file names, which may be any bytes. It raises InputError if the file
+    cannot be read. `notes` are messages for the user.
+    """
 
-    @property
-    def folder(self) -> str:
-        """The base of relative paths, a path or URI."""
-
-    @property
-    def schema(self) -> pa.Schema:
-        """The columns."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """Messages for the user."""
-
-    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of all rows.
-
-        A column of text may come as binary, because it may have file names, which may be any bytes.
-
-        Raises:
-            InputError: the file cannot be read.
-        """
+    name: str
+    folder: str
+    schema: pa.Schema
+    read: Callable[[Sequence[str]], Iterator[pa.RecordBatch]]
+    notes: tuple[str, ...] = ()
 
 
 def read_texts(

@@ -32,7 +32,7 @@ from ray_embed.sources.image_columns import (
 )
 from ray_embed.sources.listing import Listing, make_listing
 from ray_embed.sources.listing_format import find_path_columns, refuse_duplicates
-from ray_embed.sources.listing_rows import read_first_texts
+from ray_embed.sources.listing_rows import ListingRows, read_first_texts
 from ray_embed.sources.packed_images import PackedReader, Place
 from ray_embed.storage.retry import explain_error
 
@@ -106,41 +106,6 @@ class ParquetSource:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class ParquetRows:
-    """The rows of Parquet files that are a listing: they have paths, and no images."""
-
-    files: ContainerFiles
-    schema: pa.Schema
-    notes: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        """What the source was given as."""
-        return redact_uri(self.files.named)
-
-    @property
-    def folder(self) -> str:
-        """The folder of the files."""
-        return self.files.folder
-
-    def read(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Yield some columns of all rows.
-
-        Raises:
-            InputError: a file cannot be read, or its columns differ from those of the first file.
-        """
-        for _, file, _ in self.files.locate():
-            with _open_parquet(file) as parquet:
-                if not parquet.schema_arrow.equals(self.schema):
-                    raise InputError(
-                        f"{file}: its columns ({', '.join(parquet.schema_arrow.names)}) or their "
-                        f"types differ from those of {self.files.names[0]}; give such files as "
-                        "another --source"
-                    )
-                yield from parquet.iter_batches(_RECORDS_PER_BATCH, columns=columns)
-
-
 def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> ParquetSource | Listing:
     """Open Parquet files as a source: their images, or the files that they list.
 
@@ -154,7 +119,7 @@ def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> Parque
         groups = [metadata.row_group(i).num_rows for i in range(metadata.num_row_groups)]
     refuse_duplicates(schema.names, str(first))
     if config.image_column is None and not any(may_hold_images(field.type) for field in schema):
-        rows = ParquetRows(files=files, schema=schema, notes=files.notes)
+        rows = _make_listing_rows(files, schema)
         texts = read_first_texts(rows)
         if config.path_column in schema.names or find_path_columns(schema.names, texts):
             return make_listing(split, rows, config, config.path_column)
@@ -174,6 +139,30 @@ def open_parquet(split: str, files: ContainerFiles, config: RunConfig) -> Parque
         columns=columns,
         info=replace(info, shard_size=_choose_shard_size(groups), notes=notes),
     )
+
+
+def _make_listing_rows(files: ContainerFiles, schema: pa.Schema) -> ListingRows:
+    """Return the rows of Parquet files that are a listing: they have paths, and no images."""
+    return ListingRows(
+        name=redact_uri(files.named),
+        folder=files.folder,
+        schema=schema,
+        read=functools.partial(_read_columns, files, schema),
+        notes=files.notes,
+    )
+
+
+def _read_columns(
+    files: ContainerFiles, schema: pa.Schema, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    for _, file, _ in files.locate():
+        with _open_parquet(file) as parquet:
+            if not parquet.schema_arrow.equals(schema):
+                raise InputError(
+                    f"{file}: its columns ({', '.join(parquet.schema_arrow.names)}) or their types "
+                    f"differ from those of {files.names[0]}; give such files as another --source"
+                )
+            yield from parquet.iter_batches(_RECORDS_PER_BATCH, columns=columns)
 
 
 def read_images(file: File, places: Sequence[Place], *, column: str) -> Iterator[bytes | None]:
