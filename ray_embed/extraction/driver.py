@@ -146,7 +146,7 @@ class _ResultMonitor:
                 yield text
 
     def finish(self) -> None:
-        """Say what only all shards together can show."""
+        """Report what only all shards together can show."""
         if self._uniform and all(self._uniform):
             say(
                 f"warning: all {self._records} records got the same features, so the encoder "

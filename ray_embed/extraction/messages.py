@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_embed.encoders.spec import Encoder
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.planning import Plan, Shard
 from ray_embed.sources.base import ImageReader
 

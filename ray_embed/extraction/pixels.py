@@ -7,7 +7,7 @@ from typing import Any
 from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.options import OPTIONS, Group, format_flag, get_default
 from ray_embed.planning import SplitPlan
 

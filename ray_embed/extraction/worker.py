@@ -51,8 +51,10 @@ class _Results:
     @property
     def values(self) -> tuple[float, float] | None:
         """The range of all float images, or None if there are none."""
-        lows, highs = zip(*self.ranges, strict=True) if self.ranges else ((), ())
-        return (min(lows), max(highs)) if self.ranges else None
+        if not self.ranges:
+            return None
+        lows, highs = zip(*self.ranges, strict=True)
+        return min(lows), max(highs)
 
     def find_undecoded(self) -> list[int]:
         """Return the records that were in no batch."""

@@ -1,17 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Turn a decoded image into the encoder's input and a thumbnail, in TensorFlow graphs."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ray_embed.images.color import LEVELS_PER_LEVEL
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.images.resizing import resize
 from ray_embed.images.thumbnails import MAX_SIDE
 
-if TYPE_CHECKING:
-    from ray_embed.images.decode import PixelSpec
 
-
-def prepare_image(image: Any, levels: Any, pixels: "PixelSpec") -> tuple[Any, Any, Any]:
+def prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any, Any]:
     """Return the preprocessed image and its thumbnail.
 
     Args:
@@ -51,7 +49,7 @@ def prepare_image(image: Any, levels: Any, pixels: "PixelSpec") -> tuple[Any, An
     return tf.ensure_shape(_normalize(resized, pixels), pixels.shape), *picture
 
 
-def _normalize(image: Any, pixels: "PixelSpec") -> Any:
+def _normalize(image: Any, pixels: PixelSpec) -> Any:
     """Convert resized pixels, (H, W, c) float32, to the encoder's channels and value range."""
     import tensorflow as tf
 

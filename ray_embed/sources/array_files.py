@@ -17,7 +17,7 @@ import pyarrow as pa
 from ray_embed.core.arrays import Array
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError, StorageError, get_first_line
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources.array_images import ArrayImages, open_arrays
 from ray_embed.sources.base import PlannedRecords, SourceInfo
 from ray_embed.sources.files import File, check_unchanged, locate_file, open_file, stat_files

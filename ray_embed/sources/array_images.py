@@ -10,7 +10,8 @@ import numpy as np
 from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError, RunError
 from ray_embed.images import decode
-from ray_embed.images.decode import Batch, PixelSpec
+from ray_embed.images.decode import Batch
+from ray_embed.images.pixel_spec import PixelSpec
 
 # Number of images used to estimate the value range of a shard.
 _RANGE_SAMPLE_IMAGES = 16

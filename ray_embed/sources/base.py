@@ -16,7 +16,8 @@ import pyarrow as pa
 from ray_embed.core.arrays import Array
 from ray_embed.core.uri import redact_uri
 from ray_embed.errors import InputError
-from ray_embed.images.decode import Batch, PixelSpec
+from ray_embed.images.decode import Batch
+from ray_embed.images.pixel_spec import PixelSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources.array_images import ArrayImages, open_arrays
 from ray_embed.sources.base import PlannedRecords
 from ray_embed.sources.image_contents import ContentImages, are_contents

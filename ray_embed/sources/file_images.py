@@ -9,7 +9,8 @@ import pyarrow as pa
 from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError
 from ray_embed.images import decode
-from ray_embed.images.decode import Batch, PixelSpec
+from ray_embed.images.decode import Batch
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources import files
 from ray_embed.sources.base import PlannedRecords
 from ray_embed.sources.files import File, SizeAndTime

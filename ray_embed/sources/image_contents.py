@@ -15,7 +15,8 @@ import numpy as np
 from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError, StorageError
 from ray_embed.images import decode
-from ray_embed.images.decode import Batch, PixelSpec
+from ray_embed.images.decode import Batch
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources.image_walk import IMAGE_ENDINGS
 from ray_embed.storage.retry import explain_error
 

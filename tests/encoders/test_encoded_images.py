@@ -18,6 +18,7 @@ from ray_embed.encoders.graph import fold
 from ray_embed.encoders.probe_images import encoded_noise
 from ray_embed.errors import InputError
 from ray_embed.images import decode
+from ray_embed.images.pixel_spec import PixelSpec
 
 KERNEL = noise(3, (3, 3, 5)) - 0.5
 CONTENTS = tf.TensorSpec((None,), tf.string)
@@ -134,7 +135,7 @@ def test_options_for_pixels_are_refused(save: Callable[..., Path], options: dict
 def test_batches_hold_the_files_and_thumbnails(tmp_path: Path) -> None:
     paths = sorted(make_folder(tmp_path, {"a": 3}).rglob("*.png"))
     paths[1].write_bytes(b"not an image")
-    pixels = decode.PixelSpec(shape=(128, 128, 3), scale="unit", takes_bytes=True)
+    pixels = PixelSpec(shape=(128, 128, 3), scale="unit", takes_bytes=True)
     (batch,) = decode.file_batches([bytes(path) for path in paths], pixels, 4, 1)
     assert batch.positions.tolist() == [0, 2]
     assert list(batch.images) == [paths[0].read_bytes(), paths[2].read_bytes()]

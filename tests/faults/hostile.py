@@ -409,7 +409,7 @@ def make(root: Path, count: int, seed: int) -> set[bytes]:
 def slowest(root: Path) -> tuple[float, str]:
     """Decode each file alone; gives how long the slowest one took, and its name."""
     from ray_embed.images import decode
-    from ray_embed.images.decode import PixelSpec
+    from ray_embed.images.pixel_spec import PixelSpec
 
     pixels = PixelSpec(shape=(16, 16, 3), scale="unit", max_pixels=178_956_970)
     found = (0.0, "")

@@ -15,7 +15,7 @@ from support.pictures import picture
 from ray_embed.config import make_config
 from ray_embed.errors import InputError
 from ray_embed.images import decode
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 
 H, W = 40, 56
 METHODS = ("bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5")

@@ -17,7 +17,7 @@ from support.opened import walked
 from support.pictures import make_folder, picture
 
 from ray_embed.errors import InputError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources.base import PlannedRecords
 from ray_embed.sources.dataset import Dataset
 

@@ -13,7 +13,7 @@ from support.opened import list_records, open_source
 from support.stores import use_as_store
 
 from ray_embed.errors import InputError, StorageError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources.base import Source
 
 SHAPE = (8, 9, 3)

@@ -14,7 +14,7 @@ from support.features import assert_features_equal
 import ray_embed as package
 from ray_embed import RunConfig, planning
 from ray_embed.errors import InputError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources import open as forms
 from ray_embed.sources.base import PlannedRecords
 from ray_embed.sources.samples import draw_sample

@@ -21,7 +21,7 @@ from support.containers import (
 from support.opened import list_records, open_source, read_images
 
 from ray_embed.errors import InputError, StorageError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources import parquet
 from ray_embed.sources.image_columns import convert_labels
 from ray_embed.sources.packed_images import Place

@@ -15,7 +15,7 @@ from support.pictures import make_folder
 
 from ray_embed import RunConfig
 from ray_embed.errors import InputError, RunError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources import files
 from ray_embed.sources.array_images import open_arrays
 from ray_embed.sources.base import PlannedRecords, Source, find_missing

@@ -16,7 +16,7 @@ from support.opened import list_records, open_source, read_images
 from support.stores import use_as_store
 
 from ray_embed.errors import InputError, StorageError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources import saved_dataset as source_module
 from ray_embed.sources.files import File
 

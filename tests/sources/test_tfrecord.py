@@ -15,7 +15,7 @@ from support.opened import list_records, open_source, read_images
 
 from ray_embed.config import parse_source
 from ray_embed.errors import InputError, StorageError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources import tfrecord as source_module
 from ray_embed.sources import tfrecord_format
 from ray_embed.sources.files import File, locate_file

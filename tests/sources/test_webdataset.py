@@ -11,7 +11,7 @@ from support.containers import SIZE, encode, pixels_of, sample, write_tar
 from support.opened import list_records, open_source, read_images
 
 from ray_embed.errors import InputError, StorageError
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources import webdataset as source_module
 
 PIXELS = PixelSpec(shape=(*SIZE, 3), scale="none")

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed import RunConfig
-from ray_embed.images.decode import PixelSpec
+from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.sources.base import PlannedRecords, Source
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.dataset_records import RecordReader

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from ray_embed.images import decode
-from ray_embed.images.decode import Batch, PixelSpec
+from ray_embed.images.decode import Batch
+from ray_embed.images.pixel_spec import PixelSpec
 
 
 def make_spec(shape: tuple[int, int, int], **options: Any) -> PixelSpec:

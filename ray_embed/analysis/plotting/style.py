@@ -6,7 +6,6 @@ import re
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
 from ray_embed.analysis.plotting.fonts import Lettering, quiet_matplotlib
@@ -121,17 +120,22 @@ def measure_width(figure: Any, text: str, size: float) -> float:
 def fit_text(figure: Any, text: str, width: float, size: float) -> str:
     """Shorten a line to fit a width in inches."""
     lengths = range(_SHORTEST_LINE, _LONGEST_LINE + 1)
-    return _find_longest(
-        figure, [partial(shorten, text, length) for length in lengths], width, size
-    )
+    return _cut_to_fit(figure, text, shorten, lengths, width, size)
 
 
-def _find_longest(
-    figure: Any, lines: Sequence[Callable[[], str]], width: float, size: float
+def _cut_to_fit(
+    figure: Any,
+    text: str,
+    cut: Callable[[str, int], str],
+    lengths: Sequence[int],
+    width: float,
+    size: float,
 ) -> str:
-    """Return the last of some lines, each longer than the one before, that fits; or the first."""
-    fitting = bisect_right(lines, width, key=lambda line: measure_width(figure, line(), size))
-    return lines[max(0, fitting - 1)]()
+    """Cut a text to the last of some ascending lengths at which it fits, or else to the first."""
+    fitting = bisect_right(
+        lengths, width, key=lambda length: measure_width(figure, cut(text, length), size)
+    )
+    return cut(text, lengths[max(0, fitting - 1)])
 
 
 def wrap_text(figure: Any, text: str, width: float, size: float) -> list[str]:
@@ -145,11 +149,14 @@ def wrap_text(figure: Any, text: str, width: float, size: float) -> list[str]:
         rest = word.lstrip() if lines[-1] else word
         lines += [""] if lines[-1] else []
         while rest:
-            starts = [partial(rest.__getitem__, slice(end)) for end in range(1, len(rest) + 1)]
-            lines[-1] = _find_longest(figure, starts, width, size)
+            lines[-1] = _cut_to_fit(figure, rest, _cut, range(1, len(rest) + 1), width, size)
             rest = rest[len(lines[-1]) :]
             lines += [""] if rest else []
     return lines
+
+
+def _cut(text: str, length: int) -> str:
+    return text[:length]
 
 
 def render(figure: Any, kind: str) -> bytes:
