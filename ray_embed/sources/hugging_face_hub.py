@@ -8,7 +8,7 @@ saved dataset. If the images are in other files, the actors read the rows with t
 from pathlib import Path
 from typing import Any
 
-from ray_embed.config import RunConfig, make_absolute, name_source
+from ray_embed.config import RunConfig, make_absolute
 from ray_embed.errors import InputError
 from ray_embed.sources.array_checks import get_wanted_labels
 from ray_embed.sources.container_files import ContainerFiles
@@ -26,19 +26,14 @@ PREFIX = "hf:"
 _MAX_REASON = 500
 
 
-def list_splits(split: str, named: str) -> list[str]:
-    """Return the names of the splits that a named data set stands for.
-
-    It is the given split, or all splits of the data set if none was given.
-
-    Args:
-        split: the name of the split; by default, it is made from the name of the data set.
-        named: ``hf:NAME`` or ``hf:NAME:CONFIG``.
+def open_all_splits(named: str, config: RunConfig) -> list[SavedDataset | Dataset]:
+    """Open each split of a named data set as a source.
 
     Raises:
-        InputError: the data set cannot be loaded.
+        InputError: the data set cannot be loaded, or has no column with images.
     """
-    return list(_prepare(named).info.splits) if split == name_source(named) else [split]
+    builder = _prepare(named)
+    return [_open_split(builder, name, name, named, config) for name in builder.info.splits]
 
 
 def open_hub_dataset(split: str, named: str, config: RunConfig) -> SavedDataset | Dataset:
@@ -49,6 +44,13 @@ def open_hub_dataset(split: str, named: str, config: RunConfig) -> SavedDataset 
     """
     builder = _prepare(named)
     chosen = _choose_split(list(builder.info.splits), split, named)
+    return _open_split(builder, split, chosen, named, config)
+
+
+def _open_split(
+    builder: Any, split: str, chosen: str, named: str, config: RunConfig
+) -> SavedDataset | Dataset:
+    """Open the split `chosen` of a prepared data set as the source `split`."""
     dataset = builder.as_dataset(split=chosen)
     names = tuple(Path(item["filename"]).name for item in dataset.cache_files)
     if not names:

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pyarrow import fs as pafs
 
-from ray_embed.config import RunConfig, is_callable_reference, is_split_name
+from ray_embed.config import RunConfig, is_callable_reference, is_split_name, name_source
 from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.sources import hugging_face_hub as hub
@@ -173,17 +173,23 @@ def _open_each(config: RunConfig) -> Iterator[Source]:
     """Open each source as a split, or as several if it is a data set of which none is named."""
     names = set()
     for given, named in config.sources.items():
-        is_data_set = isinstance(named, str) and named.startswith(hub.PREFIX)
-        # Arguments are refused when the source is opened.
-        has_splits = is_data_set and given not in config.source_kwargs
-        for split in hub.list_splits(given, named) if has_splits else [given]:
-            if split in names:
+        for source in _open_splits(given, named, config):
+            if source.split in names:
                 raise InputError(
-                    f"--source {named}: its split {split!r} has the name of another split; name "
-                    f"the splits, such as --source {split}={named}"
+                    f"--source {named}: its split {source.split!r} has the name of another split; "
+                    f"name the splits, such as --source {source.split}={named}"
                 )
-            names.add(split)
-            yield _open(split, named, config)
+            names.add(source.split)
+            yield source
+
+
+def _open_splits(given: str, named: Any, config: RunConfig) -> Sequence[Source]:
+    is_data_set = isinstance(named, str) and named.startswith(hub.PREFIX)
+    # Arguments are refused when the source is opened.
+    if is_data_set and given == name_source(named) and given not in config.source_kwargs:
+        _refuse_vectors(given, named, config)
+        return hub.open_all_splits(named, config)
+    return [_open(given, named, config)]
 
 
 def _split_by_column(source: Source, column: str) -> list[Source]:
@@ -212,11 +218,7 @@ def _open(split: str, named: Any, config: RunConfig) -> Source:
             f"--source-kwargs for {split!r}: the source {redact_uri(named)} is not a callable; "
             "remove these arguments, or use a module:callable source"
         )
-    if config.label_type in VECTOR_TYPES and get_ending(_get_path(named)) not in ARRAYS:
-        raise InputError(
-            f"--source {split}={redact_uri(named)}: --label-type {config.label_type} is for arrays "
-            f"({', '.join(ARRAYS)}) and datasets, whose labels can be vectors; leave the option out"
-        )
+    _refuse_vectors(split, named, config)
     for prefix, opener in PREFIXES.items():
         if named.startswith(prefix):
             return opener(split, named, config)
@@ -226,6 +228,15 @@ def _open(split: str, named: Any, config: RunConfig) -> Source:
     if type_ is pafs.FileType.Directory:
         return _open_folder(split, location, config)
     return _open_file(split, location, config, exists=type_ is not pafs.FileType.NotFound)
+
+
+def _refuse_vectors(split: str, named: str, config: RunConfig) -> None:
+    """Raise an error if labels are to be vectors, but the source cannot have such labels."""
+    if config.label_type in VECTOR_TYPES and get_ending(_get_path(named)) not in ARRAYS:
+        raise InputError(
+            f"--source {split}={redact_uri(named)}: --label-type {config.label_type} is for arrays "
+            f"({', '.join(ARRAYS)}) and datasets, whose labels can be vectors; leave the option out"
+        )
 
 
 def _open_pattern(split: str, pattern: str, config: RunConfig) -> Source:
