@@ -10,6 +10,7 @@ are left to `ray_embed.images.formats`. Records that cannot be decoded are missi
 
 import functools
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -32,6 +33,9 @@ from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.images.preparing import prepare_image, reduce_levels, scale_to_255
 
 _PREFETCHED_BATCHES = 4
+# Contents are handed to TensorFlow in chunks: starting a dataset takes as long as decoding dozens of
+# small images.
+_CHUNK_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -108,28 +112,53 @@ def content_batches(
     threads: int,
     pages: Sequence[int] | None = None,
 ) -> Iterator[Batch]:
-    """Like :func:`file_batches`, for the contents of image files; raises what `contents` raises."""
+    """Like :func:`file_batches`, for the contents of image files; raises what `contents` raises.
+
+    The next contents are read while these are decoded.
+    """
     import tensorflow as tf
 
-    # TensorFlow would end the dataset where the iterator raises, and drop the error.
-    errors: list[Exception] = []
+    dataset = _make_content_dataset(pixels, batch_size, threads)
+    chunks = _read_chunks(contents, batch_size)
+    first = 0
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(next, chunks, None)
+        while (chunk := reading.result()) is not None:
+            reading = reader.submit(next, chunks, None)
+            stop = first + len(chunk)
+            taken = np.asarray(pages[first:stop] if pages else np.zeros(len(chunk)), np.int64)
+            yield from _iterate_batches(
+                dataset(tf.range(first, stop, dtype=tf.int64), np.array(chunk, object), taken)
+            )
+            first = stop
 
-    def number_contents() -> Iterator[tuple[int, bytes, int]]:
-        try:
-            for position, content in enumerate(contents):
-                yield position, content, pages[position] if pages else 0
-        except Exception as error:
-            errors.append(error)
 
-    records = tf.data.Dataset.from_generator(
-        number_contents,
-        output_signature=tuple(tf.TensorSpec((), t) for t in (tf.int64, tf.string, tf.int64)),
-    )
-    yield from _iterate_batches(
-        _batch_records(records, _make_content_decoder(pixels), batch_size, threads)
-    )
-    if errors:
-        raise errors[0]
+def _read_chunks(contents: Iterable[bytes], batch_size: int) -> Iterator[list[bytes]]:
+    """Yield contents, whole batches at a time, as many as have about `_CHUNK_BYTES` together."""
+    chunk: list[bytes] = []
+    size = 0
+    for content in contents:
+        chunk.append(content)
+        size += len(content)
+        if size >= _CHUNK_BYTES and len(chunk) % batch_size == 0:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
+
+
+@functools.cache
+def _make_content_dataset(pixels: PixelSpec, batch_size: int, threads: int) -> Any:
+    """Return a function that maps positions, contents and pages to a dataset. It is traced once for
+    all shards."""
+    import tensorflow as tf
+
+    def dataset(positions: Any, contents: Any, pages: Any) -> Any:
+        records = tf.data.Dataset.from_tensor_slices((positions, contents, pages))
+        return _batch_records(records, _make_content_decoder(pixels), batch_size, threads)
+
+    signature = [tf.TensorSpec([None], kind) for kind in (tf.int64, tf.string, tf.int64)]
+    return tf.function(dataset, signature, autograph=False)
 
 
 def array_batches(images: Any, pixels: PixelSpec, batch_size: int, threads: int) -> Iterator[Batch]:
@@ -175,11 +204,7 @@ def _make_file_decoder(pixels: PixelSpec) -> Any:
     return decode
 
 
-@functools.cache
 def _make_content_decoder(pixels: PixelSpec) -> Any:
-    import tensorflow as tf
-
-    @tf.function(autograph=False)  # type: ignore[untyped-decorator]
     def decode(position: Any, content: Any, page: Any) -> Any:
         return position, *_keep_bytes(content, _decode_content(content, page, pixels), pixels)
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The same images give the same features, in whatever type of source they lie."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -10,88 +11,40 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import pytest
 from support import object_store
-from support.containers import write_tar, write_tfrecord
-from support.pictures import make_folder
+from support.encoders import PROJECT
 from support.sample_runs import read_results, save_encoder
+from support.source_types import (
+    DECODED,
+    DECODED_DATASETS,
+    change,
+    name_datasets,
+    name_files,
+    write_sources,
+)
 
 import ray_embed
 
 OPTIONS = {"shard_size": 8, "batch_size": 4, "actors": 1, "cpus_per_actor": 1}
-COUNTS = {"cat": 12, "dog": 9}
-
-
-def write_parquet_files(paths: list[Path], folder: Path) -> None:
-    """Write two files whose row groups do not fit the shards."""
-    for number, part in enumerate((paths[:10], paths[10:])):
-        images = [{"bytes": path.read_bytes(), "path": path.name} for path in part]
-        table = pa.table({"image": images, "label": [path.parent.name for path in part]})
-        pq.write_table(table, folder / f"part-{number}.parquet", row_group_size=3)
-
-
-def write_tars(paths: list[Path], folder: Path) -> None:
-    for number, part in enumerate((paths[:10], paths[10:])):
-        samples = [
-            (
-                f"{path.parent.name}{path.stem}",
-                {"png": path.read_bytes(), "cls": path.parent.name.encode()},
-            )
-            for path in part
-        ]
-        write_tar(folder / f"part-{number}.tar", samples)
-
-
-def write_tfrecords(paths: list[Path], folder: Path) -> None:
-    for number, part in enumerate((paths[:10], paths[10:])):
-        examples = [
-            {"image/encoded": path.read_bytes(), "image/class/text": path.parent.name}
-            for path in part
-        ]
-        write_tfrecord(folder / f"part-{number}.tfrecord", examples)
-
-
-def save_to_disk(paths: list[Path], folder: Path) -> None:
-    images = [{"bytes": path.read_bytes(), "path": path.name} for path in paths]
-    labels = [path.parent.name for path in paths]
-    features = datasets.Features({"image": datasets.Image(), "label": datasets.Value("string")})
-    saved = datasets.Dataset.from_dict({"image": images, "label": labels}, features=features)
-    saved.save_to_disk(folder, num_shards=2)
-
-
-WRITERS = {
-    "parquet": write_parquet_files,
-    "tar": write_tars,
-    "tfrecord": write_tfrecords,
-    "saved": save_to_disk,
-}
-PATTERNS = {"parquet": "*.parquet", "tar": "part-{0..1}.tar", "tfrecord": "*.tfrecord"}
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Write a folder of images, an encoder, and the same images in each type of source."""
-    root = tmp_path_factory.mktemp("types")
-    images = make_folder(root / "images", COUNTS)
-    # A record that is rejected keeps its place.
-    (images / "cat" / "0003.png").write_bytes(b"no picture")
+    root = write_sources(tmp_path_factory.mktemp("types"))
     save_encoder(root / "encoder.keras")
-    for type_, write in WRITERS.items():
-        (root / type_).mkdir()
-        write(sorted(images.rglob("*.png")), root / type_)
     return root
 
 
-def name_sources(root: str | Path) -> dict[str, str]:
-    """Return the folder and the pattern of each type of source, by split."""
-    folders = {type_: f"{root}/{type_}" for type_ in WRITERS}
-    return folders | {f"{type_}-files": f"{root}/{type_}/{p}" for type_, p in PATTERNS.items()}
+@pytest.fixture
+def project(tmp_path: Path) -> None:
+    """Put the functions of the datasets into the folder that commands are started in."""
+    shutil.copy(PROJECT / "my_sources.py", tmp_path)
 
 
-def name_datasets(data: Path) -> dict[str, Any]:
+def name_objects(data: Path) -> dict[str, Any]:
     """Return a stream of files, a dataset of Hugging Face, and folders that its library loads."""
 
     def read_files() -> Iterator[tuple[bytes, str]]:
@@ -113,14 +66,36 @@ def extract(data: Path, sources: dict[str, Any], out: Path) -> ray_embed.Run:
     return ray_embed.extract(config)
 
 
-def make_arguments(data: Path, sources: dict[str, str], out: str, **options: int) -> list[str]:
-    """Return the arguments of the command line."""
+def make_arguments(
+    data: Path, files: dict[str, str], out: str, datasets_of: Path | None = None, **options: int
+) -> list[str]:
+    """Return the arguments of the command line, with the datasets of a folder of images."""
     words = ["extract", "--model", str(data / "encoder.keras"), "--out", out]
+    sources = dict(files)
+    if datasets_of is not None:
+        named, arguments = name_datasets(datasets_of)
+        sources |= named
+        words += ["--source-kwargs", json.dumps(arguments)]
     for split, source in sources.items():
         words += ["--source", f"{split}={source}"]
     for name, value in (OPTIONS | options).items():
         words += [f"--{name.replace('_', '-')}", str(value)]
     return words
+
+
+def kill_after_first_part(arguments: list[str], folder: Path) -> int:
+    """Start a command, kill it with SIGKILL when it has written a part; return how many it has."""
+    process = subprocess.Popen([sys.executable, "-m", "ray_embed", *arguments], cwd=folder)
+    features = folder / "run" / "features"
+    # Ctrl-C of the tests must not leave it behind.
+    try:
+        while not list(features.glob("*.parquet")):
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.kill()
+        process.wait()
+    return len(list(features.glob("*.parquet")))
 
 
 def assert_all_splits_are_the_same(run: ray_embed.Run, splits: Iterable[str]) -> None:
@@ -134,62 +109,87 @@ def assert_all_splits_are_the_same(run: ray_embed.Run, splits: Iterable[str]) ->
 
 
 def test_features_are_those_of_the_folder(data, ray_session, tmp_path):
-    sources = {"images": str(data / "images")} | name_sources(data) | name_datasets(data)
+    sources = {"images": str(data / "images")} | name_files(data) | name_objects(data)
     run = extract(data, sources, tmp_path / "run")
     assert_all_splits_are_the_same(run, sources)
-    assert run.rejects_by_reason == {"not an image": len(sources)}
+    assert run.rejects_by_reason == {"not an image": len(sources) - len(DECODED)}
 
 
 def test_run_is_resumed_with_the_same_bytes_and_changes_are_noticed(data, ray_session, tmp_path):
     copied = shutil.copytree(data, tmp_path / "data")
-    sources = {type_: str(copied / type_) for type_ in WRITERS}
+    sources = name_files(copied)
     extract(data, sources, tmp_path / "run")
     parts = sorted((tmp_path / "run" / "features").iterdir())
     before = [part.read_bytes() for part in parts]
-    assert len(parts) == 3 * len(WRITERS)
+    assert len(parts) == 3 * len(sources)
     for part in parts[1::3]:
         part.unlink()
     extract(data, sources, tmp_path / "run")
     assert [part.read_bytes() for part in parts] == before
-    parts[1].unlink()
-    for type_ in PATTERNS:
-        first, last = sorted((copied / type_).iterdir())
-        last.rename(tmp_path / "kept")
-        shutil.copy(first, last)
+    for part in parts:
+        part.unlink()
+    for type_ in sources:
+        kept = shutil.copytree(copied / type_, tmp_path / "kept" / type_)
+        change(copied / type_)
         with pytest.raises(ray_embed.InputError, match=type_):
             extract(data, sources, tmp_path / "run")
-        (tmp_path / "kept").rename(last)
-    assert not parts[1].exists()
+        shutil.rmtree(copied / type_)
+        shutil.copytree(kept, copied / type_)
+    assert not any(part.exists() for part in parts)
 
 
 @pytest.mark.slow
-def test_killed_run_is_resumed_with_the_same_bytes(data, ray_embed_process, tmp_path):
-    sources = {"images": str(data / "images")} | name_sources(data)
-    arguments = make_arguments(data, sources, "run", shard_size=2)
-    process = subprocess.Popen([sys.executable, "-m", "ray_embed", *arguments], cwd=tmp_path)
-    # Ctrl-C of the tests must not leave it behind.
-    try:
-        while not list((tmp_path / "run" / "features").glob("*.parquet")):
-            assert process.poll() is None
-            time.sleep(0.01)
-    finally:
-        process.kill()
-        process.wait()
-    finished = len(list((tmp_path / "run" / "features").glob("*.parquet")))
-    assert 0 < finished < 11 * len(sources)
-    assert ray_embed_process(*arguments).code == 0
-    whole = make_arguments(data, sources, "whole", shard_size=2)
+def test_killed_run_is_resumed_with_the_same_bytes(data, project, ray_embed_process, tmp_path):
+    images = shutil.copytree(data / "images", tmp_path / "images")
+    sources = {"images": str(images)} | name_files(data)
+    arguments = make_arguments(data, sources, "run", images, shard_size=2)
+    whole = make_arguments(data, sources, "whole", images, shard_size=2)
+    splits = arguments.count("--source")
+    assert 0 < kill_after_first_part(arguments, tmp_path) < 10 * splits
+    result = ray_embed_process(*arguments)
+    assert result.code == 0, result.err
     assert ray_embed_process(*whole).code == 0
     assert read_results(tmp_path / "run") == read_results(tmp_path / "whole")
+    run = ray_embed.load(tmp_path / "run")
+    assert_all_splits_are_the_same(run, sources.keys() | name_datasets(images)[0].keys())
+    assert run.rejects_by_reason == {"not an image": splits - len(DECODED) - len(DECODED_DATASETS)}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("type_", name_datasets(Path())[0])
+def test_changed_dataset_is_noticed(data, project, ray_embed_process, tmp_path, type_):
+    images = shutil.copytree(data / "images", tmp_path / "images")
+    source, arguments = (named[type_] for named in name_datasets(images))
+    words = make_arguments(data, {type_: source}, "run")
+    words += ["--source-kwargs", json.dumps({type_: arguments})]
+    assert ray_embed_process(*words).code == 0
+    next((tmp_path / "run" / "features").iterdir()).unlink()
+    shutil.copy(images / "dog" / "0000.png", images / "cat" / "0000.png")
+    result = ray_embed_process(*words)
+    assert result.code == 2, result.err
+    assert type_ in result.err
 
 
 @pytest.mark.slow
 def test_sources_on_an_object_store(data, bucket, ray_embed_process, tmp_path):
     object_store.upload(data, f"{bucket}/data")
-    sources = {"images": f"{bucket}/data/images"} | name_sources(f"{bucket}/data")
-    result = ray_embed_process(*make_arguments(data, sources, "run"))
+    sources = {"images": f"{bucket}/data/images"} | name_files(f"{bucket}/data")
+    arguments = make_arguments(data, sources, "run", shard_size=2)
+    assert 0 < kill_after_first_part(arguments, tmp_path) < 10 * len(sources)
+    result = ray_embed_process(*arguments)
     assert result.code == 0, result.err
     assert_all_splits_are_the_same(ray_embed.load(tmp_path / "run"), sources)
+
+    for part in (tmp_path / "run" / "features").iterdir():
+        part.unlink()
+    copied = shutil.copytree(data, tmp_path / "data")
+    for type_ in name_files(""):
+        change(copied / type_)
+        object_store.upload(copied / type_, f"{bucket}/data/{type_}")
+        result = ray_embed_process(*arguments)
+        assert result.code == 2, result.err
+        assert type_ in result.err
+        object_store.upload(data / type_, f"{bucket}/data/{type_}")
 
 
 def test_preview_shows_records_of_a_container(data, command):

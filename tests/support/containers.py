@@ -107,6 +107,7 @@ def prepare_data_set(
     shards: int = 1,
     features: dict[str, Any] | None = None,
     file_format: str = "tfrecord",
+    shuffle: bool = True,
     **splits: Sequence[dict[str, Any]],
 ) -> Path:
     """Prepare a data set with TensorFlow Datasets; return its folder."""
@@ -125,7 +126,9 @@ def prepare_data_set(
 
         def _info(self) -> Any:
             named = tfds.features.FeaturesDict(features or usual)
-            return tfds.core.DatasetInfo(builder=self, features=named)
+            return tfds.core.DatasetInfo(
+                builder=self, features=named, disable_shuffling=not shuffle
+            )
 
         def _split_generators(self, dl_manager: Any) -> Any:
             return {split: list(enumerate(records)) for split, records in splits.items()}
