@@ -33,8 +33,8 @@ from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.images.preparing import prepare_image, reduce_levels, scale_to_255
 
 _PREFETCHED_BATCHES = 4
-# Contents are handed to TensorFlow in chunks: starting a dataset takes as long as decoding dozens of
-# small images.
+# Contents are handed to TensorFlow in chunks, because starting a dataset takes as long as decoding
+# dozens of small images.
 _CHUNK_BYTES = 32 << 20
 
 
