@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ray_embed.pipeline import extract, run
     from ray_embed.projector.reduce import reduce
     from ray_embed.results import Run, load
+    from ray_embed.sweeps.sweep import sweep
 
 __all__ = [
     "Comparison",
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "reduce",
     "run",
+    "sweep",
 ]
 
 _LAZY_IMPORTS = {
@@ -42,6 +44,7 @@ _LAZY_IMPORTS = {
     "extract": "pipeline",
     "run": "pipeline",
     "reduce": "projector.reduce",
+    "sweep": "sweeps.sweep",
 }
 
 

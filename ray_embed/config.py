@@ -327,8 +327,11 @@ def _read_yaml_value(name: str, value: Any, folder: Path) -> Any:
         return _resolve_sources(value, folder)
     if name in OPTIONS and takes_json(name):
         return lists_to_tuples(value)
-    if name in OPTIONS and OPTIONS[name].is_location and isinstance(value, str):
-        return _resolve(value, folder)
+    if name in OPTIONS and OPTIONS[name].is_location:
+        # A sweep takes several.
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return [_resolve(item, folder) for item in value]
+        return _resolve(value, folder) if isinstance(value, str) else value
     return value
 
 

@@ -5,22 +5,24 @@ import contextlib
 import os
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from ray_embed import planning
 from ray_embed.config import RunConfig
-from ray_embed.core.console import say
+from ray_embed.core.console import Say, say
 from ray_embed.core.uri import redact_uri, remove_credentials
+from ray_embed.encoders import artifacts
 from ray_embed.encoders.build_process import Build, start_build_process
-from ray_embed.errors import DamagedError, RunError
+from ray_embed.errors import DamagedError, InputError, RayEmbedError, RunError
 from ray_embed.extraction import preflight
 from ray_embed.extraction.dataset_reader import open_dataset_readers
-from ray_embed.extraction.driver import extract_missing
+from ray_embed.extraction.driver import Found, extract_missing, find_finished
 from ray_embed.extraction.prepare import (
     PreparedRun,
+    RunRequest,
     check_model,
     make_encoder_spec,
     prepare,
@@ -30,7 +32,7 @@ from ray_embed.extraction.worker import Extractor
 from ray_embed.projector.reduce import describe_limits, merge
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
-from ray_embed.runs.workspace import open_target
+from ray_embed.runs.workspace import Target, open_target
 from ray_embed.runtime import resources
 from ray_embed.runtime.remote_map import map_in_actors
 from ray_embed.runtime.session import Session, open_session, starts_own_ray
@@ -101,21 +103,82 @@ def extract(config: RunConfig) -> Run:
 def execute(config: RunConfig, *, build_projector: bool) -> Outcome:
     """Extract features, optionally build the projector, and measure the time. See :func:`run`."""
     began = time.monotonic()
-    sources = open_sources(config)
-    check_model(config)
-    with (
-        open_target(config) as target,
-        _open_builder(config, target.threads) as build,
-        open_session(config, Extractor, target.threads) as running,
-        open_dataset_readers(config, sources, running) as readers,
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        preflight.check(config, target)
-        scratch = Folder.open(folder)
-        prepared = prepare(config, sources, readers, target, scratch, running, build)
-        write_run_folder(config, prepared, scratch)
-        finished, speed = _extract_and_reduce(config, prepared, running, build_projector)
+    results, speed = execute_together([Request(config)], build_projector=build_projector)
+    (finished,) = results
+    if isinstance(finished, RayEmbedError):
+        raise finished
     return Outcome(finished, speed, time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Request:
+    """The options of a run, and what prints a line about it."""
+
+    config: RunConfig
+    say: Say = say
+
+
+def execute_together(
+    requests: Sequence[Request], *, build_projector: bool
+) -> tuple[list[Run | RayEmbedError], float]:
+    """Execute runs of several encoders over the same records, each of which is decoded once.
+
+    Args:
+        requests: the runs. Their options differ only in the encoder and the run folder.
+        build_projector: whether to build the projectors.
+
+    Returns:
+        Each run, or the error that concerns it alone; and the images per second of extraction.
+
+    Raises:
+        InputError: the sources or the options that all runs share are invalid.
+        RunError: the runs failed; finished shards are kept.
+    """
+    config = requests[0].config
+    sources = open_sources(config)
+    results: dict[int, Run | RayEmbedError] = {}
+    with contextlib.ExitStack() as stack:
+        targets = _open_targets(requests, results, stack)
+        if not targets:
+            return [results[number] for number in range(len(requests))], 0.0
+        threads = next(iter(targets.values())).threads
+        build = stack.enter_context(_open_builder(config, threads))
+        running = stack.enter_context(open_session(config, Extractor, threads))
+        readers = stack.enter_context(open_dataset_readers(config, sources, running))
+        scratch = Folder.open(stack.enter_context(tempfile.TemporaryDirectory()))
+        for number, target in targets.items():
+            preflight.check(requests[number].config, target)
+        asked = [
+            RunRequest(requests[number].config, target, requests[number].say)
+            for number, target in targets.items()
+        ]
+        prepared: dict[int, PreparedRun] = {}
+        for number, request, one in zip(
+            targets, asked, prepare(asked, sources, readers, scratch, running, build), strict=True
+        ):
+            if isinstance(one, InputError):
+                results[number] = one
+                continue
+            write_run_folder(request.config, one, scratch)
+            prepared[number] = replace(one, encoder=artifacts.strip_contents(one.encoder))
+        speed = _extract_and_reduce(config, prepared, results, running, build_projector)
+    return [results[number] for number in range(len(requests))], speed
+
+
+def _open_targets(
+    requests: Sequence[Request],
+    results: dict[int, Run | RayEmbedError],
+    stack: contextlib.ExitStack,
+) -> dict[int, Target]:
+    """Open and lock the run folders, and note the errors of those that cannot be used."""
+    targets = {}
+    for number, request in enumerate(requests):
+        try:
+            check_model(request.config)
+            targets[number] = stack.enter_context(open_target(request.config))
+        except InputError as error:
+            results[number] = error
+    return targets
 
 
 @contextlib.contextmanager
@@ -140,37 +203,79 @@ def _merge_parts(out: str, limit: int, running: Session) -> int:
 
 
 def _extract_and_reduce(
-    config: RunConfig, prepared: PreparedRun, running: Session, build_projector: bool
-) -> tuple[Run, float]:
-    """Extract missing shards and build the projector.
+    config: RunConfig,
+    prepared: dict[int, PreparedRun],
+    results: dict[int, Run | RayEmbedError],
+    running: Session,
+    build_projector: bool,
+) -> float:
+    """Extract missing shards, build the projectors, and add each run to `results`.
 
     Shards that turn out to be damaged are extracted again.
+
+    Returns:
+        Images per second during extraction.
     """
-    target = prepared.target
+    left, speed = dict(prepared), 0.0
     for is_last in (False, False, True):
-        try:
-            speed = extract_missing(config, prepared, running)
-            if not build_projector:
-                # Merging includes this check.
-                integrity.check_footers(target.folder, _read_expected(prepared))
-            finished = load(target.given)
-            if finished.rows == 0:
-                raise RunError(
-                    f"all records were rejected ({', '.join(finished.rejects_by_reason)}); see "
-                    f"{target.out}/{layout.REJECTS}",
-                    can_resume=False,
-                )
-            if build_projector:
-                say("building the projector")
-                points = _merge_parts(target.uri, config.projector_limit, running)
-                for line in describe_limits(target.uri, points, config.projector_limit):
-                    say(line)
+        if not left:
             break
-        except DamagedError as error:
-            if is_last:
-                raise
-            integrity.delete_damaged_shards(target.folder, _read_expected(prepared), error)
-    return finished, speed
+        numbers = list(left)
+        found = [_find_finished(left[number]) for number in numbers]
+        siblings = [run.target.uri for number, run in prepared.items() if number not in left]
+        extraction = extract_missing(config, list(left.values()), found, running, siblings)
+        speed = max(speed, extraction.speed)
+        results.update(
+            {numbers[position]: error for position, error in extraction.failures.items()}
+        )
+        for number in numbers:
+            if number in results:
+                del left[number]
+                continue
+            try:
+                results[number] = _finish(config, left[number], running, build_projector)
+            except DamagedError as error:
+                run = left[number]
+                if not is_last:
+                    integrity.delete_damaged_shards(run.folder, _read_expected(run), error)
+                    continue
+                results[number] = error
+            except RayEmbedError as error:
+                results[number] = error
+            del left[number]
+    return speed
+
+
+def _find_finished(prepared: PreparedRun) -> Found:
+    """Find what is finished of a run, and delete damaged shards."""
+    try:
+        return find_finished(prepared)
+    except DamagedError as error:
+        integrity.delete_damaged_shards(prepared.folder, _read_expected(prepared), error)
+        return find_finished(prepared)
+
+
+def _finish(
+    config: RunConfig, prepared: PreparedRun, running: Session, build_projector: bool
+) -> Run:
+    """Check the parts of a run, and build its projector."""
+    target = prepared.target
+    if not build_projector:
+        # Merging includes this check.
+        integrity.check_footers(target.folder, _read_expected(prepared))
+    finished = load(target.given)
+    if finished.rows == 0:
+        raise RunError(
+            f"all records were rejected ({', '.join(finished.rejects_by_reason)}); see "
+            f"{target.out}/{layout.REJECTS}",
+            can_resume=False,
+        )
+    if build_projector:
+        prepared.say("building the projector")
+        points = _merge_parts(target.uri, config.projector_limit, running)
+        for line in describe_limits(target.uri, points, config.projector_limit):
+            prepared.say(line)
+    return finished
 
 
 def _read_expected(prepared: PreparedRun) -> integrity.Expected:

@@ -20,6 +20,7 @@ from ray_embed.cli.options import (
     GroupedCommand,
     add_model_options,
     add_run_options,
+    add_sweep_options,
     format_resume_note,
     option,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from ray_embed.config import RunConfig
 
 _INTERRUPTED = 130
-_SUPERVISED_COMMANDS = ("run", "extract", "reduce", "evaluate", "demo")
+_SUPERVISED_COMMANDS = ("run", "extract", "sweep", "reduce", "evaluate", "demo")
 
 _json_option = option(
     "--json", "as_json", is_flag=True, help="Print machine-readable JSON instead of text."
@@ -95,6 +96,21 @@ def extract(**options: Any) -> None:
     To resume a run, use the same --out again. To build the projector, run `ray-embed reduce`.
     """
     _run_pipeline(options, build_projector=False)
+
+
+@cli.command(epilog=format_resume_note())
+@add_sweep_options
+def sweep(**options: Any) -> None:
+    """Run many encoders over the same images, such as all epochs of a training.
+
+    Every image is decoded once for all encoders. Each gets its own run folder, as from
+    `ray-embed run`. To add an encoder or to resume, use the same --out again. An encoder that fails
+    does not stop the others.
+    """
+    from ray_embed.cli.sweep import run_sweep
+
+    file = _load_config_file(options)
+    run_sweep({**file, **_drop_unset(options)})
 
 
 @cli.command()
@@ -350,10 +366,18 @@ def _run_pipeline(options: dict[str, Any], *, build_projector: bool) -> None:
 
 def _make_config(options: dict[str, Any]) -> "RunConfig":
     """Merge the command-line options over those of the YAML file."""
-    from ray_embed.config import load_yaml, make_config
+    from ray_embed.config import make_config
+
+    file = _load_config_file(options)
+    return make_config({**file, **_drop_unset(options)})
+
+
+def _load_config_file(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of the YAML file, if one is given."""
+    from ray_embed.config import load_yaml
 
     file = options.pop("config")
-    return make_config({**(load_yaml(file) if file else {}), **_drop_unset(options)})
+    return load_yaml(file) if file else {}
 
 
 def _drop_unset(options: dict[str, Any]) -> dict[str, Any]:

@@ -103,6 +103,40 @@ def add_run_options(function: _Function) -> _Function:
     return _add_options(function, [*common.values(), *others])
 
 
+# What differs in a sweep from a run: the help of an option, and its default in words.
+_SWEEP_OPTIONS = {
+    "model": (
+        "The encoder, as for `run`. Repeat it, or give a quoted pattern such as "
+        "'models/*.keras', for several.",
+        None,
+    ),
+    "weights": (
+        "Weights to load into the model, as for `run`. Repeat it, or give a quoted pattern such as "
+        "'checkpoints/epoch-*.weights.h5', or a folder with several TensorFlow checkpoints.",
+        describe_default("weights"),
+    ),
+    "layers": (
+        "Layer to extract features from, as a run of its own. Commas join the layers of one run: "
+        "--layer early,late.",
+        describe_default("layers"),
+    ),
+    "out": (
+        "Folder of the run folders: a path or URI. Runs that it already contains are resumed.",
+        "runs/<model>-sweep",
+    ),
+}
+
+
+def add_sweep_options(function: _Function) -> _Function:
+    """Decorate a command function with all run options, some of which are for several encoders."""
+    decorated = add_run_options(function)
+    for parameter in decorated.__click_params__:  # type: ignore[attr-defined]
+        if parameter.name in _SWEEP_OPTIONS:
+            parameter.help, parameter.default_text = _SWEEP_OPTIONS[parameter.name]
+            parameter.multiple = parameter.name != "out"
+    return decorated
+
+
 def add_model_options(function: _Function) -> _Function:
     """Decorate a command function with the options that specify the encoder."""
     names = [name for name, declared in OPTIONS.items() if declared.group is Group.ENCODER]

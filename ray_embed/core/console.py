@@ -4,6 +4,7 @@
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
@@ -14,6 +15,9 @@ from ray_embed.errors import strip_ansi
 _LINE_SECONDS, _POLL_SECONDS = 60.0, 0.5
 # A rate measured over less time is not reliable.
 _MIN_RATE_SECONDS = 3.0
+
+
+Say = Callable[[str], None]
 
 
 def say(text: str) -> None:

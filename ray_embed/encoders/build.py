@@ -2,6 +2,7 @@
 """Build the encoder of a run: load it, check it, fold it into a graph, and choose its engine."""
 
 import hashlib
+import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -41,6 +42,8 @@ def build(
             the same images return different features.
     """
     _check_backend(spec)
+    if isinstance(spec.model, str):
+        _restart_numbering()
     setup = set_up_model(spec, saved_weights)
     loaded, spec = setup.loaded, setup.spec
     calls = _call_layers(setup)
@@ -60,6 +63,19 @@ def _check_backend(spec: EncoderSpec) -> None:
     backend = keras.config.backend()
     if spec.model is not None and backend != "tensorflow":
         raise InputError(f"Keras is set to the backend {backend!r}; set KERAS_BACKEND=tensorflow")
+
+
+def _restart_numbering() -> None:
+    """Start the numbers in the names of layers again, as in a process that has built no model.
+
+    Keras' `clear_session` would also forget what the user's modules have set, such as policies.
+    """
+    # Keras 3 does not export this.
+    from keras.src.utils import naming
+
+    naming.reset_uids()
+    if tf_keras := sys.modules.get("tf_keras"):
+        tf_keras.backend.reset_uids()
 
 
 @dataclass(frozen=True, kw_only=True)

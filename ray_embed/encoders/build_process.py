@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the encoder in a separate process while Ray starts.
+"""Build encoders in a separate process while Ray starts.
 
 Ray's startup mostly waits, while importing TensorFlow and building the encoder mostly compute.
 Running one after the other would take twice as long.
@@ -33,11 +33,10 @@ _START = (
 
 @contextlib.contextmanager
 def start_build_process(threads: int, folder: str) -> Iterator[Build]:
-    """Start a process that builds an encoder, and yield a function that sends it the request.
+    """Start a process that builds encoders, and yield a function that sends it a request.
 
-    The function may be called once. It immediately returns a function that waits for the encoder,
-    and that raises the errors of :func:`ray_embed.encoders.build.build`, or RunError if the process
-    dies.
+    The function immediately returns a function that waits for the encoder, and that raises the
+    errors of :func:`ray_embed.encoders.build.build`, or RunError if the process dies.
 
     Args:
         threads: the number of threads for computing.
@@ -59,6 +58,10 @@ def start_build_process(threads: int, folder: str) -> Iterator[Build]:
         finally:
             process.kill()
             process.wait()
+            for pipe in (process.stdin, process.stdout):
+                assert pipe is not None  # noqa: S101 - both are pipes
+                with contextlib.suppress(OSError):
+                    pipe.close()
 
 
 def _request(
@@ -78,8 +81,8 @@ def _request(
     request, answer = process.stdin, process.stdout
     assert request is not None and answer is not None  # noqa: S101 - both are pipes
     try:
-        with request:
-            pickle.dump((spec, saved_weights), request)
+        pickle.dump((spec, saved_weights), request)
+        request.flush()
         result = pickle.load(answer)  # noqa: S301 - from our own process
     except (OSError, EOFError, pickle.UnpicklingError) as error:
         output.seek(0)
@@ -88,8 +91,6 @@ def _request(
             f"the process that builds the encoder died (exit {process.wait()}); its last output:\n"
             f"{last or '(none)'}"
         ) from error
-    finally:
-        answer.close()
     if isinstance(result, Exception):
         raise result
     encoder: Encoder = result
@@ -97,24 +98,29 @@ def _request(
 
 
 def serve(threads: int, folder: str) -> None:
-    """Run in the build process: answer one request on the standard output, then end."""
+    """Run in the build process: answer requests on the standard output until the input ends."""
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
-    # Redirect what the user's code and libraries print, so that it does not mix with the answer.
+    # Redirect what the user's code and libraries print, so that it does not mix with the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Leave the GPUs to the actors.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    result: Encoder | Exception
-    try:
-        result = _build_requested(threads, folder)
-    except EOFError:
-        # The other process closed the pipe without a request.
-        return
-    except RayEmbedError as error:
-        result = error
-    except Exception:
-        result = RunError(f"an error while building the encoder:\n{traceback.format_exc()}")
     with answer:
-        pickle.dump(result, answer, pickle.HIGHEST_PROTOCOL)
+        while (result := _answer_request(threads, folder)) is not None:
+            pickle.dump(result, answer, pickle.HIGHEST_PROTOCOL)
+            answer.flush()
+
+
+def _answer_request(threads: int, folder: str) -> Encoder | Exception | None:
+    """Return the encoder of the next request or an error, or None if there are no more requests."""
+    try:
+        return _build_requested(threads, folder)
+    except EOFError:
+        # The other process closed the pipe.
+        return None
+    except RayEmbedError as error:
+        return error
+    except Exception:
+        return RunError(f"an error while building the encoder:\n{traceback.format_exc()}")
 
 
 def _build_requested(threads: int, folder: str) -> Encoder:

@@ -70,7 +70,7 @@ class ShardReader:
             # Leave the number of threads to the user's pipeline.
             start_tensorflow(None, folder)
         self._source, self._limit = source, limit
-        self._length_before: int | None = None
+        self._lengths_before: list[int] = []
         self._is_started = False
         self.is_closed = False
 
@@ -96,18 +96,18 @@ class ShardReader:
         return records.describe()
 
     def read_shard(
-        self, out: str, split: SplitPlan, local: int, done: bool
+        self, outs: Sequence[str], split: SplitPlan, local: int, done: bool
     ) -> DeliveredShard | None:
         """Read shard number `local`, or return None after the last one.
 
-        Its plan rows are written, or compared if they already exist, before it is encoded. If the
-        shard is already done, its images are not sent.
+        Its plan rows are written to each run folder, or compared if they already exist, before it
+        is encoded. If the shard is already done, its images are not sent.
 
         Raises:
             InputError: the dataset yields other records than before.
             RunError: the dataset failed.
         """
-        folder = Folder.open(out)
+        folders = [Folder.open(out) for out in outs]
         start = local * split.shard_size
         if local == 0 and self._is_started:
             # Start over, because a damaged shard must be extracted again.
@@ -118,16 +118,18 @@ class ShardReader:
             # The run has ended, and the folder may now belong to another run.
             return None
         if local == 0:
-            self._length_before = planning.load(folder).splits[split.ordinal].records
+            lengths = [planning.load(folder).splits[split.ordinal].records for folder in folders]
+            self._lengths_before = [length for length in lengths if length is not None]
         if shard is None:
-            if folder.exists(split.file_of(local)):
+            if any(folder.exists(split.file_of(local)) for folder in folders):
                 raise explain_not_repeatable(split, f"now ends before record {start}")
             return None
-        if self._length_before is not None and start >= self._length_before:
+        if self._lengths_before and start >= min(self._lengths_before):
             raise explain_not_repeatable(
-                split, f"now continues after record {self._length_before - 1}"
+                split, f"now continues after record {min(self._lengths_before) - 1}"
             )
-        record_rows(folder, split, local, shard)
+        for folder in folders:
+            record_rows(folder, split, local, shard)
         if done:
             return DeliveredShard(shard.rows.num_rows, None)
         return DeliveredShard(shard.rows.num_rows, ray.put(shard.parts))
@@ -251,21 +253,21 @@ class DatasetReader:
         return info
 
     def read_shards(
-        self, out: str, split: SplitPlan, is_done: Callable[[int], bool]
+        self, outs: Sequence[str], split: SplitPlan, is_done: Callable[[int], bool]
     ) -> Iterator[DeliveredShard | None]:
         """Yield the shards in order, or None while the next shard is not available yet.
 
         Actors read one shard ahead.
 
         Args:
-            out: the run folder.
+            outs: the run folders.
             split: the plan of this source.
             is_done: function that returns whether shard number `local` is done, so that its images
                 are not needed.
         """
 
         def start(local: int) -> Any:
-            return self._reader.start("read_shard", out, split, local, is_done(local))
+            return self._reader.start("read_shard", outs, split, local, is_done(local))
 
         next_call = None
         self._position = 0

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -38,10 +38,11 @@ def isolate_records(
     items: list[Item],
     config: RunConfig,
     finished_shards: list[Item],
-) -> Iterator[ShardResult]:
+) -> Iterator[list[ShardResult]]:
     """Extract shards, rejecting the records that kill an actor.
 
-    Each worker processes one shard at a time. If an actor has no resources because its node is
+    Each run is extracted on its own, because a record may kill one encoder and not another. Each
+    worker processes one shard at a time. If an actor has no resources because its node is
     gone, an idle actor is stopped to free some.
 
     Args:
@@ -66,7 +67,7 @@ def isolate_records(
         with contextlib.suppress(queue.Empty):
             free.get_nowait().dismiss()
 
-    def extract(item: Item) -> ShardResult:
+    def extract(item: Item) -> list[ShardResult]:
         worker = free.get()
         try:
             return _ShardIsolator(worker, job, item, config, stop, free_capacity).extract(
@@ -77,7 +78,9 @@ def isolate_records(
 
     threads = ThreadPoolExecutor(len(workers))
     try:
-        yield from threads.map(extract, items)
+        yield from threads.map(
+            extract, [replace(item, runs=(run,)) for item in items for run in item.runs]
+        )
     finally:
         stop.set()
         threads.shutdown(cancel_futures=True)
@@ -85,7 +88,7 @@ def isolate_records(
 
 def extract_alone(
     workers: list[Worker], job: Job, item: Item, config: RunConfig
-) -> ShardResult | None:
+) -> list[ShardResult] | None:
     """Extract a shard in an otherwise idle actor. Return None if the actor dies.
 
     Args:
@@ -133,7 +136,7 @@ class _ShardIsolator:
         self._known_good: _Batch | None = None
         self._rejected: dict[int, str] = {}
 
-    def extract(self, finished_shards: list[Item]) -> ShardResult:
+    def extract(self, finished_shards: list[Item]) -> list[ShardResult]:
         """Find and reject the bad records, and extract the others."""
         size = self._restart_until_working()
         suspects: list[int] = []
@@ -153,19 +156,19 @@ class _ShardIsolator:
         reason = None
         for _ in range(self._attempts):
             self._restart_until_working()
-            shard_result, reason = self._call("extract", self._item, self._rejected)
+            results, reason = self._call("extract", self._item, self._rejected)
             if reason is None:
-                return shard_result  # type: ignore[no-any-return]
+                return results  # type: ignore[no-any-return]
         raise RunError(
             f"shard {self._shard.number}: it {reason} {self._attempts} times when extracted alone, "
             "although none of its records does so individually; is there enough memory?"
         )
 
-    def extract_at_once(self) -> ShardResult | None:
+    def extract_at_once(self) -> list[ShardResult] | None:
         """Extract the whole shard, or return None if the actor dies."""
         self._restart_until_working()
-        shard_result: ShardResult | None = self._call("extract", self._item)[0]
-        return shard_result
+        results: list[ShardResult] | None = self._call("extract", self._item)[0]
+        return results
 
     def _try_record(self, position: int) -> bool:
         """Try one record, and reject it if it kills every actor. Return whether it was rejected."""
@@ -191,7 +194,8 @@ class _ShardIsolator:
         """Find a known-good record in another shard, because no record of this shard succeeds."""
         for item in finished_shards:
             self._restart_until_working()
-            self._try_records(_Batch(item, range(min(size, item.shard.records))))
+            known = replace(item, runs=self._item.runs)
+            self._try_records(_Batch(known, range(min(size, item.shard.records))))
             if self._known_good is not None:
                 return
         if self._item.images is not None:
@@ -256,7 +260,9 @@ class _ShardIsolator:
                 # Do not count the startup time as call time.
                 self._wait_for_actor()
             actor = self._worker.actor
-            reference = getattr(actor, method).remote(item.shard, item.images, *arguments)
+            reference = getattr(actor, method).remote(
+                item.shard, item.images, item.runs, *arguments
+            )
             if self._wait_for(reference, self._timeout) is None:
                 self._worker.restart(actor)
                 return None, HANGS

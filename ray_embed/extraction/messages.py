@@ -8,31 +8,50 @@ from ray_embed.encoders.spec import Encoder
 from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.planning import Plan, Shard
 from ray_embed.sources.base import ImageReader
+from ray_embed.storage.part_files import Owner
 
 
 @dataclass(frozen=True)
 class Item:
-    """A shard to extract, and a reference to its images if a sequential source delivered them."""
+    """A shard to extract.
+
+    `images` is a reference to its images if a sequential source delivered them. `runs` are the
+    positions of the runs that need it in `Job.runs`.
+    """
 
     shard: Shard
     images: Any = None
+    runs: tuple[int, ...] = (0,)
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobRun:
+    """One run of a job: an encoder, and the run folder for its features.
+
+    `pixels` is indexed by the ordinal of the split. `encoder` lacks its graph and weights, which
+    each actor reads once from the run folder.
+    """
+
+    out: str
+    owner: Owner
+    pixels: tuple[PixelSpec, ...]
+    encoder: Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What all shards of a run have in common. Each actor receives it once, before its first shard.
+    """What all shards have in common. Each actor receives it once, before its first shard.
 
-    `id` is random. `pixels` and `readers`, which open the images, are indexed by the ordinal of the
-    split. `encoder` lacks its graph and weights, which each actor reads once from the run folder.
+    The runs of a job have the same records, whose images are decoded once for all of them. `id` is
+    random. `readers`, which open the images, are indexed by the ordinal of the split. `siblings`
+    are the run folders of finished runs with the same records.
     """
 
     id: str
-    out: str
     plan: Plan
-    fingerprint: str
-    pixels: tuple[PixelSpec, ...]
     readers: tuple[ImageReader, ...]
-    encoder: Encoder
+    runs: tuple[JobRun, ...]
+    siblings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -45,7 +64,9 @@ class Ready:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardResult:
-    """The result of a shard.
+    """The result of a shard in one run, which is numbered as in `Job.runs`.
+
+    If the encoder failed, `error` says how, and nothing was written.
 
     `brightest` is the largest value in its thumbnails, 0 to 255. `turned` is the number of its
     files with an orientation other than upright, `reduced` that of images with more than 8 bits
@@ -65,3 +86,5 @@ class ShardResult:
     is_uniform: bool
     values: tuple[float, float] | None
     finished: float
+    run: int = 0
+    error: str | None = None

@@ -2,7 +2,8 @@
 """Validate everything before the first shard, then write the initial files of the run folder."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ray_embed import planning
 from ray_embed._version import __version__
 from ray_embed.config import RunConfig, is_callable_reference, make_absolute, names_data_set
 from ray_embed.core import user_code
-from ray_embed.core.console import say
+from ray_embed.core.console import Say, say
 from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
@@ -41,7 +42,7 @@ class PreparedRun:
     """The validated state of a run before anything is written.
 
     `dataset_readers` read the sequential sources, by split name. `readers` open the images in the
-    actors, by split ordinal.
+    actors, by split ordinal. `say` prints a line about the run.
     """
 
     target: Target
@@ -50,6 +51,7 @@ class PreparedRun:
     identity: identity_module.Identity
     dataset_readers: dict[str, DatasetReader]
     readers: tuple[ImageReader, ...]
+    say: Say = say
 
     @property
     def folder(self) -> Folder:
@@ -60,6 +62,31 @@ class PreparedRun:
     def fingerprint(self) -> str:
         """The hash that ties parts to this run."""
         return identity_module.compute_fingerprint(self.identity)
+
+    @property
+    def thumbnail_fingerprint(self) -> str:
+        """The hash that ties thumbnails to the records of this run."""
+        if self.target.is_resumed:
+            return manifest.get_thumbnail_fingerprint(self.target.before or {})
+        return identity_module.compute_thumbnail_fingerprint(self.identity)
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """A run to prepare: its options, its folder, and what prints a line about it."""
+
+    config: RunConfig
+    target: Target
+    say: Say = say
+
+
+@dataclass(frozen=True)
+class _PlannedRecords:
+    """The planned records, and the readers of their images by split ordinal."""
+
+    plan: Plan
+    dataset_readers: dict[str, DatasetReader]
+    readers: tuple[ImageReader, ...]
 
 
 def check_model(config: RunConfig) -> None:
@@ -85,39 +112,70 @@ def check_model(config: RunConfig) -> None:
 
 
 def prepare(
-    config: RunConfig,
+    requests: Sequence[RunRequest],
     sources: list[Source],
     dataset_readers: dict[str, DatasetReader],
-    target: Target,
     scratch: Folder,
     session: Session,
     build: Build | None = None,
-) -> PreparedRun:
-    """Plan the records while building the encoder, and compare both with an earlier run if there is
-    one.
+) -> Iterator[PreparedRun | InputError]:
+    """Plan the records while building the encoders, and compare both with earlier runs.
 
     Args:
-        config: the options.
+        requests: the runs. They have the same records.
         sources: the opened sources.
         dataset_readers: the readers of the sequential ones, by split.
-        target: the run folder.
         scratch: temporary folder for the plan.
         session: the session that runs the actors.
-        build: starts the build in the build process; None to build in an actor.
+        build: starts a build in the build process; None to build in an actor.
+
+    Yields:
+        Each run in turn, or the error that concerns it alone, such as weights that do not fit.
+        Nothing was written to its run folder.
 
     Raises:
-        InputError: the input is invalid; nothing was written to the run folder.
+        InputError: a source is invalid.
     """
+    config = requests[0].config
     infos = {split: reader.describe() for split, reader in dataset_readers.items()}
     batch_size = config.batch_size or session.resources.batch_size
-    spec = make_encoder_spec(config, find_image_shape(sources, infos), batch_size)
-    wait_for_encoder = _start_building(spec, target, session, build)
+    shape = find_image_shape(sources, infos)
+    # Encoders are built one after the other, and the first one while the records are planned.
+    building = (
+        _start_building(
+            make_encoder_spec(request.config, shape, batch_size), request.target, session, build
+        )
+        for request in requests
+    )
+    first = next(building)
+    planned = _plan_records(config, sources, dataset_readers, infos, scratch, session, batch_size)
+    for request, wait_for_encoder in zip(requests, itertools.chain([first], building), strict=True):
+        try:
+            encoder = wait_for_encoder()
+            prepared = _check_run(request, planned, encoder, session.resources.cpus)
+            if request.target.is_resumed:
+                _raise_if_different_run(prepared, scratch)
+        except InputError as error:
+            yield error
+        else:
+            yield prepared
+
+
+def _plan_records(
+    config: RunConfig,
+    sources: list[Source],
+    dataset_readers: dict[str, DatasetReader],
+    infos: dict[str, SourceInfo],
+    scratch: Folder,
+    session: Session,
+    batch_size: int,
+) -> _PlannedRecords:
     readers = {source.split: source.reader() for source in sources}
     for source in select_datasets(sources):
         readers[source.split], infos[source.split] = choose_reader(
             source, infos[source.split], config.limit, session
         )
-    planned = planning.make_plan(
+    plan = planning.make_plan(
         sources,
         infos,
         scratch,
@@ -125,33 +183,37 @@ def prepare(
         batch_size=batch_size,
         limit=config.limit,
     )
-    encoder = wait_for_encoder()
-    pixels.check(config, planned.splits, encoder)
-    explained = pixels.explain(config, planned.splits, encoder)
-    warnings = (*encoder.warnings, *explained.warnings)
-    notes = (*planned.notes, *encoder.notes, *explained.notes)
-    for line in (*_describe_skipped(planned), *notes):
-        say(line)
-    for text in warnings:
-        say(f"warning: {text}")
+    return _PlannedRecords(plan, dataset_readers, tuple(readers.values()))
+
+
+def _check_run(
+    request: RunRequest, planned: _PlannedRecords, encoder: Encoder, threads: int
+) -> PreparedRun:
+    """Check that an encoder takes the planned images, and say what was decided.
+
+    Raises:
+        InputError: it does not.
+    """
+    config, splits = request.config, planned.plan.splits
+    pixels.check(config, splits, encoder)
+    explained = pixels.explain(config, splits, encoder)
+    notes = (*planned.plan.notes, *encoder.notes, *explained.notes)
+    for line in (*_describe_skipped(planned.plan), *notes):
+        request.say(line)
+    for text in (*encoder.warnings, *explained.warnings):
+        request.say(f"warning: {text}")
     identity = identity_module.make_identity(
-        config,
-        planned,
-        encoder,
-        session.resources.cpus,
-        pixels.make_identity(config, planned.splits, encoder),
+        config, planned.plan, encoder, threads, pixels.make_identity(config, splits, encoder)
     )
-    prepared = PreparedRun(
-        target=target,
-        plan=planned,
+    return PreparedRun(
+        target=request.target,
+        plan=planned.plan,
         encoder=encoder,
         identity=identity_module.to_plain_data(identity),
-        dataset_readers=dataset_readers,
-        readers=tuple(readers.values()),
+        dataset_readers=planned.dataset_readers,
+        readers=planned.readers,
+        say=request.say,
     )
-    if target.is_resumed:
-        _raise_if_different_run(prepared, scratch)
-    return prepared
 
 
 def _describe_skipped(planned: Plan) -> list[str]:
@@ -353,6 +415,7 @@ def _name_source(source: Any) -> str | None:
 def _make_manifest(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
     return {
         "fingerprint": prepared.fingerprint,
+        "thumbnail_fingerprint": prepared.thumbnail_fingerprint,
         "model": identity_module.name_object(config.model),
         "config": _record_options(config, prepared),
         "encoder": artifacts.describe_encoder(prepared.encoder),

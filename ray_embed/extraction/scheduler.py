@@ -47,8 +47,8 @@ def extract_all(
     config: RunConfig,
     any_done: bool = False,
     list_workers: Callable[[int], list[Worker]] | None = None,
-) -> Iterator[ShardResult]:
-    """Assign shards to idle actors, and yield results in order of completion.
+) -> Iterator[list[ShardResult]]:
+    """Assign shards to idle actors, and yield the results of each in order of completion.
 
     Actors that wait for resources get shards once they have started; the run does not wait for them
     at the end. Actors on draining nodes get no shards and are restarted elsewhere.
@@ -76,8 +76,8 @@ def extract_all(
             if not board.have_all_failed and not board.is_work_left():
                 break
         for reference in board.wait():
-            if shard_result := board.handle_finished_call(reference):
-                yield shard_result
+            if results := board.handle_finished_call(reference):
+                yield results
         board.check_source()
         board.kill_hung_actors()
         board.refresh(list_workers)
@@ -221,7 +221,7 @@ class _Scheduler:
             if not self._running_calls[worker]:
                 self._last_progress[worker] = time.monotonic()
             self._running_calls[worker] += 1
-            reference = worker.actor.extract.remote(item.shard, item.images)
+            reference = worker.actor.extract.remote(item.shard, item.images, item.runs)
             self.calls[reference] = _Call(worker, worker.actor, item)
 
     @property
@@ -234,27 +234,25 @@ class _Scheduler:
         """Whether the first shards have used up their attempts and none has finished."""
         return not self._any_done and len(self.failed_tasks) >= _MAX_INITIAL_FAILURES
 
-    def extract_failed_shard(self) -> ShardResult:
+    def extract_failed_shard(self) -> list[ShardResult]:
         """Extract one of the given-up shards alone in an actor, because another shard may have
         killed its actors.
 
         Raises: RunError: every given-up shard kills its actor even when extracted alone.
         """
         for item in self.failed_tasks:
-            shard_result = isolation.extract_alone(
-                self.ready_workers, self._job, item, self._config
-            )
-            if shard_result is not None:
+            results = isolation.extract_alone(self.ready_workers, self._job, item, self._config)
+            if results is not None:
                 self.failed_tasks.remove(item)
-                self._note_done(item, shard_result)
-                return shard_result
+                self._note_done(item, results)
+                return results
         raise RunError(
             f"the first {len(self.failed_tasks)} shards each killed {self._config.max_attempts} "
             f"actors, and one more when extracted alone; last error: {self._last_error}"
         ) from self._last_error
 
-    def handle_finished_call(self, reference: Any) -> ShardResult | None:
-        """Return the shard result of a finished call, or None if it has none."""
+    def handle_finished_call(self, reference: Any) -> list[ShardResult] | None:
+        """Return the results of a finished call, or None if it has none."""
         call = self.calls.pop(reference)
         try:
             outcome = get_result(reference)
@@ -280,10 +278,10 @@ class _Scheduler:
         self._idle_slots.extend([worker] * SHARDS_PER_ACTOR)
         self._leave_draining_node(worker)
 
-    def _note_done(self, item: Item, shard_result: ShardResult) -> None:
+    def _note_done(self, item: Item, results: list[ShardResult]) -> None:
         self._any_done = True
         self._done += 1
-        if shard_result.rows:
+        if all(result.rows for result in results):
             self._work.remember(item)
 
     def kill_hung_actors(self) -> None:

@@ -12,7 +12,7 @@ _MAX_FINISHED = 3
 
 
 class WorkQueue:
-    """The shards that have no part yet, in order. Taking one never waits for a source.
+    """The shards that some run has no part of yet, in order. Taking one never waits for a source.
 
     `records` holds the number of records of each split that was read to its end, by its ordinal.
     `finished` holds some finished shards. `is_over` is True once all shards have been taken.
@@ -20,21 +20,22 @@ class WorkQueue:
     Args:
         splits: the splits of the plan.
         readers: the readers of the sequential splits, by name.
-        out: the run folder.
-        is_done: takes the number of a shard, and returns whether the shard has its part.
-        skip: called with the number of records of each shard that has its part.
+        outs: the run folders.
+        find_runs: takes the number of a shard, and returns the positions of the runs that lack its
+            part.
+        skip: called with the number of records of each shard that no run lacks.
     """
 
     def __init__(
         self,
         splits: Sequence[SplitPlan],
         readers: Mapping[str, DatasetReader],
-        out: str,
-        is_done: Callable[[int], bool],
+        outs: Sequence[str],
+        find_runs: Callable[[int], tuple[int, ...]],
         skip: Callable[[int], None],
     ) -> None:
-        self._splits, self._readers, self._out = splits, readers, out
-        self._is_done, self._skip = is_done, skip
+        self._splits, self._readers, self._outs = splits, readers, outs
+        self._find_runs, self._skip = find_runs, skip
         self.records: dict[int, int] = {}
         self.finished: list[Item] = []
         self.is_over = False
@@ -91,11 +92,11 @@ class WorkQueue:
                 index=index + position,
                 records=records,
             )
-            if self._is_done(shard.number):
+            if runs := self._find_runs(shard.number):
+                yield Item(shard, runs=runs)
+            else:
                 self._skip(records)
                 self.remember(Item(shard))
-            else:
-                yield Item(shard)
         self.records[split.ordinal] = total
 
     def _read_shards(
@@ -104,15 +105,13 @@ class WorkQueue:
         local = position = 0
         self._reading = reader
         for delivered in reader.read_shards(
-            self._out, split, lambda local: self._is_done(number + local)
+            self._outs, split, lambda local: not self._find_runs(number + local)
         ):
             if delivered is None:
                 yield None
                 continue
             records = delivered.records
-            if self._is_done(number + local):
-                self._skip(records)
-            else:
+            if runs := self._find_runs(number + local):
                 shard = Shard(
                     number=number + local,
                     split=split,
@@ -120,7 +119,9 @@ class WorkQueue:
                     index=index + position,
                     records=records,
                 )
-                yield Item(shard, delivered.images)
+                yield Item(shard, delivered.images, runs)
+            else:
+                self._skip(records)
             local += 1
             position += records
         self._reading = None

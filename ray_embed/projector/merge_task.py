@@ -80,6 +80,7 @@ class MergeSettings:
     out: str
     target: str
     fingerprint: str
+    thumbnail_fingerprint: str
     columns: tuple[str, ...]
     records: tuple[str, ...]
     points: int

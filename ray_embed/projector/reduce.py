@@ -119,6 +119,7 @@ def merge(
             out=out,
             target=f"{TEMPORARY}/{target.name}" if folder.is_local else layout.PROJECTOR,
             fingerprint=run.fingerprint,
+            thumbnail_fingerprint=run.thumbnail_fingerprint,
             columns=tuple(output.column for output in run.outputs),
             records=tuple(plan.schema().names),
             points=survey.points,
@@ -345,7 +346,11 @@ def _read_thumbnails(
 
     def read_part(position: int) -> list[bytes]:
         part = part_files.read_part(
-            settings.folder, layout.THUMBNAILS, numbers[position], ["png"], settings.fingerprint
+            settings.folder,
+            layout.THUMBNAILS,
+            numbers[position],
+            ["png"],
+            settings.thumbnail_fingerprint,
         )
         pngs = part["png"].take(pa.array(drawn[position])) if drawn else part["png"]
         content: list[bytes] = pngs.to_pylist()

@@ -108,6 +108,18 @@ def compute_fingerprint(content: Identity) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def compute_thumbnail_fingerprint(content: Identity) -> str:
+    """Return the fingerprint of what runs over the same records have in common, whatever the
+    encoder."""
+    return compute_fingerprint(
+        {
+            name: value
+            for name, value in content.items()
+            if name == "splits" or name.startswith("source ")
+        }
+    )
+
+
 def list_differences(before: Identity, now: Identity) -> list[str]:
     """List the differences between two identities, one line each."""
     now = to_plain_data(now)

@@ -12,7 +12,7 @@ from ray_embed.core.arrays import as_column, as_matrix
 from ray_embed.core.console import say
 from ray_embed.errors import DamagedError, InputError, RunError
 from ray_embed.planning import Plan, load
-from ray_embed.storage import layout, part_files
+from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
 _WRITER = re.compile(r"parquet-cpp-arrow version \d+\.\d+\.\d+[\w.+-]*")
@@ -24,11 +24,13 @@ class Expected:
 
     Attributes:
         fingerprint: the fingerprint of the run.
+        thumbnail_fingerprint: the fingerprint of its thumbnails.
         columns: the names and types of the columns.
         shards: the number of planned shards, or None if it is not known yet.
     """
 
     fingerprint: str
+    thumbnail_fingerprint: str
     columns: tuple[tuple[str, pa.DataType], ...]
     shards: int | None
 
@@ -40,7 +42,8 @@ class Expected:
             for output in run["encoder"]["outputs"]
         ]
         columns = (*((field.name, field.type) for field in plan.schema()), *features)
-        return cls(run["fingerprint"], columns, plan.shards)
+        thumbnails = manifest.get_thumbnail_fingerprint(run)
+        return cls(run["fingerprint"], thumbnails, columns, plan.shards)
 
 
 def check_shard(folder: Folder, number: int, expected: Expected) -> None:
@@ -54,7 +57,7 @@ def check_shard(folder: Folder, number: int, expected: Expected) -> None:
     )
     check_footer(folder, number, footer, expected)
     thumbnails = part_files.read_part(
-        folder, layout.THUMBNAILS, number, ["index"], expected.fingerprint
+        folder, layout.THUMBNAILS, number, ["index"], expected.thumbnail_fingerprint
     )
     if thumbnails["index"].to_pylist() != features["index"].to_pylist():
         name = folder.display_path(part_files.part_name(layout.THUMBNAILS, number))

@@ -36,6 +36,11 @@ class RunReader:
         return str(self.manifest["fingerprint"])
 
     @property
+    def thumbnail_fingerprint(self) -> str:
+        """The fingerprint of the thumbnails."""
+        return manifest.get_thumbnail_fingerprint(self.manifest)
+
+    @property
     def config(self) -> dict[str, Any]:
         """The options of the run, as plain data."""
         return dict(self.manifest["config"])

@@ -97,7 +97,10 @@ def read_status(run: str, *, verify: bool = False) -> Status:
         else:
             problems.append(result)
     if verify:
-        problems = list(_find_problems(folder, content["fingerprint"], numbers, plan))
+        owner = part_files.Owner(
+            content["fingerprint"], manifest.get_thumbnail_fingerprint(content)
+        )
+        problems = list(_find_problems(folder, owner, numbers, plan))
     return Status(
         run=redact_uri(run),
         fingerprint=content["fingerprint"],
@@ -122,14 +125,14 @@ def _count_rows(folder: Folder, number: int) -> int | str:
 
 
 def _find_problems(
-    folder: Folder, fingerprint: str, numbers: list[int], plan: planning.Plan
+    folder: Folder, owner: part_files.Owner, numbers: list[int], plan: planning.Plan
 ) -> Iterator[str]:
     """Read all parts, and yield problems as sentences that name the part."""
 
     def check_part(number: int) -> list[str]:
         name = part_files.part_name(layout.FEATURES, number)
         try:
-            return list(_find_part_problems(folder, fingerprint, number, plan))
+            return list(_find_part_problems(folder, owner, number, plan))
         except RunError as error:
             return [str(error)]
         except (OSError, ValueError, KeyError, pa.ArrowException) as error:
@@ -147,7 +150,7 @@ def _find_problems(
 
 
 def _find_part_problems(
-    folder: Folder, fingerprint: str, number: int, plan: planning.Plan
+    folder: Folder, owner: part_files.Owner, number: int, plan: planning.Plan
 ) -> Iterator[str]:
     name = part_files.part_name(layout.FEATURES, number)
     footer = part_files.read_footer(folder, number)
@@ -159,7 +162,7 @@ def _find_part_problems(
         rejected = part_files.read_part(folder, layout.REJECTS, number)
     if folder.exists(part_files.part_name(layout.PCA, number)):
         kinds.append(layout.PCA)
-    if (footer.fingerprint, footer.shard) != (fingerprint, number):
+    if (footer.fingerprint, footer.shard) != (owner.features, number):
         yield f"{name}: it belongs to another run or shard"
     if footer.rejected != rejected.num_rows:
         yield f"{name}: {rejected.num_rows} of its {footer.rejected} rejected records are listed"
@@ -178,6 +181,7 @@ def _find_part_problems(
         if not np.isfinite(as_matrix(table[column])).all():
             yield f"{name}: {column} holds numbers that are not finite"
     for kind in kinds:
+        fingerprint = owner.thumbnails if kind == layout.THUMBNAILS else owner.features
         part_files.read_part(folder, kind, number, [], fingerprint)
         if not integrity.is_as_written(folder, kind, number):
             yield f"{part_files.part_name(kind, number)}: its bytes differ from what was written"

@@ -191,6 +191,16 @@ class Folder:
             mapped = None if empty else pa.memory_map(str(source))
         self._write_remote(name, b"" if mapped is None else mapped.read_buffer())
 
+    def link(self, source: "Folder", name: str) -> None:
+        """Write the file `name` of a local folder as a hard link to the same file of `source`,
+        another local folder, or as a copy if the file system has no hard links between them.
+        """
+        with self.stage(name) as temporary:
+            try:
+                os.link(source.join(name), temporary)
+            except OSError:
+                shutil.copyfile(source.join(name), temporary)
+
     def _write_remote(self, name: str, content: bytes | pa.Buffer) -> None:
         path = self.join(name)
         is_atomic = self.filesystem.type_name in _OBJECT_STORES

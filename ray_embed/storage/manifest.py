@@ -55,6 +55,12 @@ def find_output(run: dict[str, Any], column: str) -> dict[str, Any]:
     return next(output for output in outputs if output["column"] == column)
 
 
+def get_thumbnail_fingerprint(run: dict[str, Any]) -> str:
+    """Return the fingerprint of the thumbnails of a run, given the content of its ``run.json``."""
+    # Earlier versions wrote that of the run.
+    return str(run.get("thumbnail_fingerprint", run["fingerprint"]))
+
+
 def delete_run(folder: Folder) -> None:
     """Delete the content of a run folder, deleting ``run.json``, which marks it, last."""
     names = [name for name in folder.list_names() if name != TEMPORARY]

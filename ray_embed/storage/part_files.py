@@ -39,6 +39,15 @@ THUMBNAIL_SCHEMA = pa.schema([("index", pa.int64()), ("png", pa.binary())])
 
 
 @dataclass(frozen=True)
+class Owner:
+    """The fingerprints that tie parts to a run: that of features and rejects, and that of
+    thumbnails, which runs of other encoders over the same records share."""
+
+    features: str
+    thumbnails: str
+
+
+@dataclass(frozen=True)
 class Part:
     """The features, rejects and thumbnails of a shard."""
 
@@ -118,24 +127,46 @@ def count_rejects(folder: Folder, done: FinishedShards | None = None) -> dict[st
     return dict(reasons.most_common())
 
 
-def write_part(folder: Folder, part: Part, fingerprint: str, planned: int) -> None:
-    """Write the parts of a shard, features last, replacing those of a killed attempt."""
+def write_part(
+    folder: Folder, part: Part, owner: Owner, planned: int, siblings: Iterable[Folder] = ()
+) -> None:
+    """Write the parts of a shard, features last, replacing those of a killed attempt.
+
+    Args:
+        folder: the run folder.
+        part: the parts.
+        owner: the fingerprints to write into them.
+        planned: the number of planned records of the shard.
+        siblings: other run folders. If one of them has the same thumbnails, these are linked.
+    """
     footer = {
-        "ray_embed.fingerprint": fingerprint,
         "ray_embed.shard": str(part.number),
         "ray_embed.planned": str(planned),
         "ray_embed.rejected": str(part.rejects.num_rows),
     }
-    for kind, table in (
-        (layout.THUMBNAILS, part.thumbnails),
-        (layout.REJECTS, part.rejects),
-        (layout.FEATURES, part.features),
-    ):
-        name = part_name(kind, part.number)
-        if kind == layout.REJECTS and not table.num_rows:
-            folder.delete(name)
-        else:
-            folder.write(name, encode_part(table.replace_schema_metadata(footer)))
+
+    def encode(table: pa.Table, fingerprint: str) -> bytes:
+        entries = {"ray_embed.fingerprint": fingerprint, **footer}
+        return encode_part(table.replace_schema_metadata(entries))
+
+    thumbnails = encode(part.thumbnails, owner.thumbnails)
+    _write_or_link(folder, part_name(layout.THUMBNAILS, part.number), thumbnails, siblings)
+    rejects = part_name(layout.REJECTS, part.number)
+    if part.rejects.num_rows:
+        folder.write(rejects, encode(part.rejects, owner.features))
+    else:
+        folder.delete(rejects)
+    features = part_name(layout.FEATURES, part.number)
+    folder.write(features, encode(part.features, owner.features))
+
+
+def _write_or_link(folder: Folder, name: str, content: bytes, siblings: Iterable[Folder]) -> None:
+    """Write a file, or link it to the file of a sibling that has the same content."""
+    for sibling in siblings if folder.is_local else ():
+        if sibling.is_local and sibling.exists(name) and sibling.read(name) == content:
+            folder.link(sibling, name)
+            return
+    folder.write(name, content)
 
 
 def encode_part(table: pa.Table) -> bytes:

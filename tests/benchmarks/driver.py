@@ -62,10 +62,10 @@ class Idle:
 
         return Ready(16, "")
 
-    def extract(self, shard: Any, images: Any = None) -> Any:
+    def extract(self, shard: Any, images: Any = None, runs: Any = (0,)) -> Any:
         from ray_embed.extraction.messages import ShardResult
 
-        return ShardResult(
+        result = ShardResult(
             number=shard.number,
             split=shard.split.name,
             rows=RECORDS,
@@ -78,6 +78,7 @@ class Idle:
             values=None,
             finished=time.time(),
         )
+        return [result]
 
 
 class Pool:
@@ -186,7 +187,8 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     )
     assert prepared.plan.shards == shards
     with contextlib.suppress(EnoughError):
-        driver.extract_missing(config, prepared, pool)
+        found = driver.find_finished(prepared)
+        driver.extract_missing(config, [prepared], [found], pool)
     ray.shutdown()
     (_, first, _), (_, last, _) = samples[0], samples[-1]
     return {
@@ -238,7 +240,7 @@ def linked_parts(work: Path, there: int) -> Folder:
     folder = _begun(work / f"linked-{there}", there)
     features = Path(folder.join(layout.FEATURES))
     if not features.is_dir():
-        part_files.write_part(folder, part(), "none", RECORDS)
+        part_files.write_part(folder, part(), part_files.Owner("none", "none"), RECORDS)
         real = Path(folder.path) / "real.parquet"
         (features / "part-00000000.parquet").rename(real)
         for number in range(there):

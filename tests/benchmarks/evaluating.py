@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 from in_turns import alternate, measure, side
-from reducing import CLASSES, PICTURES, SHARD, pngs
+from reducing import CLASSES, OWNER, PICTURES, SHARD, pngs
 from rows import last_line, row, table
 
 from ray_embed import load, planning
@@ -42,7 +42,7 @@ def make_run(path: Path, rows: int, dimension: int, splits: int, thumbnails: boo
     if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, splits, thumbnails):
-        part_files.write_part(folder, part, "f" * 64, part.features.num_rows)
+        part_files.write_part(folder, part, OWNER, part.features.num_rows)
     split = planning.SplitPlan(
         ordinal=0,
         name="split0",

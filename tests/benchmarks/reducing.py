@@ -39,6 +39,7 @@ from ray_embed.images.thumbnails import encode_png
 from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
+OWNER = part_files.Owner("f" * 64, "f" * 64)
 SIDES = ("reduce", "plain")
 SHARD, CLASSES, SIDE = 512, 100, 64
 PICTURES = 256  # different ones; each is drawn many times
@@ -52,7 +53,7 @@ def make_run(path: Path, rows: int, dimension: int, thumbnails: bool) -> None:
     if folder.exists(layout.RUN):
         return
     for part in parts_of(rows, dimension, thumbnails):
-        part_files.write_part(folder, part, "f" * 64, part.features.num_rows)
+        part_files.write_part(folder, part, OWNER, part.features.num_rows)
     split = planning.SplitPlan(
         ordinal=0,
         name="valid",

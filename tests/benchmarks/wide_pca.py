@@ -36,6 +36,7 @@ from ray_embed.projector.merge_task import PartGroup
 from ray_embed.storage import layout, manifest, part_files
 from ray_embed.storage.filesystem import Folder
 
+OWNER = part_files.Owner("f" * 64, "f" * 64)
 SIDES = ("pca", "reading")
 SCRIPT = Path(__file__).name
 DIRECTIONS = 200
@@ -76,7 +77,7 @@ def make_run(path: Path, rows: int, dimension: int, shard: int) -> None:
         )
         thumbnails = part_files.THUMBNAIL_SCHEMA.empty_table()
         part = part_files.Part(number, features, part_files.REJECT_SCHEMA.empty_table(), thumbnails)
-        part_files.write_part(folder, part, "f" * 64, len(index))
+        part_files.write_part(folder, part, OWNER, len(index))
     split = planning.SplitPlan(
         ordinal=0,
         name="valid",

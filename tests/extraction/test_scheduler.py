@@ -52,7 +52,7 @@ class Stub:
             os._exit(1)
         return Ready(2, ray.get_runtime_context().get_node_id())
 
-    def try_records(self, shard, images, start, stop):
+    def try_records(self, shard, images, runs, start, stop):
         folder, what, number = self.job.decode().split("\n")
         if what == "all have poison" and start <= 2 < stop:
             os._exit(1)
@@ -68,7 +68,7 @@ class Stub:
                 os._exit(1)
         return stop - start
 
-    def extract(self, shard, images=None, rejected=None):
+    def extract(self, shard, images=None, runs=(0,), rejected=None):
         folder, what, number = self.job.decode().split("\n")
         tried = Path(folder) / f"{shard.number}-{os.getpid()}-{time.monotonic_ns()}"
         tried.touch()
@@ -93,7 +93,7 @@ class Stub:
         reasons = list((rejected or {}).values())
         rows = shard.records - len(reasons)
         rejects = dict.fromkeys(reasons, 1)
-        return ShardResult(
+        result = ShardResult(
             number=shard.number,
             split=shard.split.name,
             rows=rows,
@@ -106,6 +106,7 @@ class Stub:
             values=None,
             finished=time.time(),
         )
+        return [result]
 
 
 def workers_of(count, start=""):
@@ -139,15 +140,21 @@ def config(**limits):
 
 
 def queue_of(*splits, readers=None, out=""):
-    return WorkQueue(splits, readers or {}, out, lambda number: False, lambda records: None)
+    return WorkQueue(splits, readers or {}, [out], lambda number: (0,), lambda records: None)
 
 
 def shards(count):
     return queue_of(replace(SPLIT, records=4 * count))
 
 
+def extract_all(*arguments, **options):
+    """Yield the results of the only run."""
+    for (result,) in scheduler.extract_all(*arguments, **options):
+        yield result
+
+
 def extracted(workers, job, count, **limits):
-    found = scheduler.extract_all(workers, job, shards(count), config(**limits))
+    found = extract_all(workers, job, shards(count), config(**limits))
     return sorted(found, key=lambda one: one.number)
 
 
@@ -168,7 +175,7 @@ def test_no_more_is_taken_than_two_shards_an_actor(workers, tmp_path):
         return item
 
     work.take = counted
-    for done, _ in enumerate(scheduler.extract_all(workers, job(tmp_path), work, config()), 1):
+    for done, _ in enumerate(extract_all(workers, job(tmp_path), work, config()), 1):
         # The next one is taken only after this one is handed on.
         assert len(taken) - (done - 1) <= 4
     assert len(taken) == 50
@@ -213,7 +220,7 @@ def test_waiting_for_room_while_records_are_isolated_is_said(
 @pytest.mark.slow
 def test_going_on_with_nothing_but_poisoned_shards(workers, tmp_path):
     given = job(tmp_path, "all have poison")
-    found = scheduler.extract_all(workers, given, shards(4), config(), any_done=True)
+    found = extract_all(workers, given, shards(4), config(), any_done=True)
     assert [(result.rows, result.rejects) for result in found] == [
         (3, {"crashes the process": 1})
     ] * 4
@@ -228,13 +235,13 @@ def test_a_record_that_is_tried_before_any_passes_is_tried_again(workers, tmp_pa
 @pytest.mark.slow
 def test_a_lone_record_is_compared_with_those_of_other_shards(workers, tmp_path):
     work = queue_of(replace(SPLIT, records=17))
-    found = list(scheduler.extract_all(workers, job(tmp_path, "lone poison", 4), work, config()))
+    found = list(extract_all(workers, job(tmp_path, "lone poison", 4), work, config()))
     assert [result.rejects for result in found if result.number == 4] == [
         {"crashes the process": 1}
     ]
     lone = queue_of(replace(SPLIT, records=1))
     with pytest.raises(RunError, match="shard 0: none of its records can be extracted"):
-        list(scheduler.extract_all(workers, job(tmp_path, "lone poison", 0), lone, config()))
+        list(extract_all(workers, job(tmp_path, "lone poison", 0), lone, config()))
 
 
 def test_a_shard_that_ends_actors_without_a_record_that_does_is_named(workers, tmp_path):
@@ -275,9 +282,7 @@ def test_actors_that_cannot_start_end_the_run(ray_session, tmp_path, start, what
 
 def test_an_actor_whose_results_nobody_took_is_not_killed(workers, tmp_path):
     found, actors = [], [worker.actor for worker in workers]
-    for result in scheduler.extract_all(
-        workers, job(tmp_path), shards(20), config(shard_timeout=1.5)
-    ):
+    for result in extract_all(workers, job(tmp_path), shards(20), config(shard_timeout=1.5)):
         if not found:
             time.sleep(4)
         found.append(result.number)
@@ -290,7 +295,7 @@ def test_an_actor_whose_results_nobody_took_is_not_killed(workers, tmp_path):
 def test_storage_that_fails_does_not_keep_results_waiting(workers, tmp_path, monkeypatch):
     monkeypatch.setattr(scheduler, "_POLL_SECONDS", 5.0)
     given = job(tmp_path, "full once", 0)
-    found = scheduler.extract_all(workers[:1], given, shards(2), config())
+    found = extract_all(workers[:1], given, shards(2), config())
     taken = {result.number: time.time() for result in found}
     began = {path.name[0]: path.stat().st_mtime for path in sorted(tmp_path.iterdir())}
     assert taken[1] - began["1"] < 4
@@ -322,7 +327,7 @@ def streamed(workers, job, tmp_path, source, **limits):
     try:
         reading.describe()
         work = queue_of(STREAM, readers={"valid": reading}, out=folder.path)
-        for result in scheduler.extract_all(workers, job, work, given):
+        for result in extract_all(workers, job, work, given):
             yield result.number
         assert work.records == {0: source.count}
     finally:

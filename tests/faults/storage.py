@@ -123,7 +123,8 @@ def stand_in() -> None:
 def whole(config: Any, session: Any) -> None:
     """Do a run."""
     from ray_embed import pipeline
-    from ray_embed.extraction.prepare import prepare, write_run_folder
+    from ray_embed.errors import RayEmbedError
+    from ray_embed.extraction.prepare import RunRequest, prepare, write_run_folder
     from ray_embed.runs.workspace import open_target
     from ray_embed.sources.open import open_sources
     from ray_embed.storage.filesystem import Folder
@@ -133,9 +134,15 @@ def whole(config: Any, session: Any) -> None:
     sources = open_sources(config)
     with open_target(config) as target, tempfile.TemporaryDirectory() as folder:
         scratch = Folder.open(folder)
-        prepared = prepare(config, sources, {}, target, scratch, session)
+        requests = [RunRequest(config, target)]
+        (prepared,) = prepare(requests, sources, {}, scratch, session)
+        if isinstance(prepared, RayEmbedError):
+            raise prepared
         write_run_folder(config, prepared, scratch)
-        pipeline._extract_and_reduce(config, prepared, session, True)
+        results: dict[int, Any] = {}
+        pipeline._extract_and_reduce(config, {0: prepared}, results, session, True)
+        if isinstance(results[0], RayEmbedError):
+            raise results[0]
 
 
 def tried(

@@ -487,7 +487,8 @@ def test_a_dataset_that_does_not_give_the_same_again_is_refused(tmp_path, now, t
     def walk(records: list[Any]) -> list[int]:
         reader = ShardReader(Dataset("valid", Sequence(records), {}), None, None)
         reader.describe()
-        calls = (reader.read_shard(folder.path, split, local, True) for local in itertools.count())
+        folders = [folder.path]
+        calls = (reader.read_shard(folders, split, local, True) for local in itertools.count())
         return [shard.records for shard in iter(lambda: next(calls), None)]
 
     split = SplitPlan(

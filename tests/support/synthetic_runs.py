@@ -96,7 +96,8 @@ def make_run(
     planned = list(_shards(lengths, shard))
     for number, index in enumerate(planned[: len(planned) - missing]):
         part = _part(number, records, index, rejected, pictures)
-        part_files.write_part(folder, part, fingerprint, len(index))
+        owner = part_files.Owner(fingerprint, fingerprint)
+        part_files.write_part(folder, part, owner, len(index))
     outputs = [
         {"layer": name, "column": columns[name], "dimension": matrix.shape[1]}
         for name, matrix in layers.items()
