@@ -33,7 +33,8 @@ from ray_embed.projector.reduce import describe_limits, merge
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
 from ray_embed.runs.workspace import Target, open_target
-from ray_embed.runtime import resources
+from ray_embed.runtime import memory, resources
+from ray_embed.runtime.nodes import list_nodes
 from ray_embed.runtime.remote_map import map_in_actors
 from ray_embed.runtime.session import Session, open_session, starts_own_ray
 from ray_embed.sources.open import open_sources
@@ -153,6 +154,7 @@ def execute_together(
             for number, target in targets.items()
         ]
         prepared: dict[int, PreparedRun] = {}
+        sizes: list[int] = []
         for number, request, one in zip(
             targets, asked, prepare(asked, sources, readers, scratch, running, build), strict=True
         ):
@@ -160,9 +162,34 @@ def execute_together(
                 results[number] = one
                 continue
             write_run_folder(request.config, one, scratch)
+            sizes.append(memory.estimate_bytes(artifacts.count_bytes(one.encoder)))
             prepared[number] = replace(one, encoder=artifacts.strip_contents(one.encoder))
-        speed = _extract_and_reduce(config, prepared, results, running, build_projector)
+        speed = 0.0
+        for together in _plan_passes(prepared, sizes, running):
+            siblings = [run.target.uri for number, run in prepared.items() if number in results]
+            speed = max(
+                speed,
+                _extract_and_reduce(config, together, siblings, results, running, build_projector),
+            )
     return [results[number] for number in range(len(requests))], speed
+
+
+def _plan_passes(
+    prepared: dict[int, PreparedRun], sizes: Sequence[int], running: Session
+) -> list[dict[int, PreparedRun]]:
+    """Divide runs so that the encoders of each pass fit into an actor together."""
+    available = memory.get_memory_for_encoders(list_nodes(), running.resources)
+    passes = memory.split_into_passes(sizes, available)
+    if len(passes) > 1:
+        say(
+            f"{len(sizes)} encoders need about {sum(sizes) / 1e9:.1f} GB in each actor, which has "
+            f"{(available or 0) / 1e9:.1f} GB for them: images are decoded in {len(passes)} passes"
+        )
+    numbers = list(prepared)
+    return [
+        {numbers[position]: prepared[numbers[position]] for position in positions}
+        for positions in passes
+    ]
 
 
 def _open_targets(
@@ -205,13 +232,15 @@ def _merge_parts(out: str, limit: int, running: Session) -> int:
 def _extract_and_reduce(
     config: RunConfig,
     prepared: dict[int, PreparedRun],
+    siblings: Sequence[str],
     results: dict[int, Run | RayEmbedError],
     running: Session,
     build_projector: bool,
 ) -> float:
     """Extract missing shards, build the projectors, and add each run to `results`.
 
-    Shards that turn out to be damaged are extracted again.
+    Shards that turn out to be damaged are extracted again. `siblings` are the folders of finished
+    runs with the same records.
 
     Returns:
         Images per second during extraction.
@@ -222,7 +251,6 @@ def _extract_and_reduce(
             break
         numbers = list(left)
         found = [_find_finished(left[number]) for number in numbers]
-        siblings = [run.target.uri for number, run in prepared.items() if number not in left]
         extraction = extract_missing(config, list(left.values()), found, running, siblings)
         speed = max(speed, extraction.speed)
         results.update(

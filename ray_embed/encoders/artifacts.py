@@ -127,6 +127,13 @@ def strip_contents(encoder: Encoder) -> Encoder:
     return replace(encoder, graph=None, weights=())
 
 
+def count_bytes(encoder: Encoder) -> int:
+    """Return the size of what the engine of an encoder loads: its graph, or its weights."""
+    if runs_graph(encoder.engine) and encoder.graph is not None:
+        return len(encoder.graph)
+    return sum(value.nbytes for value in encoder.weights)
+
+
 def restore_contents(folder: Folder, encoder: Encoder) -> Encoder:
     """Return the encoder with what its engine needs: the saved graph, or the saved weights.
 

@@ -18,20 +18,30 @@ from ray_embed.runtime import ray_private
 
 @dataclass(frozen=True)
 class Node:
-    """A node: its id, and its total CPUs and GPUs."""
+    """A node: its id, its total CPUs and GPUs, and its memory in bytes, or 0 if it is unknown."""
 
     id: str
     cpus: int
     gpus: float
+    memory: float = 0.0
 
 
 def list_nodes() -> list[Node]:
     """Return the nodes that can run actors, that is, nodes that are alive and not draining."""
     draining = get_draining_nodes()
-    return [
-        Node(node["NodeID"], int(node["Resources"].get("CPU", 0)), node["Resources"].get("GPU", 0))
+    alive = [
+        (node["NodeID"], node["Resources"])
         for node in ray.nodes()
         if node["Alive"] and node["NodeID"] not in draining
+    ]
+    return [
+        Node(
+            id=node,
+            cpus=int(has.get("CPU", 0)),
+            gpus=has.get("GPU", 0),
+            memory=has.get("memory", 0.0),
+        )
+        for node, has in alive
     ]
 
 

@@ -140,7 +140,7 @@ def whole(config: Any, session: Any) -> None:
             raise prepared
         write_run_folder(config, prepared, scratch)
         results: dict[int, Any] = {}
-        pipeline._extract_and_reduce(config, {0: prepared}, results, session, True)
+        pipeline._extract_and_reduce(config, {0: prepared}, [], results, session, True)
         if isinstance(results[0], RayEmbedError):
             raise results[0]
 

@@ -79,7 +79,7 @@ def test_runs_are_those_of_single_runs(data, ray_embed, tmp_path):
     # The runs are listed and compared, in the order of the epochs.
     found = [result.out.index(f"epoch-{number} ") for number in (2, 9, 10)]
     assert found == sorted(found)
-    assert "accuracy" in result.out
+    assert "silhouette" in result.out
     assert (tmp_path / "s" / "comparison.png").read_bytes().startswith(b"\x89PNG")
     # Thumbnails are stored once.
     for part in (tmp_path / "s" / "epoch-2" / "thumbnails").iterdir():
@@ -226,6 +226,8 @@ def test_folders_of_other_runs_are_not_touched(data, ray_embed, tmp_path):
 
 
 def test_errors_of_all_encoders_are_raised(ray_session, tmp_path):
-    config = RunConfig(sources={"a": str(tmp_path)}, model="-", out=str(tmp_path / "s"))
+    make_folder(tmp_path / "images", {"cat": 2})
+    sources = {"a": str(tmp_path / "images")}
+    config = RunConfig(sources=sources, model="-", out=str(tmp_path / "s"))
     with pytest.raises(InputError, match=r"(?s)all 2 encoders failed:.*one\.keras.*two\.keras"):
         package.sweep(config, models=["one.keras", "two.keras"])
