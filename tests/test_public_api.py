@@ -22,6 +22,7 @@ PUBLIC = [
     "load",
     "reduce",
     "run",
+    "sweep",
 ]
 RUN_MEMBERS = [
     *("features_path", "projector_path", "rows", "rejects"),

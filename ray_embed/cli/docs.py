@@ -70,11 +70,19 @@ def _format_command(context: click.Context) -> list[str]:
 
 
 def _find_shared_options(command: click.Command) -> set[str]:
-    """Return the names of the shared options if `command` takes all of them, else an empty set."""
+    """Return the names of the shared options if `command` takes all of them, else an empty set.
+
+    Options with another help text are not shared.
+    """
     reference = cli.commands[_REFERENCE_COMMAND]
-    names = {parameter.name for parameter in reference.params}
-    takes_all = names <= {parameter.name for parameter in command.params}
-    return names if takes_all and command is not reference else set()
+    helps, own = dict(_list_helps(reference)), dict(_list_helps(command))
+    if command is reference or not helps.keys() <= own.keys():
+        return set()
+    return {name for name, help_text in helps.items() if own[name] == help_text}
+
+
+def _list_helps(command: click.Command) -> list[tuple[str, str | None]]:
+    return [(each.name or "", getattr(each, "help", None)) for each in command.params]
 
 
 def _format_row(option: click.Option, context: click.Context) -> str:

@@ -10,6 +10,7 @@ from ray_embed.cli.commands import cli
 from ray_embed.cli.docs import format_page, main
 from ray_embed.options import OPTIONS, describe_default, format_flag
 
+TAKE_ALL = ("extract", "sweep", "preview")
 PAGE = Path(__file__).parents[2] / "docs" / "cli.md"
 
 
@@ -27,7 +28,8 @@ def test_page_has_every_command_with_its_options(command):
     assert f"ray-embed {command} [OPTIONS]" in section
     for parameter in cli.commands[command].params:
         name = parameter.opts[0]
-        shared = command in ("extract", "preview") and parameter.name in {*OPTIONS, "config"}
+        shared = command in TAKE_ALL and parameter.name in {*OPTIONS, "config"}
+        shared &= command != "sweep" or parameter.name not in ("model", "weights", "layers", "out")
         assert (f"| `{name}" in section) is (name.startswith("--") and not shared)
 
 

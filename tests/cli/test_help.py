@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from ray_embed.cli.commands import cli
 
 COMMANDS = (
-    *("run", "extract", "reduce", "view", "status", "evaluate"),
+    *("run", "extract", "sweep", "reduce", "view", "status", "evaluate"),
     *("plot", "layers", "preview", "compare", "demo"),
 )
 # Importing any of these would make the help slow.

@@ -3,6 +3,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.encoders import PROJECT
+from support.many_nodes import start_cluster
 from support.pictures import make_folder
 from support.sample_runs import contents, read_results, save_encoder
 
@@ -130,24 +133,42 @@ def test_an_encoder_that_fails_does_not_stop_the_others(data, ray_embed, tmp_pat
     assert "epoch-3.weights.h5" in result.err
 
 
-def test_an_encoder_that_fails_on_an_image_does_not_stop_the_others(data, ray_embed, tmp_path):
+@pytest.fixture
+def special(tmp_path: Path) -> Path:
+    """Write encoders that fail on a white image, and images, the sixth of which is white."""
     (tmp_path / "my_failing.py").write_text(FAILING)
     images = make_folder(tmp_path / "images", {"cat": 10})
     Image.new("RGB", (8, 8), "white").save(images / "cat" / "0005.png")
+    return images
+
+
+def test_an_encoder_that_fails_on_an_image_does_not_stop_the_others(special, ray_embed, tmp_path):
     result = ray_embed(
-        *("sweep", "--source", images, *OPTIONS, "--out", "s"),
+        *("sweep", "--source", special, *OPTIONS, "--image-size", "8,8", "--out", "s"),
         *("--model", "my_failing:fails", "--model", "my_failing:works"),
     )
     assert result.code == 1, result.err
     assert "fails failed: shard 1: the encoder failed" in result.err
+    assert "a white image" in result.err
     assert package.load(tmp_path / "s" / "works").rows == 10
-    features, _ = package.load(tmp_path / "s" / "works").to_numpy()
-    assert np.isfinite(features).all()
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_one_encoder_is_embedded_by_the_others(special, ray_embed, tmp_path):
+    result = ray_embed(
+        *("sweep", "--source", special, *OPTIONS, "--image-size", "8,8", "--out", "s"),
+        *("--model", "my_failing:dies", "--model", "my_failing:works", "--max-attempts", 1),
+    )
+    assert result.code == 0, result.err
+    assert package.load(tmp_path / "s" / "works").rows == 10
+    dies = package.load(tmp_path / "s" / "dies")
+    assert (dies.rows, dies.rejects_by_reason) == (9, {"crashes the process": 1})
 
 
 FAILING = """
+import os
+
 import keras
-import numpy as np
 import tensorflow as tf
 
 
@@ -157,18 +178,57 @@ def fail(images):
     return images.mean((1, 2))
 
 
+def die(images):
+    if images.min((1, 2, 3)).max() > 0.99:
+        os._exit(1)
+    return images.mean((1, 2))
+
+
 def works():
     return keras.Sequential([keras.Input((8, 8, 3)), keras.layers.GlobalMaxPooling2D()])
 
 
-class Fails(keras.Model):
+class Calls(keras.Model):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
     def call(self, images):
-        return tf.ensure_shape(tf.numpy_function(fail, [images], tf.float32), (None, 3))
+        means = tf.numpy_function(self.function, [images], tf.float32)
+        return tf.ensure_shape(means, (None, 3))
 
 
 def fails():
-    return Fails()
+    return Calls(fail)
+
+
+def dies():
+    return Calls(die)
 """
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_at_any_moment_goes_on_with_the_same_bytes(
+    data, ray_embed_process, tmp_path
+):
+    words = arguments(data, "--weights", data / "epoch-*.weights.h5", "--out", "s")
+    command = [sys.executable, "-m", "ray_embed", "sweep", *map(str, words)]
+    random = np.random.default_rng(1)
+    for _ in range(4):
+        process = subprocess.Popen(
+            command, cwd=tmp_path, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+        )
+        try:
+            process.wait(random.uniform(6, 14))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    assert ray_embed_process("sweep", *words).code == 0
+    for epoch in EPOCHS:
+        weights = data / f"{epoch}.weights.h5"
+        alone = arguments(data, "--weights", weights, "--out", epoch)
+        assert ray_embed_process("run", *alone).code == 0
+        assert_same_runs(tmp_path / "s" / epoch, tmp_path / epoch)
 
 
 def test_models_with_other_pixels_and_sets_of_layers(data, ray_session, tmp_path):
@@ -231,3 +291,20 @@ def test_errors_of_all_encoders_are_raised(ray_session, tmp_path):
     config = RunConfig(sources=sources, model="-", out=str(tmp_path / "s"))
     with pytest.raises(InputError, match=r"(?s)all 2 encoders failed:.*one\.keras.*two\.keras"):
         package.sweep(config, models=["one.keras", "two.keras"])
+
+
+@pytest.mark.slow
+def test_a_sweep_on_two_nodes_writes_the_same_runs(data, ray_embed_process, tmp_path):
+    with start_cluster((1, 0), (1, 0)) as cluster:
+        weights = ("--weights", data / "epoch-*.weights.h5")
+        result = ray_embed_process(
+            *("sweep", *arguments(data, *weights, "--out", tmp_path / "s")),
+            *("--address", cluster.address, "--actors", 2),
+        )
+    assert result.code == 0, result.err
+    for epoch in EPOCHS:
+        weights = ("--weights", data / f"{epoch}.weights.h5")
+        assert ray_embed_process("extract", *arguments(data, *weights, "--out", epoch)).code == 0
+        swept = read_results(tmp_path / "s" / epoch)
+        alone = read_results(tmp_path / epoch)
+        assert alone.items() <= swept.items()
