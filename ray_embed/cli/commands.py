@@ -101,11 +101,11 @@ def extract(**options: Any) -> None:
 @cli.command(epilog=format_resume_note())
 @add_sweep_options
 def sweep(**options: Any) -> None:
-    """Run many encoders over the same images, such as all epochs of a training.
+    """Run many encoders over the same images.
 
-    Every image is decoded once for all encoders. Each gets its own run folder, as from
-    `ray-embed run`. To add an encoder or to resume, use the same --out again. An encoder that fails
-    does not stop the others.
+    Such as all epochs of a training. Every image is decoded once for all encoders. Each gets its
+    own run folder, as from `ray-embed run`. To add an encoder or to resume, use the same --out
+    again. An encoder that fails does not stop the others.
     """
     from ray_embed.cli.sweep import run_sweep
 

@@ -10,7 +10,7 @@ import click
 
 from ray_embed.storage import layout
 
-_RUNS = ("run", "extract")
+_RUNS, _SWEEP = ("run", "extract"), "sweep"
 
 
 @dataclass(frozen=True)
@@ -36,25 +36,28 @@ def suggest_next_command(
         if target is None:
             return None
         out, overwrites = target
-        progress = _inspect_run_folder(out, started, overwrites=overwrites)
+        runs = _list_runs(out) if arguments[0] == _SWEEP else [out]
+        progress = [_inspect_run_folder(run, started, overwrites=overwrites) for run in runs]
+        is_started = any(each.is_started for each in progress)
     except (Exception, KeyboardInterrupt):
         # The storage or the options may be what failed.
         return None
-    if progress.has_finished_shards:
+    if any(each.has_finished_shards for each in progress):
         return f"Finished shards are kept. Resume with: {_format_command(arguments, resumes=True)}"
-    command = _format_command(arguments, resumes=progress.is_started)
-    if progress.is_started:
+    command = _format_command(arguments, resumes=is_started)
+    if is_started:
         return f"No shard was finished. Run again with: {command}"
     return f"Nothing was written. Run again with: {command}"
 
 
 def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str, bool] | None:
-    """Return the run folder that a command writes to, and whether it overwrites it.
+    """Return the run folder (or that of all runs) that a command writes to, and whether it
+    overwrites it.
 
     Return None for commands that extract nothing or always start over.
     """
     name = arguments[0] if arguments else ""
-    if name not in (*_RUNS, "evaluate"):
+    if name not in (*_RUNS, _SWEEP, "evaluate"):
         return None
     context = group.commands[name].make_context(name, list(arguments[1:]), resilient_parsing=True)
     options: dict[str, Any] = context.params
@@ -70,7 +73,19 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
     file = load_yaml(options["config"]) if options.get("config") else {}
     out, model, weights = (options.get(key) or file.get(key) for key in ("out", "model", "weights"))
     overwrites = bool(options.get("overwrite") or file.get("overwrite"))
+    if name == _SWEEP:
+        first = model if isinstance(model, str) else next(iter(model or ()), "")
+        return str(out or f"{make_default_name(first, None)}-sweep"), overwrites
     return str(out or make_default_name(str(model), weights)), overwrites
+
+
+def _list_runs(out: str) -> list[str]:
+    """Return the run folders in the folder of a sweep."""
+    from ray_embed.core.uri import is_uri, join_uri
+    from ray_embed.storage.filesystem import Folder
+
+    names = Folder.open(out).list_names()
+    return [join_uri(out, name) if is_uri(out) else f"{out}/{name}" for name in names]
 
 
 def _inspect_run_folder(out: str, started: float, *, overwrites: bool) -> _Progress:

@@ -68,6 +68,18 @@ def test_run_folder_comes_from_yaml_or_the_model(here):
     assert suggest(named).startswith("Finished shards are kept.")
 
 
+def test_sweep_keeps_the_shards_of_any_run(here):
+    words = ["sweep", "--source", "valid", "--model", "m.keras", "--weights", "e-*.h5"]
+    assert suggest(words).startswith("Nothing was written.")
+    begin(here / "runs" / "m-sweep" / "e-1")
+    assert suggest(words).startswith("No shard was finished.")
+    begin(here / "runs" / "m-sweep" / "e-2", 1)
+    assert suggest(words) == (
+        "Finished shards are kept. Resume with: ray-embed sweep --source valid --model m.keras "
+        "--weights 'e-*.h5'"
+    )
+
+
 @pytest.mark.parametrize("command", ["reduce", "status", "evaluate", "plot", "view", "compare"])
 def test_command_that_extracts_nothing_has_no_line(command, here):
     begin(here / "r", 1)
