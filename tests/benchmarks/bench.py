@@ -22,7 +22,14 @@ from machine import described
 from processes import HERE
 from rows import Row, from_last_line, table
 
-ROUNDS = ("whole_process", "once_warm", "mixed_inputs", "sources")  # those that are repeated
+# Those that are repeated.
+ROUNDS = ("whole_process", "once_warm", "mixed_inputs", "sources", "sweeping")
+    "whole_process",
+    "once_warm",
+    "mixed_inputs",
+    "sources",
+    "sweeping",
+)  # those that are repeated
 OTHERS = ("actor_memory", "planning", "driver", "reducing", "exact_pca", "wide_pca", "evaluating")
 
 

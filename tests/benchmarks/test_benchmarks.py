@@ -4,6 +4,7 @@
 import functools
 import json
 import runpy
+import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -269,3 +270,16 @@ def test_planning_is_measured_in_every_layout(tmp_path):
     for layout in planning.LAYOUTS:
         source = planning.make_source(tmp_path, 30, layout)
         assert planning.plan_here(source, tmp_path / "out").files == 30
+
+
+@pytest.mark.slow
+def test_a_sweep_is_held_against_single_runs_and_loops(tmp_path):
+    import rows
+    import sides
+
+    command = sides.script("sweeping.py", "--work", tmp_path, "--quick", "--model", "models:tiny")
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCHMARKS)
+    assert done.returncode == 0, done.stderr
+    found = rows.from_last_line(done.stdout)
+    assert [row.target for row in found] == [">= 3 x", ">= 8 x"]
+    assert all(row.measured > 0 for row in found)
