@@ -24,12 +24,6 @@ from rows import Row, from_last_line, table
 
 # Those that are repeated.
 ROUNDS = ("whole_process", "once_warm", "mixed_inputs", "sources", "sweeping")
-    "whole_process",
-    "once_warm",
-    "mixed_inputs",
-    "sources",
-    "sweeping",
-)  # those that are repeated
 OTHERS = ("actor_memory", "planning", "driver", "reducing", "exact_pca", "wide_pca", "evaluating")
 
 
