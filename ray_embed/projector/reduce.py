@@ -345,16 +345,10 @@ def _read_thumbnails(
     numbers = [number for group in groups for number in group.parts]
 
     def read_part(position: int) -> list[bytes]:
-        part = part_files.read_part(
-            settings.folder,
-            layout.THUMBNAILS,
-            numbers[position],
-            ["png"],
-            settings.thumbnail_fingerprint,
+        rows = drawn[position] if drawn else None
+        return part_files.read_thumbnails(
+            settings.folder, numbers[position], rows, settings.thumbnail_fingerprint
         )
-        pngs = part["png"].take(pa.array(drawn[position])) if drawn else part["png"]
-        content: list[bytes] = pngs.to_pylist()
-        return content
 
     for content in local_map(read_part, range(len(numbers))):
         yield from content

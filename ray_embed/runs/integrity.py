@@ -151,14 +151,17 @@ def is_as_written(folder: Folder, kind: str, number: int) -> bool:
         DamagedError: the part is damaged.
         StorageError: the part cannot be read.
     """
-    content, writer = part_files.read_part_with(
-        folder, kind, number, lambda part: (part.read(), part.metadata.created_by)
+    content, writer, rows = part_files.read_part_with(
+        folder,
+        kind,
+        number,
+        lambda part: (part.read(), part.metadata.created_by, part_files.get_group_rows(part)),
     )
     for column in part_files.list_feature_columns(content.schema):
         # Reading keeps Parquet's name for the items of a list, so the column is built again.
         values = as_column(as_matrix(content[column]))
         content = content.set_column(content.column_names.index(column), column, values)
-    encoded = part_files.encode_part(content)
+    encoded = part_files.encode_part(content, rows)
     own_writer = pq.read_metadata(pa.BufferReader(encoded)).created_by
     if writer != own_writer and _WRITER.fullmatch(writer):
         return True

@@ -234,7 +234,7 @@ def read_thumbnails(folder: Folder, index: Array) -> list[thumbnails.Pixels] | N
         # Thumbnails make up most of the bytes, and most parts hold none of the requested records.
         if not mask.any():
             return part_files.THUMBNAIL_SCHEMA.empty_table()
-        return part.read(["index", "png"], use_threads=False).filter(pa.array(mask))
+        return part_files.read_rows(part, np.flatnonzero(mask), ["index", "png"])
 
     def read_part(number: int) -> pa.Table:
         return part_files.read_part_with(folder, layout.THUMBNAILS, number, read)

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ray_embed.core.arrays import Matrix, as_column, as_matrix
+from ray_embed.core.arrays import Array, Matrix, as_column, as_matrix
 from ray_embed.core.threads import open_ordered_map
 from ray_embed.errors import DamagedError, StorageError, get_first_line
 from ray_embed.storage import layout
@@ -29,6 +29,8 @@ Result = TypeVar("Result")
 _PART = re.compile(r"part-(\d{8,18})\.parquet")
 # Number of parts to read in parallel from an object store. Only little is read from each.
 _PARALLEL_READS = 32
+# A sample shows few thumbnails of each part, so they can be read a few at a time.
+_THUMBNAIL_GROUP_ROWS = 32
 # Reading a part takes three times its size in memory, so large parts are read in row batches.
 _LARGE_COLUMN_BYTES, _READ_BUFFER_BYTES, _BATCH_BYTES = 64 << 20, 1 << 20, 8 << 20
 
@@ -145,11 +147,11 @@ def write_part(
         "ray_embed.rejected": str(part.rejects.num_rows),
     }
 
-    def encode(table: pa.Table, fingerprint: str) -> bytes:
+    def encode(table: pa.Table, fingerprint: str, group_rows: int | None = None) -> bytes:
         entries = {"ray_embed.fingerprint": fingerprint, **footer}
-        return encode_part(table.replace_schema_metadata(entries))
+        return encode_part(table.replace_schema_metadata(entries), group_rows)
 
-    thumbnails = encode(part.thumbnails, owner.thumbnails)
+    thumbnails = encode(part.thumbnails, owner.thumbnails, _THUMBNAIL_GROUP_ROWS)
     _write_or_link(folder, part_name(layout.THUMBNAILS, part.number), thumbnails, siblings)
     rejects = part_name(layout.REJECTS, part.number)
     if part.rejects.num_rows:
@@ -169,8 +171,13 @@ def _write_or_link(folder: Folder, name: str, content: bytes, siblings: Iterable
     folder.write(name, content)
 
 
-def encode_part(table: pa.Table) -> bytes:
-    """Serialize a part. Equal tables give equal bytes."""
+def encode_part(table: pa.Table, group_rows: int | None = None) -> bytes:
+    """Serialize a part. Equal tables give equal bytes.
+
+    Args:
+        table: the rows.
+        group_rows: the number of rows per row group; None for one group.
+    """
     text = [field.name for field in table.schema if pa.types.is_string(field.type)]
     sink = pa.BufferOutputStream()
     # Compress only the thumbnails, because features hardly compress. Write statistics only where
@@ -178,6 +185,7 @@ def encode_part(table: pa.Table) -> bytes:
     pq.write_table(
         table,
         sink,
+        row_group_size=group_rows or max(1, table.num_rows),
         compression={"png": "zstd"},
         use_dictionary=text,
         write_statistics=["index", *text],
@@ -185,6 +193,12 @@ def encode_part(table: pa.Table) -> bytes:
     )
     content: bytes = sink.getvalue().to_pybytes()
     return content
+
+
+def get_group_rows(part: pq.ParquetFile) -> int | None:
+    """Return the number of rows per row group of an open part, or None if it has one group."""
+    metadata = part.metadata
+    return metadata.row_group(0).num_rows if metadata.num_row_groups > 1 else None
 
 
 def read_part_with(
@@ -329,6 +343,51 @@ def read_part(
         return _read_columns(part, columns)
 
     return read_part_with(folder, kind, number, read)
+
+
+def read_thumbnails(
+    folder: Folder, number: int, rows: Array | None, fingerprint: str
+) -> list[bytes]:
+    """Read thumbnails of a part as PNG, and little more than these.
+
+    Args:
+        folder: the run folder.
+        number: the number of the shard.
+        rows: the ascending rows to read, (n,) int64; None for all.
+        fingerprint: the fingerprint that the part must have.
+
+    Raises:
+        DamagedError: the part is damaged, or belongs to another shard or other records.
+        StorageError: the part cannot be read.
+    """
+
+    def read(part: pq.ParquetFile) -> list[bytes]:
+        name = folder.display_path(part_name(layout.THUMBNAILS, number))
+        check_owner(name, parse_footer(part), number, fingerprint)
+        wanted = np.arange(part.metadata.num_rows) if rows is None else rows
+        pngs: list[bytes] = read_rows(part, wanted, ["png"])["png"].to_pylist()
+        return pngs
+
+    return read_part_with(folder, layout.THUMBNAILS, number, read)
+
+
+def read_rows(part: pq.ParquetFile, rows: Array, columns: list[str]) -> pa.Table:
+    """Read some rows of an open part, and only the row groups that have them.
+
+    Args:
+        part: the part.
+        rows: the ascending rows, (n,) int64.
+        columns: the columns to read.
+    """
+    groups = [part.metadata.row_group(at).num_rows for at in range(part.metadata.num_row_groups)]
+    ends = np.cumsum(groups, dtype=np.int64)
+    having = np.searchsorted(ends, rows, side="right")
+    needed = np.unique(having)
+    table = part.read_row_groups(needed.tolist(), columns, use_threads=False)
+    # The positions of the first rows of the needed groups, in the part and in the table.
+    sizes = np.array(groups, np.int64)[needed]
+    skipped = (ends[needed] - sizes) - (np.cumsum(sizes) - sizes)
+    return table.take(pa.array(rows - skipped[np.searchsorted(needed, having)], pa.int64()))
 
 
 def read_feature_batches(

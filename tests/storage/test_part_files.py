@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which parts exist: read from their names alone, in the order of the shards."""
+"""Which parts exist, by their names alone; and reading some rows of a part."""
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from pyarrow import fs
 
+from ray_embed.errors import DamagedError
 from ray_embed.storage import part_files
 from ray_embed.storage.filesystem import Folder
 
@@ -47,3 +51,46 @@ def test_shards_with_a_part_are_finished(folder, tmp_path):
 def test_missing_folder_has_no_parts(folder):
     assert list(part_files.list_part_numbers(folder, "rejects")) == []
     assert part_files.FinishedShards(Folder(folder.filesystem, folder.join("none"))).count == 0
+
+
+COUNT = 200
+
+
+@pytest.fixture
+def pngs(folder):
+    """Write a part with thumbnails, and return their contents."""
+    contents = [f"thumbnail {number}".encode() * 40 for number in range(COUNT)]
+    index = pa.array(range(COUNT))
+    features = pa.table({"index": index})
+    thumbnails = pa.table([index, pa.array(contents)], part_files.THUMBNAIL_SCHEMA)
+    part = part_files.Part(0, features, part_files.REJECT_SCHEMA.empty_table(), thumbnails)
+    part_files.write_part(folder, part, part_files.Owner("run", "records"), COUNT)
+    return contents
+
+
+@pytest.mark.parametrize(
+    "rows", [None, [], [0], [COUNT - 1], [3, 31, 32, 33, 150], list(range(0, COUNT, 7))]
+)
+def test_thumbnails_of_some_rows_are_read(folder, pngs, rows):
+    asked = None if rows is None else np.array(rows, np.int64)
+    expected = pngs if rows is None else [pngs[row] for row in rows]
+    assert part_files.read_thumbnails(folder, 0, asked, "records") == expected
+
+
+def test_thumbnails_that_are_not_asked_for_are_not_read(folder, pngs, tmp_path):
+    path = tmp_path / "thumbnails" / "part-00000000.parquet"
+    content = bytearray(path.read_bytes())
+    last = pq.read_metadata(path).row_group(6).column(1)
+    content[last.data_page_offset + 40] ^= 1
+    path.write_bytes(content)
+    assert part_files.read_thumbnails(folder, 0, np.array([1, 40]), "records") == [
+        pngs[1],
+        pngs[40],
+    ]
+    with pytest.raises(DamagedError, match=r"thumbnails/part-00000000\.parquet: damaged"):
+        part_files.read_thumbnails(folder, 0, None, "records")
+
+
+def test_thumbnails_of_other_records_are_refused(folder, pngs):
+    with pytest.raises(DamagedError, match="another run or shard"):
+        part_files.read_thumbnails(folder, 0, None, "other records")
