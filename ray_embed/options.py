@@ -46,6 +46,7 @@ EmptyLabel = Literal["null", "keep"]
 Channels = Literal["repeat"]
 Depth = Literal[8, 16]
 Pages = Literal["first", "all"]
+DecodeScale = Literal["auto"]
 
 PositiveInt = Annotated[int, Gt(0)]
 
@@ -354,6 +355,19 @@ class RunOptions:
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = 8
+    decode_scale: Annotated[
+        DecodeScale | None,
+        Option(
+            group=Group.PIXELS,
+            help=(
+                "`auto` decodes JPEG files at 1/2, 1/4 or 1/8 of their size, the smallest that is "
+                "at least the encoder's input. This is faster for large photos, and the pixels "
+                "differ from those of Keras."
+            ),
+            default="full size",
+            on_resume=OnResume.SAME_VALUE_IF_SET,
+        ),
+    ] = None
     channels: Annotated[
         Channels | None,
         Option(

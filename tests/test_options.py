@@ -131,5 +131,5 @@ def test_options_whose_value_is_part_of_the_identity():
     assert find_options(OnResume.SAME_VALUE) == ["limit", "precision", "max_pixels"]
     assert set(find_options(OnResume.SAME_VALUE_IF_SET)) == {
         *("tags", "signature", "resize", "crop_fraction", "interpolation", "antialias"),
-        *("exif_orientation", "channels", "channel_order", "depth", "mean", "std"),
+        *("exif_orientation", "channels", "channel_order", "depth", "decode_scale", "mean", "std"),
     }

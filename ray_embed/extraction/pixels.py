@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose the preprocessing for each split, and describe it."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,21 @@ def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> Pi
         takes_bytes=encoder.takes_bytes,
         depth=config.depth if files else 8,
         float_scale=decide_scale(config, encoder, floats=True),
+        jpeg_size=_find_jpeg_size(config, encoder) if files else None,
     )
+
+
+def _find_jpeg_size(config: RunConfig, encoder: Encoder) -> tuple[int, int] | None:
+    """Return the size (H, W) below which a JPEG is not decoded, or None to decode its full size."""
+    if config.decode_scale is None:
+        return None
+    height, width = (
+        math.ceil(side / (config.crop_fraction or 1)) for side in encoder.image_shape[:2]
+    )
+    # A turned image has its sides swapped, and a crop has the short side of the encoder's input.
+    longest = max(height, width)
+    is_square = config.exif_orientation or config.crop_fraction is not None
+    return (longest, longest) if is_square else (height, width)
 
 
 def make_identity(
@@ -252,6 +267,8 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
         parts.append("normalized by --mean and --std")
     if config.channel_order == "bgr":
         parts.append("BGR")
+    if config.decode_scale is not None:
+        parts.append("JPEG files decoded at a fraction of their size")
     return ", ".join(parts)
 
 

@@ -15,7 +15,8 @@ class PixelSpec:
     encoder's channel order. `repeat_channel` converts one channel to three.
 
     Files are decoded to levels of `depth` bits, 8 or 16. Files with floats are scaled by
-    `float_scale`.
+    `float_scale`. JPEG files are decoded at a fraction of their size, as long as that is at least
+    `jpeg_size`, (H, W); if it is None, at their full size.
     """
 
     shape: tuple[int, int, int]
@@ -33,3 +34,4 @@ class PixelSpec:
     takes_bytes: bool = False
     depth: int = 8
     float_scale: str = "none"
+    jpeg_size: tuple[int, int] | None = None

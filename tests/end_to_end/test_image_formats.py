@@ -9,6 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 import tifffile
 from support.containers import SIZE, encode, pixels_of
+from support.pictures import make_folder
+from support.sample_runs import save_encoder
 
 import ray_embed as package
 
@@ -75,3 +77,15 @@ def test_files_of_all_formats_are_rows_or_rejects(ray_embed, folder):
     refused = ray_embed(*arguments, "--out", "deep", "--pages", "all")
     assert refused.code == 2
     assert "depth" in refused.err
+
+
+def test_decoding_at_a_fraction_is_said_and_part_of_the_identity(ray_embed, tmp_path):
+    save_encoder(tmp_path / "m.keras")
+    make_folder(tmp_path / "photos", {"a": 2}, ".jpg")
+    words = ("run", "--model", "m.keras", "--source", "photos", "--out", "r", "--actors", 1)
+    result = ray_embed(*words, "--decode-scale", "auto")
+    assert result.code == 0, result.err
+    assert "JPEG files decoded at a fraction of their size" in result.err
+    again = ray_embed(*words)
+    assert again.code == 2
+    assert "decode scale: was auto, is None" in again.err

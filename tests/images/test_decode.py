@@ -193,3 +193,24 @@ def test_options_that_contradict_each_other_are_refused(options, said):
 def test_preprocessing_of_keras_has_a_short_name():
     config = make_config({"sources": ["a"], "model": "m", "preprocess": "keras:resnet50"})
     assert config.preprocess == "keras.applications.resnet50:preprocess_input"
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "fraction"),
+    [(79, 112, 1), (80, 111, 1), (80, 112, 2), (159, 500, 2), (160, 224, 4), (400, 560, 8)],
+)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_jpeg_is_decoded_at_a_fraction_of_its_size(
+    tmp_path, height, width, fraction, channels
+):
+    path = tmp_path / "photo.jpg"
+    picture(5, (height, width)).save(path, quality=90)
+    decoded = tf.io.decode_jpeg(path.read_bytes(), channels, ratio=fraction)
+    expected = tf.image.resize(decoded, (H, W))
+    found = prepared([path], channels, jpeg_size=(H, W))
+    np.testing.assert_array_equal(found[0], expected)
+
+
+def test_other_files_are_decoded_at_their_full_size(pictures):
+    paths = sorted(path for path in pictures.rglob("*") if path.suffix == ".png")
+    np.testing.assert_array_equal(prepared(paths, jpeg_size=(4, 4)), prepared(paths))
