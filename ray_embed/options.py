@@ -359,11 +359,9 @@ class RunOptions:
         DecodeScale | None,
         Option(
             group=Group.PIXELS,
-            help=(
-                "`auto` decodes JPEG files at 1/2, 1/4 or 1/8 of their size, the smallest that is "
-                "at least the encoder's input. This is faster for large photos, and the pixels "
-                "differ from those of Keras."
-            ),
+            help="`auto` decodes JPEG files at a fraction of their size, the smallest one that is "
+            "at least the encoder's input. This is faster for large photos, and the pixels differ "
+            "from those of Keras.",
             default="full size",
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
