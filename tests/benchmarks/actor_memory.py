@@ -65,7 +65,7 @@ def watch(command: list[str], out: Path, shards: int) -> list[Sample]:
         extractor = None
         while process.poll() is None:
             if extractor is None or not extractor.is_running():
-                tree.sample()
+                tree.sample_memory()
                 extractor = _extractor(tree)
             if extractor and (memory := _resident(extractor.pid)):
                 samples.append((_parts(out) / shards, memory))

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a command to its end and measures its time and the memory of all its processes.
+"""Runs a command to its end and measures its time, and what all its processes take together.
 
-Memory is that of the process and its descendants, sampled: RSS added up (pages that processes
-share count once for each of them) and, where the system tells, PSS (shared pages are divided among
-those that share them).
+Both are those of the process and its descendants, sampled. Memory: RSS added up (pages that
+processes share count once for each of them) and, where the system tells, PSS (shared pages are
+divided among those that share them). CPU seconds: what each process had taken when it was last
+seen, so a tenth of a second for each process may be missing.
 """
 
 from __future__ import annotations
 
 import importlib
+import itertools
 import json
 import os
 import re
@@ -28,7 +30,8 @@ except ModuleNotFoundError:
     psutil = importlib.import_module("psutil")
 
 HERE = Path(__file__).resolve().parent
-INTERVAL = 0.5  # seconds between two looks at the memory
+INTERVAL = 0.1  # seconds between two looks at the CPU seconds
+LOOKS = 5  # at the CPU seconds, for one at the memory, which takes longer
 PATIENCE = 10.0  # seconds that processes left behind have for ending themselves
 
 
@@ -44,6 +47,7 @@ class Measured:
     processes: int  # most at the same time
     left_behind: int  # descendants still there some seconds after the end
     log: str  # the file of what it said
+    cpu_seconds: float  # of all processes
 
     def said(self) -> dict[str, Any]:
         """The JSON object of its last line."""
@@ -56,8 +60,14 @@ class Tree:
 
     def __init__(self, pid: int) -> None:
         self._seen: set[psutil.Process] = {psutil.Process(pid)}
+        self._cpu: dict[psutil.Process, float] = {}
         self.rss = self.pss = 0
         self.processes = 0
+
+    @property
+    def cpu_seconds(self) -> float:
+        """What all processes had taken when they were last seen."""
+        return sum(self._cpu.values())
 
     def alive(self) -> list[psutil.Process]:
         """Those that run now."""
@@ -68,8 +78,17 @@ class Tree:
                 self._seen.discard(process)
         return [process for process in self._seen if _runs(process)]
 
-    def sample(self) -> None:
-        """Take the memory of the moment into the peaks."""
+    def sample_cpu(self) -> None:
+        """Remember what the known processes have taken so far."""
+        for process in self._seen:
+            try:
+                times = process.cpu_times()
+            except psutil.Error:
+                continue
+            self._cpu[process] = times.user + times.system
+
+    def sample_memory(self) -> None:
+        """Find new processes, and take the memory of the moment into the peaks."""
         parents = _children_by_parent()
         rss = pss = count = 0
         waiting = list(self._seen)
@@ -140,8 +159,10 @@ def measure(name: str, command: Sequence[str], folder: Path) -> Measured:
         )
         tree = Tree(process.pid)
         try:
-            while True:
-                tree.sample()
+            for number in itertools.count():
+                if number % LOOKS == 0:
+                    tree.sample_memory()
+                tree.sample_cpu()
                 try:
                     process.wait(INTERVAL)
                     break
@@ -159,7 +180,8 @@ def measure(name: str, command: Sequence[str], folder: Path) -> Measured:
         raise SystemExit(1)
     deadline = time.monotonic() + PATIENCE
     while (left := tree.alive()) and time.monotonic() < deadline:
-        time.sleep(0.2)
+        tree.sample_cpu()
+        time.sleep(INTERVAL)
     return Measured(
         name,
         str(folder),
@@ -169,4 +191,5 @@ def measure(name: str, command: Sequence[str], folder: Path) -> Measured:
         tree.processes,
         len(left),
         str(log),
+        tree.cpu_seconds,
     )

@@ -40,6 +40,8 @@ def command(side: str, folder: Path, out: Path, options: Sequence[str] = ()) -> 
             return ray_embed(folder, out, options=options)
         case "ray-data":
             return script("ray_data_job.py", folder, out)
+        case "daft":
+            return script("daft_job.py", folder, out)
     raise ValueError(side)
 
 

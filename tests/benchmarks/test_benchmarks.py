@@ -3,6 +3,7 @@
 
 import functools
 import json
+import re
 import runpy
 import subprocess
 import sys
@@ -102,15 +103,19 @@ def test_each_side_begins_in_its_turn():
 def test_a_process_is_measured(tmp_path):
     from processes import measure
 
+    # A child that computes, of a process that does not.
+    child = "import time\nwhile time.process_time() < 1: pass\ntime.sleep(1)"
     line = [
         sys.executable,
         "-c",
-        "import time; time.sleep(0.5); print('told'); print('{\"figure\": 3}')",
+        f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}]); "
+        "print('told'); print('{\"figure\": 3}')",
     ]
     found = measure("side", line, tmp_path / "work" / "out")
     assert found.said() == {"figure": 3}
     assert found.seconds > 0
-    assert found.processes >= 1
+    assert found.processes >= 2
+    assert 0.9 < found.cpu_seconds < 3
     with pytest.raises(SystemExit):
         measure("side", [sys.executable, "-c", "raise SystemExit(3)"], tmp_path / "out")
 
@@ -120,7 +125,7 @@ def test_growth_is_drawn(tmp_path):
     from processes import Measured
 
     rounds = [
-        Measured(name, "f", seconds, 100.0, None, 1, 0, "l")
+        Measured(name, "f", seconds, 100.0, None, 1, 0, "l", seconds)
         for name in ("loop", "ray-embed")
         for seconds in (1.0, 2.0)
     ]
@@ -185,6 +190,29 @@ def test_timeline_names_functions_that_exist():
     for module, names in calls.items():
         for name in names:
             assert callable(functools.reduce(getattr, name.split("."), import_module(module)))
+
+
+def test_timeline_tells_what_each_process_does(tmp_path):
+    import sides
+    from corpus import make_jpegs
+
+    make_jpegs(tmp_path / "images", 4, 32)
+    command = sides.ray_embed(tmp_path / "images", tmp_path / "run", model="models:tiny")
+    done = subprocess.run(
+        [sys.executable, "timeline", "--", *command],
+        cwd=BENCHMARKS,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    driver, builder, extractor = (
+        next(text for text in done.stdout.split("\nprocess ") if name in text)
+        for name in ("session._connect", "build.build", "worker.Extractor.extract")
+    )
+    assert "import tensorflow" not in driver
+    for process in (builder, extractor):
+        assert "import tensorflow" in process
+        assert re.search(r"^\d+, \d+\.\d\d s of CPU until its last line: start ", process)
 
 
 def test_batch_sizes_are_compared_with_each_other():

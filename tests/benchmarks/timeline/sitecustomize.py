@@ -2,7 +2,8 @@
 """Imported by every Python that starts with this folder on PYTHONPATH: writes down what it does.
 
 Imports of big packages, and calls of the functions named below, go to $RAY_EMBED_TIMELINE as lines
-`process, begin, end, thread, what`. The package itself knows nothing of this.
+`process, begin, end, CPU seconds of the process until begin and until end, thread, what`. The
+package itself knows nothing of this.
 """
 
 import functools
@@ -14,15 +15,32 @@ import threading
 import time
 
 WHERE = os.environ.get("RAY_EMBED_TIMELINE")
-IMPORTS = ("ray", "tensorflow", "keras", "tf_keras", "openvino", "pyarrow", "sklearn")
+IMPORTS = (
+    "ray",
+    "tensorflow",
+    "keras",
+    "tf_keras",
+    "openvino",
+    "pyarrow",
+    "pandas",
+    "matplotlib",
+    "scipy.linalg",
+    "sklearn",
+)
 CALLS = {
     "ray_embed.runtime.session": ("_connect", "Session.__init__"),
     "ray_embed.encoders.build_process": ("_request",),
     "ray_embed.planning": ("make_plan",),
     "ray_embed.extraction.prepare": ("prepare", "write_run_folder"),
     "ray_embed.extraction.driver": ("extract_missing",),
-    "ray_embed.encoders.tensorflow_setup": ("start_tensorflow",),
-    "ray_embed.extraction.worker": ("Extractor._open", "Extractor.extract"),
+    "ray_embed.encoders.tensorflow_setup": ("import_tensorflow",),
+    "ray_embed.extraction.worker": (
+        "Extractor._open",
+        "Extractor.ready",
+        "Extractor.extract",
+        "Extractor._encode_records",
+        "_make_part",
+    ),
     "ray_embed.encoders.build": (
         "build",
         "set_up_model",
@@ -33,7 +51,8 @@ CALLS = {
     "ray_embed.encoders.model_loading": ("load_model", "load_requested_weights"),
     "ray_embed.encoders.engines.registry": ("open_engine",),
     "ray_embed.storage.part_files": ("write_part",),
-    "ray_embed.projector.reduce": ("merge",),
+    "ray_embed.projector.reduce": ("merge", "_compute_components"),
+    "ray_embed.projector.bookmarks": ("make_bookmarks",),
     "ray_embed.projector.checkpoint": ("write_checkpoint",),
     "ray_embed.projector.sprite": ("write_sprite",),
     "ray_embed.results": ("load",),
@@ -41,16 +60,23 @@ CALLS = {
 }
 
 
-def note(begin: float, what: str) -> None:
-    line = f"{os.getpid()}\t{begin}\t{time.time()}\t{threading.current_thread().name}\t{what}\n"
+def now() -> tuple[float, float]:
+    return time.time(), time.process_time()
+
+
+def note(begin: tuple[float, float], what: str) -> None:
+    end = now()
+    times = (begin[0], end[0], begin[1], end[1])
+    thread = threading.current_thread().name
+    line = "\t".join([str(os.getpid()), *map(str, times), thread, what])
     with open(str(WHERE), "a", encoding="utf-8") as file:
-        file.write(line)
+        file.write(f"{line}\n")
 
 
 def timed(function, what):
     @functools.wraps(function)
     def call(*arguments, **options):
-        begin = time.time()
+        begin = now()
         try:
             return function(*arguments, **options)
         finally:
@@ -69,7 +95,7 @@ class Loader(importlib.abc.Loader):
         return self.loader.create_module(spec)
 
     def exec_module(self, module):
-        begin = time.time()
+        begin = now()
         self.loader.exec_module(module)
         name = module.__name__
         if name in IMPORTS:
@@ -94,4 +120,4 @@ class Finder(importlib.abc.MetaPathFinder):
 
 if WHERE:
     sys.meta_path.insert(0, Finder())
-    note(time.time(), "start " + " ".join(sys.orig_argv[1:])[:60])
+    note(now(), "start " + " ".join(sys.orig_argv[1:])[:60])
