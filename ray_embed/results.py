@@ -2,13 +2,12 @@
 """Read the features and labels of a run. Needs neither TensorFlow nor Ray."""
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 
 from ray_embed.analysis import neighbors
 from ray_embed.core.arrays import as_matrix, as_objects
@@ -56,14 +55,11 @@ class Run:
             DamagedError: a part is damaged.
             StorageError: a part cannot be read.
         """
-        try:
-            return int(self._dataset.count_rows())
-        except (OSError, pa.ArrowException):
-            # Read the parts one by one, so that the error names the damaged part.
-            folder = self._reader.folder
-            return sum(
-                part_files.read_footer(folder, n).rows for n in part_files.list_part_numbers(folder)
-            )
+        folder = self._reader.folder
+        footers = part_files.map_parts(
+            folder, partial(part_files.read_footer, folder), part_files.list_part_numbers(folder)
+        )
+        return sum(footer.rows for footer in footers)
 
     @cached_property
     def rejects(self) -> int:
@@ -284,6 +280,9 @@ class Run:
         return self._read(layout.FEATURES)
 
     def _read(self, kind: str) -> Any:
+        # This imports pandas, which a run does not need.
+        import pyarrow.dataset
+
         run = self._reader
         paths = [run.folder.join(part_files.part_name(kind, n)) for n in run.list_parts(kind)]
         return pyarrow.dataset.dataset(paths, filesystem=run.folder.filesystem, format="parquet")

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ray_embed.core import user_code
+from ray_embed.core.garbage import pause_garbage_collection
 
 _LOG_LEVEL_VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -23,15 +24,32 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
         folder: the original working directory of the command. It becomes the working directory, and
             user modules are imported from it.
     """
+    import_tensorflow(folder)
+    configure_tensorflow(threads)
+
+
+def import_tensorflow(folder: str) -> None:
+    """Import TensorFlow, and find user modules in `folder`; see :func:`start_tensorflow`."""
     os.environ.setdefault(_LOG_LEVEL_VARIABLE, "3")
     if Path(folder).is_dir():
         # User code may use relative paths, but Ray's workers have another working directory.
         os.chdir(folder)
     user_code.add_to_path(folder)
-    with user_code.hide_modules("pandas", "sklearn"), hide_startup_messages():
-        # Keras imports pandas and sklearn if they are installed, which takes a third of the import
+    if "tensorflow" in sys.modules:
+        return
+    with (
+        # Keras imports these packages if they are installed, which takes a third of the import
         # time.
-        import tensorflow as tf
+        user_code.hide_modules("pandas", "sklearn", "matplotlib"),
+        hide_startup_messages(),
+        pause_garbage_collection(),
+    ):
+        import tensorflow  # noqa: F401
+
+
+def configure_tensorflow(threads: int | None) -> None:
+    """Set the threads, the precision and the memory of TensorFlow; see :func:`start_tensorflow`."""
+    import tensorflow as tf
 
     if threads is not None:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
