@@ -7,10 +7,13 @@ the callers treat the requested information as unknown.
 
 import contextlib
 import json
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import ray
+
+from ray_embed.runtime import idle_agent
 
 
 def list_draining_nodes() -> frozenset[str]:
@@ -86,6 +89,57 @@ def only_on_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = clusters
+
+
+@contextlib.contextmanager
+def without_helpers() -> Iterator[None]:
+    """Let a Ray that is started in this context do without the helpers that only clusters need.
+
+    These are the processes that forward logs to the driver, ask for more nodes, and serve the
+    dashboard and the metrics. Each is a Python that imports Ray, and Ray's start waits for most of
+    them. A Ray that lacks one of the names starts all or some of its helpers.
+    """
+    from ray._private import node, services
+
+    def start_nothing(self: Any, *_: Any, **__: Any) -> None:
+        pass
+
+    with contextlib.ExitStack() as stack:
+        for name in ("start_log_monitor", "start_monitor", "start_api_server"):
+            stack.enter_context(_replaced(node.Node, name, start_nothing))
+        if hasattr(ray._raylet, "METRICS_AGENT_PORT_NAME"):
+            # In such versions, an agent tells its ports by files.
+            name = "_build_python_executable_command_memory_profileable"
+            build_command = _build_agent_command(getattr(services, name, None))
+            stack.enter_context(_replaced(services, name, build_command))
+        yield
+
+
+def _build_agent_command(original: Any) -> Any:
+    """Return a function that Ray calls for the beginning of the command line of a helper."""
+    from ray._private import ray_constants
+
+    def build_command(component: str, *arguments: Any, **options: Any) -> list[str]:
+        if component == ray_constants.PROCESS_TYPE_DASHBOARD_AGENT:
+            return [sys.executable, "-I", "-S", idle_agent.__file__]
+        command: list[str] = original(component, *arguments, **options)
+        return command
+
+    return build_command
+
+
+@contextlib.contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Replace an attribute in this context, if there is one."""
+    before = getattr(owner, name, None)
+    if before is None:
+        yield
+        return
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
 
 
 def _state() -> Any:

@@ -245,7 +245,11 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
     try:
         # An interrupt while Ray connects can leave it waiting forever: it destroys a client whose
         # threads are still running (seen in Ray 2.60).
-        with defer_interrupts(), ray_private.only_on_loopback():
+        with (
+            defer_interrupts(),
+            ray_private.only_on_loopback(),
+            ray_private.without_helpers(),
+        ):
             ray.init(
                 LOCAL,
                 num_cpus=cpus,
