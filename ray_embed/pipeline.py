@@ -2,7 +2,6 @@
 """The main pipeline of a run: prepare, extract, reduce."""
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -15,7 +14,8 @@ from ray_embed.config import RunConfig
 from ray_embed.core.console import Say, say
 from ray_embed.core.uri import redact_uri, remove_credentials
 from ray_embed.encoders import artifacts
-from ray_embed.encoders.build_process import Build, start_build_process
+from ray_embed.encoders.build_process import start_build_process
+from ray_embed.encoders.spec import Build
 from ray_embed.errors import DamagedError, InputError, RayEmbedError, RunError
 from ray_embed.extraction import preflight
 from ray_embed.extraction.dataset_reader import open_dataset_readers
@@ -33,7 +33,7 @@ from ray_embed.projector.reduce import describe_limits, merge
 from ray_embed.results import Run, load
 from ray_embed.runs import integrity
 from ray_embed.runs.workspace import Target, open_target
-from ray_embed.runtime import memory, resources
+from ray_embed.runtime import memory
 from ray_embed.runtime.nodes import list_nodes
 from ray_embed.runtime.remote_map import map_in_actors
 from ray_embed.runtime.session import Session, open_session, starts_own_ray
@@ -101,10 +101,22 @@ def extract(config: RunConfig) -> Run:
     return execute(config, build_projector=False).run
 
 
-def execute(config: RunConfig, *, build_projector: bool) -> Outcome:
-    """Extract features, optionally build the projector, and measure the time. See :func:`run`."""
+def execute(
+    config: RunConfig, *, build_projector: bool, build: Build | None = None, exits: bool = False
+) -> Outcome:
+    """Extract features, optionally build the projector, and measure the time. See :func:`run`.
+
+    Args:
+        config: the options.
+        build_projector: whether to build the projector.
+        build: a build process that was started before; None to start one if there is a use for it.
+        exits: whether this process ends right after. A local Ray then ends by itself, and is not
+            waited for.
+    """
     began = time.monotonic()
-    results, speed = execute_together([Request(config)], build_projector=build_projector)
+    results, speed = execute_together(
+        [Request(config)], build_projector=build_projector, build=build, exits=exits
+    )
     (finished,) = results
     if isinstance(finished, RayEmbedError):
         raise finished
@@ -120,13 +132,19 @@ class Request:
 
 
 def execute_together(
-    requests: Sequence[Request], *, build_projector: bool
+    requests: Sequence[Request],
+    *,
+    build_projector: bool,
+    build: Build | None = None,
+    exits: bool = False,
 ) -> tuple[list[Run | RayEmbedError], float]:
     """Execute runs of several encoders over the same records, each of which is decoded once.
 
     Args:
         requests: the runs. Their options differ only in the encoder and the run folder.
         build_projector: whether to build the projectors.
+        build: see :func:`execute`.
+        exits: see :func:`execute`.
 
     Returns:
         Each run, or the error that concerns it alone; and the images per second of extraction.
@@ -143,8 +161,8 @@ def execute_together(
         if not targets:
             return [results[number] for number in range(len(requests))], 0.0
         threads = next(iter(targets.values())).threads
-        build = stack.enter_context(_open_builder(config, threads))
-        running = stack.enter_context(open_session(config, Extractor, threads))
+        build = stack.enter_context(_open_builder(config, build))
+        running = stack.enter_context(open_session(config, Extractor, threads, exits=exits))
         readers = stack.enter_context(open_dataset_readers(config, sources, running))
         scratch = Folder.open(stack.enter_context(tempfile.TemporaryDirectory()))
         for number, target in targets.items():
@@ -209,16 +227,15 @@ def _open_targets(
 
 
 @contextlib.contextmanager
-def _open_builder(config: RunConfig, threads: int | None) -> Iterator[Build | None]:
+def _open_builder(config: RunConfig, build: Build | None) -> Iterator[Build | None]:
     """Build the encoder in a separate process while a local Ray starts.
 
     Yield None if that does not apply.
     """
-    if not starts_own_ray(config) or not isinstance(config.model, str):
-        yield None
+    if build is not None or not starts_own_ray(config) or not isinstance(config.model, str):
+        yield build
         return
-    count = resources.choose_threads(config.cpus_per_actor or threads, os.cpu_count() or 1)
-    with start_build_process(count, str(Path.cwd())) as build:
+    with start_build_process() as build:
         yield build
 
 

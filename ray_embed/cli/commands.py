@@ -24,11 +24,13 @@ from ray_embed.cli.options import (
     format_resume_note,
     option,
 )
+from ray_embed.core.garbage import pause_garbage_collection
 from ray_embed.errors import RayEmbedError, RunError
 from ray_embed.options import DEFAULT_SAMPLE_SIZE, MAX_FLOAT_CLASSES
 
 if TYPE_CHECKING:
     from ray_embed.config import RunConfig
+    from ray_embed.encoders.spec import Build
 
 _INTERRUPTED = 130
 _SUPERVISED_COMMANDS = ("run", "extract", "sweep", "reduce", "evaluate", "demo")
@@ -355,13 +357,31 @@ def demo(out: str) -> None:
 
 def _run_pipeline(options: dict[str, Any], *, build_projector: bool) -> None:
     config = _make_config(options)
-    # This imports Ray, so it comes after the check of the options.
-    from ray_embed.pipeline import execute
+    is_supervised = bool(click.get_current_context().obj)
+    with _start_building(config) if is_supervised else contextlib.nullcontext() as build:
+        # This imports Ray, so it comes after the check of the options.
+        with pause_garbage_collection():
+            from ray_embed.pipeline import execute
 
-    # Ray prints messages about actors on stdout, which is for results.
-    with contextlib.redirect_stdout(sys.stderr):
-        outcome = execute(config, build_projector=build_projector)
+        # Ray prints messages about actors on stdout, which is for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            outcome = execute(
+                config, build_projector=build_projector, build=build, exits=is_supervised
+            )
     click.echo(outcome.summary())
+
+
+@contextlib.contextmanager
+def _start_building(config: "RunConfig") -> Iterator["Build | None"]:
+    """Start the build process if the run starts Ray on this machine; else yield None."""
+    from ray_embed.config import LOCAL, choose_ray_address
+    from ray_embed.encoders.build_process import start_build_process
+
+    if choose_ray_address(config.address) != LOCAL:
+        yield None
+        return
+    with start_build_process() as build:
+        yield build
 
 
 def _make_config(options: dict[str, Any]) -> "RunConfig":
@@ -397,16 +417,17 @@ def main() -> None:
         from ray_embed.cli.supervisor import supervise
 
         with _exit_on_interrupt(started):
-            supervise(partial(_run_command, started), partial(_report_lost_process, started))
-    _run_command(started)
+            supervise(partial(_run_command, started, True), partial(_report_lost_process, started))
+    _run_command(started, False)
 
 
-def _run_command(started: float) -> NoReturn:
+def _run_command(started: float, is_supervised: bool) -> NoReturn:
     # TensorFlow reads it when it is imported, here or in an actor.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     try:
         with _exit_on_interrupt(started):
-            code = cli.main(standalone_mode=False)
+            # Commands find the flag in their context.
+            code = cli.main(standalone_mode=False, obj=is_supervised)
     except RayEmbedError as error:
         click.echo(f"ray-embed: {error}", err=True)
         if isinstance(error, RunError) and error.can_resume:

@@ -2,7 +2,9 @@
 """Build encoders in a separate process while Ray starts.
 
 Ray's startup mostly waits, while importing TensorFlow and building the encoder mostly compute.
-Running one after the other would take twice as long.
+Running one after the other would take twice as long. The process starts as soon as the options are
+known, and imports TensorFlow while this process imports Ray. This module therefore imports next to
+nothing.
 """
 
 import contextlib
@@ -14,44 +16,53 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import IO
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
 
-from ray_embed.core.arrays import Array
-from ray_embed.encoders.spec import Encoder, EncoderSpec
 from ray_embed.errors import RayEmbedError, RunError
 
-Weights = tuple[Array, ...]
-Build = Callable[[EncoderSpec, Weights | None], Callable[[], Encoder]]
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ray_embed.encoders.spec import Build, Encoder, EncoderSpec, Weights
+
+    # The arguments of `Build`.
+    Request = tuple[EncoderSpec, int, Weights | None]
 
 # The child searches modules on the import path of this process, without its current folder.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from ray_embed.encoders.build_process import serve; serve(int(sys.argv[2]), sys.argv[3])"
+    "from ray_embed.encoders.build_process import serve; serve(sys.argv[2])"
 )
 
 
 @contextlib.contextmanager
-def start_build_process(threads: int, folder: str) -> Iterator[Build]:
+def start_build_process() -> Iterator["Build"]:
     """Start a process that builds encoders, and yield a function that sends it a request.
 
     The function immediately returns a function that waits for the encoder, and that raises the
-    errors of :func:`ray_embed.encoders.build.build`, or RunError if the process dies.
-
-    Args:
-        threads: the number of threads for computing.
-        folder: the folder that the command was started in; the user's modules are imported from it.
+    errors of :func:`ray_embed.encoders.build.build`, or RunError if the process dies. Requests are
+    answered one after the other. User modules are imported from the current folder.
     """
-    with tempfile.TemporaryFile() as output, ThreadPoolExecutor(1) as executor:
+    with tempfile.TemporaryFile() as output, contextlib.ExitStack() as stack:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own arguments
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(threads), folder],
+            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(Path.cwd())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
         )
 
-        def build(spec: EncoderSpec, saved_weights: Weights | None) -> Callable[[], Encoder]:
-            return executor.submit(_request, process, output, spec, saved_weights).result
+        executors: list[Executor] = []
+
+        def build(
+            spec: "EncoderSpec", threads: int, saved_weights: "Weights | None"
+        ) -> Callable[[], "Encoder"]:
+            from concurrent.futures import ThreadPoolExecutor
+
+            if not executors:
+                executors.append(stack.enter_context(ThreadPoolExecutor(1)))
+            request = (spec, threads, saved_weights)
+            return executors[0].submit(_request, process, output, request).result
 
         try:
             yield build
@@ -64,24 +75,18 @@ def start_build_process(threads: int, folder: str) -> Iterator[Build]:
                     pipe.close()
 
 
-def _request(
-    process: "subprocess.Popen[bytes]",
-    output: IO[bytes],
-    spec: EncoderSpec,
-    saved_weights: Weights | None,
-) -> Encoder:
+def _request(process: "subprocess.Popen[bytes]", output: IO[bytes], asked: "Request") -> "Encoder":
     """Send the request, and wait for the encoder.
 
     Args:
         process: the build process.
         output: the file that its printed output is written to.
-        spec: the requested encoder.
-        saved_weights: the weights that an earlier start of the run saved.
+        asked: the request.
     """
     request, answer = process.stdin, process.stdout
     assert request is not None and answer is not None  # noqa: S101 - both are pipes
     try:
-        pickle.dump((spec, saved_weights), request)
+        pickle.dump(asked, request)
         request.flush()
         result = pickle.load(answer)  # noqa: S301 - from our own process
     except (OSError, EOFError, pickle.UnpicklingError) as error:
@@ -97,23 +102,29 @@ def _request(
     return encoder
 
 
-def serve(threads: int, folder: str) -> None:
-    """Run in the build process: answer requests on the standard output until the input ends."""
+def serve(folder: str) -> None:
+    """Run in the build process: answer requests on the standard output until the input ends.
+
+    Args:
+        folder: the folder that the command was started in; the user's modules are imported from it.
+    """
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Redirect what the user's code and libraries print, so that it does not mix with the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Leave the GPUs to the actors.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     with answer:
-        while (result := _answer_request(threads, folder)) is not None:
+        while (result := _answer_request(folder)) is not None:
             pickle.dump(result, answer, pickle.HIGHEST_PROTOCOL)
             answer.flush()
+    # TensorFlow takes a second to take itself apart.
+    os._exit(0)
 
 
-def _answer_request(threads: int, folder: str) -> Encoder | Exception | None:
+def _answer_request(folder: str) -> "Encoder | Exception | None":
     """Return the encoder of the next request or an error, or None if there are no more requests."""
     try:
-        return _build_requested(threads, folder)
+        return _build_requested(folder)
     except EOFError:
         # The other process closed the pipe.
         return None
@@ -123,11 +134,12 @@ def _answer_request(threads: int, folder: str) -> Encoder | Exception | None:
         return RunError(f"an error while building the encoder:\n{traceback.format_exc()}")
 
 
-def _build_requested(threads: int, folder: str) -> Encoder:
-    from ray_embed.encoders.tensorflow_setup import start_tensorflow
+def _build_requested(folder: str) -> "Encoder":
+    from ray_embed.encoders import tensorflow_setup
 
-    start_tensorflow(threads, folder)
+    tensorflow_setup.import_tensorflow(folder)
     from ray_embed.encoders.build import build
 
-    spec, saved_weights = pickle.load(sys.stdin.buffer)  # noqa: S301 - from our own process
+    spec, threads, saved_weights = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own process
+    tensorflow_setup.configure_tensorflow(threads)
     return build(spec, threads, saved_weights)

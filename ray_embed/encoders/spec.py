@@ -5,6 +5,7 @@ Instances cross process boundaries, so nothing here holds a Keras or TensorFlow 
 model that the caller passed in as an object.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -115,3 +116,10 @@ class Encoder:
         `image_shape` is then the size for thumbnails.
         """
         return self.rescaling.dtype == "string"
+
+
+Weights = tuple[Array, ...]
+# Starts to build an encoder, and returns a function that waits for it. The arguments are what to
+# build, the number of threads for computing, and the weights that an earlier start of the run has
+# saved.
+Build = Callable[[EncoderSpec, int, Weights | None], Callable[[], Encoder]]

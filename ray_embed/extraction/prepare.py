@@ -16,9 +16,8 @@ from ray_embed.core.console import Say, say
 from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
-from ray_embed.encoders.build_process import Build
 from ray_embed.encoders.model_json import refuse_without_weights
-from ray_embed.encoders.spec import Encoder, EncoderSpec
+from ray_embed.encoders.spec import Build, Encoder, EncoderSpec
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
@@ -294,7 +293,7 @@ def _start_building(
     if not isinstance(model, str) or callable(spec.preprocess):
         return functools.partial(build_encoder, spec, 1, weights)
     if build is not None and not session.resources.gpus:
-        return build(spec, weights)
+        return build(spec, session.resources.cpus, weights)
     return session.call(build_encoder, spec, session.resources.cpus, weights)
 
 

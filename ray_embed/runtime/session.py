@@ -168,7 +168,11 @@ def starts_own_ray(config: RunConfig) -> bool:
 
 @contextlib.contextmanager
 def open_session(
-    config: RunConfig, actor_class: type[Any], threads: int | None = None
+    config: RunConfig,
+    actor_class: type[Any],
+    threads: int | None = None,
+    *,
+    exits: bool = False,
 ) -> Iterator[Session]:
     """Connect to Ray, or start it on this machine. An existing Ray is left as it was found.
 
@@ -176,6 +180,8 @@ def open_session(
         config: the options of the run.
         actor_class: the class of the actor pool; see :class:`Session`.
         threads: the threads per actor of the run that is resumed; None for a new run.
+        exits: whether this process ends right after. After a success, a Ray that was started here
+            then ends with it, and is not waited for.
 
     Raises:
         InputError: the cluster cannot be reached, or does not have the resources that an actor
@@ -208,6 +214,7 @@ def open_session(
             running.close()
         return
     is_own = starts_own_ray(config)
+    is_done = False
     nodes_here = _connect(config, threads)
     try:
         if is_own:
@@ -217,8 +224,11 @@ def open_session(
             yield Session(
                 config, actor_class, capacity.wait_for_resources(config, threads), config.actors
             )
+        is_done = True
     finally:
-        ray.shutdown()
+        # After an error, actors may still write, which must end before the run folder is unlocked.
+        if not (is_own and exits and is_done):
+            ray.shutdown()
 
 
 def _connect(config: RunConfig, threads: int | None) -> list[Node]:
