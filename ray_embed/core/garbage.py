@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Keep Python's garbage collector out of the imports of large packages."""
 
+import atexit
 import contextlib
 import gc
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ def pause_garbage_collection() -> Iterator[None]:
     """
     was_enabled = gc.isenabled()
     gc.disable()
+    # Extension modules complain about objects that are left when Python ends.
+    atexit.register(gc.unfreeze)
     try:
         yield
     finally:
