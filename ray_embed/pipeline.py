@@ -2,6 +2,7 @@
 """The main pipeline of a run: prepare, extract, reduce."""
 
 import contextlib
+import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -40,6 +41,8 @@ from ray_embed.runtime.session import Session, open_session, starts_own_ray
 from ray_embed.sources.open import open_sources
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
+
+_ENCODERS_PER_PROCESS = 3
 
 
 @dataclass(frozen=True)
@@ -161,7 +164,7 @@ def execute_together(
         if not targets:
             return [results[number] for number in range(len(requests))], 0.0
         threads = next(iter(targets.values())).threads
-        build = stack.enter_context(_open_builder(config, build))
+        builds = stack.enter_context(_open_builders(requests, build))
         running = stack.enter_context(open_session(config, Extractor, threads, exits=exits))
         readers = stack.enter_context(open_dataset_readers(config, sources, running))
         scratch = Folder.open(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -174,7 +177,7 @@ def execute_together(
         prepared: dict[int, PreparedRun] = {}
         sizes: list[int] = []
         for number, request, one in zip(
-            targets, asked, prepare(asked, sources, readers, scratch, running, build), strict=True
+            targets, asked, prepare(asked, sources, readers, scratch, running, builds), strict=True
         ):
             if isinstance(one, InputError):
                 results[number] = one
@@ -227,16 +230,19 @@ def _open_targets(
 
 
 @contextlib.contextmanager
-def _open_builder(config: RunConfig, build: Build | None) -> Iterator[Build | None]:
-    """Build the encoder in a separate process while a local Ray starts.
+def _open_builders(requests: Sequence[Request], build: Build | None) -> Iterator[Sequence[Build]]:
+    """Build encoders in separate processes while a local Ray starts.
 
-    Yield None if that does not apply.
+    Yield what starts a build in each, or nothing if that does not apply.
     """
-    if build is not None or not starts_own_ray(config) or not isinstance(config.model, str):
-        yield build
+    are_named = all(isinstance(request.config.model, str) for request in requests)
+    if build is not None or not starts_own_ray(requests[0].config) or not are_named:
+        yield () if build is None else (build,)
         return
-    with start_build_process() as build:
-        yield build
+    # Another process has to import TensorFlow, too, which pays off with a few encoders.
+    count = min(1 + len(requests) // _ENCODERS_PER_PROCESS, os.cpu_count() or 1)
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(start_build_process()) for _ in range(count)]
 
 
 def _merge_parts(out: str, limit: int, running: Session) -> int:

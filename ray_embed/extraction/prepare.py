@@ -3,6 +3,7 @@
 
 import functools
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,7 +117,7 @@ def prepare(
     dataset_readers: dict[str, DatasetReader],
     scratch: Folder,
     session: Session,
-    build: Build | None = None,
+    builds: Sequence[Build] = (),
 ) -> Iterator[PreparedRun | InputError]:
     """Plan the records while building the encoders, and compare both with earlier runs.
 
@@ -126,7 +127,7 @@ def prepare(
         dataset_readers: the readers of the sequential ones, by split.
         scratch: temporary folder for the plan.
         session: the session that runs the actors.
-        build: starts a build in the build process; None to build in an actor.
+        builds: each starts a build in a process of its own; none to build in an actor.
 
     Yields:
         Each run in turn, or the error that concerns it alone, such as weights that do not fit.
@@ -139,16 +140,17 @@ def prepare(
     infos = {split: reader.describe() for split, reader in dataset_readers.items()}
     batch_size = config.batch_size or session.resources.batch_size
     shape = find_image_shape(sources, infos)
-    # Encoders are built one after the other, and the first one while the records are planned.
+    # Each process builds one encoder after the other, and the first while the records are planned.
     building = (
         _start_building(
             make_encoder_spec(request.config, shape, batch_size), request.target, session, build
         )
-        for request in requests
+        for request, build in zip(requests, itertools.cycle(builds or [None]), strict=False)
     )
-    first = next(building)
+    waiting = deque(itertools.islice(building, len(builds) or 1))
     planned = _plan_records(config, sources, dataset_readers, infos, scratch, session, batch_size)
-    for request, wait_for_encoder in zip(requests, itertools.chain([first], building), strict=True):
+    for request in requests:
+        wait_for_encoder = waiting.popleft()
         try:
             encoder = wait_for_encoder()
             prepared = _check_run(request, planned, encoder, session.resources.cpus)
@@ -158,6 +160,7 @@ def prepare(
             yield error
         else:
             yield prepared
+        waiting.extend(itertools.islice(building, 1))
 
 
 def _plan_records(
