@@ -8,12 +8,16 @@ the callers treat the requested information as unknown.
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import ray
 
 from ray_embed.runtime import idle_agent
+
+# The maximum time to wait for a raylet. Afterwards, Ray itself waits.
+_START_SECONDS, _POLL_SECONDS = 10.0, 0.02
 
 
 def list_draining_nodes() -> frozenset[str]:
@@ -112,6 +116,29 @@ def without_helpers() -> Iterator[None]:
             name = "_build_python_executable_command_memory_profileable"
             build_command = _build_agent_command(getattr(services, name, None))
             stack.enter_context(_replaced(services, name, build_command))
+        yield
+
+
+@contextlib.contextmanager
+def noticing_nodes_early() -> Iterator[None]:
+    """Let a Ray that is started in this context notice its raylet as soon as that is there.
+
+    Ray itself looks once per second, and the first look is always too early.
+    """
+    from ray._private import services
+
+    get_node = getattr(services, "get_node", None)
+
+    def wait_and_get_node(gcs_address: str, node_id: str) -> Any:
+        client = ray._raylet.GcsClient(address=gcs_address)
+        end = time.monotonic() + _START_SECONDS
+        while time.monotonic() < end:
+            if any(id_.hex() == node_id for id_ in client.get_all_node_info()):
+                break
+            time.sleep(_POLL_SECONDS)
+        return get_node(gcs_address, node_id) if get_node else None
+
+    with _replaced(services, "get_node", wait_and_get_node):
         yield
 
 

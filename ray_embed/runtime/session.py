@@ -259,6 +259,7 @@ def _start(cpus: int, options: dict[str, Any]) -> None:
             defer_interrupts(),
             ray_private.only_on_loopback(),
             ray_private.without_helpers(),
+            ray_private.noticing_nodes_early(),
         ):
             ray.init(
                 LOCAL,
