@@ -21,6 +21,7 @@ from ray_embed.errors import DamagedError, InputError, RayEmbedError, RunError
 from ray_embed.extraction import preflight
 from ray_embed.extraction.dataset_reader import open_dataset_readers
 from ray_embed.extraction.driver import Found, extract_missing, find_finished
+from ray_embed.extraction.early_build import build_early
 from ray_embed.extraction.prepare import (
     PreparedRun,
     RunRequest,
@@ -164,7 +165,12 @@ def execute_together(
         if not targets:
             return [results[number] for number in range(len(requests))], 0.0
         threads = next(iter(targets.values())).threads
-        builds = stack.enter_context(_open_builders(requests, build))
+        builds = [
+            build_early(build, requests[number].config, target, sources, threads)
+            for build, (number, target) in zip(
+                stack.enter_context(_open_builders(requests, build)), targets.items(), strict=False
+            )
+        ]
         running = stack.enter_context(open_session(config, Extractor, threads, exits=exits))
         readers = stack.enter_context(open_dataset_readers(config, sources, running))
         scratch = Folder.open(stack.enter_context(tempfile.TemporaryDirectory()))

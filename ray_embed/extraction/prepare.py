@@ -18,7 +18,7 @@ from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
 from ray_embed.encoders.model_json import refuse_without_weights
-from ray_embed.encoders.spec import Build, Encoder, EncoderSpec
+from ray_embed.encoders.spec import Build, Encoder, EncoderSpec, Weights
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
@@ -284,20 +284,29 @@ def _start_building(
     Python objects are built in this process. With GPUs, the encoder is built in an actor, because
     engines are compared on the device.
     """
+    weights = read_saved_weights(spec, target)
+    if not isinstance(spec.model, str) or callable(spec.preprocess):
+        return functools.partial(build_encoder, spec, 1, weights)
+    if build is not None and not session.resources.gpus:
+        return build(spec, session.resources.cpus, weights)
+    return session.call(build_encoder, spec, session.resources.cpus, weights)
+
+
+def read_saved_weights(spec: EncoderSpec, target: Target) -> Weights | None:
+    """Return the weights that an earlier start of the run saved, if the model has none of its own.
+
+    Raises:
+        InputError: they are damaged.
+    """
     model = spec.model
     makes_model = (
         is_callable_reference(model) if isinstance(model, str) else user_code.is_factory(model)
     )
     name = identity_module.name_object(model)
     is_same = target.is_resumed and (target.before or {})["model"] == name
-    weights = None
     if is_same and makes_model and spec.weights is None:
-        weights = artifacts.read_weights(target.folder)
-    if not isinstance(model, str) or callable(spec.preprocess):
-        return functools.partial(build_encoder, spec, 1, weights)
-    if build is not None and not session.resources.gpus:
-        return build(spec, session.resources.cpus, weights)
-    return session.call(build_encoder, spec, session.resources.cpus, weights)
+        return artifacts.read_weights(target.folder)
+    return None
 
 
 def _raise_if_different_run(prepared: PreparedRun, scratch: Folder) -> None:

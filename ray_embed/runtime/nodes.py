@@ -45,6 +45,13 @@ def list_nodes() -> list[Node]:
     ]
 
 
+def may_have_gpus() -> bool:
+    """Return whether a Ray that is started on this machine may find GPUs."""
+    with contextlib.suppress(Exception):
+        return ray_private.count_gpus() > 0
+    return True
+
+
 def get_node_id() -> str:
     """Return the node id of this process, or "" if it is not connected to Ray."""
     return str(ray.get_runtime_context().get_node_id()) if ray.is_initialized() else ""

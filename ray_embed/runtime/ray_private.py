@@ -78,6 +78,13 @@ def legacy_autoscaler_status() -> dict[str, Any]:
     return dict(json.loads(_internal_kv_get(b"__autoscaling_status")))
 
 
+def count_gpus() -> int:
+    """Return the number of GPUs that Ray finds on this machine, before it is started."""
+    from ray._private.accelerators import get_accelerator_manager_for_resource
+
+    return int(get_accelerator_manager_for_resource("GPU").get_current_node_num_accelerators())
+
+
 @contextlib.contextmanager
 def only_on_loopback() -> Iterator[None]:
     """Make a Ray that is started in this context listen on the loopback address only.

@@ -19,6 +19,8 @@ def talkative():
     print("hello from the model")
     os.write(1, b"and from below Python\\n")
     print("a warning", file=sys.stderr)
+    with open("built", "a") as file:
+        file.write("once\\n")
     # With other weights each time.
     images = keras.Input((16, 16, 3))
     return keras.Model(images, keras.layers.Conv2D(5, 3)(images))
@@ -50,6 +52,8 @@ def test_random_weights_stay_the_same_when_going_on(
     # What is printed while building goes nowhere.
     assert "hello" not in result.out
     assert "below Python" not in result.out
+    # The request that is sent before Ray has started is the one that the run needs.
+    assert (project / "built").read_text() == "once\n"
     before, _ = package.load(str(project / "run")).to_numpy()
     assert before.shape == (5, 5)
     (project / "run" / "features" / "part-00000001.parquet").unlink()

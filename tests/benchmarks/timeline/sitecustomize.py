@@ -39,7 +39,7 @@ CALLS = {
         "Extractor.ready",
         "Extractor.extract",
         "Extractor._encode_records",
-        "_make_part",
+        "_write_parts",
     ),
     "ray_embed.encoders.build": (
         "build",
