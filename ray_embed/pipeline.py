@@ -171,7 +171,7 @@ def execute_together(
                 stack.enter_context(_open_builders(requests, build)), targets.items(), strict=False
             )
         ]
-        running = stack.enter_context(open_session(config, Extractor, threads, exits=exits))
+        running = stack.enter_context(open_session(config, Extractor, threads))
         readers = stack.enter_context(open_dataset_readers(config, sources, running))
         scratch = Folder.open(stack.enter_context(tempfile.TemporaryDirectory()))
         for number, target in targets.items():
@@ -198,6 +198,9 @@ def execute_together(
                 speed,
                 _extract_and_reduce(config, together, siblings, results, running, build_projector),
             )
+        has_failed = any(isinstance(result, RayEmbedError) for result in results.values())
+        # After an error, actors may still write, which must end before the run folder is unlocked.
+        running.awaits_end = has_failed or not exits
     return [results[number] for number in range(len(requests))], speed
 
 

@@ -45,6 +45,9 @@ class Session:
         inherits: whether actors inherit the environment of this process, which is the case if this
             process started Ray.
         kept: actors of an earlier run to reuse.
+
+    Attributes:
+        awaits_end: whether to wait until a Ray that was started for this session has ended.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class Session:
         self._actor_class = actor_class
         self._environment = {} if inherits else legacy_keras.read_environment()
         self.folder = str(Path.cwd())
+        self.awaits_end = True
         self._attempts = config.max_attempts
         self._started: list[Any] = []
         self._kept = list(kept)
@@ -168,11 +172,7 @@ def starts_own_ray(config: RunConfig) -> bool:
 
 @contextlib.contextmanager
 def open_session(
-    config: RunConfig,
-    actor_class: type[Any],
-    threads: int | None = None,
-    *,
-    exits: bool = False,
+    config: RunConfig, actor_class: type[Any], threads: int | None = None
 ) -> Iterator[Session]:
     """Connect to Ray, or start it on this machine. An existing Ray is left as it was found.
 
@@ -180,8 +180,6 @@ def open_session(
         config: the options of the run.
         actor_class: the class of the actor pool; see :class:`Session`.
         threads: the threads per actor of the run that is resumed; None for a new run.
-        exits: whether this process ends right after. After a success, a Ray that was started here
-            then ends with it, and is not waited for.
 
     Raises:
         InputError: the cluster cannot be reached, or does not have the resources that an actor
@@ -214,20 +212,20 @@ def open_session(
             running.close()
         return
     is_own = starts_own_ray(config)
-    is_done = False
+    awaits_end = True
     nodes_here = _connect(config, threads)
     try:
         if is_own:
             each, actors = capacity.plan_local_actors(config, nodes_here, threads)
-            yield Session(config, actor_class, each, actors, inherits=True)
+            running = Session(config, actor_class, each, actors, inherits=True)
+            yield running
+            awaits_end = running.awaits_end
         else:
             yield Session(
                 config, actor_class, capacity.wait_for_resources(config, threads), config.actors
             )
-        is_done = True
     finally:
-        # After an error, actors may still write, which must end before the run folder is unlocked.
-        if not (is_own and exits and is_done):
+        if awaits_end:
             ray.shutdown()
 
 

@@ -58,3 +58,33 @@ def test_no_process_outlives_a_run(tmp_path, rejects):
     known = ("/raylet/raylet ", "/idle_agent.py ")
     others = [line for line in started if not any(name in line for name in known)]
     assert not [line for line in others if any(name in line for name in HELPERS)]
+
+
+EXITS = """
+import sys, ray
+from ray_embed import RunConfig, RunError
+from ray_embed.pipeline import execute
+
+for out, accepted in (("failed", 0), ("done", 1)):
+    config = RunConfig(sources=sys.argv[1:2], model=sys.argv[2], out=out, max_rejects=accepted)
+    try:
+        execute(config, build_projector=False, exits=True)
+        failed = False
+    except RunError:
+        failed = True
+    print(failed, ray.is_initialized(), flush=True)
+"""
+
+
+def test_ray_is_left_to_the_end_of_the_process_only_after_a_success(tmp_path):
+    # After a failure, actors may still write to a run folder that nobody has locked.
+    source = make_folder(tmp_path / "valid", {"a": 5})
+    (source / "broken.png").write_bytes(b"no picture")
+    model = save_encoder(tmp_path / "encoder.keras")
+    done = subprocess.run(
+        [sys.executable, "-c", EXITS, str(source), str(model)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.splitlines() == ["True False", "False True"], done.stderr
