@@ -65,8 +65,8 @@ import sys, ray
 from ray_embed import RunConfig, RunError
 from ray_embed.pipeline import execute
 
-for out, accepted in (("failed", 0), ("done", 1)):
-    config = RunConfig(sources=sys.argv[1:2], model=sys.argv[2], out=out, max_rejects=accepted)
+for source in ("broken", "valid"):
+    config = RunConfig(sources=[source], model="encoder.keras", out=f"run-{source}")
     try:
         execute(config, build_projector=False, exits=True)
         failed = False
@@ -78,13 +78,10 @@ for out, accepted in (("failed", 0), ("done", 1)):
 
 def test_ray_is_left_to_the_end_of_the_process_only_after_a_success(tmp_path):
     # After a failure, actors may still write to a run folder that nobody has locked.
-    source = make_folder(tmp_path / "valid", {"a": 5})
-    (source / "broken.png").write_bytes(b"no picture")
-    model = save_encoder(tmp_path / "encoder.keras")
+    (make_folder(tmp_path / "broken", {"a": 0}) / "broken.png").write_bytes(b"no picture")
+    make_folder(tmp_path / "valid", {"a": 5})
+    save_encoder(tmp_path / "encoder.keras")
     done = subprocess.run(
-        [sys.executable, "-c", EXITS, str(source), str(model)],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
+        [sys.executable, "-c", EXITS], cwd=tmp_path, capture_output=True, text=True
     )
     assert done.stdout.splitlines() == ["True False", "False True"], done.stderr
