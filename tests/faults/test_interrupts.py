@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Ctrl-C and SIGTERM at any moment: while Ray starts, while the encoder is built, while merging."""
 
+import contextlib
 import os
 import random
 import re
@@ -29,12 +30,14 @@ def started(folder, words):
     )
 
 
-def interrupted(folder, words, after, *numbers):
-    """Start the command and interrupt it after some seconds; None where it was done before."""
+def interrupted(folder, words, is_time, *numbers):
+    """Start the command and interrupt it when it is time; None where it was done before.
+
+    `is_time` gets the processes of the command.
+    """
     process = started(folder, words)
     everyone = set()
-    end = time.monotonic() + after
-    while time.monotonic() < end and process.poll() is None:
+    while not is_time(everyone) and process.poll() is None:
         time.sleep(0.02)
         everyone |= set(psutil.Process(process.pid).children(recursive=True))
     if process.poll() is not None:
@@ -61,11 +64,32 @@ def inputs(folder):
     return shlex.split("run --source valid --model encoder.keras --out run --shard-size 4")
 
 
+def after(seconds):
+    """Tell when so many seconds have passed since the first call."""
+    ends = []
+
+    def is_time(everyone):
+        ends.append(time.monotonic() + seconds)
+        return time.monotonic() >= ends[0]
+
+    return is_time
+
+
+def has_raylet(everyone):
+    names = []
+    for one in everyone:
+        with contextlib.suppress(psutil.Error):
+            names.append(one.name())
+    return "raylet" in names
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("after", [4, 8])
-def test_twice_ends_it_at_once(tmp_path, after):
+@pytest.mark.parametrize("moment", ["Ray starts", "shards are done"])
+def test_twice_ends_it_at_once(tmp_path, moment):
     words = inputs(tmp_path)
-    code, said, seconds, left = interrupted(tmp_path, words, after, signal.SIGINT, signal.SIGTERM)
+    part = tmp_path / "run" / "features" / "part-00000000.parquet"
+    is_time = has_raylet if moment == "Ray starts" else lambda _: part.exists()
+    code, said, seconds, left = interrupted(tmp_path, words, is_time, signal.SIGINT, signal.SIGTERM)
     assert code == 130, said
     assert "Traceback" not in said
     assert f" with: {shlex.join(['ray-embed', *words])}" in said
@@ -91,7 +115,7 @@ def test_interrupt_at_any_moment(tmp_path):
     tried = 0
     for moment in moments:
         number = choose.choice([signal.SIGINT, signal.SIGTERM])
-        found = interrupted(tmp_path, words, moment, number)
+        found = interrupted(tmp_path, words, after(moment), number)
         if found is None:
             continue
         tried += 1
