@@ -2,8 +2,8 @@
 """Embed images with an encoder, and see how well its features cluster.
 
 `run` embeds images and builds TensorBoard's projector, `load` opens a finished run, and `compare`
-evaluates several runs on the same records. Importing this package imports neither TensorFlow nor
-Ray.
+evaluates several runs on the same records. A `Session` says how long runs share Ray. Importing
+this package imports neither TensorFlow nor Ray.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ray_embed.pipeline import extract, run
     from ray_embed.projector.reduce import reduce
     from ray_embed.results import Run, load
+    from ray_embed.runtime.warm_ray import Session
     from ray_embed.sweeps.sweep import sweep
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Run",
     "RunConfig",
     "RunError",
+    "Session",
     "__version__",
     "compare",
     "extract",
@@ -44,6 +46,7 @@ _LAZY_IMPORTS = {
     "extract": "pipeline",
     "run": "pipeline",
     "reduce": "projector.reduce",
+    "Session": "runtime.warm_ray",
     "sweep": "sweeps.sweep",
 }
 

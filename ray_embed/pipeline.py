@@ -38,7 +38,8 @@ from ray_embed.runs.workspace import Target, open_target
 from ray_embed.runtime import memory
 from ray_embed.runtime.nodes import list_nodes
 from ray_embed.runtime.remote_map import map_in_actors
-from ray_embed.runtime.session import Session, open_session, starts_own_ray
+from ray_embed.runtime.session import RunSession, open_session
+from ray_embed.runtime.warm_ray import will_start_ray
 from ray_embed.sources.open import open_sources
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
@@ -105,21 +106,17 @@ def extract(config: RunConfig) -> Run:
     return execute(config, build_projector=False).run
 
 
-def execute(
-    config: RunConfig, *, build_projector: bool, build: Build | None = None, exits: bool = False
-) -> Outcome:
+def execute(config: RunConfig, *, build_projector: bool, build: Build | None = None) -> Outcome:
     """Extract features, optionally build the projector, and measure the time. See :func:`run`.
 
     Args:
         config: the options.
         build_projector: whether to build the projector.
         build: a build process that was started before; None to start one if there is a use for it.
-        exits: whether this process ends right after. A local Ray then ends by itself, and is not
-            waited for.
     """
     began = time.monotonic()
     results, speed = execute_together(
-        [Request(config)], build_projector=build_projector, build=build, exits=exits
+        [Request(config)], build_projector=build_projector, build=build
     )
     (finished,) = results
     if isinstance(finished, RayEmbedError):
@@ -140,7 +137,6 @@ def execute_together(
     *,
     build_projector: bool,
     build: Build | None = None,
-    exits: bool = False,
 ) -> tuple[list[Run | RayEmbedError], float]:
     """Execute runs of several encoders over the same records, each of which is decoded once.
 
@@ -148,7 +144,6 @@ def execute_together(
         requests: the runs. Their options differ only in the encoder and the run folder.
         build_projector: whether to build the projectors.
         build: see :func:`execute`.
-        exits: see :func:`execute`.
 
     Returns:
         Each run, or the error that concerns it alone; and the images per second of extraction.
@@ -164,14 +159,17 @@ def execute_together(
         targets = _open_targets(requests, results, stack)
         if not targets:
             return [results[number] for number in range(len(requests))], 0.0
-        threads = next(iter(targets.values())).threads
+        threads = config.cpus_per_actor or next(iter(targets.values())).threads
+        configs = [requests[number].config for number in targets]
         builds = [
             build_early(build, requests[number].config, target, sources, threads)
             for build, (number, target) in zip(
-                stack.enter_context(_open_builders(requests, build)), targets.items(), strict=False
+                stack.enter_context(_open_builders(configs, threads, build)),
+                targets.items(),
+                strict=False,
             )
         ]
-        running = stack.enter_context(open_session(config, Extractor, threads))
+        running = stack.enter_context(open_session(configs, Extractor, threads))
         readers = stack.enter_context(open_dataset_readers(config, sources, running))
         scratch = Folder.open(stack.enter_context(tempfile.TemporaryDirectory()))
         for number, target in targets.items():
@@ -198,14 +196,13 @@ def execute_together(
                 speed,
                 _extract_and_reduce(config, together, siblings, results, running, build_projector),
             )
-        has_failed = any(isinstance(result, RayEmbedError) for result in results.values())
-        # After an error, actors may still write, which must end before the run folder is unlocked.
-        running.awaits_end = has_failed or not exits
+        if any(isinstance(result, RunError) for result in results.values()):
+            running.are_reusable = False
     return [results[number] for number in range(len(requests))], speed
 
 
 def _plan_passes(
-    prepared: dict[int, PreparedRun], sizes: Sequence[int], running: Session
+    prepared: dict[int, PreparedRun], sizes: Sequence[int], running: RunSession
 ) -> list[dict[int, PreparedRun]]:
     """Divide runs so that the encoders of each pass fit into an actor together."""
     available = memory.get_memory_for_encoders(list_nodes(), running.resources)
@@ -239,22 +236,24 @@ def _open_targets(
 
 
 @contextlib.contextmanager
-def _open_builders(requests: Sequence[Request], build: Build | None) -> Iterator[Sequence[Build]]:
+def _open_builders(
+    configs: Sequence[RunConfig], threads: int | None, build: Build | None
+) -> Iterator[Sequence[Build]]:
     """Build encoders in separate processes while a local Ray starts.
 
     Yield what starts a build in each, or nothing if that does not apply.
     """
-    are_named = all(isinstance(request.config.model, str) for request in requests)
-    if build is not None or not starts_own_ray(requests[0].config) or not are_named:
+    are_named = all(isinstance(config.model, str) for config in configs)
+    if build is not None or not are_named or not will_start_ray(configs, threads):
         yield () if build is None else (build,)
         return
     # Another process has to import TensorFlow, too, which pays off with a few encoders.
-    count = min(1 + len(requests) // _ENCODERS_PER_PROCESS, os.cpu_count() or 1)
+    count = min(1 + len(configs) // _ENCODERS_PER_PROCESS, os.cpu_count() or 1)
     with contextlib.ExitStack() as stack:
         yield [stack.enter_context(start_build_process()) for _ in range(count)]
 
 
-def _merge_parts(out: str, limit: int, running: Session) -> int:
+def _merge_parts(out: str, limit: int, running: RunSession) -> int:
     """Merge the parts, in parallel on actors of all nodes, and return the number of points."""
     others = running.list_other_actors()
     remote_map = partial(map_in_actors, others) if others else None
@@ -266,7 +265,7 @@ def _extract_and_reduce(
     prepared: dict[int, PreparedRun],
     siblings: Sequence[str],
     results: dict[int, Run | RayEmbedError],
-    running: Session,
+    running: RunSession,
     build_projector: bool,
 ) -> float:
     """Extract missing shards, build the projectors, and add each run to `results`.
@@ -316,7 +315,7 @@ def _find_finished(prepared: PreparedRun) -> Found:
 
 
 def _finish(
-    config: RunConfig, prepared: PreparedRun, running: Session, build_projector: bool
+    config: RunConfig, prepared: PreparedRun, running: RunSession, build_projector: bool
 ) -> Run:
     """Check the parts of a run, and build its projector."""
     target = prepared.target

@@ -39,9 +39,9 @@ def ray_session() -> Iterator[None]:
         log_to_driver=False,
         logging_level="ERROR",
     )
-    from ray_embed.runtime.kept_actors import keep_actors
+    from ray_embed import Session
 
-    with keep_actors():
+    with Session():
         yield
     ray.shutdown()
 

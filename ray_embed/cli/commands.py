@@ -216,9 +216,11 @@ def evaluate(
         baseline = None
         if random_weights:
             from ray_embed.baseline import extract_baseline
+            from ray_embed.runtime.warm_ray import Session
 
             select_outputs(reader, layer)
-            baseline = open_run(extract_baseline(run).path)
+            with Session():
+                baseline = open_run(extract_baseline(run).path)
         evaluations = measure(reader, layer, sample, baseline, labels)
     entries = {name: evaluation_to_json(evaluation) for name, evaluation in evaluations.items()}
     if as_json:
@@ -362,12 +364,16 @@ def _run_pipeline(options: dict[str, Any], *, build_projector: bool) -> None:
         # This imports Ray, so it comes after the check of the options.
         with pause_garbage_collection():
             from ray_embed.pipeline import execute
+            from ray_embed.runtime.warm_ray import Session
 
+        session = Session()
+        if build is not None:
+            # Entered once more than left: a local Ray ends with this process, which then need not
+            # wait for that.
+            session.__enter__()
         # Ray prints messages about actors on stdout, which is for results.
-        with contextlib.redirect_stdout(sys.stderr):
-            outcome = execute(
-                config, build_projector=build_projector, build=build, exits=is_supervised
-            )
+        with contextlib.redirect_stdout(sys.stderr), session:
+            outcome = execute(config, build_projector=build_projector, build=build)
     click.echo(outcome.summary())
 
 

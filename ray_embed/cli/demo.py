@@ -46,12 +46,14 @@ def demo(out: str, say: Callable[[str], None]) -> None:
 
     from ray_embed.config import make_config
     from ray_embed.pipeline import execute
+    from ray_embed.runtime.warm_ray import Session
 
     sources = {split: str(data / f"{split}.npz") for split in ("valid", "test")}
     options = " ".join(f"--source {split}={path}" for split, path in sources.items())
     say(f"$ ray-embed run {options} --model {model} --out {out} --overwrite")
     config = make_config({"sources": sources, "model": str(model), "out": out, "overwrite": True})
-    outcome = execute(config, build_projector=True)
+    with Session():
+        outcome = execute(config, build_projector=True)
     say(outcome.summary())
 
     from ray_embed.analysis.evaluation.record import record

@@ -14,6 +14,7 @@ from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri, remove_credentials
 from ray_embed.errors import InputError
 from ray_embed.results import Run
+from ray_embed.runtime.warm_ray import Session
 from ray_embed.sweeps.sweep import Sweep, execute_sweep
 
 _PLOT = "comparison.png"
@@ -33,7 +34,7 @@ def run_sweep(options: dict[str, Any]) -> None:
     config = make_config(options | ({"model": axes["model"][0]} if axes["model"] else {}))
     layers = [tuple(part.strip() for part in names.split(",")) for names in axes["layers"]]
     # Ray prints messages about actors on stdout, which is for results.
-    with contextlib.redirect_stdout(sys.stderr):
+    with contextlib.redirect_stdout(sys.stderr), Session():
         swept = execute_sweep(config, axes["model"], axes["weights"], layers)
     width = max(map(len, swept.runs))
     for name, run in swept.runs.items():

@@ -37,34 +37,23 @@ def add_to_path(folder: str) -> None:
         sys.path.insert(0, folder)
 
 
-def change_folder(folder: str) -> bool:
-    """Work in another folder from now on, and import the user's modules from there.
+def is_added(folder: str) -> bool:
+    """Return whether :func:`add_to_path` put a folder on the import path."""
+    return folder in _added
 
-    Returns:
-        False if modules from the previous folder were already imported; then nothing is changed.
-    """
-    if _has_user_modules():
-        return False
+
+def is_added_above(file: str) -> bool:
+    """Return whether a file is below a folder that :func:`add_to_path` put on the import path."""
+    return any(Path(file).is_relative_to(folder) for folder in _added)
+
+
+def change_folder(folder: str) -> None:
+    """Work in another folder from now on, and import the user's modules from there."""
     sys.path[:] = [path for path in sys.path if path not in _added]
     _added.clear()
     os.chdir(folder)
     add_to_path(folder)
     importlib.invalidate_caches()
-    return True
-
-
-def _has_user_modules() -> bool:
-    """Return whether a module was imported from the folders that were added to the import path.
-
-    Installed packages and this one are not the user's, even if they are below such a folder.
-    """
-    others = (sys.prefix, sys.base_prefix, str(Path(__file__).parents[1]))
-    files = [getattr(module, "__file__", None) for module in tuple(sys.modules.values())]
-    return any(
-        any(path.is_relative_to(folder) for folder in _added)
-        and not any(path.is_relative_to(folder) for folder in others)
-        for path in (Path(file) for file in files if file)
-    )
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from ray_embed.extraction.plan_rows import explain_not_repeatable, record_rows
 from ray_embed.planning import SplitPlan
 from ray_embed.runtime import nodes
 from ray_embed.runtime.actors import check_raylet, get_result
-from ray_embed.runtime.session import Session
+from ray_embed.runtime.session import RunSession
 from ray_embed.sources.base import Source, SourceInfo
 from ray_embed.sources.dataset import Dataset
 from ray_embed.sources.dataset_records import RecordReader
@@ -140,7 +140,7 @@ class _ActorReader:
 
     reads_ahead = True
 
-    def __init__(self, source: Dataset, limit: int | None, session: Session) -> None:
+    def __init__(self, source: Dataset, limit: int | None, session: RunSession) -> None:
         # Run on this node, because other nodes may be removed.
         options = {"num_cpus": 0, "scheduling_strategy": nodes.schedule_on_this_node()}
         name = f"reader-{source.split}"
@@ -218,7 +218,7 @@ class DatasetReader:
     """
 
     def __init__(
-        self, source: Dataset, limit: int | None, timeout: float | None, session: Session
+        self, source: Dataset, limit: int | None, timeout: float | None, session: RunSession
     ) -> None:
         self._where = source.where
         self._timeout = timeout
@@ -327,7 +327,7 @@ class DatasetReader:
 
 @contextlib.contextmanager
 def open_dataset_readers(
-    config: RunConfig, sources: Sequence[Source], session: Session
+    config: RunConfig, sources: Sequence[Source], session: RunSession
 ) -> Iterator[dict[str, DatasetReader]]:
     """Start a reader for each dataset, and yield the readers by split. They are closed on exit."""
     readers = {

@@ -15,7 +15,7 @@ from ray_embed.extraction.messages import Job, JobRun, ShardResult
 from ray_embed.extraction.prepare import PreparedRun
 from ray_embed.extraction.work_queue import WorkQueue
 from ray_embed.runtime.actors import Worker
-from ray_embed.runtime.session import Session
+from ray_embed.runtime.session import RunSession
 from ray_embed.storage import part_files
 
 # Byte images with no value above this are dark, or have a range such as 0 to 16. Either way, their
@@ -61,7 +61,7 @@ def extract_missing(
     config: RunConfig,
     runs: Sequence[PreparedRun],
     found: Sequence[Found],
-    session: Session,
+    session: RunSession,
     siblings: Sequence[str] = (),
 ) -> Extraction:
     """Extract the shards that have no part yet, for all runs at once.
@@ -138,7 +138,7 @@ def _save_lengths(run: PreparedRun, records: Mapping[int, int]) -> None:
         planning.save(run.folder, finished)
 
 
-def _make_worker_list(session: Session, left: int | None) -> Callable[[int], list[Worker]]:
+def _make_worker_list(session: RunSession, left: int | None) -> Callable[[int], list[Worker]]:
     """Return a function from the number of finished shards to the extractors still useful."""
     return lambda done: session.pool.fill(None if left is None else left - done)
 

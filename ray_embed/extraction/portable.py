@@ -8,7 +8,7 @@ from typing import Any
 from ray import cloudpickle
 
 from ray_embed.errors import get_first_line
-from ray_embed.runtime.session import Session
+from ray_embed.runtime.session import RunSession
 from ray_embed.sources.base import ImageReader, SourceInfo
 from ray_embed.sources.dataset import Dataset, PickledObject
 from ray_embed.sources.indexed_records import IndexedReader
@@ -18,7 +18,7 @@ _MAX_PICKLED_BYTES = 64 << 20
 
 
 def choose_reader(
-    source: Dataset, info: SourceInfo, limit: int | None, session: Session
+    source: Dataset, info: SourceInfo, limit: int | None, session: RunSession
 ) -> tuple[ImageReader, SourceInfo]:
     """Return what opens the images of a dataset in the actors, and the properties of the dataset.
 

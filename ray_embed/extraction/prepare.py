@@ -29,7 +29,7 @@ from ray_embed.options import RANDOM, OnResume, find_options
 from ray_embed.planning import Plan
 from ray_embed.runs import identity as identity_module
 from ray_embed.runs.workspace import Target
-from ray_embed.runtime.session import Session
+from ray_embed.runtime.session import RunSession
 from ray_embed.sources.base import ImageReader, Source, SourceInfo
 from ray_embed.sources.open import select_datasets
 from ray_embed.storage import manifest
@@ -116,7 +116,7 @@ def prepare(
     sources: list[Source],
     dataset_readers: dict[str, DatasetReader],
     scratch: Folder,
-    session: Session,
+    session: RunSession,
     builds: Sequence[Build] = (),
 ) -> Iterator[PreparedRun | InputError]:
     """Plan the records while building the encoders, and compare both with earlier runs.
@@ -169,7 +169,7 @@ def _plan_records(
     dataset_readers: dict[str, DatasetReader],
     infos: dict[str, SourceInfo],
     scratch: Folder,
-    session: Session,
+    session: RunSession,
     batch_size: int,
 ) -> _PlannedRecords:
     readers = {source.split: source.reader() for source in sources}
@@ -277,7 +277,7 @@ def _resolve_path(path: str) -> str:
 
 
 def _start_building(
-    spec: EncoderSpec, target: Target, session: Session, build: Build | None
+    spec: EncoderSpec, target: Target, session: RunSession, build: Build | None
 ) -> Callable[[], Encoder]:
     """Start building the encoder, and return a function that waits for the result.
 

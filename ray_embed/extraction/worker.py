@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The actor's work: decode, encode and pool the images of one shard, and write its parts."""
 
+import contextlib
 import itertools
 import threading
 import time
@@ -14,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from ray_embed import planning
+from ray_embed.core.imported_code import ImportedCode
+from ray_embed.encoders import keras_state
 from ray_embed.encoders.probe_images import blank_batch
 from ray_embed.encoders.tensorflow_setup import start_tensorflow
 from ray_embed.extraction.messages import Job, Ready, ShardResult
@@ -45,16 +48,21 @@ class Extractor:
     def __init__(self, threads: int, folder: str) -> None:
         self._threads = threads
         self._opening, self._computing = threading.Lock(), threading.Lock()
+        self._noting = threading.Lock()
         self._opened: OpenJob | None = None
         self._meter = ActorMetrics()
         start_tensorflow(threads, folder)
+        self._code = ImportedCode()
+        self._calls = 0
+        self._has_default_keras = True
 
     def ready(self, job: Job) -> Ready:
         """Prepare for a job, before its shards are sent, and encode a blank image."""
-        opened = self._open(job)
-        for run in opened.runs:
-            run.engine(blank_batch(run.encoder, run.encoder.spec.batch_size))
-        return Ready(opened.runs[0].encoder.spec.batch_size, nodes.get_node_id())
+        with self._note_call():
+            opened = self._open(job)
+            for run in opened.runs:
+                run.engine(blank_batch(run.encoder, run.encoder.spec.batch_size))
+            return Ready(opened.runs[0].encoder.spec.batch_size, nodes.get_node_id())
 
     def try_records(
         self, shard: Shard, images: Any, runs: Sequence[int], start: int, stop: int
@@ -90,9 +98,15 @@ class Extractor:
             InputError: a planned file is missing, or has changed.
             StorageError: a run folder cannot be read or written, or an image cannot be read.
         """
+        with self._note_call():
+            return self._extract(shard, images, runs, rejected or {})
+
+    def _extract(
+        self, shard: Shard, images: Any, runs: Sequence[int], rejected: dict[int, str]
+    ) -> list[ShardResult]:
         opened = self._get_opened()
         records = _read_records(opened.job, shard, images, runs)
-        rejected = dict.fromkeys(find_missing(records.rows), _MISSING) | (rejected or {})
+        rejected = dict.fromkeys(find_missing(records.rows), _MISSING) | rejected
         chosen = np.setdiff1d(np.arange(len(records)), list(rejected))
         encoded = self._encode_records(opened, shard, records.select(chosen), runs)
         if rejected:
@@ -107,7 +121,36 @@ class Extractor:
 
     def call(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """Call a function in this process, for example to build the encoder or merge parts."""
-        return function(*arguments)
+        with self._note_call():
+            return function(*arguments)
+
+    def reuse(self, folder: str) -> bool:
+        """Prepare for another run, in a folder.
+
+        Returns:
+            False if the run needs a new process, because it could notice that this one is not new.
+        """
+        with self._noting:
+            if self._calls or not self._has_default_keras:
+                return False
+            if not self._code.prepare_for_run(folder):
+                return False
+            self._opened = None
+        keras_state.forget_models()
+        return True
+
+    @contextlib.contextmanager
+    def _note_call(self) -> Iterator[None]:
+        """Count a call in progress, and note whether it changes Keras's settings."""
+        with self._noting:
+            self._calls += 1
+        try:
+            yield
+        finally:
+            is_default = keras_state.are_settings_default()
+            with self._noting:
+                self._calls -= 1
+                self._has_default_keras &= is_default
 
     def _get_opened(self) -> OpenJob:
         assert self._opened is not None  # noqa: S101 - `ready` comes first

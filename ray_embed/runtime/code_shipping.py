@@ -34,8 +34,8 @@ def ship_modules(config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
         folder: the folder that the command was started in.
     """
     names = _list_module_names(config)
-    files = user_modules.find_files(names, folder)
-    if not files or _is_job_with_code():
+    files = _find_files_to_send(config, folder)
+    if not files:
         yield {}
         return
     with tempfile.TemporaryDirectory() as staged:
@@ -50,6 +50,21 @@ def ship_modules(config: RunConfig, folder: Path) -> Iterator[dict[str, Any]]:
                 "env_vars": {user_modules.SENT: user_modules.describe_sent(names, files, folder)},
             }
         }
+
+
+def describe_modules(config: RunConfig, folder: Path) -> str:
+    """Return a description of what :func:`ship_modules` sends, with the content of the files.
+
+    It is empty if nothing is sent.
+    """
+    files = _find_files_to_send(config, folder)
+    return user_modules.describe_sent(_list_module_names(config), files, folder) if files else ""
+
+
+def _find_files_to_send(config: RunConfig, folder: Path) -> list[Path]:
+    if _is_job_with_code():
+        return []
+    return user_modules.find_files(_list_module_names(config), folder)
 
 
 def _list_module_names(config: RunConfig) -> list[str]:

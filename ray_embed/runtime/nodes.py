@@ -79,6 +79,16 @@ def is_placed(actor: Any) -> bool:
     return True
 
 
+def find_process_id(actor: Any) -> int:
+    """Return the process id of an actor on its node, or 0 if it has none or that is unknown."""
+    if ray_private.have_processes_died():
+        # The question would have no answer.
+        return 0
+    with contextlib.suppress(Exception):
+        return ray_private.get_process_id(actor)
+    return 0
+
+
 class DeathCause(Enum):
     """How an actor died: its process, its node, or preemption."""
 

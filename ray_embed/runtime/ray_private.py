@@ -5,11 +5,13 @@ Another version of Ray may lack these names. The functions then raise whatever e
 the callers treat the requested information as unknown.
 """
 
+import atexit
 import contextlib
+import ctypes
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import ray
@@ -174,6 +176,60 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         yield
     finally:
         setattr(owner, name, before)
+
+
+def make_job_config(folders: Iterable[str]) -> Any:
+    """Return the ``job_config`` of `ray.init` that puts folders on the import path of workers.
+
+    By default, workers search only the folder of the script and the working folder.
+    """
+    from ray.job_config import JobConfig
+
+    # Workers put one after the other first.
+    return JobConfig(_py_driver_sys_path=[*folders][::-1])
+
+
+def have_processes_died() -> bool:
+    """Return whether a process of the Ray that this process started has died.
+
+    `ray.nodes` would wait for a dead server.
+    """
+    node = ray._private.worker._global_node
+    return node is not None and not node.remaining_processes_alive()
+
+
+def is_used_by_others(actors: Iterable[Any]) -> bool:
+    """Return whether this process holds objects of Ray, or has actors other than these."""
+    worker = ray._private.worker.global_worker
+    if worker.core_worker.get_all_reference_counts():
+        return True
+    ours = {actor._actor_id.hex() for actor in actors}
+    return any(
+        entry["State"] != "DEAD" and actor_id not in ours
+        for actor_id, entry in _state().actor_table(None).items()
+    )
+
+
+def leave_to_parent() -> None:
+    """Let a forked process exit without ending the Ray of its parent, and without hanging.
+
+    The threads of Ray that its destructors wait for were not forked.
+    """
+    atexit.unregister(ray.shutdown)
+    owners = (
+        (ray._private.worker.global_worker, ("core_worker", "gcs_client")),
+        (_state(), ("_global_state_accessor",)),
+        (ray._private.worker._global_node, ("_gcs_client",)),
+    )
+    for owner, names in owners:
+        for name in names:
+            # Never destroyed.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(getattr(owner, name, None)))
+    ray._private.worker._global_node = None
+    with contextlib.suppress(AttributeError):
+        # Of the C library's handlers, the last one is called first. Only glibc gives it the status.
+        library = ctypes.CDLL(None)
+        library.on_exit(library._exit, None)
 
 
 def _state() -> Any:

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A Ray session (an existing cluster, or Ray started on this machine) and the actors of a run."""
+"""The actors of a run, on an existing Ray or on one that was started on this machine."""
 
 import contextlib
 import itertools
-import logging
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -13,15 +12,13 @@ from typing import Any, TypeVar
 
 import ray
 
-from ray_embed.config import LOCAL, RunConfig, choose_ray_address
+from ray_embed.config import RunConfig
 from ray_embed.core import legacy_keras
-from ray_embed.core.interrupts import defer_interrupts
 from ray_embed.core.uri import redact_uri
-from ray_embed.errors import InputError, RunError, get_first_line
-from ray_embed.runtime import capacity, kept_actors, ray_private, resources
+from ray_embed.errors import InputError
+from ray_embed.runtime import capacity, kept_actors, warm_ray
 from ray_embed.runtime.actor_pool import ActorPool
 from ray_embed.runtime.actors import ActorDiedError, Worker, check_raylet, get_result
-from ray_embed.runtime.connect import join_cluster
 from ray_embed.runtime.nodes import DeathCause, Node, list_nodes
 from ray_embed.runtime.resources import Resources
 
@@ -31,14 +28,15 @@ SHARDS_PER_ACTOR = 2
 Result = TypeVar("Result")
 
 
-class Session:
-    """A connection to Ray and the actors started through it.
+class RunSession:
+    """The actors of a run.
 
     Args:
         config: the options of the run.
         actor_class: the class of the pool's actors. It is instantiated with the number of threads
-            and the folder of the user's modules, and must have a method ``call(function,
-            *arguments)``.
+            and the folder of the user's modules, and must have the methods ``call(function,
+            *arguments)`` and ``reuse(folder)``, which returns whether the actor can be used for
+            another run.
         each: the resources per actor.
         actors: the number of actors in the pool; None for as many as fit on all nodes, including
             nodes that join later.
@@ -47,7 +45,8 @@ class Session:
         kept: actors of an earlier run to reuse.
 
     Attributes:
-        awaits_end: whether to wait until a Ray that was started for this session has ended.
+        are_reusable: whether the actors may be left to the next run. After an error, they may still
+            write to the run folder.
     """
 
     def __init__(
@@ -64,7 +63,8 @@ class Session:
         self._actor_class = actor_class
         self._environment = {} if inherits else legacy_keras.read_environment()
         self.folder = str(Path.cwd())
-        self.awaits_end = True
+        self.are_reusable = True
+        self._are_here = inherits
         self._attempts = config.max_attempts
         self._started: list[Any] = []
         self._kept = list(kept)
@@ -82,7 +82,7 @@ class Session:
         ]
 
     def start(self, name: str, actor: type[Any], *arguments: Any, **options: Any) -> Any:
-        """Start an actor that lives as long as the session. Does not wait for it.
+        """Start an actor that lives as long as the run's session. Does not wait for it.
 
         Args:
             name: the (unique) suffix of its name in the dashboard; the prefix is the name of the
@@ -99,8 +99,9 @@ class Session:
         return handle
 
     def close(self) -> None:
-        """End the actors."""
-        kept_actors.end([*self._started, *self._kept])
+        """End the actors. After an error on this machine, wait until they have ended."""
+        waits = self._are_here and not self.are_reusable
+        kept_actors.end([*self._started, *self._kept], waits=waits)
 
     def release_pool(self) -> list[Any]:
         """Return the started actors, which :meth:`close` no longer stops."""
@@ -165,110 +166,74 @@ class Session:
         )
 
 
-def starts_own_ray(config: RunConfig) -> bool:
-    """Return whether :func:`open_session` will start Ray on this machine."""
-    return not ray.is_initialized() and choose_ray_address(config.address) == LOCAL
-
-
 @contextlib.contextmanager
 def open_session(
-    config: RunConfig, actor_class: type[Any], threads: int | None = None
-) -> Iterator[Session]:
-    """Connect to Ray, or start it on this machine. An existing Ray is left as it was found.
+    configs: Sequence[RunConfig], actor_class: type[Any], threads: int | None = None
+) -> Iterator[RunSession]:
+    """Use the Ray of this process, or connect to it, or start it on this machine, for a run.
 
     Args:
-        config: the options of the run.
-        actor_class: the class of the actor pool; see :class:`Session`.
+        configs: the options of the run, or of runs that share the actors and differ only in the
+            encoder and the run folder.
+        actor_class: the class of the actor pool; see :class:`RunSession`.
         threads: the threads per actor of the run that is resumed; None for a new run.
 
     Raises:
         InputError: the cluster cannot be reached, or does not have the resources that an actor
             needs.
     """
+    config = configs[0]
     threads = config.cpus_per_actor or threads
-    if ray.is_initialized():
-        each = capacity.wait_for_resources(config, threads)
-        needs_own = kept_actors.runs_user_code(config)
-        key = (
-            actor_class,
-            each,
-            str(legacy_keras.read_environment()),
-            ray.get_runtime_context().job_id,
+    with warm_ray.use_ray(configs, threads) as connection:
+        is_own = connection is not None and connection.is_local
+        each, actors = _plan_actors(config, threads, is_own)
+        key = _make_key(configs, actor_class, each)
+        running = RunSession(
+            config, actor_class, each, actors, inherits=is_own, kept=warm_ray.take_actors(key)
         )
-        kept = kept_actors.take(None if needs_own else key)
-        running = Session(config, actor_class, each, config.actors, kept=kept)
-        is_reusable = not needs_own
         try:
             yield running
         except InputError:
             # The actors have done nothing wrong.
             raise
         except BaseException:
-            is_reusable = False
+            running.are_reusable = False
             raise
         finally:
-            if is_reusable:
-                kept_actors.keep(key, running.release_pool())
+            if running.are_reusable:
+                actors_left = running.release_pool()
+                warm_ray.leave_actors(key, actors_left, have_gpus=bool(each.gpus))
             running.close()
-        return
-    is_own = starts_own_ray(config)
-    awaits_end = True
-    nodes_here = _connect(config, threads)
-    try:
-        if is_own:
-            each, actors = capacity.plan_local_actors(config, nodes_here, threads)
-            running = Session(config, actor_class, each, actors, inherits=True)
-            yield running
-            awaits_end = running.awaits_end
-        else:
-            yield Session(
-                config, actor_class, capacity.wait_for_resources(config, threads), config.actors
-            )
-    finally:
-        if awaits_end:
-            ray.shutdown()
 
 
-def _connect(config: RunConfig, threads: int | None) -> list[Node]:
-    """Connect to Ray, or start it on this machine, and return the nodes.
-
-    A local Ray is started with enough (logical) CPUs for the requested actors, even if the machine
-    has fewer.
-    """
-    address = choose_ray_address(config.address)
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address == LOCAL:
-        cores = os.cpu_count() or 1
-        _start(max(cores, (config.actors or 1) * resources.choose_threads(threads, cores)), options)
-        return [replace(node, cpus=cores) for node in list_nodes()]
-    join_cluster(address, config, options)
-    return list_nodes()
+def _plan_actors(
+    config: RunConfig, threads: int | None, is_own: bool
+) -> tuple[Resources, int | None]:
+    """Return the resources of each actor, and the number of actors; None for as many as fit."""
+    if is_own:
+        return capacity.plan_local_actors(config, _list_this_node(), threads)
+    return capacity.wait_for_resources(config, threads), config.actors
 
 
-def _start(cpus: int, options: dict[str, Any]) -> None:
-    """Start Ray, listening only on the loopback address.
+def _list_this_node() -> list[Node]:
+    """Return this machine with its true number of cores, of which Ray may have been told more."""
+    cores = os.cpu_count() or 1
+    return [replace(node, cpus=cores) for node in list_nodes()]
 
-    Raises: RunError: Ray cannot be started.
-    """
-    try:
-        # An interrupt while Ray connects can leave it waiting forever: it destroys a client whose
-        # threads are still running (seen in Ray 2.60).
-        with (
-            defer_interrupts(),
-            ray_private.only_on_loopback(),
-            ray_private.without_helpers(),
-            ray_private.noticing_nodes_early(),
-        ):
-            ray.init(
-                LOCAL,
-                num_cpus=cpus,
-                include_dashboard=False,
-                # Prestarted workers would compete for cores with the first actor.
-                _system_config={"prestart_worker_first_driver": False},
-                **options,
-            )
-    except Exception as error:
-        # Ray has no specific exception for this.
-        raise RunError(
-            f"Ray could not be started on this machine: {get_first_line(error)}"
-        ) from error
+
+def _make_key(
+    configs: Sequence[RunConfig], actor_class: type[Any], each: Resources
+) -> kept_actors.ActorKey | None:
+    """Return what the actors of a run depend on, or None if it needs new ones."""
+    code = kept_actors.describe_user_code(configs)
+    if code is None:
+        return None
+    context = ray.get_runtime_context()
+    surroundings = (
+        (context.get_node_id(), context.get_job_id()),
+        actor_class,
+        each,
+        str(legacy_keras.read_environment()),
+        kept_actors.read_package_times(),
+    )
+    return kept_actors.ActorKey(surroundings, code)

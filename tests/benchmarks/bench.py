@@ -23,7 +23,7 @@ from processes import HERE
 from rows import Row, from_last_line, table
 
 # Those that are repeated.
-ROUNDS = ("whole_process", "once_warm", "mixed_inputs", "sources", "sweeping")
+ROUNDS = ("whole_process", "once_warm", "mixed_inputs", "sources", "sweeping", "second_run")
 OTHERS = ("actor_memory", "planning", "driver", "reducing", "exact_pca", "wide_pca", "evaluating")
 
 

@@ -265,6 +265,45 @@ def test_families_of_encoders_are_compared_with_plain_keras(tmp_path):
     assert "keras:mobilenet_v2" in line
 
 
+def test_later_runs_are_measured(tmp_path):
+    import corpus
+    import second_run
+
+    corpus.make_jpegs(tmp_path / "images", 4, 32)
+    second_run.save_model("tiny", tmp_path / "tiny.keras")
+    first, second = second_run.measure(
+        tmp_path / "tiny.keras", [tmp_path / "images"] * 2, tmp_path / "out"
+    )
+    assert first["seconds"] > 0
+    assert len(first["memory"]) == len(second["memory"]) == 2
+    rows = second_run.speed_rows(512, [(10.0, 3.0, 6.0, 3.0), (9.0, 4.0, 7.0, 4.0)] * 2)
+    assert [row.measured for row in rows] == pytest.approx([9.5, 3.5, 2.5])
+    memories = [(100.0, 300.0 + run) for run in range(50)]
+    rows = second_run.memory_rows(memories)
+    assert [row.measured for row in rows] == pytest.approx([100, 0, 349, 100 * 25 / 324])
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_fifty_runs(tmp_path):
+    import corpus
+    import keras
+    import second_run
+
+    corpus.make_jpegs(tmp_path / "images", 16, 32)
+    # With 7 MB of weights, a model that stays is noticed.
+    layers = [
+        keras.layers.Conv2D(8, 3, strides=2),
+        keras.layers.Flatten(),
+        keras.layers.Dense(1024),
+    ]
+    keras.Sequential([keras.Input((32, 32, 3)), *layers]).save(tmp_path / "model.keras")
+    runs = second_run.measure(
+        tmp_path / "model.keras", [tmp_path / "images"] * 50, tmp_path / "out"
+    )
+    rows = second_run.memory_rows([run["memory"] for run in runs])
+    assert [row.met for row in rows if row.target] == [True, True], rows
+
+
 def test_every_form_of_source_holds_the_same_images(tmp_path):
     import corpus
     import source_files

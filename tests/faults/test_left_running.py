@@ -60,28 +60,34 @@ def test_no_process_outlives_a_run(tmp_path, rejects):
     assert not [line for line in others if any(name in line for name in HELPERS)]
 
 
-EXITS = """
-import sys, ray
-from ray_embed import RunConfig, RunError
-from ray_embed.pipeline import execute
+FAILS = """
+import sys
+import psutil
+from ray_embed import RunConfig, RunError, run
 
-for source in ("broken", "valid"):
-    config = RunConfig(sources=[source], model="encoder.keras", out=f"run-{source}")
+def count_actors():
+    children = psutil.Process().children(recursive=True)
+    return sum("ray::Extractor" in " ".join(one.cmdline()) for one in children)
+
+for out, accepted in (("failed", 0), ("done", 1)):
     try:
-        execute(config, build_projector=False, exits=True)
+        run(RunConfig(sources=sys.argv[1:2], model=sys.argv[2], out=out, max_rejects=accepted))
         failed = False
     except RunError:
         failed = True
-    print(failed, ray.is_initialized(), flush=True)
+    print(failed, count_actors(), flush=True)
 """
 
 
-def test_ray_is_left_to_the_end_of_the_process_only_after_a_success(tmp_path):
-    # After a failure, actors may still write to a run folder that nobody has locked.
-    (make_folder(tmp_path / "broken", {"a": 0}) / "broken.png").write_bytes(b"no picture")
-    make_folder(tmp_path / "valid", {"a": 5})
-    save_encoder(tmp_path / "encoder.keras")
+def test_actors_of_a_failed_run_have_ended(tmp_path):
+    # They may still write to a run folder that nobody has locked.
+    source = make_folder(tmp_path / "valid", {"a": 5})
+    (source / "broken.png").write_bytes(b"no picture")
+    model = save_encoder(tmp_path / "encoder.keras")
     done = subprocess.run(
-        [sys.executable, "-c", EXITS], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", FAILS, str(source), str(model)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
-    assert done.stdout.splitlines() == ["True False", "False True"], done.stderr
+    assert done.stdout.splitlines() == ["True 0", "False 1"], done.stderr

@@ -28,7 +28,8 @@ IMPORTS = (
     "sklearn",
 )
 CALLS = {
-    "ray_embed.runtime.session": ("_connect", "Session.__init__"),
+    "ray_embed.runtime.warm_ray": ("_connect",),
+    "ray_embed.runtime.session": ("RunSession.__init__",),
     "ray_embed.encoders.build_process": ("_request",),
     "ray_embed.planning": ("make_plan",),
     "ray_embed.extraction.prepare": ("prepare", "write_run_folder"),
