@@ -8,6 +8,10 @@ from ray_embed.core.arrays import Array
 from ray_embed.encoders.spec import Encoder
 
 
+class EngineError(Exception):
+    """An engine cannot run an encoder. The message says why, in one line."""
+
+
 @dataclass(frozen=True)
 class OpenEngine:
     """Runs batches of (B, H, W, C) float32 or (B,) bytes, and returns (B, D) float32 per output.
@@ -34,8 +38,8 @@ class Engine:
     Attributes:
         name: the name that `run.json` records.
         option: the value of ``--engine`` that selects it, besides ``auto``.
-        open: opens the engine for an encoder. The integer is the number of threads, for engines
-            with their own thread pool.
+        open: opens the engine for an encoder, or raises EngineError. The integer is the number of
+            threads, for engines with their own thread pool.
         needs_graph: whether it runs the folded graph instead of the Keras model.
         decodes_files: whether it can run an encoder that decodes image files itself.
         lowers_precision: whether it lowers the precision itself, and therefore takes the float32

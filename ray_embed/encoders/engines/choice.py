@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ray_embed.core.arrays import Array
-from ray_embed.encoders.engines.base import Engine
+from ray_embed.encoders.engines.base import Engine, EngineError
 from ray_embed.encoders.engines.registry import candidates, open_engine
 from ray_embed.encoders.features import Encode
 from ray_embed.encoders.graph import fold_encoder
@@ -115,6 +115,8 @@ def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | N
     batch[:count] = reference.images
     try:
         features = [rows[:count] for rows in open_engine(encoder, threads)(batch)]
+    except EngineError as error:
+        return str(error)
     except Exception as error:
         return f"fails ({type(error).__name__}: {quote_error(error)[:200]})"
     if agree(features, reference.features, encoder.spec.precision):

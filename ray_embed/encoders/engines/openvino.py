@@ -8,6 +8,7 @@ from typing import Any
 
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.base import Engine, OpenEngine
+from ray_embed.encoders.engines.openvino_conversion import convert_graph
 from ray_embed.encoders.spec import Encoder
 
 # The number that stands for float32 in TensorFlow graphs.
@@ -46,7 +47,7 @@ def _compile(encoder: Encoder, threads: int) -> tuple[Any, list[Any]]:
 
     graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
     output_names = [_add_named_output(graph, name) for name in encoder.output_names]
-    model = openvino.convert_model(graph)
+    model = convert_graph(graph, output_names)
     model.reshape([encoder.spec.batch_size, *encoder.image_shape])
     precision = {"float32": "f32", "bfloat16": "bf16"}[encoder.spec.precision]
     options = {
