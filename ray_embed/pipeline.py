@@ -190,14 +190,17 @@ def execute_together(
             sizes.append(memory.estimate_bytes(artifacts.count_bytes(one.encoder)))
             prepared[number] = replace(one, encoder=artifacts.strip_contents(one.encoder))
         speed = 0.0
+        # After an error of any kind, actors may still write.
+        running.are_reusable = False
         for together in _plan_passes(prepared, sizes, running):
             siblings = [run.target.uri for number, run in prepared.items() if number in results]
             speed = max(
                 speed,
                 _extract_and_reduce(config, together, siblings, results, running, build_projector),
             )
-        if any(isinstance(result, RunError) for result in results.values()):
-            running.are_reusable = False
+        running.are_reusable = not any(
+            isinstance(results[number], RayEmbedError) for number in prepared
+        )
     return [results[number] for number in range(len(requests))], speed
 
 
