@@ -304,6 +304,25 @@ def test_memory_does_not_grow_over_fifty_runs(tmp_path):
     assert [row.met for row in rows if row.target] == [True, True], rows
 
 
+def test_engines_are_compared_with_the_folded_graph(tmp_path, monkeypatch, capsys):
+    import encoder_engines
+    import models
+
+    found = encoder_engines.measure(models.tiny(), tmp_path, rounds=1, seconds=0.0)
+    assert len(found.engines) == 2
+    assert 0 <= found.agreement <= 1
+    assert min(found.chosen.images, found.folded.by_cpu) > 0
+    chosen, folded = encoder_engines.Rate(30.0, 8.0), encoder_engines.Rate(20.0, 4.0)
+    found = encoder_engines.Measured(("one", "two"), 0.25, chosen, folded)
+    shown = encoder_engines.line("tiny", found).split()
+    assert shown == ["tiny", "one,", "two", "0.250", "30.0", "20.0", "1.50", "2.00"]
+
+    monkeypatch.setitem(sys.modules, "keras_hub", None)
+    monkeypatch.setattr(sys, "argv", ["encoder_engines.py", "--only", "ViT-Ti (KerasHub)"])
+    encoder_engines.main()
+    assert capsys.readouterr().out.endswith("skipped: keras-hub is not installed\n")
+
+
 def test_every_form_of_source_holds_the_same_images(tmp_path):
     import corpus
     import source_files
