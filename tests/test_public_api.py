@@ -16,6 +16,7 @@ PUBLIC = [
     "Run",
     "RunConfig",
     "RunError",
+    "Session",
     "__version__",
     "compare",
     "extract",
