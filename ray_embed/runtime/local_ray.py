@@ -76,8 +76,9 @@ def start_ray(cpus: int) -> None:
                     num_cpus=cpus,
                     include_dashboard=False,
                     job_config=ray_private.make_job_config(_list_own_folders()),
-                    # Prestarted workers would compete for cores with the first actor.
-                    _system_config={"prestart_worker_first_driver": False},
+                    # Prestarted workers would compete for cores with the first actor. By default,
+                    # workers yield to all other processes, and starve on a busy machine.
+                    _system_config={"prestart_worker_first_driver": False, "worker_niceness": 0},
                     **QUIET,
                 )
             )
