@@ -18,6 +18,21 @@ from typing import Any
 import numpy as np
 
 Encode = Callable[[np.ndarray], np.ndarray]
+BATCH = 32  # of the encoders of other libraries' jobs
+
+
+def open_encoder(model: str, stored: int, threads: int) -> Encode:
+    """Return the function from any number of images, (N, stored, stored, 3) uint8, to features."""
+    encode = compile_model(convert(model, BATCH, stored), threads)
+    return lambda images: encode_padded(encode, images)
+
+
+def encode_padded(encode: Encode, images: np.ndarray) -> np.ndarray:
+    """Encode images with an encoder that takes `BATCH` images at a time."""
+    padded = np.zeros((-(-len(images) // BATCH) * BATCH, *images.shape[1:]), images.dtype)
+    padded[: len(images)] = images
+    batches = [encode(padded[at : at + BATCH]) for at in range(0, len(padded), BATCH)]
+    return np.concatenate(batches)[: len(images)]
 
 
 def convert(model: str, batch: int, stored: int | None = None) -> Any:

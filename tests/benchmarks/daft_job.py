@@ -22,12 +22,12 @@ from typing import Any
 
 import daft
 import numpy as np
+from compiled import open_encoder
 from daft import DataType, col
 from daft.functions import decode_image, download
 from machine import threads
 from PIL import Image
 
-BATCH = 32  # of the compiled encoder
 DIMENSION = 1280
 
 
@@ -36,19 +36,12 @@ class Encoder:
     """The encoder; `side` is that of the pictures, in pixels."""
 
     def __init__(self, model: str, side: int) -> None:
-        import compiled
-
-        converted = compiled.convert(model, BATCH, stored=side)
-        self._encode = compiled.compile_model(converted, threads())
+        self._encode = open_encoder(model, side, threads())
 
     @daft.method.batch(return_dtype=DataType.embedding(DataType.float32(), DIMENSION))
     def __call__(self, images: Any) -> Any:
         pictures = np.stack([np.asarray(image) for image in images.to_pylist()])
-        count = len(pictures)
-        padded = np.zeros((-(-count // BATCH) * BATCH, *pictures.shape[1:]), np.uint8)
-        padded[:count] = pictures
-        batches = [self._encode(padded[at : at + BATCH]) for at in range(0, len(padded), BATCH)]
-        return list(np.concatenate(batches)[:count])
+        return list(self._encode(pictures))
 
 
 def main() -> None:

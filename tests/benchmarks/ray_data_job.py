@@ -33,13 +33,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
+from compiled import open_encoder
 from machine import threads
 from PIL import Image
 
-BATCH = 32  # of the compiled encoder
 ROWS_A_BLOCK = 512
 ROWS_A_CALL = 256
 
@@ -54,19 +53,11 @@ class Encoder:
     """
 
     def __init__(self, model: str, side: int, folder: str) -> None:
-        import compiled
-
-        converted = compiled.convert(model, BATCH, stored=side)
-        self._encode = compiled.compile_model(converted, threads())
+        self._encode = open_encoder(model, side, threads())
         self._folder = folder
 
     def __call__(self, rows: dict[str, Any]) -> pa.Table:
-        images = rows["image"]
-        count = len(images)
-        padded = np.zeros((-(-count // BATCH) * BATCH, *images.shape[1:]), images.dtype)
-        padded[:count] = images
-        batches = [self._encode(padded[at : at + BATCH]) for at in range(0, len(padded), BATCH)]
-        features = np.concatenate(batches)[:count]
+        features = self._encode(rows["image"])
         keys = [os.path.relpath(path, self._folder) for path in rows["path"]]
         column = pa.FixedSizeListArray.from_arrays(features.reshape(-1), features.shape[1])
         labels = [key.split(os.sep)[0] for key in keys]

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from compiled import BATCH, encode_padded, open_encoder
 from machine import threads
 from PIL import Image
 
-BATCH = 32
 ROWS_A_CALL = 256
 
 
@@ -49,21 +49,10 @@ class Encoder:
     """An actor's encoder for pictures of `side` pixels."""
 
     def __init__(self, model: str, side: int) -> None:
-        import compiled
-
-        converted = compiled.convert(model, BATCH, stored=side)
-        self._encode = compiled.compile_model(converted, threads())
+        self._encode = open_encoder(model, side, threads())
 
     def __call__(self, rows: dict[str, Any]) -> dict[str, Any]:
-        return {"feature": encode_padded(self._encode, rows["image"])}
-
-
-def encode_padded(encode: Callable[[np.ndarray], np.ndarray], images: np.ndarray) -> np.ndarray:
-    """Encode images with an encoder that takes `BATCH` images at a time."""
-    padded = np.zeros((-(-len(images) // BATCH) * BATCH, *images.shape[1:]), images.dtype)
-    padded[: len(images)] = images
-    batches = [encode(padded[at : at + BATCH]) for at in range(0, len(padded), BATCH)]
-    return np.concatenate(batches)[: len(images)]
+        return {"feature": self._encode(rows["image"])}
 
 
 def run_ray_data(source: str, out: Path, model: str, form: str, side: int) -> None:
@@ -100,11 +89,11 @@ def run_datasets(source: str, out: Path, model: str, kind: str, side: int) -> No
     files = sorted(glob.glob(source))
     cache = str(out.with_name(f"{out.name}-cache"))
     rows = datasets.load_dataset("parquet", data_files=files, split="train", cache_dir=cache)
-    encode = _make_eager(model) if kind == "eager" else _make_compiled(model, side)
+    encode = _make_eager(model) if kind == "eager" else open_encoder(model, side, threads())
 
     def encode_rows(batch: dict[str, Any]) -> dict[str, Any]:
         images = np.stack([np.asarray(image.convert("RGB")) for image in batch["image"]])
-        return {"feature": encode_padded(encode, images)}
+        return {"feature": encode(images)}
 
     done = rows.map(encode_rows, batched=True, batch_size=BATCH, remove_columns=["image"])
     out.mkdir(parents=True)
@@ -126,13 +115,7 @@ def _make_eager(model: str) -> Callable[[np.ndarray], np.ndarray]:
         features: np.ndarray = pool(encoder(resized, training=False)).numpy()
         return features
 
-    return encode
-
-
-def _make_compiled(model: str, side: int) -> Callable[[np.ndarray], np.ndarray]:
-    import compiled
-
-    return compiled.compile_model(compiled.convert(model, BATCH, stored=side), threads())
+    return lambda images: encode_padded(encode, images)
 
 
 SIDES: dict[str, Callable[..., None]] = {
