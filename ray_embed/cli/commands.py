@@ -111,8 +111,7 @@ def sweep(**options: Any) -> None:
     """
     from ray_embed.cli.sweep import run_sweep
 
-    file = _load_config_file(options)
-    run_sweep({**file, **_drop_unset(options)})
+    run_sweep(_merge_options(options))
 
 
 @cli.command()
@@ -391,19 +390,17 @@ def _start_building(config: "RunConfig") -> Iterator["Build | None"]:
 
 
 def _make_config(options: dict[str, Any]) -> "RunConfig":
-    """Merge the command-line options over those of the YAML file."""
     from ray_embed.config import make_config
 
-    file = _load_config_file(options)
-    return make_config({**file, **_drop_unset(options)})
+    return make_config(_merge_options(options))
 
 
-def _load_config_file(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of the YAML file, if one is given."""
+def _merge_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Merge the command-line options over those of the YAML file."""
     from ray_embed.config import load_yaml
 
     file = options.pop("config")
-    return load_yaml(file) if file else {}
+    return {**(load_yaml(file) if file else {}), **_drop_unset(options)}
 
 
 def _drop_unset(options: dict[str, Any]) -> dict[str, Any]:

@@ -68,24 +68,23 @@ def _find_run_folder(group: click.Group, arguments: Sequence[str]) -> tuple[str,
             return None
         return join_uri(options["run"], layout.RANDOM_WEIGHTS), False
     from ray_embed.config import load_yaml
-    from ray_embed.runs.workspace import make_default_name
+    from ray_embed.runs.workspace import make_default_name, make_sweep_name
 
     file = load_yaml(options["config"]) if options.get("config") else {}
     out, model, weights = (options.get(key) or file.get(key) for key in ("out", "model", "weights"))
     overwrites = bool(options.get("overwrite") or file.get("overwrite"))
     if name == _SWEEP:
         first = model if isinstance(model, str) else next(iter(model or ()), "")
-        return str(out or f"{make_default_name(first, None)}-sweep"), overwrites
+        return str(out or make_sweep_name(make_default_name(first, None))), overwrites
     return str(out or make_default_name(str(model), weights)), overwrites
 
 
 def _list_runs(out: str) -> list[str]:
     """Return the run folders in the folder of a sweep."""
-    from ray_embed.core.uri import is_uri, join_uri
+    from ray_embed.core.uri import join_uri
     from ray_embed.storage.filesystem import Folder
 
-    names = Folder.open(out).list_names()
-    return [join_uri(out, name) if is_uri(out) else f"{out}/{name}" for name in names]
+    return [join_uri(out, name) for name in Folder.open(out).list_names()]
 
 
 def _inspect_run_folder(out: str, started: float, *, overwrites: bool) -> _Progress:

@@ -11,7 +11,7 @@ import click
 
 from ray_embed.config import make_config
 from ray_embed.core.console import say
-from ray_embed.core.uri import is_uri, remove_credentials
+from ray_embed.core.uri import is_uri, join_uri, remove_credentials
 from ray_embed.errors import InputError
 from ray_embed.results import Run
 from ray_embed.runtime.warm_ray import Session
@@ -72,7 +72,7 @@ def _compare(swept: Sweep) -> None:
     click.echo("\n".join(format_comparison(comparison, columns)))
     if is_uri(swept.out) or not all(re.search(r"\d", name) for name in swept.runs):
         return
-    plot = f"{swept.out.rstrip('/')}/{_PLOT}"
+    plot = join_uri(swept.out, _PLOT)
     try:
         check_target(plot)
         draw_comparison(comparison, plot, say)

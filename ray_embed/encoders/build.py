@@ -2,14 +2,13 @@
 """Build the encoder of a run: load it, check it, fold it into a graph, and choose its engine."""
 
 import hashlib
-import sys
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ray_embed.core.arrays import Array
-from ray_embed.encoders import pooling
+from ray_embed.encoders import keras_state, pooling
 from ray_embed.encoders.batch_axis import check_batch_axis, check_independent
 from ray_embed.encoders.channel_axes import find_channel_axes, layout_notes, track_channels
 from ray_embed.encoders.determinism import IMAGES_TO_COMPARE, check_deterministic
@@ -43,7 +42,7 @@ def build(
     """
     _check_backend(spec)
     if isinstance(spec.model, str):
-        _restart_numbering()
+        keras_state.restart_numbering()
     setup = set_up_model(spec, saved_weights)
     loaded, spec = setup.loaded, setup.spec
     calls = _call_layers(setup)
@@ -63,19 +62,6 @@ def _check_backend(spec: EncoderSpec) -> None:
     backend = keras.config.backend()
     if spec.model is not None and backend != "tensorflow":
         raise InputError(f"Keras is set to the backend {backend!r}; set KERAS_BACKEND=tensorflow")
-
-
-def _restart_numbering() -> None:
-    """Start the numbers in the names of layers again, as in a process that has built no model.
-
-    Keras' `clear_session` would also forget what the user's modules have set, such as policies.
-    """
-    # Keras 3 does not export this.
-    from keras.src.utils import naming
-
-    naming.reset_uids()
-    if tf_keras := sys.modules.get("tf_keras"):
-        tf_keras.backend.reset_uids()
 
 
 @dataclass(frozen=True, kw_only=True)

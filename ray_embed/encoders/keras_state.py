@@ -21,6 +21,16 @@ def forget_models() -> None:
     gc.collect()
 
 
+def restart_numbering() -> None:
+    """Number layers from the start again, and keep what the user's modules have set."""
+    # Keras 3 does not export this.
+    from keras.src.utils import naming
+
+    naming.reset_uids()
+    if tf_keras := sys.modules.get("tf_keras"):
+        tf_keras.backend.reset_uids()
+
+
 def are_settings_default() -> bool:
     """Return whether Keras has its default settings in this thread, of which each has its own."""
     settings = []

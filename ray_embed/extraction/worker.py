@@ -238,24 +238,32 @@ def _write_parts(
     folders = [
         Folder.open(out) for out in (*(run.out for run in opened.job.runs), *opened.job.siblings)
     ]
+    # What the images alone decide is the same in each run.
+    seen = ShardResult(
+        number=shard.number,
+        split=shard.split.name,
+        rows=0,
+        rejects={},
+        brightest=encoded.images.find_brightest(),
+        turned=encoded.images.count_turned(),
+        reduced=encoded.images.count_reduced(),
+        passed_over=encoded.images.count_passed_over(),
+        is_uniform=False,
+        values=encoded.images.values,
+        finished=0.0,
+    )
     for run, results in encoded.results:
         part = make_part(shard.number, run.encoder, columns, results, pngs)
         if results.error is None:
             folder = folders[run.number]
             others = [other for other in folders if other != folder]
             part_files.write_part(folder, part, run.run.owner, columns.num_rows, others)
-        yield ShardResult(
+        yield replace(
+            seen,
             run=run.number,
             error=results.error,
-            number=shard.number,
-            split=shard.split.name,
             rows=part.features.num_rows,
             rejects=dict(Counter(part.rejects["reason"].to_pylist())),
-            brightest=encoded.images.find_brightest(),
-            turned=encoded.images.count_turned(),
-            reduced=encoded.images.count_reduced(),
-            passed_over=encoded.images.count_passed_over(),
             is_uniform=results.is_uniform(),
-            values=encoded.images.values,
             finished=time.time(),
         )

@@ -111,6 +111,11 @@ def make_default_name(model: str, weights: str | None) -> str:
     return "runs/" + "-".join(re.sub(r"[^A-Za-z0-9_.-]", "_", name) for name in names)
 
 
+def make_sweep_name(run: str) -> str:
+    """Return the default folder of a sweep, given the default run folder of its common options."""
+    return f"{run}-sweep"
+
+
 def _get_last_name(reference: str) -> str:
     if is_uri(reference):
         return get_base_name(reference)

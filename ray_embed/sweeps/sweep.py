@@ -11,7 +11,7 @@ from ray_embed.core.console import Say, say
 from ray_embed.errors import InputError, RayEmbedError, RunError
 from ray_embed.pipeline import Request, execute_together
 from ray_embed.results import Run
-from ray_embed.runs.workspace import choose_default_out
+from ray_embed.runs.workspace import choose_default_out, make_sweep_name
 from ray_embed.sweeps.variants import Variant, make_variants
 from ray_embed.sweeps.weight_files import find_models, find_weights
 
@@ -68,7 +68,7 @@ def execute_sweep(
     layers: Sequence[Sequence[str]],
 ) -> Sweep:
     """Run all encoders of a sweep; see :func:`sweep`."""
-    out = config.out or f"{choose_default_out(config)}-sweep"
+    out = config.out or make_sweep_name(choose_default_out(config))
     if config.out is None:
         say(f"run folders: {out}/…")
     paths = [str(each) if isinstance(each, Path) else each for each in models]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_embed.config import RunConfig, is_callable_reference, make_config
-from ray_embed.core.uri import is_uri, join_uri
+from ray_embed.core.uri import join_uri
 from ray_embed.errors import InputError
 
 _ENDINGS = re.compile(r"(\.weights)?\.(h5|hdf5|keras|index|ckpt)$", re.IGNORECASE)
@@ -62,7 +62,7 @@ def make_variants(
         ]
         name = _OUTSIDE_NAMES.sub("_", "-".join(names)).lstrip(".") or "run"
         changes = {key: value for _, change in choice for key, value in change.items()}
-        changes["out"] = join_uri(out, name) if is_uri(out) else f"{out.rstrip('/')}/{name}"
+        changes["out"] = join_uri(out, name)
         given = {field: getattr(config, field) for field in config.model_fields_set}
         variants.append(Variant(name, make_config(given | changes)))
     repeated = [

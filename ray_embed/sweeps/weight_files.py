@@ -112,4 +112,4 @@ def _list_checkpoints(path: str) -> list[str]:
     found = [name for name in found if folder.exists(f"{name}{_INDEX}")]
     if len(found) < 2:
         return [path]
-    return [join_uri(path, name) if is_uri(path) else str(Path(path) / name) for name in found]
+    return [join_uri(path, name) for name in found]
