@@ -280,7 +280,7 @@ def test_later_runs_are_measured(tmp_path):
     assert [row.measured for row in rows] == pytest.approx([9.5, 3.5, 2.5])
     memories = [(100.0, 300.0 + run) for run in range(50)]
     rows = second_run.memory_rows(memories)
-    assert [row.measured for row in rows] == pytest.approx([100, 0, 349, 100 * 25 / 324])
+    assert [row.measured for row in rows] == pytest.approx([100, 0, 342, 100 * 25 / 317])
 
 
 @pytest.mark.slow
@@ -297,10 +297,11 @@ def test_memory_does_not_grow_over_fifty_runs(tmp_path):
         keras.layers.Dense(1024),
     ]
     keras.Sequential([keras.Input((32, 32, 3)), *layers]).save(tmp_path / "model.keras")
-    runs = second_run.measure(
-        tmp_path / "model.keras", [tmp_path / "images"] * 50, tmp_path / "out"
+    rows = second_run.memory_rows(
+        second_run.measure_memory(
+            tmp_path / "model.keras", tmp_path / "images", 50, tmp_path / "out"
+        )
     )
-    rows = second_run.memory_rows([run["memory"] for run in runs])
     assert [row.met for row in rows if row.target] == [True, True], rows
 
 
