@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the encoder of a run: load it, check it, fold it into a graph, and choose its engine."""
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,14 +16,15 @@ from ray_embed.encoders.determinism import IMAGES_TO_COMPARE, check_deterministi
 from ray_embed.encoders.enclosing_models import describe_inner_input
 from ray_embed.encoders.engines.choice import Reference, choose_engine
 from ray_embed.encoders.features import Encode, encoding_function, layer_values, pool_layers
-from ray_embed.encoders.graph import fold_encoder
-from ray_embed.encoders.keras_compat import keras_family
+from ray_embed.encoders.graph import Trace, fold_encoder, trace
+from ray_embed.encoders.keras_compat import keeps_state_in_weights, keras_family
 from ray_embed.encoders.loaded_model import LoadedModel, get_weights
 from ray_embed.encoders.model_errors import explain_call_errors
-from ray_embed.encoders.model_setup import ModelSetup, set_up_model
+from ray_embed.encoders.model_setup import ModelSetup, give_other_weights, set_up_model
 from ray_embed.encoders.probe_images import probe_images
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
 from ray_embed.errors import InputError
+from ray_embed.options import RANDOM
 
 
 def build(
@@ -40,20 +42,72 @@ def build(
         InputError: the model, its weights, a layer or the pooling is unsuitable, or two calls on
             the same images return different features.
     """
-    _check_backend(spec)
-    if isinstance(spec.model, str):
-        keras_state.restart_numbering()
-    setup = set_up_model(spec, saved_weights)
-    loaded, spec = setup.loaded, setup.spec
-    calls = _call_layers(setup)
-    encode = encoding_function(loaded, spec, calls.outputs)
-    draft = _draft_encoder(setup, calls.outputs, encode)
-    reference = _call_plainly(setup, draft, encode)
-    check_deterministic(loaded, spec, reference)
-    if calls.fewer:
-        check_independent(spec, calls.pool(calls.values), calls.pool(calls.fewer))
-    draft = replace(draft, notes=(*_model_notes(loaded, setup.image_shape), *calls.notes))
-    return choose_engine(draft, loaded, reference, threads)
+    return Builder().build(spec, threads, saved_weights)
+
+
+class Builder:
+    """Builds encoders one after the other.
+
+    Encoders that differ only in their weights share what takes longest and does not depend on
+    weights: the loaded model, what is known about its layers, and its traced graph.
+    """
+
+    def __init__(self) -> None:
+        self._latest: _Prepared | None = None
+        self._trace = functools.lru_cache(maxsize=1)(trace)
+
+    def build(
+        self, spec: EncoderSpec, threads: int, saved_weights: tuple[Array, ...] | None
+    ) -> Encoder:
+        """Build an encoder. See :func:`build`."""
+        _check_backend(spec)
+        prepared = self._reuse(spec, saved_weights) or self._load(spec, saved_weights)
+        setup, calls, encode = prepared.setup, prepared.calls, prepared.encode
+        draft = _draft_encoder(setup, calls.outputs, encode, self._trace)
+        reference = _call_plainly(setup, draft, encode)
+        check_deterministic(setup.loaded, setup.spec, reference)
+        if calls.fewer:
+            check_independent(spec, calls.pool(calls.values), calls.pool(calls.fewer))
+        notes = (*_model_notes(setup.loaded, setup.image_shape), *calls.notes)
+        encoder = choose_engine(replace(draft, notes=notes), setup.loaded, reference, threads)
+        if keeps_state_in_weights(setup.loaded.model):
+            self._latest = replace(prepared, calls=replace(calls, values={}, fewer={}))
+        return encoder
+
+    def _reuse(
+        self, spec: EncoderSpec, saved_weights: tuple[Array, ...] | None
+    ) -> "_Prepared | None":
+        """Give the latest model the weights of a request that differs in nothing else."""
+        latest = self._latest
+        is_file = spec.weights not in (None, RANDOM) and saved_weights is None
+        if latest is None or not is_file or replace(latest.asked, weights=spec.weights) != spec:
+            return None
+        return replace(latest, setup=give_other_weights(latest.setup, spec))
+
+    def _load(self, spec: EncoderSpec, saved_weights: tuple[Array, ...] | None) -> "_Prepared":
+        """Load the model with its weights, and call it."""
+        # Two models need not fit in memory.
+        self._latest = None
+        self._trace.cache_clear()
+        if isinstance(spec.model, str):
+            keras_state.restart_numbering()
+        setup = set_up_model(spec, saved_weights)
+        calls = _call_layers(setup)
+        encode = encoding_function(setup.loaded, setup.spec, calls.outputs)
+        return _Prepared(asked=spec, setup=setup, calls=calls, encode=encode)
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """A model with its weights, and what does not depend on their values.
+
+    `asked` is the request that the model was loaded for.
+    """
+
+    asked: EncoderSpec
+    setup: ModelSetup
+    calls: "_LayerCalls"
+    encode: Encode
 
 
 def _check_backend(spec: EncoderSpec) -> None:
@@ -68,7 +122,7 @@ def _check_backend(spec: EncoderSpec) -> None:
 class _LayerCalls:
     """The outputs of the requested layers for a batch, and for one image fewer.
 
-    `fewer` is empty if the model accepts only one batch size.
+    `fewer` is empty if the model accepts only one batch size, or if the two were compared already.
     """
 
     values: dict[str, Any]
@@ -129,7 +183,9 @@ def _model_notes(loaded: LoadedModel, shape: tuple[int, int, int]) -> tuple[str,
     return (*loaded.notes, note) if note else loaded.notes
 
 
-def _draft_encoder(setup: ModelSetup, outputs: tuple[Output, ...], encode: Encode) -> Encoder:
+def _draft_encoder(
+    setup: ModelSetup, outputs: tuple[Output, ...], encode: Encode, trace: Trace
+) -> Encoder:
     """Return the encoder without an engine, but with its graph if it can be folded into one."""
     weights = get_weights(setup.loaded)
     draft = Encoder(
@@ -144,7 +200,7 @@ def _draft_encoder(setup: ModelSetup, outputs: tuple[Output, ...], encode: Encod
         output_names=(),
         weights=weights,
     )
-    draft, warnings = fold_encoder(draft, encode, setup.loaded.dtype)
+    draft, warnings = fold_encoder(draft, encode, setup.loaded.dtype, trace)
     return replace(_with_layer_names(draft, setup.loaded), warnings=tuple(warnings))
 
 

@@ -8,6 +8,7 @@ nothing.
 """
 
 import contextlib
+import functools
 import json
 import os
 import pickle
@@ -24,6 +25,7 @@ from ray_embed.errors import RayEmbedError, RunError
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
+    from ray_embed.encoders.build import Builder
     from ray_embed.encoders.spec import Build, Encoder, EncoderSpec, Weights
 
     # The arguments of `Build`.
@@ -113,18 +115,23 @@ def serve(folder: str) -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Leave the GPUs to the actors.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    start = functools.cache(functools.partial(_start_builder, folder))
     with answer:
-        while (result := _answer_request(folder)) is not None:
+        while (result := _answer_request(start)) is not None:
             pickle.dump(result, answer, pickle.HIGHEST_PROTOCOL)
             answer.flush()
     # TensorFlow takes a second to take itself apart.
     os._exit(0)
 
 
-def _answer_request(folder: str) -> "Encoder | Exception | None":
-    """Return the encoder of the next request or an error, or None if there are no more requests."""
+def _answer_request(start: "Callable[[], Builder]") -> "Encoder | Exception | None":
+    """Return the encoder of the next request or an error, or None if there are no more requests.
+
+    Args:
+        start: imports TensorFlow on its first call, and returns the builder of this process.
+    """
     try:
-        return _build_requested(folder)
+        return _build_requested(start())
     except EOFError:
         # The other process closed the pipe.
         return None
@@ -134,12 +141,18 @@ def _answer_request(folder: str) -> "Encoder | Exception | None":
         return RunError(f"an error while building the encoder:\n{traceback.format_exc()}")
 
 
-def _build_requested(folder: str) -> "Encoder":
+def _start_builder(folder: str) -> "Builder":
     from ray_embed.encoders import tensorflow_setup
 
     tensorflow_setup.import_tensorflow(folder)
-    from ray_embed.encoders.build import build
+    from ray_embed.encoders.build import Builder
+
+    return Builder()
+
+
+def _build_requested(builder: "Builder") -> "Encoder":
+    from ray_embed.encoders import tensorflow_setup
 
     spec, threads, saved_weights = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own process
     tensorflow_setup.configure_tensorflow(threads)
-    return build(spec, threads, saved_weights)
+    return builder.build(spec, threads, saved_weights)

@@ -2,6 +2,7 @@
 """Fold the encoder into one TensorFlow graph whose variables are constants."""
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +32,33 @@ class FoldedGraph:
     advice: str
 
 
-def fold_encoder(draft: Encoder, encode: Encode, dtype: str) -> tuple[Encoder, list[str]]:
+# Traces a function for one batch shape and the type of the model's own input.
+Trace = Callable[[Encode, tuple[int, ...], str], Any]
+
+
+def trace(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> Any:
+    """Return the function as a TensorFlow function, without what its outputs do not need.
+
+    Args:
+        encode: the function from images to features.
+        batch_shape: (N, H, W, C), or (N,) for the contents of files.
+        dtype: the type of the model's own input.
+
+    Raises:
+        Exception: whatever TensorFlow raises for a function that cannot be traced.
+    """
+    import tensorflow as tf
+
+    kind = tf.string if dtype == "string" else tf.float32
+    # tf.function would keep nodes with side effects: a sampling layer that no output needs changes
+    # the state of its random generator, which cannot be a constant.
+    traced = tf.compat.v1.wrap_function(encode, [tf.TensorSpec(batch_shape, kind, name="images")])
+    return traced.prune(traced.inputs[0], traced.outputs)
+
+
+def fold_encoder(
+    draft: Encoder, encode: Encode, dtype: str, trace: Trace = trace
+) -> tuple[Encoder, list[str]]:
     """Return the encoder with its graph, and a warning if it cannot be folded into one.
 
     Without a graph, the type of its input, `dtype`, is the only clue to which pixels it expects.
@@ -39,7 +66,7 @@ def fold_encoder(draft: Encoder, encode: Encode, dtype: str) -> tuple[Encoder, l
     batch = draft.spec.batch_size
     shape = (batch,) if dtype == "string" else (batch, *draft.image_shape)
     try:
-        folded = fold(encode, shape, dtype)
+        folded = fold(encode, shape, dtype, trace)
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         rescaling = Rescaling(dtype=dtype, expects_levels="int" in dtype)
@@ -65,7 +92,9 @@ def _model_digest(draft: Encoder) -> str:
     return hashlib.sha256(repr((draft.spec.model_name, outputs, shapes)).encode()).hexdigest()
 
 
-def fold(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> FoldedGraph:
+def fold(
+    encode: Encode, batch_shape: tuple[int, ...], dtype: str, trace: Trace = trace
+) -> FoldedGraph:
     """Trace the function for one batch shape and fold its variables to constants.
 
     The graph ends at the last requested layer: nodes that no output needs are left out.
@@ -74,11 +103,12 @@ def fold(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> FoldedGrap
         encode: the function from images to features.
         batch_shape: (N, H, W, C), or (N,) for the contents of files.
         dtype: the type of the model's own input.
+        trace: traces the function.
 
     Raises:
         Exception: whatever TensorFlow raises for a function that cannot be traced or folded.
     """
-    frozen = _freeze(encode, batch_shape, dtype)
+    frozen = _freeze(trace(encode, batch_shape, dtype))
     graph = frozen.graph.as_graph_def()
     _refuse_python(graph)
     input_name = frozen.inputs[0].name
@@ -99,18 +129,12 @@ def fold(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> FoldedGrap
     )
 
 
-def _freeze(encode: Encode, batch_shape: tuple[int, ...], dtype: str) -> Any:
-    import tensorflow as tf
+def _freeze(traced: Any) -> Any:
     from tensorflow.python.framework.convert_to_constants import (
         convert_variables_to_constants_v2,
     )
 
-    kind = tf.string if dtype == "string" else tf.float32
-    # tf.function would keep nodes with side effects: a sampling layer that no output needs changes
-    # the state of its random generator, which cannot be a constant.
-    traced = tf.compat.v1.wrap_function(encode, [tf.TensorSpec(batch_shape, kind, name="images")])
-    needed = traced.prune(traced.inputs[0], traced.outputs)
-    return convert_variables_to_constants_v2(needed)
+    return convert_variables_to_constants_v2(traced)
 
 
 def _refuse_python(graph: Any) -> None:

@@ -50,6 +50,22 @@ def is_positional(value: Any) -> bool:
     return has_base(value, "Functional") or has_base(value, "Sequential")
 
 
+def keeps_state_in_weights(model: Any) -> bool:
+    """Return whether all that distinguishes a model from one with other weights are its weights.
+
+    This holds for functional and Sequential models of Keras's own layers. Layers that adapt to data
+    keep constants besides their variables, and layers of the user may keep anything.
+    """
+    if keras_family(model) != "keras" or not is_positional(model):
+        return False
+    return all(
+        type(layer).__module__.startswith("keras.src.")
+        and type(layer).__name__ != "Lambda"
+        and not hasattr(layer, "adapt")
+        for layer in model._flatten_layers()
+    )
+
+
 def is_variable(value: Any) -> bool:
     """Return whether the value is a Keras 3 variable, or a TensorFlow one, as in tf_keras."""
     return any(

@@ -65,6 +65,23 @@ def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = No
     return replace(setup, spec=replace(spec, channels_first=channels_first))
 
 
+def give_other_weights(setup: ModelSetup, spec: EncoderSpec) -> ModelSetup:
+    """Load other weights into a model that is set up already.
+
+    Args:
+        setup: the model.
+        spec: the request, which differs from that of `setup` only in ``--weights``.
+
+    Raises:
+        InputError: the weights do not fit. The model keeps those that it has.
+    """
+    spec = replace(spec, channels_first=setup.spec.channels_first)
+    setup = replace(setup, spec=spec)
+    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+        _load_requested_weights(setup, local_spec)
+    return setup
+
+
 def set_up_untrained(spec: EncoderSpec) -> ModelSetup:
     """Load the model and create its variables, without loading weights into them.
 
