@@ -193,7 +193,11 @@ def execute_together(
         # After an error of any kind, actors may still write.
         running.are_reusable = False
         for together in _plan_passes(prepared, sizes, running):
-            siblings = [run.target.uri for number, run in prepared.items() if number in results]
+            siblings = [
+                run.target.uri
+                for number, run in prepared.items()
+                if isinstance(results.get(number), Run)
+            ]
             speed = max(
                 speed,
                 _extract_and_reduce(config, together, siblings, results, running, build_projector),
@@ -256,11 +260,11 @@ def _open_builders(
         yield [stack.enter_context(start_build_process()) for _ in range(count)]
 
 
-def _merge_parts(out: str, limit: int, running: RunSession) -> int:
+def _merge_parts(out: str, limit: int, running: RunSession, siblings: Sequence[str]) -> int:
     """Merge the parts, in parallel on actors of all nodes, and return the number of points."""
     others = running.list_other_actors()
     remote_map = partial(map_in_actors, others) if others else None
-    return running.call(merge, out, limit, running.resources.cpus, remote_map)()
+    return running.call(merge, out, limit, running.resources.cpus, remote_map, siblings)()
 
 
 def _extract_and_reduce(
@@ -280,6 +284,7 @@ def _extract_and_reduce(
         Images per second during extraction.
     """
     left, speed = dict(prepared), 0.0
+    finished: list[str] = []
     for is_last in (False, False, True):
         if not left:
             break
@@ -295,7 +300,9 @@ def _extract_and_reduce(
                 del left[number]
                 continue
             try:
-                results[number] = _finish(config, left[number], running, build_projector)
+                merged = [*siblings, *finished]
+                results[number] = _finish(config, left[number], running, build_projector, merged)
+                finished.append(left[number].target.uri)
             except DamagedError as error:
                 run = left[number]
                 if not is_last:
@@ -318,9 +325,16 @@ def _find_finished(prepared: PreparedRun) -> Found:
 
 
 def _finish(
-    config: RunConfig, prepared: PreparedRun, running: RunSession, build_projector: bool
+    config: RunConfig,
+    prepared: PreparedRun,
+    running: RunSession,
+    build_projector: bool,
+    siblings: Sequence[str],
 ) -> Run:
-    """Check the parts of a run, and build its projector."""
+    """Check the parts of a run, and build its projector.
+
+    `siblings` are the folders of runs with the same records whose projectors have been built.
+    """
     target = prepared.target
     if not build_projector:
         # Merging includes this check.
@@ -334,7 +348,7 @@ def _finish(
         )
     if build_projector:
         prepared.say("building the projector")
-        points = _merge_parts(target.uri, config.projector_limit, running)
+        points = _merge_parts(target.uri, config.projector_limit, running, siblings)
         for line in describe_limits(target.uri, points, config.projector_limit):
             prepared.say(line)
     return finished

@@ -2,8 +2,9 @@
 """Merge the parts, in the order of the shards, into the files of TensorBoard's projector."""
 
 import contextlib
+import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,6 +38,7 @@ _STRATUM = ("split", "label")
 # A data file holds whole parts, with about this many bytes in total. Its boundaries therefore
 # depend only on the plan, and so do its bytes. Each thread holds a few groups in memory.
 _GROUP_BYTES = 16 << 20
+_SPRITE = "sprite.png"
 # TensorBoard can color by each of these columns.
 _MARKED_LABELS = 20
 
@@ -76,6 +78,7 @@ def merge(
     limit: int | None = None,
     threads: int | None = None,
     remote_map: OrderedMap | None = None,
+    siblings: Sequence[str] = (),
 ) -> int:
     """Merge the parts of a finished extraction into ``projector/``, replacing what was there.
 
@@ -89,6 +92,8 @@ def merge(
             the same for any number.
         remote_map: an ordered map that processes blocks and tasks on other machines. If None,
             everything is done on this one.
+        siblings: runs with the same records that were merged with the same `limit`. The sprite of
+            one that has the same thumbnails is linked.
 
     Returns:
         The number of points.
@@ -133,7 +138,7 @@ def merge(
             folder.delete(f"{layout.PROJECTOR}/{layout.PROJECTOR_CONFIG}")
         together = merge_task.count_parallel_tasks(survey.groups, width)
         with staging.writing(target), open_ordered_map(threads, together) as local_map:
-            _write_projector(settings, target, survey, local_map, remote_map)
+            _write_projector(settings, target, survey, local_map, remote_map, siblings)
             _copy_evaluation(run, target)
             views = bookmarks.make_bookmarks(run, lambda name: (target / name).read_bytes())
             for name, content in views.files.items():
@@ -275,6 +280,7 @@ def _write_projector(
     survey: _Survey,
     local_map: OrderedMap,
     remote_map: OrderedMap | None,
+    siblings: Sequence[str],
 ) -> None:
     """Write the metadata, checkpoint, sprite and configuration into `target`."""
     variables = [checkpoint.get_variable_name(column) for column in settings.columns]
@@ -305,11 +311,34 @@ def _write_projector(
     # Only `variables` can be restored with `tf.train.Checkpoint`; samples and PCA are for display.
     checkpoint.write_checkpoint(target, variables, indexes)
     side = sprite.choose_cell_size(settings.shown)
-    if side:
+    if side and not _link_sprite(settings.folder, target, survey.groups, siblings):
         pngs = _read_thumbnails(settings, survey.groups, drawn, local_map)
-        sprite.write_sprite(target / "sprite.png", settings.shown, pngs, local_map)
+        sprite.write_sprite(target / _SPRITE, settings.shown, pngs, local_map)
     checkpoint.write_config(target / layout.PROJECTOR_CONFIG, shown, files[-1], side)
     checkpoint.write_event_file(target)
+
+
+def _link_sprite(
+    folder: Folder, target: Path, groups: tuple[PartGroup, ...], siblings: Sequence[str]
+) -> bool:
+    """Link the sprite of a sibling whose thumbnails are the same files.
+
+    Returns:
+        False if there is none, or if the file system has no hard links.
+    """
+    if not folder.is_local:
+        return False
+    names = [
+        part_files.part_name(layout.THUMBNAILS, number)
+        for group in groups
+        for number in group.parts
+    ]
+    for sibling in map(Folder.open, siblings):
+        with contextlib.suppress(OSError):
+            if all(Path(folder.join(name)).samefile(sibling.join(name)) for name in names):
+                os.link(sibling.join(f"{layout.PROJECTOR}/{_SPRITE}"), target / _SPRITE)
+                return True
+    return False
 
 
 def _make_tasks(

@@ -84,9 +84,10 @@ def test_runs_are_those_of_single_runs(data, ray_embed, tmp_path):
     assert found == sorted(found)
     assert "silhouette" in result.out
     assert (tmp_path / "s" / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    # Thumbnails are stored once.
+    # Thumbnails and the sprite are stored once.
     for part in (tmp_path / "s" / "epoch-2" / "thumbnails").iterdir():
         assert part.stat().st_nlink == 3
+    assert (tmp_path / "s" / "epoch-2" / "projector" / "sprite.png").stat().st_nlink == 3
     assert ray_embed("status", "--verify", "s/epoch-9").code == 0
 
 
@@ -163,6 +164,9 @@ def test_an_image_that_kills_one_encoder_is_embedded_by_the_others(special, ray_
     assert package.load(tmp_path / "s" / "works").rows == 10
     dies = package.load(tmp_path / "s" / "dies")
     assert (dies.rows, dies.rejects_by_reason) == (9, {"crashes the process": 1})
+    # The sprites show different images.
+    sprites = [tmp_path / "s" / name / "projector" / "sprite.png" for name in ("works", "dies")]
+    assert sprites[0].read_bytes() != sprites[1].read_bytes()
 
 
 FAILING = """
