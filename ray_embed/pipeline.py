@@ -187,7 +187,11 @@ def execute_together(
                 results[number] = one
                 continue
             write_run_folder(request.config, one, scratch)
-            sizes.append(memory.estimate_bytes(artifacts.count_bytes(one.encoder)))
+            sizes.append(
+                memory.estimate_bytes(
+                    artifacts.count_bytes(one.encoder), artifacts.count_batch_bytes(one.encoder)
+                )
+            )
             prepared[number] = replace(one, encoder=artifacts.strip_contents(one.encoder))
         speed = 0.0
         # After an error of any kind, actors may still write.

@@ -9,6 +9,7 @@ graph's tensors.
 import hashlib
 import io
 import json
+import math
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -132,6 +133,11 @@ def count_bytes(encoder: Encoder) -> int:
     if runs_graph(encoder.engine) and encoder.graph is not None:
         return len(encoder.graph)
     return sum(value.nbytes for value in encoder.weights)
+
+
+def count_batch_bytes(encoder: Encoder) -> int:
+    """Return the size of a batch of images, (N, H, W, C) float32."""
+    return 4 * encoder.spec.batch_size * math.prod(encoder.image_shape)
 
 
 def restore_contents(folder: Folder, encoder: Encoder) -> Encoder:

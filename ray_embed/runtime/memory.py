@@ -8,15 +8,22 @@ from ray_embed.runtime.resources import Resources
 
 # An engine holds its weights several times: as the graph, converted, and laid out for computing.
 _TIMES_WEIGHTS = 5
-# What an engine needs whatever its weights: code, buffers and activations of a batch.
-_ENGINE_BYTES = 64 << 20
+# The outputs of layers are larger than the images (tests/benchmarks/encoder_memory.py).
+_TIMES_IMAGES = 16
+# What an engine needs whatever its encoder.
+_ENGINE_BYTES = 32 << 20
 # The rest is for images, Ray's object store, and everything else on the machine.
 _SHARE = 0.5
 
 
-def estimate_bytes(weights: int) -> int:
-    """Return the memory of an engine, given the bytes of its weights."""
-    return _ENGINE_BYTES + _TIMES_WEIGHTS * weights
+def estimate_bytes(weights: int, images: int) -> int:
+    """Return the memory of an engine in bytes.
+
+    Args:
+        weights: the bytes of its weights.
+        images: the bytes of a batch of images, in float32.
+    """
+    return _ENGINE_BYTES + _TIMES_WEIGHTS * weights + _TIMES_IMAGES * images
 
 
 def get_memory_for_encoders(nodes: Sequence[Node], each: Resources) -> int | None:

@@ -7,6 +7,7 @@ import re
 import runpy
 import subprocess
 import sys
+import time
 from importlib import import_module
 from pathlib import Path
 
@@ -303,6 +304,35 @@ def test_memory_does_not_grow_over_fifty_runs(tmp_path):
         )
     )
     assert [row.met for row in rows if row.target] == [True, True], rows
+
+
+def test_memory_of_encoders_is_measured_beside_the_estimate(capsys):
+    import encoder_memory
+
+    estimate, added = encoder_memory.measure("MobileNetV2", 32, "openvino")
+    assert estimate > 30
+    assert len(added) == encoder_memory.OPENED
+    row = encoder_memory.make_row("tiny", 32, "openvino", 100.0, [900.0, 50.0, 150.0, 250.0])
+    assert (row.measured, row.met) == (1.5, True)
+    assert (
+        capsys.readouterr().out == "tiny 32 openvino: estimated 100 MB, added 900, 50, 150, 250\n"
+    )
+
+
+def test_processes_are_busy_beside_a_side():
+    import psutil
+    import whole_process
+
+    children = psutil.Process().children
+    before = set(children())
+    with whole_process.busy_processes(2):
+        busy = set(children()) - before
+        assert len(busy) == 2
+        time.sleep(0.5)
+        assert all(process.cpu_times().user > 0 for process in busy)
+    assert set(children()) == before
+    compared = whole_process.Compared(512, ("loop", "ray-embed"), busy=2)
+    assert "beside 2 busy processes" in compared.rows()[0].what
 
 
 def test_engines_are_compared_with_the_folded_graph(tmp_path, monkeypatch, capsys):

@@ -156,7 +156,9 @@ class Compared:
         n, ours, loop = self.images, self._seconds(OURS), self._seconds(LOOP)
         rows = []
         if self.busy:
-            what = f"{n:,} images beside {self.busy} busy processes: ray-embed's time over the loop's"
+            what = (
+                f"{n:,} images beside {self.busy} busy processes: ray-embed's time over the loop's"
+            )
             rows.append(row(what, SLOWER_BESIDE_OTHERS, ratio(ours, loop)))
         elif n in SLOWER:
             what = f"{n:,} images, whole process: ray-embed's time over the loop's"

@@ -3,7 +3,11 @@
 
 import pytest
 
-from ray_embed.runtime.memory import get_memory_for_encoders, split_into_passes
+from ray_embed.runtime.memory import (
+    estimate_bytes,
+    get_memory_for_encoders,
+    split_into_passes,
+)
 from ray_embed.runtime.nodes import Node
 from ray_embed.runtime.resources import Resources
 
@@ -27,3 +31,9 @@ def test_memory_is_that_of_the_smallest_share():
     nodes = [Node("a", 8, 0, memory=80), Node("b", 2, 0, memory=60), Node("c", 1, 0, memory=1)]
     assert get_memory_for_encoders(nodes, Resources(2, 0)) == 10
     assert get_memory_for_encoders([Node("a", 8, 0)], Resources(2, 0)) is None
+
+
+def test_memory_of_an_encoder_grows_with_its_weights_and_its_images():
+    small = estimate_bytes(weights=10, images=10)
+    assert estimate_bytes(weights=20, images=10) > small
+    assert estimate_bytes(weights=10, images=20) > small

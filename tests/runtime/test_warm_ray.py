@@ -37,6 +37,15 @@ def _assert_ended(folder: Path) -> None:
     )
 
 
+def test_actors_compute_at_the_priority_of_the_command(tmp_path: Path) -> None:
+    run_script(
+        """
+        assert call(os.nice, 0) == os.nice(0)
+        """,
+        tmp_path,
+    )
+
+
 def test_session_ends_ray_and_the_actors(tmp_path: Path) -> None:
     said = run_script(
         """
