@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Save the encoder in the run folder, so that a resumed run uses the same one.
 
-``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` holds the graph
-with its variables folded in, and ``encoder/encoder.json`` holds a description with the names of the
-graph's tensors.
+``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` (or the name
+that its framework gives it) holds the graph with its weights, and ``encoder/encoder.json`` holds a
+description with the names of the graph's tensors.
 """
 
 import hashlib
@@ -16,14 +16,13 @@ import numpy as np
 
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.registry import runs_graph
+from ray_embed.encoders.frameworks.registry import get_framework
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 
-_WEIGHTS, _GRAPH, _DESCRIPTION = (
-    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "graph.pb", "encoder.json")
-)
+_WEIGHTS, _DESCRIPTION = (f"{layout.ENCODER}/{name}" for name in ("weights.npz", "encoder.json"))
 
 
 def save_encoder(folder: Folder, encoder: Encoder) -> None:
@@ -37,7 +36,7 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
     np.savez(sink, allow_pickle=False, **arrays)
     contents = {_WEIGHTS: sink.getvalue()}
     if encoder.graph is not None:
-        contents[_GRAPH] = encoder.graph
+        contents[_name_graph(encoder)] = encoder.graph
     for name, content in contents.items():
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
@@ -45,6 +44,10 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
     description = json.loads(json.dumps(description, default=str))
     description["checksum"] = manifest.compute_checksum(description)
     folder.write(_DESCRIPTION, json.dumps(description, indent=1).encode())
+
+
+def _name_graph(encoder: Encoder) -> str:
+    return f"{layout.ENCODER}/{get_framework(encoder.framework).graph_file}"
 
 
 def is_intact(folder: Folder) -> bool:
@@ -129,7 +132,7 @@ def strip_contents(encoder: Encoder) -> Encoder:
 
 def count_bytes(encoder: Encoder) -> int:
     """Return the size of what the engine of an encoder loads: its graph, or its weights."""
-    if runs_graph(encoder.engine) and encoder.graph is not None:
+    if runs_graph(encoder) and encoder.graph is not None:
         return len(encoder.graph)
     return sum(value.nbytes for value in encoder.weights)
 
@@ -140,9 +143,9 @@ def restore_contents(folder: Folder, encoder: Encoder) -> Encoder:
     Raises:
         InputError: a file is missing or damaged.
     """
-    if not runs_graph(encoder.engine):
+    if not runs_graph(encoder):
         return replace(encoder, weights=read_weights(folder) or ())
-    graph = _read_file(folder, _GRAPH)
+    graph = _read_file(folder, _name_graph(encoder))
     description = _read_description(folder)
     return replace(
         encoder,

@@ -1,34 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Build the encoder of a run: load it, check it, fold it into a graph, and choose its engine."""
+"""Build the encoder of a run with the framework that its model comes from."""
 
-import hashlib
-from dataclasses import dataclass, replace
-from typing import Any
-
-import numpy as np
-
-from ray_embed.core.arrays import Array
-from ray_embed.encoders import keras_state, pooling
-from ray_embed.encoders.batch_axis import check_batch_axis, check_independent
-from ray_embed.encoders.channel_axes import find_channel_axes, layout_notes, track_channels
-from ray_embed.encoders.determinism import IMAGES_TO_COMPARE, check_deterministic
-from ray_embed.encoders.enclosing_models import describe_inner_input
-from ray_embed.encoders.engines.choice import Reference, choose_engine
-from ray_embed.encoders.features import Encode, encoding_function, layer_values, pool_layers
-from ray_embed.encoders.graph import fold_encoder
-from ray_embed.encoders.keras_compat import keras_family
-from ray_embed.encoders.loaded_model import LoadedModel, get_weights
-from ray_embed.encoders.model_errors import explain_call_errors
-from ray_embed.encoders.model_setup import ModelSetup, set_up_model
-from ray_embed.encoders.probe_images import probe_images
-from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
-from ray_embed.errors import InputError
+from ray_embed.encoders.frameworks.registry import find_framework
+from ray_embed.encoders.local_copies import local_copies
+from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
 
 
-def build(
-    spec: EncoderSpec, threads: int = 1, saved_weights: tuple[Array, ...] | None = None
-) -> Encoder:
-    """Build the encoder.
+def build(spec: EncoderSpec, threads: int = 1, saved_weights: Weights | None = None) -> Encoder:
+    """Build the encoder: load it, check it, make one graph of it, and choose its engine.
 
     Args:
         spec: the requested encoder.
@@ -40,135 +19,6 @@ def build(
         InputError: the model, its weights, a layer or the pooling is unsuitable, or two calls on
             the same images return different features.
     """
-    _check_backend(spec)
-    if isinstance(spec.model, str):
-        keras_state.restart_numbering()
-    setup = set_up_model(spec, saved_weights)
-    loaded, spec = setup.loaded, setup.spec
-    calls = _call_layers(setup)
-    encode = encoding_function(loaded, spec, calls.outputs)
-    draft = _draft_encoder(setup, calls.outputs, encode)
-    reference = _call_plainly(setup, draft, encode)
-    check_deterministic(loaded, spec, reference)
-    if calls.fewer:
-        check_independent(spec, calls.pool(calls.values), calls.pool(calls.fewer))
-    draft = replace(draft, notes=(*_model_notes(loaded, setup.image_shape), *calls.notes))
-    return choose_engine(draft, loaded, reference, threads)
-
-
-def _check_backend(spec: EncoderSpec) -> None:
-    import keras
-
-    backend = keras.config.backend()
-    if spec.model is not None and backend != "tensorflow":
-        raise InputError(f"Keras is set to the backend {backend!r}; set KERAS_BACKEND=tensorflow")
-
-
-@dataclass(frozen=True, kw_only=True)
-class _LayerCalls:
-    """The outputs of the requested layers for a batch, and for one image fewer.
-
-    `fewer` is empty if the model accepts only one batch size.
-    """
-
-    values: dict[str, Any]
-    fewer: dict[str, Any]
-    outputs: tuple[Output, ...]
-    notes: tuple[str, ...]
-
-    def pool(self, values: dict[str, Any]) -> list[Array]:
-        """Return the features of a call."""
-        return [np.asarray(value) for value in pool_layers(values, self.outputs)]
-
-
-def _call_layers(setup: ModelSetup) -> _LayerCalls:
-    """Call the model, and describe the requested outputs.
-
-    Raises:
-        InputError: a layer cannot be pooled, or does not return one row per image.
-    """
-    loaded, spec, images = setup.loaded, setup.spec, setup.images
-    with explain_call_errors(loaded, spec, images):
-        with track_channels(images) as channels:
-            values = layer_values(loaded, spec, channels.images, channels.watch)
-        fewer = {} if setup.has_fixed_batch else layer_values(loaded, spec, images[:-1])
-    check_batch_axis(loaded, spec, images, values, fewer)
-    axes, notes = find_channel_axes(loaded, values, channels)
-    return _LayerCalls(
-        values=values,
-        fewer=fewer,
-        outputs=_describe_outputs(spec, values, axes),
-        notes=(*layout_notes(loaded, setup.image_shape), *notes),
-    )
-
-
-def _describe_outputs(
-    spec: EncoderSpec, values: dict[str, Any], axes: dict[str, int]
-) -> tuple[Output, ...]:
-    outputs = []
-    for name, value in values.items():
-        how = pooling.resolve_pool(spec.pool, name, (None, *value.shape[1:].as_list()))
-        outputs.append(
-            Output(
-                layer=name,
-                column="feature" if len(values) == 1 else f"feature_{name.replace('/', '.')}",
-                pool=how,
-                dimension=int(pooling.pool(value[:1], how, axes[name]).shape[-1]),
-                channel_axis=axes[name],
-            )
-        )
-    return tuple(outputs)
-
-
-def _model_notes(loaded: LoadedModel, shape: tuple[int, int, int]) -> tuple[str, ...]:
-    if loaded.outer is None or loaded.model is None:
-        return loaded.notes
-    height, width, channels = shape
-    input_shape = (channels, height, width) if loaded.channels_first else shape
-    note = describe_inner_input(loaded.model, (loaded.outer, *loaded.between), input_shape)
-    return (*loaded.notes, note) if note else loaded.notes
-
-
-def _draft_encoder(setup: ModelSetup, outputs: tuple[Output, ...], encode: Encode) -> Encoder:
-    """Return the encoder without an engine, but with its graph if it can be folded into one."""
-    weights = get_weights(setup.loaded)
-    draft = Encoder(
-        spec=setup.spec,
-        image_shape=setup.image_shape,
-        outputs=outputs,
-        engine="plain",
-        architecture="",
-        weights_digest=_weights_digest(weights),
-        graph=None,
-        input_name="",
-        output_names=(),
-        weights=weights,
-    )
-    draft, warnings = fold_encoder(draft, encode, setup.loaded.dtype)
-    return replace(_with_layer_names(draft, setup.loaded), warnings=tuple(warnings))
-
-
-def _with_layer_names(draft: Encoder, loaded: LoadedModel) -> Encoder:
-    """Use the model's own names for rescaling layers: Keras 3 appends numbers to graph scopes."""
-    if keras_family(loaded.model) != "keras":
-        return draft
-    names = {layer.name for layer in loaded.model._flatten_layers()}
-    unnumbered = ((scope, scope.rpartition("_")[0]) for scope in draft.rescaling.layers)
-    layers = tuple(name if name in names else scope for scope, name in unnumbered)
-    return replace(draft, rescaling=replace(draft.rescaling, layers=layers))
-
-
-def _weights_digest(weights: tuple[Array, ...]) -> str:
-    digest = hashlib.sha256()
-    for value in weights:
-        digest.update(f"{value.dtype}{value.shape}".encode())
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
-
-
-def _call_plainly(setup: ModelSetup, draft: Encoder, encode: Encode) -> Reference:
-    """Return the features of a plain call on noise, which the features of any engine must match."""
-    count = min(IMAGES_TO_COMPARE, setup.spec.batch_size)
-    levels = draft.rescaling.expects_levels
-    images = probe_images(setup.loaded, setup.spec, setup.image_shape, count, levels)
-    return Reference(encode, images, [np.asarray(value) for value in encode(images)])
+    with local_copies(spec) as local_spec:
+        framework = find_framework(local_spec)
+        return framework.build(spec, local_spec, threads, saved_weights)

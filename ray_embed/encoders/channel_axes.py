@@ -142,6 +142,20 @@ def find_channel_axes(
     known = {name: (channels.get(value), channels.channels_first) for name, value in values.items()}
     if loaded.signature is not None and any(value.shape.rank > 2 for value in values.values()):
         known = _signature_axes(loaded.signature, loaded.channels_first)
+    return describe_axes(values, known, channels.guess)
+
+
+def describe_axes(
+    values: dict[str, Any], known: dict[str, tuple[Axis, bool]], guess: Callable[[int], int]
+) -> tuple[dict[str, int], list[str]]:
+    """Return each layer's channel axis, -1 if it is the last one, and notes on the other cases.
+
+    Args:
+        values: the outputs of the layers, by name.
+        known: the channel axis of each layer or None, and whether any feature map of the encoder
+            has its channels first.
+        guess: returns the channel axis to take for a rank if it cannot be known.
+    """
     axes, notes = {}, []
     for name, value in values.items():
         axis, mixed = known.get(name, (None, False))
@@ -150,7 +164,7 @@ def find_channel_axes(
         if last < 2:
             axis = last
         elif axis is None and mixed:
-            axis = channels.guess(len(value.shape))
+            axis = guess(len(value.shape))
             notes.append(
                 f"{where}its channel axis cannot be known; axis {axis} was taken, as for the "
                 "nearest layer before it"
@@ -164,9 +178,9 @@ def find_channel_axes(
     return axes, notes
 
 
-def layout_notes(loaded: LoadedModel, shape: tuple[int, int, int]) -> list[str]:
+def layout_notes(channels_first: bool, shape: tuple[int, int, int]) -> list[str]:
     """Return a note if images of `shape`, (H, W, C), are transposed for the model."""
-    if not loaded.channels_first:
+    if not channels_first:
         return []
     height, width, channels = shape
     return [

@@ -14,7 +14,6 @@ from ray_embed.encoders.features import load_preprocessing
 from ray_embed.encoders.first_call import create_variables
 from ray_embed.encoders.input_layout import image_shape
 from ray_embed.encoders.loaded_model import LoadedModel, set_weights, transpose_images
-from ray_embed.encoders.local_copies import local_copies
 from ray_embed.encoders.model_errors import explain_call_errors
 from ray_embed.encoders.probe_images import probe_images
 from ray_embed.encoders.spec import EncoderSpec
@@ -44,17 +43,20 @@ class ModelSetup:
     has_fixed_batch: bool
 
 
-def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = None) -> ModelSetup:
+def set_up_model(
+    spec: EncoderSpec, local_spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = None
+) -> ModelSetup:
     """Load the model, create its variables, and load its weights.
 
     Args:
         spec: the requested encoder.
+        local_spec: the same with a model and weights on this machine.
         saved_weights: weights that replace the model's own.
 
     Raises:
         InputError: the model, its weights or the preprocessing is unsuitable.
     """
-    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+    with legacy_keras.explain_legacy_errors():
         setup = _load_model(spec, local_spec)
         _check_integer_input(spec, setup.images, setup.loaded.dtype)
         _load_requested_weights(setup, local_spec)
@@ -65,13 +67,13 @@ def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = No
     return replace(setup, spec=replace(spec, channels_first=channels_first))
 
 
-def set_up_untrained(spec: EncoderSpec) -> ModelSetup:
+def set_up_untrained(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     """Load the model and create its variables, without loading weights into them.
 
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+    with legacy_keras.explain_legacy_errors():
         return _load_model(spec, local_spec)
 
 

@@ -84,9 +84,10 @@ class Encoder:
         engine: the name of the engine that runs it.
         architecture: a digest of what the encoder computes, without its weights.
         weights_digest: a digest of the weights.
-        graph: the serialized GraphDef with its variables folded to constants, or None if the
-            engine calls the Keras model itself. That model is then loaded again, and its weights
-            are set to `weights`.
+        framework: the name of the framework that the model comes from.
+        graph: the serialized graph with its weights, in the format of the framework (for Keras, a
+            GraphDef with its variables folded to constants), or None if the engine calls the Keras
+            model itself. That model is then loaded again, and its weights are set to `weights`.
         input_name: the input tensor of `graph`.
         output_names: the output tensors of `graph`, in the order of `outputs`.
         rescaling: what the encoder does to its pixels before its first layer with weights.
@@ -108,6 +109,7 @@ class Encoder:
     notes: tuple[str, ...] = ()
     rescaling: Rescaling = field(default_factory=lambda: Rescaling(dtype="float32"))
     advice: str = ""
+    framework: str = "keras"
 
     @property
     def takes_bytes(self) -> bool:
