@@ -3,7 +3,8 @@
 
 ``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` (or the name
 that its framework gives it) holds the graph with its weights, and ``encoder/encoder.json`` holds a
-description with the names of the graph's tensors.
+description with the names of the graph's tensors. ``encoder/preprocessing.pb`` holds the graph of
+``--preprocess``, if the encoder's graph does not contain it.
 """
 
 import hashlib
@@ -22,7 +23,9 @@ from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 
-_WEIGHTS, _DESCRIPTION = (f"{layout.ENCODER}/{name}" for name in ("weights.npz", "encoder.json"))
+_WEIGHTS, _PREPROCESSING, _DESCRIPTION = (
+    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "preprocessing.pb", "encoder.json")
+)
 
 
 def save_encoder(folder: Folder, encoder: Encoder) -> None:
@@ -37,6 +40,8 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
     contents = {_WEIGHTS: sink.getvalue()}
     if encoder.graph is not None:
         contents[_name_graph(encoder)] = encoder.graph
+    if encoder.preprocessing is not None:
+        contents[_PREPROCESSING] = encoder.preprocessing.content
     for name, content in contents.items():
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
@@ -126,8 +131,9 @@ def read_weights(folder: Folder) -> tuple[Array, ...] | None:
 
 
 def strip_contents(encoder: Encoder) -> Encoder:
-    """Return the encoder without its graph and its weights."""
-    return replace(encoder, graph=None, weights=())
+    """Return the encoder without its graphs and its weights."""
+    preprocessing = encoder.preprocessing and replace(encoder.preprocessing, content=b"")
+    return replace(encoder, graph=None, weights=(), preprocessing=preprocessing)
 
 
 def count_bytes(encoder: Encoder) -> int:
@@ -146,6 +152,9 @@ def restore_contents(folder: Folder, encoder: Encoder) -> Encoder:
     if not runs_graph(encoder):
         return replace(encoder, weights=read_weights(folder) or ())
     graph = _read_file(folder, _name_graph(encoder))
+    if encoder.preprocessing is not None:
+        content = _read_file(folder, _PREPROCESSING)
+        encoder = replace(encoder, preprocessing=replace(encoder.preprocessing, content=content))
     description = _read_description(folder)
     return replace(
         encoder,

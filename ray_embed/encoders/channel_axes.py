@@ -146,7 +146,10 @@ def find_channel_axes(
 
 
 def describe_axes(
-    values: dict[str, Any], known: dict[str, tuple[Axis, bool]], guess: Callable[[int], int]
+    values: dict[str, Any],
+    known: dict[str, tuple[Axis, bool]],
+    guess: Callable[[int], int],
+    rule: str = "as for the nearest layer before it",
 ) -> tuple[dict[str, int], list[str]]:
     """Return each layer's channel axis, -1 if it is the last one, and notes on the other cases.
 
@@ -155,6 +158,7 @@ def describe_axes(
         known: the channel axis of each layer or None, and whether any feature map of the encoder
             has its channels first.
         guess: returns the channel axis to take for a rank if it cannot be known.
+        rule: describes that choice.
     """
     axes, notes = {}, []
     for name, value in values.items():
@@ -165,10 +169,7 @@ def describe_axes(
             axis = last
         elif axis is None and mixed:
             axis = guess(len(value.shape))
-            notes.append(
-                f"{where}its channel axis cannot be known; axis {axis} was taken, as for the "
-                "nearest layer before it"
-            )
+            notes.append(f"{where}its channel axis cannot be known; axis {axis} was taken, {rule}")
         elif axis not in (None, last):
             notes.append(
                 f"{where}its channels are axis {axis} (channels_first), and it is pooled over the "

@@ -22,7 +22,7 @@ from ray_embed.errors import InputError, RayEmbedError
 from ray_embed.options import RANDOM
 
 # Layers are called on this many images, and on one fewer, to find the batch axis of outputs.
-_PROBE_COUNT = 3
+PROBE_COUNT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def set_up_model(
     """
     with legacy_keras.explain_legacy_errors():
         setup = _load_model(spec, local_spec)
-        _check_integer_input(spec, setup.images, setup.loaded.dtype)
+        check_integer_input(spec, setup.images, setup.loaded.dtype)
         _load_requested_weights(setup, local_spec)
     if saved_weights is not None:
         set_weights(setup.loaded, saved_weights)
@@ -81,7 +81,7 @@ def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     loaded = model_loading.load_model(local_spec)
     shape = image_shape(loaded, spec)
     batch_size = fixed_batch_size(loaded)
-    images = _preprocess(spec, probe_images(loaded, spec, shape, batch_size or _PROBE_COUNT))
+    images = preprocess_images(spec, probe_images(loaded, spec, shape, batch_size or PROBE_COUNT))
     with explain_call_errors(loaded, spec, images):
         loaded = create_variables(loaded, local_spec, images)
     return ModelSetup(
@@ -102,7 +102,12 @@ def _load_requested_weights(setup: ModelSetup, local_spec: EncoderSpec) -> None:
         give_random_weights(setup.loaded, local_spec, images)
 
 
-def _preprocess(spec: EncoderSpec, images: Array) -> Any:
+def preprocess_images(spec: EncoderSpec, images: Array) -> Any:
+    """Return images (N, H, W, C) float32 as ``--preprocess`` makes them.
+
+    Raises:
+        InputError: the function fails.
+    """
     try:
         return load_preprocessing(spec)(images)
     except RayEmbedError:
@@ -114,8 +119,12 @@ def _preprocess(spec: EncoderSpec, images: Array) -> Any:
         ) from error
 
 
-def _check_integer_input(spec: EncoderSpec, images: Any, dtype: str) -> None:
-    """Refuse preprocessing whose values would be lost in an encoder that takes integers."""
+def check_integer_input(spec: EncoderSpec, images: Any, dtype: str) -> None:
+    """Refuse preprocessing whose values would be lost in an encoder that takes integers.
+
+    Raises:
+        InputError: it gives fractions, or negative values to an unsigned type.
+    """
     if spec.preprocess is None or "int" not in dtype:
         return
     low, high = float(np.min(images)), float(np.max(images))

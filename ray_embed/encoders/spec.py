@@ -75,6 +75,18 @@ class Output:
     channel_axis: int = -1
 
 
+@dataclass(frozen=True)
+class TensorFlowGraph:
+    """A serialized GraphDef, its input tensor, and its output tensors.
+
+    `content` is empty in the messages to the actors, which read it from the run folder.
+    """
+
+    content: bytes
+    input_name: str
+    output_names: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A built encoder that can be sent to the actors.
@@ -93,6 +105,7 @@ class Encoder:
         rescaling: what the encoder does to its pixels before its first layer with weights.
         notes: choices that were made while the encoder was built.
         advice: the preprocessing that a known architecture needs, or an empty string.
+        preprocessing: the graph of ``--preprocess`` if `graph` does not contain it.
     """
 
     spec: EncoderSpec
@@ -110,6 +123,7 @@ class Encoder:
     rescaling: Rescaling = field(default_factory=lambda: Rescaling(dtype="float32"))
     advice: str = ""
     framework: str = "keras"
+    preprocessing: TensorFlowGraph | None = None
 
     @property
     def takes_bytes(self) -> bool:

@@ -425,6 +425,6 @@ def _make_manifest(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
         "model": identity_module.name_object(config.model),
         "config": _record_options(config, prepared),
         "encoder": artifacts.describe_encoder(prepared.encoder),
-        "versions": identity_module.read_versions(),
+        "versions": prepared.identity["versions"],
         "identity": prepared.identity,
     }

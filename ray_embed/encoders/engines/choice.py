@@ -114,11 +114,8 @@ def _first_that_agrees(
 
 def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | None:
     """Run an engine on the reference's images; return what is wrong, or None."""
-    count = len(reference.images)
-    batch = blank_batch(encoder, encoder.spec.batch_size)
-    batch[:count] = reference.images
     try:
-        features = [rows[:count] for rows in open_engine(encoder, threads)(batch)]
+        features = _run_in_batches(open_engine(encoder, threads), encoder, reference.images)
     except EngineError as error:
         return str(error)
     except Exception as error:
@@ -126,6 +123,20 @@ def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | N
     if agree(features, reference.features, encoder.spec.precision):
         return None
     return "its features differ from those of the plain call"
+
+
+def _run_in_batches(
+    run: Callable[[Array], list[Array]], encoder: Encoder, images: Array
+) -> list[Array]:
+    """Run an engine on any number of images, in batches that are filled up with blank ones."""
+    size = encoder.spec.batch_size
+    calls = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        batch = blank_batch(encoder, size)
+        batch[: len(part)] = part
+        calls.append([rows[: len(part)] for rows in run(batch)])
+    return [np.concatenate(rows) for rows in zip(*calls, strict=True)]
 
 
 def _without_objects(spec: EncoderSpec) -> EncoderSpec:

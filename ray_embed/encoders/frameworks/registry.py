@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """All frameworks that encoders may come from. The first one that matches builds the encoder."""
 
-from ray_embed.encoders.frameworks import keras
+from ray_embed.encoders.frameworks import keras, onnx
 from ray_embed.encoders.frameworks.base import Framework
 from ray_embed.encoders.spec import EncoderSpec
 
-FRAMEWORKS = (keras.FRAMEWORK,)
+FRAMEWORKS = (onnx.FRAMEWORK, keras.FRAMEWORK)
 _BY_NAME = {framework.name: framework for framework in FRAMEWORKS}
 
 
