@@ -110,38 +110,24 @@ def build(spec: EncoderSpec, local_spec: EncoderSpec, threads: int) -> Encoder:
             on the same images return different features.
     """
     opened = _open(spec, Path(local_spec.model))
-    spec = opened.spec
-    names, output_notes = _choose_layers(opened)
-    count = opened.fixed_batch or PROBE_COUNT
-    probe = pixel_noise(count, opened.image_shape, _takes_levels(spec))
-    images = preprocess_images(spec, probe)
-    check_integer_input(spec, images, opened.dtype)
-    plain = PlainModel(opened.where, opened.model, names, opened.fixed_batch, threads)
-    values = plain.call(opened.convert(images))
-    _check_features(opened, values)
-    fewer = {} if opened.fixed_batch else plain.call(opened.convert(images[:-1]))
-    check_batch_axis(
-        spec, len(images), values, fewer, lambda: list(_list_layers(opened, images)[0])
+    names, notes = _choose_layers(opened)
+    calls = _call_layers(opened, names, threads)
+    axes, axis_notes = _find_axes(opened, calls)
+    outputs = describe_outputs(opened.spec, calls.values, axes)
+    draft = _draft_encoder(opened, outputs, calls)
+    draft = replace(draft, notes=(*opened.notes, *notes, *draft.notes, *axis_notes))
+    prepare = load_preprocessing(opened.spec)
+
+    def encode(images: Any) -> list[Any]:
+        return pool_layers(calls.plain.call(opened.convert(prepare(images))), outputs)
+
+    images = _make_noise(opened, IMAGES_TO_COMPARE, levels=draft.rescaling.expects_levels)
+    reference = Reference(encode, images, [np.asarray(value) for value in encode(images)])
+    check_deterministic(
+        opened.spec, reference, lambda: _list_steady(opened, np.asarray(prepare(images)))
     )
-    axes, axis_notes = _find_axes(opened, values, np.asarray(images))
-    outputs = describe_outputs(spec, values, axes)
-    prepare = load_preprocessing(spec)
-
-    def encode(batch: Any) -> list[Any]:
-        return pool_layers(plain.call(opened.convert(prepare(batch))), outputs)
-
-    draft, warnings = _draft_encoder(opened, outputs, values, np.asarray(images))
-    notes = (*opened.notes, *output_notes, *layout_notes(opened.channels_first, opened.image_shape))
-    draft = replace(draft, notes=(*notes, *draft.notes, *axis_notes), warnings=warnings)
-    if finds_gpu() and not has_cuda():
-        draft = replace(draft, notes=(*draft.notes, _CPU_ONLY))
-    levels = draft.rescaling.expects_levels or _takes_levels(spec)
-    batch = pixel_noise(IMAGES_TO_COMPARE, opened.image_shape, levels)
-    reference = Reference(encode, batch, [np.asarray(value) for value in encode(batch)])
-    check_deterministic(spec, reference, lambda: _list_steady(opened, np.asarray(prepare(batch))))
-    if fewer:
-        pooled = [[np.asarray(v) for v in pool_layers(c, outputs)] for c in (values, fewer)]
-        check_independent(spec, *pooled)
+    if calls.fewer:
+        check_independent(opened.spec, *calls.pool(outputs))
     return choose_engine(draft, reference, threads, _refuse_bfloat16)
 
 
@@ -154,7 +140,7 @@ def list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Sha
     opened = _open(spec, Path(local_spec.model))
     for note in opened.notes:
         say(note)
-    images = np.zeros((opened.fixed_batch or PROBE_COUNT, *opened.image_shape), np.float32)
+    images: Array = np.zeros((opened.fixed_batch or PROBE_COUNT, *opened.image_shape), np.float32)
     layers, left_out = _list_layers(opened, images)
     if left_out:
         say(
@@ -184,7 +170,11 @@ def _open(spec: EncoderSpec, path: Path) -> _Opened:
             "one batch of images, of a float or integer type"
         )
     sides, channels_first, notes = find_layout(model, image, spec)
-    shape = choose_image_shape(sides, spec)
+    try:
+        shape = choose_image_shape(sides, spec)
+    except InputError as error:
+        hint = "" if spec.image_size else metadata.describe_size(model)
+        raise InputError(f"{error}{hint}") from error
     fixed = image.shape[0] if image.shape else None
     if fixed is not None and fixed != spec.batch_size:
         notes.append(f"the encoder takes batches of {fixed} images only: --batch-size follows it")
@@ -205,8 +195,47 @@ def _format_shape(tensor: Tensor) -> str:
     return f"({sides})"
 
 
-def _takes_levels(spec: EncoderSpec) -> bool:
-    return spec.preprocess is not None
+def _make_noise(opened: _Opened, count: int, *, levels: bool = False) -> Array:
+    """Return noise (N, H, W, C) float32 in the range of the preprocessing or of the encoder."""
+    return pixel_noise(count, opened.image_shape, levels or opened.spec.preprocess is not None)
+
+
+# --- the plain call ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Calls:
+    """Plain calls of a model on a few images, and on one fewer unless its batch size is fixed."""
+
+    plain: PlainModel
+    images: Array
+    values: dict[str, Array]
+    fewer: dict[str, Array]
+
+    def pool(self, outputs: tuple[Output, ...]) -> tuple[list[Array], list[Array]]:
+        """Return the features of both calls."""
+        whole, fewer = (pool_layers(call, outputs) for call in (self.values, self.fewer))
+        return [np.asarray(value) for value in whole], [np.asarray(value) for value in fewer]
+
+
+def _call_layers(opened: _Opened, names: tuple[str, ...], threads: int) -> _Calls:
+    """Call the model, and check that the requested tensors are features of the images.
+
+    Raises:
+        InputError: the model or the preprocessing fails, or a tensor cannot be used as features.
+    """
+    spec = opened.spec
+    noise = _make_noise(opened, opened.fixed_batch or PROBE_COUNT)
+    images = np.asarray(preprocess_images(spec, noise))
+    check_integer_input(spec, images, opened.dtype)
+    plain = PlainModel(opened.where, opened.model, names, opened.fixed_batch, threads)
+    values = plain.call(opened.convert(images))
+    _check_features(opened, values)
+    fewer = {} if opened.fixed_batch else plain.call(opened.convert(images[:-1]))
+    check_batch_axis(
+        spec, len(images), values, fewer, lambda: list(_list_layers(opened, images)[0])
+    )
+    return _Calls(plain=plain, images=images, values=values, fewer=fewer)
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -247,8 +276,8 @@ def _check_features(opened: _Opened, values: dict[str, Array]) -> None:
             )
 
 
-def _list_layers(opened: _Opened, images: Any) -> tuple[Shapes, int]:
-    shape = opened.get_input_shape(np.asarray(images))
+def _list_layers(opened: _Opened, images: Array) -> tuple[Shapes, int]:
+    shape = opened.get_input_shape(images)
     return list_layers(opened.model, opened.image, shape, opened.fixed_batch is not None)
 
 
@@ -260,47 +289,44 @@ def _list_steady(opened: _Opened, images: Array) -> list[str]:
     return [name for name in names if agree([first[name]], [second[name]])]
 
 
-def _find_axes(
-    opened: _Opened, values: dict[str, Array], images: Array
-) -> tuple[dict[str, int], list[str]]:
+def _find_axes(opened: _Opened, calls: _Calls) -> tuple[dict[str, int], list[str]]:
     """Return the channel axis of each layer, -1 for the last one, and notes."""
-    image = opened.image.name
-    tensors = infer_tensors(opened.model, opened.get_input_shape(images))
+    image, values = opened.image.name, calls.values
+    tensors = infer_tensors(opened.model, opened.get_input_shape(calls.images))
     # onnxruntime has computed these.
     tensors |= {name: Tensor(name, value.dtype.name, value.shape) for name, value in values.items()}
     traced = trace_axes(opened.model, tensors, image, 1 if opened.channels_first else 3)
-    latest: dict[int, int] = {}
-    for name, axis in traced.axes.items():
-        if name != image and (tensor := tensors.get(name)) and tensor.shape is not None:
-            latest[len(tensor.shape)] = axis
-    return describe_axes(
-        values,
-        {name: (traced.axes.get(name), True) for name in values},
-        lambda rank: latest.get(rank, 1 if rank == 4 and opened.channels_first else rank - 1),
-        "as for the other tensors of that rank, or for the input",
-    )
+    order = list_tensors(opened.model.graph)
+
+    def guess(name: str, rank: int) -> tuple[int, str]:
+        for other in order[: order.index(name)][::-1]:
+            tensor = tensors.get(other)
+            if other in traced.axes and tensor and tensor.shape and len(tensor.shape) == rank:
+                return traced.axes[other], f"as for {other} before it"
+        return (1 if rank == 4 and opened.channels_first else rank - 1), "as is usual"
+
+    known = {name: (traced.axes.get(name), True) for name in values}
+    return describe_axes(values, known, guess)
 
 
 # --- the encoder ---------------------------------------------------------------------------------
 
 
-def _draft_encoder(
-    opened: _Opened, outputs: tuple[Output, ...], values: dict[str, Array], images: Array
-) -> tuple[Encoder, tuple[str, ...]]:
-    """Return the encoder without an engine, and warnings."""
+def _draft_encoder(opened: _Opened, outputs: tuple[Output, ...], calls: _Calls) -> Encoder:
+    """Return the encoder without an engine."""
     spec = opened.spec
-    shape = (spec.batch_size, *opened.image_shape)
     made = make_encoder_graph(
         opened.model,
         opened.image,
-        (spec.batch_size, *images.shape[1:]),
+        (spec.batch_size, *calls.images.shape[1:]),
         opened.channels_first,
         outputs,
-        [value.ndim for value in values.values()],
+        [value.ndim for value in calls.values.values()],
     )
-    architecture, content = made.architecture, made.content
+    shape = (spec.batch_size, *opened.image_shape)
     preprocessing: TensorFlowGraph | None = None
     warnings: tuple[str, ...] = ()
+    architecture, content = made.architecture, made.content
     if spec.preprocess is not None:
         preprocessing, digests, warnings = _fold_preprocessing(spec, shape)
         architecture, content = _join((digests[0], architecture)), _join((digests[1], content))
@@ -309,8 +335,8 @@ def _draft_encoder(
         made.model, shape, opened.dtype, lambda images: np.asarray(prepare(images))
     )
     described = metadata.read(opened.model)
-    rescaling = described.apply(rescaling)
-    draft = Encoder(
+    cpu_only = (_CPU_ONLY,) if finds_gpu() and not has_cuda() else ()
+    return Encoder(
         spec=spec,
         framework="onnx",
         image_shape=opened.image_shape,
@@ -322,12 +348,16 @@ def _draft_encoder(
         input_name=made.input_name,
         output_names=made.output_names,
         weights=(),
-        rescaling=rescaling,
+        rescaling=described.apply(rescaling),
         preprocessing=preprocessing,
-        notes=described.notes,
+        notes=(
+            *layout_notes(opened.channels_first, opened.image_shape),
+            *described.notes,
+            *cpu_only,
+        ),
+        warnings=warnings,
         advice=described.advice,
     )
-    return draft, warnings
 
 
 def _fold_preprocessing(

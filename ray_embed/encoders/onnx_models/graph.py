@@ -129,12 +129,14 @@ def with_outputs(model: Any, names: Sequence[str]) -> bytes:
 
     nodes, needed = select_nodes(model.graph, names)
     changed = onnx.ModelProto()
-    changed.ir_version = model.ir_version
+    # Initializers that are no inputs need version 4.
+    changed.ir_version = max(model.ir_version, 4)
     changed.opset_import.extend(model.opset_import)
     graph = changed.graph
     graph.name = "model"
     graph.node.extend(nodes)
-    graph.input.extend(model.graph.input)
+    constants = {tensor.name for tensor in model.graph.initializer}
+    graph.input.extend(value for value in model.graph.input if value.name not in constants)
     graph.initializer.extend(t for t in model.graph.initializer if t.name in needed)
     graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
     content: bytes = changed.SerializeToString(deterministic=True)

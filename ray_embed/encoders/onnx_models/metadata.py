@@ -10,7 +10,7 @@ from typing import Any
 from ray_embed.encoders.rescaling import Rescaling
 
 _RANGE, _FORMAT = "Image.NominalPixelRange", "Image.BitmapPixelFormat"
-_LEVELS = "NominalRange_0_255"
+_LEVELS, _SIZE = "NominalRange_0_255", "imgsz"
 _MEANS, _DEVIATIONS = ("mean", "image_mean", "img_mean"), ("std", "image_std", "img_std")
 
 
@@ -31,6 +31,12 @@ class Described:
     def apply(self, rescaling: Rescaling) -> Rescaling:
         """Return how the encoder rescales its pixels, with the range that the metadata names."""
         return replace(rescaling, expects_levels=True) if self.takes_levels else rescaling
+
+
+def describe_size(model: Any) -> str:
+    """Return a clause on the image size that the metadata of a model names, or an empty string."""
+    sizes = [entry.value for entry in model.metadata_props if entry.key == _SIZE]
+    return f"; its metadata says {_SIZE} {sizes[0]}" if sizes else ""
 
 
 def read(model: Any) -> Described:

@@ -159,6 +159,18 @@ def test_of_several_outputs_the_first_is_taken(tmp_path: Path) -> None:
     )
 
 
+def test_old_files_list_their_weights_as_inputs(path: Path) -> None:
+    model = onnx.load(path)
+    model.ir_version = 3
+    model.graph.input.extend(
+        helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        for tensor in model.graph.initializer
+    )
+    (expected,) = call_onnxruntime(path, channels_first(images()), FIRST)
+    onnx.save(model, path)
+    assert_features_equal(features_of(path, layers=(FIRST,)), expected.mean((2, 3)))
+
+
 def test_functions_of_a_model_have_layers(tmp_path: Path) -> None:
     made = helper.make_function(
         "mine", "Twice", ["x"], ["y"],
