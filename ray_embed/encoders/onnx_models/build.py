@@ -31,6 +31,7 @@ from ray_embed.encoders.onnx_models.graph import (
     list_inputs,
     list_outputs,
     list_tensors,
+    list_uninferred,
 )
 from ray_embed.encoders.onnx_models.layers import list_layers
 from ray_embed.encoders.onnx_models.reading import read_model
@@ -144,8 +145,8 @@ def list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Sha
     layers, left_out = _list_layers(opened, images)
     if left_out:
         say(
-            f"{left_out} tensors are not listed, because an activation, a normalization or a sum "
-            "of the same shape follows them: --layer accepts them, too"
+            f"{left_out} tensors are not listed, as they are steps on the way to these: --layer "
+            "accepts them, too"
         )
     return {}, layers
 
@@ -277,8 +278,25 @@ def _check_features(opened: _Opened, values: dict[str, Array]) -> None:
 
 
 def _list_layers(opened: _Opened, images: Array) -> tuple[Shapes, int]:
+    batches = [images] if opened.fixed_batch else [images, images[:-1]]
+    calls = [_describe_tensors(opened, batch) for batch in batches]
+    return list_layers(opened.model.graph, calls, [len(batch) for batch in batches])
+
+
+def _describe_tensors(opened: _Opened, images: Array) -> dict[str, Tensor]:
+    """Return the tensors of the model by name, with their shapes for a batch (N, H, W, C).
+
+    Shapes that cannot be inferred are those of a call.
+    """
     shape = opened.get_input_shape(images)
-    return list_layers(opened.model, opened.image, shape, opened.fixed_batch is not None)
+    tensors = infer_tensors(opened.model, shape)
+    missing = list_uninferred(opened.model, tensors)
+    if not missing:
+        return tensors
+    plain = PlainModel(opened.where, opened.model, missing, opened.fixed_batch, 1)
+    values = plain.call(opened.convert(images))
+    known = {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+    return infer_tensors(opened.model, shape, known)
 
 
 def _list_steady(opened: _Opened, images: Array) -> list[str]:
@@ -292,7 +310,7 @@ def _list_steady(opened: _Opened, images: Array) -> list[str]:
 def _find_axes(opened: _Opened, calls: _Calls) -> tuple[dict[str, int], list[str]]:
     """Return the channel axis of each layer, -1 for the last one, and notes."""
     image, values = opened.image.name, calls.values
-    tensors = infer_tensors(opened.model, opened.get_input_shape(calls.images))
+    tensors = _describe_tensors(opened, calls.images)
     # onnxruntime has computed these.
     tensors |= {name: Tensor(name, value.dtype.name, value.shape) for name, value in values.items()}
     traced = trace_axes(opened.model, tensors, image, 1 if opened.channels_first else 3)

@@ -117,8 +117,8 @@ def _note_convolution(node: Any, traced: TracedAxes, constants: Constants) -> No
     traced.fits = actual == 1
     weights = node.input[1] if node.op_type != "QLinearConv" else node.input[3]
     if node.op_type != "ConvTranspose" and weights in constants:
-        width = constants.get_shape(weights)[1]
-        traced.channels = None if width is None else width * int(get_attributes(node)("group") or 1)
+        groups = int(get_attributes(node)("group") or 1)
+        traced.channels = constants.get_shape(weights)[1] * groups
 
 
 def find_layout(model: Any, image: Tensor, spec: EncoderSpec) -> tuple[ImageSides, bool, list[str]]:

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the graph of an ONNX model has: its input, its constants, its tensors, and their shapes."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,11 @@ Sides = tuple[int | None, ...]
 
 # Larger constants are weights, which no shape depends on.
 _MOST_SHAPE_VALUES = 1024
+# The shapes of what these return depend on values, which ONNX cannot always compute beforehand.
+_SHAPED_BY_VALUES = {
+    *("ConstantOfShape", "Expand", "Gather", "Pad", "Range", "Reshape", "Resize", "Slice", "Split"),
+    *("Squeeze", "Tile", "Unsqueeze", "Upsample"),
+}
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ class Constants:
     def __contains__(self, name: str) -> bool:
         return name in self._protos
 
-    def get_shape(self, name: str) -> Sides:
+    def get_shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a constant."""
         return tuple(self._protos[name].dims)
 
@@ -143,12 +148,15 @@ def with_outputs(model: Any, names: Sequence[str]) -> bytes:
     return content
 
 
-def infer_tensors(model: Any, shape: Iterable[int | None]) -> dict[str, Tensor]:
+def infer_tensors(
+    model: Any, shape: Iterable[int | None], known: Mapping[str, Array] | None = None
+) -> dict[str, Tensor]:
     """Return the tensors of a graph by name, with the shapes that ONNX can infer.
 
     Args:
         model: the model, which has one input.
         shape: the shape of its input.
+        known: values of tensors whose shapes cannot be inferred, by name.
     """
     import onnx
 
@@ -170,6 +178,9 @@ def infer_tensors(model: Any, shape: Iterable[int | None]) -> dict[str, Tensor]:
             graph.input.append(
                 onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
             )
+    for name, array in (known or {}).items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(array.dtype)
+        graph.value_info.append(onnx.helper.make_tensor_value_info(name, kind, array.shape))
     for value in model.graph.output:
         # Declared shapes may have another batch size.
         graph.output.append(onnx.helper.make_empty_tensor_value_info(value.name))
@@ -180,3 +191,23 @@ def infer_tensors(model: Any, shape: Iterable[int | None]) -> dict[str, Tensor]:
         inferred = graph
     values = (*inferred.input, *inferred.value_info, *inferred.output)
     return {value.name: _describe(value) for value in values}
+
+
+def list_uninferred(model: Any, tensors: Mapping[str, Tensor]) -> list[str]:
+    """Return the tensors whose shapes ONNX did not infer, as far as all others follow from them.
+
+    Args:
+        model: the model.
+        tensors: its tensors with the shapes that were inferred.
+    """
+    return [
+        name
+        for node in model.graph.node
+        if node.op_type in _SHAPED_BY_VALUES or node.domain not in ("", "ai.onnx")
+        for name in filter(None, node.output)
+        if not _is_complete(tensors.get(name))
+    ]
+
+
+def _is_complete(tensor: Tensor | None) -> bool:
+    return tensor is not None and tensor.shape is not None and None not in tensor.shape

@@ -493,6 +493,49 @@ def test_layers_are_listed_without_the_steps_to_them(
     assert build_encoder(path, layers=("conv1",)).outputs[0].dimension == 6
 
 
+def test_gates_and_normalization_in_parts_are_listed_once(tmp_path: Path) -> None:
+    """As exporters write them: x · sigmoid(x), and a normalization of many small operators."""
+    nodes = [
+        *conv_nodes()[:2],
+        node("Sigmoid", [FIRST], ["gate"]),
+        node("Mul", [FIRST, "gate"], ["gated"]),
+        node("Flatten", ["gated"], ["rows"]),
+        node("MatMul", ["rows", "w3"], ["product"]),
+        node("Add", ["product", "b3"], ["dense"]),
+        node("ReduceMean", ["dense"], ["mean"], axes=[1]),
+        node("Sub", ["dense", "mean"], ["centered"]),
+        node("Mul", ["centered", "two"], ["doubled"]),
+        node("Mul", ["doubled", "b3"], ["scaled"]),
+        node("Add", ["scaled", "b3"], ["normalized"]),
+        node("Relu", ["normalized"], ["y"]),
+    ]
+    weights = random_weights() | {
+        "w3": np.ones((6 * 8 * 10, 5), "f4"),
+        "b3": np.arange(5, dtype="f4"),
+        "two": np.float32(2),
+    }
+    path = save_onnx(tmp_path / "m.onnx", nodes, ["y"], weights)
+    assert list(list_shapes(spec(path))[1]) == [FIRST, "gated", "rows", "dense", "y"]
+
+
+def test_shapes_that_depend_on_values_are_those_of_a_call(tmp_path: Path) -> None:
+    """A shape that is computed through floats, which ONNX's own inference does not follow."""
+    nodes = [
+        *conv_nodes(),
+        node("Shape", [VECTOR], ["sizes"]),
+        node("Cast", ["sizes"], ["floats"], to=TensorProto.FLOAT),
+        node("Sqrt", ["floats"], ["roots"]),
+        node("Mul", ["roots", "roots"], ["squares"]),
+        node("Add", ["squares", "half"], ["rounded"]),
+        node("Cast", ["rounded"], ["shape"], to=TensorProto.INT64),
+        node("Reshape", [VECTOR, "shape"], ["shaped"]),
+        node("MatMul", ["shaped", "w3"], ["y"]),
+    ]
+    weights = random_weights() | {"w3": np.ones((8, 5), "f4"), "half": np.float32(0.5)}
+    path = save_onnx(tmp_path / "m.onnx", nodes, ["y"], weights)
+    assert list_shapes(spec(path))[1]["y"] == (None, 5)
+
+
 def test_a_layer_that_does_not_exist(path: Path) -> None:
     assert "--layer mapz: the model has no such layer; the nearest are maps" in refuse(
         path, layers=("mapz",)
