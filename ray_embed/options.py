@@ -36,7 +36,7 @@ RANDOM = "random"
 
 Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
 Scale = Literal["unit", "symmetric", "none"]
-Engine = Literal["auto", "tensorflow", "openvino"]
+Engine = Literal["auto", "tensorflow", "openvino", "onnxruntime"]
 Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5"]
@@ -223,7 +223,7 @@ class RunOptions:
         Any,
         Option(
             group=Group.ENCODER,
-            help="The encoder: a .keras or .h5 file, a SavedModel folder, a model.json from "
+            help="The encoder: a .keras, .h5 or .onnx file, a SavedModel folder, a model.json from "
             "`to_json()` (requires --weights), or a module:callable that returns a Keras model or "
             "an object that contains one.",
             metavar="MODEL",
@@ -425,8 +425,8 @@ class RunOptions:
         tuple[str, ...],
         Option(
             group=Group.FEATURES,
-            help="Layer to extract features from; nested layers are written outer/inner. See "
-            "`ray-embed layers`. Can be repeated.",
+            help="Layer to extract features from; nested layers are written outer/inner. For ONNX, "
+            "any tensor. See `ray-embed layers`. Can be repeated.",
             metavar="NAME",
             default="the model's output",
             repeatable=True,

@@ -11,6 +11,7 @@ import numpy as np
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.arrays import Array
+from ray_embed.encoders.engines.registry import UNCOMPILED
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
@@ -76,8 +77,8 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
     chosen = _draw_samples(config, sources)
     infos = {item.split.name: item.sample.info for item in chosen}
     spec = make_encoder_spec(config, find_image_shape((), infos), RECORDS)
-    # The choice of engine does not affect the encoder's input.
-    encoder = build(replace(spec, engine="tensorflow"), 1)
+    # The choice of engine does not affect the encoder's input, and this one needs no compilation.
+    encoder = build(replace(spec, engine=UNCOMPILED), 1)
     if encoder.takes_bytes:
         raise InputError(
             f"--model {encoder.spec.model_name}: it takes the bytes of image files and decodes "

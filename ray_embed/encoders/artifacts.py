@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Save the encoder in the run folder, so that a resumed run uses the same one.
 
-``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` holds the graph
-with its variables folded in, and ``encoder/encoder.json`` holds a description with the names of the
-graph's tensors.
+``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` (or the name
+that its framework gives it) holds the graph with its weights, and ``encoder/encoder.json`` holds a
+description with the names of the graph's tensors. ``encoder/preprocessing.pb`` holds the graph of
+``--preprocess``, if the encoder's graph does not contain it.
 """
 
 import hashlib
@@ -17,13 +18,14 @@ import numpy as np
 
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.registry import runs_graph
+from ray_embed.encoders.frameworks.registry import get_framework
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 
-_WEIGHTS, _GRAPH, _DESCRIPTION = (
-    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "graph.pb", "encoder.json")
+_WEIGHTS, _PREPROCESSING, _DESCRIPTION = (
+    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "preprocessing.pb", "encoder.json")
 )
 
 
@@ -38,7 +40,9 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
     np.savez(sink, allow_pickle=False, **arrays)
     contents = {_WEIGHTS: sink.getvalue()}
     if encoder.graph is not None:
-        contents[_GRAPH] = encoder.graph
+        contents[_name_graph(encoder)] = encoder.graph
+    if encoder.preprocessing is not None:
+        contents[_PREPROCESSING] = encoder.preprocessing.content
     for name, content in contents.items():
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
@@ -46,6 +50,10 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
     description = json.loads(json.dumps(description, default=str))
     description["checksum"] = manifest.compute_checksum(description)
     folder.write(_DESCRIPTION, json.dumps(description, indent=1).encode())
+
+
+def _name_graph(encoder: Encoder) -> str:
+    return f"{layout.ENCODER}/{get_framework(encoder.framework).graph_file}"
 
 
 def is_intact(folder: Folder) -> bool:
@@ -124,13 +132,14 @@ def read_weights(folder: Folder) -> tuple[Array, ...] | None:
 
 
 def strip_contents(encoder: Encoder) -> Encoder:
-    """Return the encoder without its graph and its weights."""
-    return replace(encoder, graph=None, weights=())
+    """Return the encoder without its graphs and its weights."""
+    preprocessing = encoder.preprocessing and replace(encoder.preprocessing, content=b"")
+    return replace(encoder, graph=None, weights=(), preprocessing=preprocessing)
 
 
 def count_bytes(encoder: Encoder) -> int:
     """Return the size of what the engine of an encoder loads: its graph, or its weights."""
-    if runs_graph(encoder.engine) and encoder.graph is not None:
+    if runs_graph(encoder) and encoder.graph is not None:
         return len(encoder.graph)
     return sum(value.nbytes for value in encoder.weights)
 
@@ -146,9 +155,12 @@ def restore_contents(folder: Folder, encoder: Encoder) -> Encoder:
     Raises:
         InputError: a file is missing or damaged.
     """
-    if not runs_graph(encoder.engine):
+    if not runs_graph(encoder):
         return replace(encoder, weights=read_weights(folder) or ())
-    graph = _read_file(folder, _GRAPH)
+    graph = _read_file(folder, _name_graph(encoder))
+    if encoder.preprocessing is not None:
+        content = _read_file(folder, _PREPROCESSING)
+        encoder = replace(encoder, preprocessing=replace(encoder.preprocessing, content=content))
     description = _read_description(folder)
     return replace(
         encoder,

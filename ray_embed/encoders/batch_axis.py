@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that a layer's output has one row per image, independent of the other images."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,37 +33,41 @@ def fixed_batch_size(loaded: LoadedModel) -> int | None:
 
 
 def check_batch_axis(
-    loaded: LoadedModel,
     spec: EncoderSpec,
-    images: Any,
+    count: int,
     values: dict[str, Any],
     fewer: dict[str, Any],
+    list_others: Callable[[], list[str]],
 ) -> None:
     """Refuse a layer whose first axis is not the batch.
 
     Args:
-        loaded: the model.
         spec: the request, which names the layers.
-        images: the batch that the model was called with.
+        count: the number of images that the model was called with.
         values: the outputs of the layers.
         fewer: the outputs for one image fewer, or an empty dict if the batch size is fixed.
+        list_others: returns the layers whose first axis is the batch.
 
     Raises:
         InputError: the first axis of a layer is not the batch; the message names the axis.
     """
-    sizes = (len(images), len(images) - 1)
+    sizes = (count, count - 1)
     for name in values:
         shapes = [tuple(call[name].shape) for call in (values, fewer) if name in call]
         fault = find_batch_fault(shapes, sizes[: len(shapes)])
         if fault is None:
             continue
         where = f"--layer {name}" if spec.layers else f"--model {spec.model_name}, its output"
-        recorded = selectable_layers(run_recorded(loaded, images)[1], len(images))
-        others = [path for path in recorded if path != name]
+        others = [path for path in list_others() if path != name]
         raise InputError(
             f"{where}: {fault}; features need one row per image: take another layer with --layer: "
             f"{', '.join(others[:-11:-1]) or 'none was found'}"
         )
+
+
+def list_row_layers(loaded: LoadedModel, images: Any) -> list[str]:
+    """Return the layers of a model that have one row per image."""
+    return list(selectable_layers(run_recorded(loaded, images)[1], len(images)))
 
 
 def check_independent(spec: EncoderSpec, features: list[Array], fewer: list[Array]) -> None:

@@ -142,6 +142,24 @@ def find_channel_axes(
     known = {name: (channels.get(value), channels.channels_first) for name, value in values.items()}
     if loaded.signature is not None and any(value.shape.rank > 2 for value in values.values()):
         known = _signature_axes(loaded.signature, loaded.channels_first)
+    why = "as for the nearest layer before it"
+    return describe_axes(values, known, lambda _, rank: (channels.guess(rank), why))
+
+
+def describe_axes(
+    values: dict[str, Any],
+    known: dict[str, tuple[Axis, bool]],
+    guess: Callable[[str, int], tuple[int, str]],
+) -> tuple[dict[str, int], list[str]]:
+    """Return each layer's channel axis, -1 if it is the last one, and notes on the other cases.
+
+    Args:
+        values: the outputs of the layers, by name.
+        known: the channel axis of each layer or None, and whether any feature map of the encoder
+            has its channels first.
+        guess: returns the channel axis to take if it cannot be known, for the name and the rank of
+            a layer, and why.
+    """
     axes, notes = {}, []
     for name, value in values.items():
         axis, mixed = known.get(name, (None, False))
@@ -150,11 +168,8 @@ def find_channel_axes(
         if last < 2:
             axis = last
         elif axis is None and mixed:
-            axis = channels.guess(len(value.shape))
-            notes.append(
-                f"{where}its channel axis cannot be known; axis {axis} was taken, as for the "
-                "nearest layer before it"
-            )
+            axis, why = guess(name, len(value.shape))
+            notes.append(f"{where}its channel axis cannot be known; axis {axis} was taken, {why}")
         elif axis not in (None, last):
             notes.append(
                 f"{where}its channels are axis {axis} (channels_first), and it is pooled over the "
@@ -164,9 +179,9 @@ def find_channel_axes(
     return axes, notes
 
 
-def layout_notes(loaded: LoadedModel, shape: tuple[int, int, int]) -> list[str]:
+def layout_notes(channels_first: bool, shape: tuple[int, int, int]) -> list[str]:
     """Return a note if images of `shape`, (H, W, C), are transposed for the model."""
-    if not loaded.channels_first:
+    if not channels_first:
         return []
     height, width, channels = shape
     return [

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Check that an encoder returns the same features for the same images on every call."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 from ray_embed.encoders.engines.choice import Reference, agree
@@ -15,8 +17,15 @@ from ray_embed.errors import InputError
 IMAGES_TO_COMPARE = 8
 
 
-def check_deterministic(loaded: LoadedModel, spec: EncoderSpec, reference: Reference) -> None:
+def check_deterministic(
+    spec: EncoderSpec, reference: Reference, list_steady: Callable[[], list[str]]
+) -> None:
     """Refuse an encoder whose features change from call to call.
+
+    Args:
+        spec: the request, which names the model.
+        reference: a plain call.
+        list_steady: returns the layers whose outputs are equal in two calls.
 
     Raises:
         InputError: the features change; the message names layers whose outputs do not.
@@ -28,7 +37,7 @@ def check_deterministic(loaded: LoadedModel, spec: EncoderSpec, reference: Refer
     )
     if all(agree(features, reference.features, spec.precision) for features in calls):
         return
-    steady = _steady_layers(loaded, spec, reference)
+    steady = list_steady()
     raise InputError(
         f"--model {spec.model_name}: two calls on the same images give different features (a "
         "sampling layer, or dropout that stays on?); take a layer that is always the same with "
@@ -36,8 +45,8 @@ def check_deterministic(loaded: LoadedModel, spec: EncoderSpec, reference: Refer
     )
 
 
-def _steady_layers(loaded: LoadedModel, spec: EncoderSpec, reference: Reference) -> list[str]:
-    """Return the layers whose outputs are equal in two calls."""
+def list_steady_layers(loaded: LoadedModel, spec: EncoderSpec, reference: Reference) -> list[str]:
+    """Return the layers of a model whose outputs are equal in two calls."""
     images, count = load_preprocessing(spec)(reference.images), len(reference.images)
     first, second = (selectable_layers(run_recorded(loaded, images)[1], count) for _ in range(2))
     return [

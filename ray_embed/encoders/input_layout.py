@@ -35,7 +35,16 @@ def image_shape(loaded: LoadedModel, spec: EncoderSpec) -> tuple[int, int, int]:
     if loaded.takes_bytes:
         _refuse_pixel_options(spec)
         return _SHAPE_FOR_THUMBNAILS
-    height, width, channels = loaded.input_shape
+    return choose_image_shape(loaded.input_shape, spec)
+
+
+def choose_image_shape(sides: Sides, spec: EncoderSpec) -> tuple[int, int, int]:
+    """Return (H, W, C) of the images for an input that fixes some of these, or None.
+
+    Raises:
+        InputError: nothing fixes the size, or ``--image-size`` differs from the model's size.
+    """
+    height, width, channels = sides
     if spec.image_size:
         if any(a not in (None, b) for a, b in zip((height, width), spec.image_size, strict=True)):
             raise InputError(

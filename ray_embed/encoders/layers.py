@@ -7,7 +7,7 @@ eager calls and while the model is traced.
 
 import contextlib
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ray_embed.encoders.keras_compat import keras_family, layer_classes
@@ -95,6 +95,16 @@ def selectable_layers(recorded: Recorded, batch: int | None = None) -> dict[str,
     }
 
 
+def unknown_layer(name: str, known: Sequence[str]) -> InputError:
+    """Return the error about a layer that a model does not have, which names similar ones."""
+    near = difflib.get_close_matches(name, known, 5, 0.4) or known[-5:]
+    return InputError(
+        f"--layer {name}: the model has no such layer; the nearest are "
+        f"{', '.join(near) or '(none: the model has no named layers)'}; "
+        "`ray-embed layers --model …` lists all"
+    )
+
+
 def select_layer(name: str, recorded: Recorded) -> Any:
     """Return the output of the layer `name`.
 
@@ -103,12 +113,7 @@ def select_layer(name: str, recorded: Recorded) -> Any:
             than once, or its output cannot be used as features.
     """
     if name not in recorded:
-        near = difflib.get_close_matches(name, recorded, 5, 0.4) or list(recorded)[-5:]
-        raise InputError(
-            f"--layer {name}: the model has no such layer; the nearest are "
-            f"{', '.join(near) or '(none: the model has no named layers)'}; "
-            "`ray-embed layers --model …` lists all"
-        )
+        raise unknown_layer(name, list(recorded))
     values = recorded[name]
     if len(values) > 1:
         once = [path for path, calls in recorded.items() if len(calls) == 1]

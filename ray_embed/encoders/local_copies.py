@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Copy a model and weights from an object store, as TensorFlow and Keras read only local files."""
+"""Copy a model and weights from an object store, as frameworks read only local files."""
 
 import contextlib
 import tempfile
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from ray_embed.core.uri import get_parent_uri, is_uri, redact_uri
+from ray_embed.core.uri import get_parent_uri, is_uri, join_uri, redact_uri
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
 from ray_embed.storage.download import download
@@ -31,7 +31,9 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
             return str(download(uri, into, option))
 
         if isinstance(spec.model, str) and is_uri(spec.model):
-            spec = replace(spec, model=copy(spec.model, "--model"))
+            uri = spec.model
+            spec = replace(spec, model=copy(uri, "--model"))
+            _copy_companions(spec, uri)
         if spec.weights is not None and is_uri(spec.weights):
             spec = replace(spec, weights=copy(spec.weights, "--weights"))
         try:
@@ -41,3 +43,22 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
             for local, uri in copied.items():
                 text = text.replace(local, uri)
             raise InputError(text) from error
+
+
+def _copy_companions(spec: EncoderSpec, uri: str) -> None:
+    """Copy the other files that a model needs beside its copy.
+
+    Args:
+        spec: the specification of the copy.
+        uri: where the model comes from.
+
+    Raises:
+        InputError: the model is damaged, or a file does not exist.
+    """
+    # The engines of a framework load models themselves.
+    from ray_embed.encoders.frameworks.registry import find_framework
+
+    path = Path(spec.model)
+    for name in find_framework(spec).list_companions(path) if path.is_file() else ():
+        target = path.parent / name
+        download(join_uri(get_parent_uri(uri), name), target.parent, "--model")

@@ -14,7 +14,6 @@ from ray_embed.encoders.features import load_preprocessing
 from ray_embed.encoders.first_call import create_variables
 from ray_embed.encoders.input_layout import image_shape
 from ray_embed.encoders.loaded_model import LoadedModel, set_weights, transpose_images
-from ray_embed.encoders.local_copies import local_copies
 from ray_embed.encoders.model_errors import explain_call_errors
 from ray_embed.encoders.probe_images import probe_images
 from ray_embed.encoders.spec import EncoderSpec
@@ -23,7 +22,7 @@ from ray_embed.errors import InputError, RayEmbedError
 from ray_embed.options import RANDOM
 
 # Layers are called on this many images, and on one fewer, to find the batch axis of outputs.
-_PROBE_COUNT = 3
+PROBE_COUNT = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,19 +43,22 @@ class ModelSetup:
     has_fixed_batch: bool
 
 
-def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = None) -> ModelSetup:
+def set_up_model(
+    spec: EncoderSpec, local_spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = None
+) -> ModelSetup:
     """Load the model, create its variables, and load its weights.
 
     Args:
         spec: the requested encoder.
+        local_spec: the same with a model and weights on this machine.
         saved_weights: weights that replace the model's own.
 
     Raises:
         InputError: the model, its weights or the preprocessing is unsuitable.
     """
-    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+    with legacy_keras.explain_legacy_errors():
         setup = _load_model(spec, local_spec)
-        _check_integer_input(spec, setup.images, setup.loaded.dtype)
+        check_integer_input(spec, setup.images, setup.loaded.dtype)
         _load_requested_weights(setup, local_spec)
     if saved_weights is not None:
         set_weights(setup.loaded, saved_weights)
@@ -65,30 +67,30 @@ def set_up_model(spec: EncoderSpec, saved_weights: tuple[Array, ...] | None = No
     return replace(setup, spec=replace(spec, channels_first=channels_first))
 
 
-def give_other_weights(setup: ModelSetup, spec: EncoderSpec) -> ModelSetup:
+def give_other_weights(setup: ModelSetup, spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     """Load other weights into a model that is set up already.
 
     Args:
         setup: the model.
         spec: the request, which differs from that of `setup` only in ``--weights``.
+        local_spec: the same with weights on this machine.
 
     Raises:
         InputError: the weights do not fit. The model keeps those that it has.
     """
-    spec = replace(spec, channels_first=setup.spec.channels_first)
-    setup = replace(setup, spec=spec)
-    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+    setup = replace(setup, spec=replace(spec, channels_first=setup.spec.channels_first))
+    with legacy_keras.explain_legacy_errors():
         _load_requested_weights(setup, local_spec)
     return setup
 
 
-def set_up_untrained(spec: EncoderSpec) -> ModelSetup:
+def set_up_untrained(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     """Load the model and create its variables, without loading weights into them.
 
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    with legacy_keras.explain_legacy_errors(), local_copies(spec) as local_spec:
+    with legacy_keras.explain_legacy_errors():
         return _load_model(spec, local_spec)
 
 
@@ -96,7 +98,7 @@ def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     loaded = model_loading.load_model(local_spec)
     shape = image_shape(loaded, spec)
     batch_size = fixed_batch_size(loaded)
-    images = _preprocess(spec, probe_images(loaded, spec, shape, batch_size or _PROBE_COUNT))
+    images = preprocess_images(spec, probe_images(loaded, spec, shape, batch_size or PROBE_COUNT))
     with explain_call_errors(loaded, spec, images):
         loaded = create_variables(loaded, local_spec, images)
     return ModelSetup(
@@ -117,7 +119,12 @@ def _load_requested_weights(setup: ModelSetup, local_spec: EncoderSpec) -> None:
         give_random_weights(setup.loaded, local_spec, images)
 
 
-def _preprocess(spec: EncoderSpec, images: Array) -> Any:
+def preprocess_images(spec: EncoderSpec, images: Array) -> Any:
+    """Return images (N, H, W, C) float32 as ``--preprocess`` makes them.
+
+    Raises:
+        InputError: the function fails.
+    """
     try:
         return load_preprocessing(spec)(images)
     except RayEmbedError:
@@ -129,8 +136,12 @@ def _preprocess(spec: EncoderSpec, images: Array) -> Any:
         ) from error
 
 
-def _check_integer_input(spec: EncoderSpec, images: Any, dtype: str) -> None:
-    """Refuse preprocessing whose values would be lost in an encoder that takes integers."""
+def check_integer_input(spec: EncoderSpec, images: Any, dtype: str) -> None:
+    """Refuse preprocessing whose values would be lost in an encoder that takes integers.
+
+    Raises:
+        InputError: it gives fractions, or negative values to an unsigned type.
+    """
     if spec.preprocess is None or "int" not in dtype:
         return
     low, high = float(np.min(images)), float(np.max(images))

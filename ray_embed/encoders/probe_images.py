@@ -33,10 +33,10 @@ def probe_images(
     """
     if loaded.takes_bytes:
         return encoded_noise(count)
-    return _pixel_noise(count, shape, levels or spec.preprocess is not None)
+    return pixel_noise(count, shape, levels or spec.preprocess is not None)
 
 
-def _pixel_noise(count: int, shape: tuple[int, int, int], levels: bool) -> Array:
+def pixel_noise(count: int, shape: tuple[int, int, int], levels: bool) -> Array:
     """Return noise from 0 to 1, or from 0 to 255 if `levels`.
 
     Every second image is smooth, like most of a photograph. On smooth images, kernels cancel out

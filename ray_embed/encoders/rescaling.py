@@ -6,7 +6,7 @@ them. The values that leave these operations are computed for blank images, so i
 how the encoder rescales: by layers, by functions, or by casting.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,6 +145,36 @@ def find_rescaling(graph: Any, input_name: str, outputs: tuple[str, ...], dtype:
         values = arrive(tf.fill(shape, tf.constant(level, tf.float32)))
         return [np.asarray(value, np.float64) for value in values]
 
+    return measure_rescaling(
+        blank,
+        channels=shape[-1],
+        dtype=dtype,
+        layers=layers,
+        # In a network's own normalization, the learned offset may have any value.
+        is_learned=any(
+            nodes[name].op in _NORMALIZATION or "batchnorm" in name for name in followed
+        ),
+    )
+
+
+def measure_rescaling(
+    blank: Callable[[float], list[Array]],
+    *,
+    channels: int,
+    dtype: str,
+    layers: tuple[str, ...],
+    is_learned: bool,
+) -> Rescaling:
+    """Return how an encoder rescales its input, by what it makes of blank images.
+
+    Args:
+        blank: returns the values that arrive at the first layers with weights, for images whose
+            pixels all have one level.
+        channels: the number of channels of the images.
+        dtype: the type of the encoder's own input.
+        layers: the names of what rescales.
+        is_learned: whether some of these are learned.
+    """
     black, half, white = blank(0.0), blank(0.5), blank(255.0)
     differences = [high - low for low, high in zip(black, white, strict=True)]
     moved = [difference != 0 for difference in differences]
@@ -153,14 +183,12 @@ def find_rescaling(graph: Any, input_name: str, outputs: tuple[str, ...], dtype:
     casts = all(np.array_equal(a, b) for a, b in zip(black, half, strict=True))
     slopes = np.concatenate([d[where] / 255 for d, where in zip(differences, moved, strict=True)])
     zeros = np.concatenate([low[where] for low, where in zip(black, moved, strict=True)])
-    # In a network's own normalization, the learned offset may have any value.
-    learned = any(nodes[name].op in _NORMALIZATION or "batchnorm" in name for name in followed)
-    center = 0.0 if learned else float(np.median(-zeros / slopes))
+    center = 0.0 if is_learned else float(np.median(-zeros / slopes))
     divided = 1 / float(np.median(np.abs(slopes)))
     pairs = dict.fromkeys(
         zip(np.round(slopes, 9).tolist(), np.round(zeros, 6).tolist(), strict=True)
     )
-    factors, offsets = zip(*list(pairs)[: shape[-1]], strict=True)
+    factors, offsets = zip(*list(pairs)[:channels], strict=True)
     return Rescaling(
         dtype=dtype,
         layers=layers,

@@ -75,6 +75,18 @@ class Output:
     channel_axis: int = -1
 
 
+@dataclass(frozen=True)
+class TensorFlowGraph:
+    """A serialized GraphDef, its input tensor, and its output tensors.
+
+    `content` is empty in the messages to the actors, which read it from the run folder.
+    """
+
+    content: bytes
+    input_name: str
+    output_names: tuple[str, ...]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
     """A built encoder that can be sent to the actors.
@@ -84,14 +96,16 @@ class Encoder:
         engine: the name of the engine that runs it.
         architecture: a digest of what the encoder computes, without its weights.
         weights_digest: a digest of the weights.
-        graph: the serialized GraphDef with its variables folded to constants, or None if the
-            engine calls the Keras model itself. That model is then loaded again, and its weights
-            are set to `weights`.
+        framework: the name of the framework that the model comes from.
+        graph: the serialized graph with its weights, in the format of the framework (for Keras, a
+            GraphDef with its variables folded to constants), or None if the engine calls the Keras
+            model itself. That model is then loaded again, and its weights are set to `weights`.
         input_name: the input tensor of `graph`.
         output_names: the output tensors of `graph`, in the order of `outputs`.
         rescaling: what the encoder does to its pixels before its first layer with weights.
         notes: choices that were made while the encoder was built.
         advice: the preprocessing that a known architecture needs, or an empty string.
+        preprocessing: the graph of ``--preprocess`` if `graph` does not contain it.
     """
 
     spec: EncoderSpec
@@ -108,6 +122,8 @@ class Encoder:
     notes: tuple[str, ...] = ()
     rescaling: Rescaling = field(default_factory=lambda: Rescaling(dtype="float32"))
     advice: str = ""
+    framework: str = "keras"
+    preprocessing: TensorFlowGraph | None = None
 
     @property
     def takes_bytes(self) -> bool:

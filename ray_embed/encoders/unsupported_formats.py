@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ray_embed.encoders.protobuf_fields import SIZED, VARINT, read_fields
 from ray_embed.errors import InputError
 
 _FIX_GIVE_ORIGINAL = (
@@ -33,18 +34,13 @@ _TFLITE: _Format = (
 )
 _PYTORCH: _Format = (
     "a PyTorch file",
-    "in PyTorch, export the encoder with torch.onnx.export, and make a SavedModel folder of it: "
-    "onnx2tf -i encoder.onnx -o encoder -osd; or load its weights into a Keras model in a function "
-    "of yours, and give --model module:callable",
+    "in PyTorch, export the encoder with torch.onnx.export, and give the .onnx file; or load its "
+    "weights into a Keras model in a function of yours, and give --model module:callable",
 )
 _SAFETENSORS: _Format = (
     "safetensors: weights, without the model",
     "load them in a function that returns a Keras model, and give --model module:callable (for "
     "Transformers: TFAutoModel.from_pretrained(folder))",
-)
-_ONNX: _Format = (
-    "an ONNX model",
-    "make a SavedModel folder of it: onnx2tf -i {path} -o encoder -osd",
 )
 _GRAPH: _Format = (
     "a TensorFlow graph (a frozen GraphDef), without signatures",
@@ -254,76 +250,24 @@ def _recognize_folder(path: Path) -> _Format | None:
 
 def _models_in(folder: Path) -> Iterator[str]:
     for entry in folder.iterdir():
-        is_keras_file = entry.suffix.lower() in (".keras", ".h5", ".hdf5")
-        if is_keras_file or entry.name == "model.json" or (entry / "saved_model.pb").is_file():
+        is_model_file = entry.suffix.lower() in (".keras", ".h5", ".hdf5", ".onnx")
+        if is_model_file or entry.name == "model.json" or (entry / "saved_model.pb").is_file():
             yield entry.name
 
 
 # --- Protocol Buffers ----------------------------------------------------------------------------
 
-# Wire types of message fields: varints, and values with a length (strings and messages).
-_VARINT, _SIZED = 0, 2
-_MAX_FIELDS = 10_000
-
 
 def _recognize_protobuf(file: BinaryIO) -> _Format | None:
-    """Recognize an ONNX model or a TensorFlow graph by the fields of its outermost message."""
-    file.seek(0)
-    fields: set[tuple[int, int]] = set()
-    first = b""
-    for index, (number, kind, start) in enumerate(_fields(file)):
-        if number == 0:
-            return None
-        if index == 0:
-            first = start
-        fields.add((number, kind))
-        if index > _MAX_FIELDS:
-            break
-    onnx = {(1, _VARINT), (5, _VARINT), *((n, _SIZED) for n in (2, 3, 4, 6, 7, 8, 14, 20, 25, 26))}
-    if {(1, _VARINT), (7, _SIZED), (8, _SIZED)} <= fields <= onnx:
-        return _ONNX
-    if fields <= {(1, _VARINT), (2, _SIZED)} and len(fields) == 2:
+    """Recognize a TensorFlow graph by the fields of its outermost message."""
+    fields, first = read_fields(file)
+    if fields <= {(1, VARINT), (2, SIZED)} and len(fields) == 2:
         return (
             "a SavedModel under another name than saved_model.pb",
             "put it back into its folder, under that name, and give the folder",
         )
-    graph = {(1, _SIZED), (2, _SIZED), (3, _VARINT), (4, _SIZED), (5, _SIZED)}
+    graph = {(1, SIZED), (2, SIZED), (3, VARINT), (4, SIZED), (5, SIZED)}
     # A node begins with its name.
-    if (1, _SIZED) in fields and fields <= graph and first.startswith(b"\x0a"):
+    if (1, SIZED) in fields and fields <= graph and first.startswith(b"\x0a"):
         return _GRAPH
     return None
-
-
-def _fields(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
-    """Yield the number, wire type and first bytes of each field; number 0 means no valid field."""
-    size = file.seek(0, 2)
-    file.seek(0)
-    while file.tell() < size:
-        tag = _varint(file)
-        number, kind = tag >> 3, tag & 7
-        start = b""
-        if kind == _VARINT:
-            _varint(file)
-        elif kind == _SIZED:
-            length = _varint(file)
-            end = file.tell() + length
-            start = file.read(min(length, 16))
-            file.seek(end)
-        else:
-            number = 0
-        if file.tell() > size:
-            number = 0
-        yield number, kind, start
-        if number == 0:
-            return
-
-
-def _varint(file: BinaryIO) -> int:
-    value = shift = 0
-    while byte := file.read(1):
-        value |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80 or shift > 63:
-            return value
-        shift += 7
-    # The file is truncated; no field has this number.
-    return 0

@@ -18,7 +18,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ray_embed.config import RunConfig, is_callable_reference, names_data_set
 from ray_embed.core.console import say
 from ray_embed.core.uri import is_uri
+from ray_embed.encoders.frameworks.registry import find_framework
 from ray_embed.errors import InputError, get_first_line
+from ray_embed.extraction.prepare import make_encoder_spec
 from ray_embed.options import RANDOM
 from ray_embed.runs import identity
 from ray_embed.runs.workspace import Target
@@ -69,10 +71,11 @@ def check(config: RunConfig, target: Target) -> None:
         token.touch()
         options[str(token)] = f"--out {target.out}"
     try:
-        local = _Environment(*_make_probe()(_PACKAGES, list(options)))
+        packages = (*_PACKAGES, *find_framework(make_encoder_spec(config, None, 1)).packages)
+        local = _Environment(*_make_probe()(packages, list(options)))
         nodes_by_problem: defaultdict[_Problem, list[str]] = defaultdict(list)
-        for node, remote in _probe_nodes(nodes, list(options)):
-            for problem in _compare(local, remote, options):
+        for node, remote in _probe_nodes(nodes, packages, list(options)):
+            for problem in _compare(local, remote, packages, options):
                 nodes_by_problem[problem].append(nodes[node])
     finally:
         if token is not None:
@@ -121,13 +124,15 @@ def _make_probe() -> Callable[[tuple[str, ...], list[str]], tuple[dict[str, str]
     return probe
 
 
-def _probe_nodes(nodes: dict[str, str], paths: list[str]) -> Iterator[tuple[str, _Environment]]:
+def _probe_nodes(
+    nodes: dict[str, str], packages: tuple[str, ...], paths: list[str]
+) -> Iterator[tuple[str, _Environment]]:
     probe = ray.remote(_make_probe())
     asked = {}
     for node in nodes:
         affinity = NodeAffinitySchedulingStrategy(node, soft=False)
         options = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": affinity}
-        asked[probe.options(**options).remote(_PACKAGES, paths)] = node
+        asked[probe.options(**options).remote(packages, paths)] = node
     end = time.monotonic() + _PROBE_TIMEOUT_SECONDS
     while asked and time.monotonic() < end:
         answered, _ = ray.wait(list(asked), timeout=_POLL_SECONDS)
@@ -144,7 +149,7 @@ def _probe_nodes(nodes: dict[str, str], paths: list[str]) -> Iterator[tuple[str,
 
 
 def _compare(
-    local: _Environment, remote: _Environment, options: dict[str, str]
+    local: _Environment, remote: _Environment, packages: tuple[str, ...], options: dict[str, str]
 ) -> Iterator[_Problem]:
     for path, option in options.items():
         if path in local.paths and path not in remote.paths:
@@ -152,7 +157,7 @@ def _compare(
                 f"{option}: not accessible on",
                 "use a shared file system or object storage (s3://…)",
             )
-    for package in ("Python", *_PACKAGES):
+    for package in ("Python", *packages):
         mine, other = (seen.versions.get(package, "not installed") for seen in (local, remote))
         if mine != other:
             yield (

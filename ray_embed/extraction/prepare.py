@@ -5,7 +5,7 @@ import functools
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,8 @@ from ray_embed.core.console import Say, say
 from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
-from ray_embed.encoders.model_json import refuse_without_weights
+from ray_embed.encoders.frameworks.registry import find_framework
 from ray_embed.encoders.spec import Build, Encoder, EncoderSpec, Weights
-from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import DatasetReader
@@ -98,17 +97,13 @@ def check_model(config: RunConfig) -> None:
     for option, path in (("--model", config.model), ("--weights", config.weights)):
         if isinstance(path, str) and is_uri(path):
             find_files(path, option)
-    model = config.model
-    if not isinstance(model, str) or is_uri(model) or is_callable_reference(model):
+    if isinstance(config.model, str) and is_uri(config.model):
         return
-    refuse_unsupported_format(Path(model))
-    if not Path(model).exists():
-        raise InputError(
-            f"--model {model}: no such file; expected a .keras or .h5 file, a SavedModel folder, "
-            "or module:callable"
-        )
-    if config.weights is None:
-        refuse_without_weights(Path(model))
+    spec = make_encoder_spec(config, None, 1)
+    if isinstance(config.model, str):
+        # Errors name the path that was given.
+        spec = replace(spec, model=config.model)
+    find_framework(spec).check(spec)
 
 
 def prepare(
@@ -430,6 +425,6 @@ def _make_manifest(config: RunConfig, prepared: PreparedRun) -> dict[str, Any]:
         "model": identity_module.name_object(config.model),
         "config": _record_options(config, prepared),
         "encoder": artifacts.describe_encoder(prepared.encoder),
-        "versions": identity_module.read_versions(),
+        "versions": prepared.identity["versions"],
         "identity": prepared.identity,
     }

@@ -3,11 +3,13 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
 from ray_embed.config import RunConfig
 from ray_embed.core.uri import redact_uri, remove_credentials
+from ray_embed.encoders.frameworks.registry import get_framework
 from ray_embed.encoders.spec import Encoder
 from ray_embed.options import OnResume, find_options, get_default
 from ray_embed.planning import Plan, SplitPlan
@@ -18,10 +20,14 @@ Identity = dict[str, Any]
 PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
 
 
-def read_versions() -> dict[str, str]:
-    """Return the versions of the installed packages that can change numbers or bytes."""
+def read_versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """Return the versions of the installed packages that can change numbers or bytes.
+
+    Args:
+        more: the packages to add to those of all runs.
+    """
     versions = {}
-    for name in PACKAGES:
+    for name in (*PACKAGES, *more):
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
@@ -57,7 +63,7 @@ def make_identity(
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
         **_option_values(config),
-        "versions": read_versions(),
+        "versions": read_versions(get_framework(encoder.framework).packages),
     }
 
 

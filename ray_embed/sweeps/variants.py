@@ -12,7 +12,7 @@ from ray_embed.config import RunConfig, is_callable_reference, make_config
 from ray_embed.core.uri import join_uri
 from ray_embed.errors import InputError
 
-_ENDINGS = re.compile(r"(\.weights)?\.(h5|hdf5|keras|index|ckpt)$", re.IGNORECASE)
+_ENDINGS = re.compile(r"(\.weights)?\.(h5|hdf5|keras|onnx|index|ckpt)$", re.IGNORECASE)
 _OUTSIDE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 

@@ -77,9 +77,8 @@ OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02M\xe9\x03."
 
 FILES = {
     "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(100), [".keras", "SavedModel"]),
-    "ONNX": (ONNX, ["onnx2tf -i"]),
     "frozen GraphDef": (GRAPH, ["simple_save"]),
-    "PyTorch": (zipped(**TORCH), ["torch.onnx.export", "module:callable"]),
+    "PyTorch": (zipped(**TORCH), ["torch.onnx.export", ".onnx file", "module:callable"]),
     "PyTorch ": (OLD_TORCH, ["torch.onnx.export"]),
     "safetensors": (safetensors(), ["module:callable"]),
     "TensorFlow.js layers": (

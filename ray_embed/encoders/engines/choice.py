@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Choose an encoder's engine: the first one whose features agree with a plain call's features."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -10,8 +10,7 @@ from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.base import Engine, EngineError
 from ray_embed.encoders.engines.registry import candidates, open_engine
 from ray_embed.encoders.features import Encode
-from ray_embed.encoders.graph import fold_encoder
-from ray_embed.encoders.loaded_model import LoadedModel, computing_in_bfloat16
+from ray_embed.encoders.frameworks.registry import get_framework
 from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.probe_images import blank_batch
 from ray_embed.encoders.spec import Encoder, EncoderSpec
@@ -49,15 +48,19 @@ def agree(features: list[Array], expected: list[Array], precision: str = "float3
 
 
 def choose_engine(
-    draft: Encoder, loaded: LoadedModel, reference: Reference, threads: int
+    draft: Encoder,
+    reference: Reference,
+    threads: int,
+    lower: Callable[[Encoder], tuple[Encoder, list[str]]],
 ) -> Encoder:
     """Return the encoder with the first engine that agrees with the plain call.
 
     Args:
         draft: the encoder without an engine.
-        loaded: the encoder's model.
         reference: a plain call of the model.
         threads: the number of threads, for engines with their own thread pool.
+        lower: returns the encoder as bfloat16 needs it, for engines that do not lower the precision
+            themselves, and warnings. It raises InputError if that is impossible.
 
     Raises:
         InputError: no engine agrees.
@@ -67,22 +70,23 @@ def choose_engine(
     chosen = _first_that_agrees(draft, lowers_itself, reference, threads, warnings)
     others = [engine for engine in engines if engine not in lowers_itself]
     if chosen is None and others:
-        # In TensorFlow, the precision is part of the graph.
-        with computing_in_bfloat16(loaded):
-            lowered, reasons = fold_encoder(draft, reference.encode, draft.rescaling.dtype)
-            lowered = replace(lowered, rescaling=draft.rescaling)
-            warnings += reasons
-            chosen = _first_that_agrees(lowered, others, reference, threads, warnings)
+        lowered, reasons = lower(draft)
+        warnings += reasons
+        chosen = _first_that_agrees(lowered, others, reference, threads, warnings)
     if chosen is None:
         raise _no_engine(draft.spec, warnings)
     return replace(chosen, spec=_without_objects(draft.spec), warnings=tuple(warnings))
 
 
 def _usable_engines(draft: Encoder) -> list[Engine]:
-    import tensorflow as tf
-
-    gpu = bool(tf.config.list_physical_devices("GPU"))
-    engines = candidates(draft.spec.engine, gpu)
+    framework = get_framework(draft.framework)
+    engines = candidates(framework.engines, draft.spec.engine, framework.has_gpu())
+    if not engines:
+        options = dict.fromkeys(engine.option for engine in framework.engines)
+        raise InputError(
+            f"--engine {draft.spec.engine}: it does not run {draft.spec.model_name}; give "
+            f"--engine auto, {', '.join(options)}"
+        )
     return [engine for engine in engines if engine.decodes_files or not draft.takes_bytes]
 
 
@@ -110,11 +114,8 @@ def _first_that_agrees(
 
 def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | None:
     """Run an engine on the reference's images; return what is wrong, or None."""
-    count = len(reference.images)
-    batch = blank_batch(encoder, encoder.spec.batch_size)
-    batch[:count] = reference.images
     try:
-        features = [rows[:count] for rows in open_engine(encoder, threads)(batch)]
+        features = _run_in_batches(open_engine(encoder, threads), encoder, reference.images)
     except EngineError as error:
         return str(error)
     except Exception as error:
@@ -122,6 +123,20 @@ def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | N
     if agree(features, reference.features, encoder.spec.precision):
         return None
     return "its features differ from those of the plain call"
+
+
+def _run_in_batches(
+    run: Callable[[Array], list[Array]], encoder: Encoder, images: Array
+) -> list[Array]:
+    """Run an engine on any number of images, in batches that are filled up with blank ones."""
+    size = encoder.spec.batch_size
+    calls = []
+    for start in range(0, len(images), size):
+        part = images[start : start + size]
+        batch = blank_batch(encoder, size)
+        batch[: len(part)] = part
+        calls.append([rows[: len(part)] for rows in run(batch)])
+    return [np.concatenate(rows) for rows in zip(*calls, strict=True)]
 
 
 def _without_objects(spec: EncoderSpec) -> EncoderSpec:

@@ -4,6 +4,7 @@
 import importlib.util
 import queue
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ray_embed.core.arrays import Array
@@ -21,7 +22,47 @@ def is_openvino_installed() -> bool:
 
 
 def _open(encoder: Encoder, threads: int) -> OpenEngine:
-    compiled, ports = _compile(encoder, threads)
+    hide_from_telemetry()
+    import tensorflow as tf
+
+    graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
+    output_names = [_add_named_output(graph, name) for name in encoder.output_names]
+    model = convert_graph(graph, output_names)
+    model.reshape([encoder.spec.batch_size, *encoder.image_shape])
+    return compile_model(model, output_names, encoder.spec.precision, threads)
+
+
+def hide_from_telemetry() -> None:
+    """Keep OpenVINO from reporting imports and conversions to its developers.
+
+    It does so via an optional package, and reports nothing if that cannot be imported.
+    """
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
+
+
+def compile_model(
+    model: Any, output_names: Sequence[str], precision: str, threads: int
+) -> OpenEngine:
+    """Compile a model whose input has a fixed shape, and return an engine that runs it.
+
+    Args:
+        model: the OpenVINO model.
+        output_names: the tensors to return.
+        precision: float32 or bfloat16.
+        threads: the number of batches to compute at the same time, each on a thread of its own.
+    """
+    import openvino
+
+    options = {
+        # One thread per batch: threads that share a batch wait for each other after every layer
+        # while other threads decode. For the same reason, threads are not pinned.
+        "NUM_STREAMS": threads,
+        "INFERENCE_NUM_THREADS": threads,
+        "ENABLE_CPU_PINNING": False,
+        "INFERENCE_PRECISION_HINT": {"float32": "f32", "bfloat16": "bf16"}[precision],
+    }
+    compiled = openvino.Core().compile_model(model, "CPU", options)
+    ports = [compiled.output(name) for name in output_names]
     free: queue.SimpleQueue[Any] = queue.SimpleQueue()
     for _ in range(threads):
         free.put(compiled.create_infer_request())
@@ -35,31 +76,6 @@ def _open(encoder: Encoder, threads: int) -> OpenEngine:
             free.put(request)
 
     return OpenEngine(run, threads)
-
-
-def _compile(encoder: Encoder, threads: int) -> tuple[Any, list[Any]]:
-    """Compile the encoder's graph; return the compiled model and its output ports."""
-    # OpenVINO reports imports and conversions to its developers via this optional package. If the
-    # package cannot be imported, OpenVINO reports nothing.
-    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
-    import openvino
-    import tensorflow as tf
-
-    graph = tf.compat.v1.GraphDef.FromString(encoder.graph)
-    output_names = [_add_named_output(graph, name) for name in encoder.output_names]
-    model = convert_graph(graph, output_names)
-    model.reshape([encoder.spec.batch_size, *encoder.image_shape])
-    precision = {"float32": "f32", "bfloat16": "bf16"}[encoder.spec.precision]
-    options = {
-        # One thread per batch: threads that share a batch wait for each other after every layer
-        # while other threads decode. For the same reason, threads are not pinned.
-        "NUM_STREAMS": threads,
-        "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_CPU_PINNING": False,
-        "INFERENCE_PRECISION_HINT": precision,
-    }
-    compiled = openvino.Core().compile_model(model, "CPU", options)
-    return compiled, [compiled.output(name) for name in output_names]
 
 
 def _add_named_output(graph: Any, name: str) -> str:

@@ -1,32 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All engines, in the fixed order in which they are tried."""
+"""Find the engines to try for an encoder, and open the one that was chosen."""
 
-from ray_embed.encoders.engines import folded, function, openvino, plain, xla
+from collections.abc import Sequence
+
 from ray_embed.encoders.engines.base import Engine, OpenEngine
+from ray_embed.encoders.frameworks.registry import get_framework
 from ray_embed.encoders.spec import Encoder
 
-ENGINES = (openvino.ENGINE, xla.ENGINE, folded.ENGINE, function.ENGINE, plain.ENGINE)
-_BY_NAME = {engine.name: engine for engine in ENGINES}
+# The option of the engines that need no compilation, whatever the framework.
+UNCOMPILED = "uncompiled"
 
 
-def candidates(option: str, gpu: bool) -> tuple[Engine, ...]:
+def candidates(engines: Sequence[Engine], option: str, gpu: bool) -> tuple[Engine, ...]:
     """Return the engines to try, in their fixed order.
 
     Args:
-        option: the value of ``--engine``.
-        gpu: whether TensorFlow has a GPU.
+        engines: all engines of a framework.
+        option: the value of ``--engine``, or UNCOMPILED.
+        gpu: whether the framework has a GPU.
     """
     device = "gpu" if gpu else "cpu"
+    if option == UNCOMPILED:
+        option = engines[-1].option
     if option == "auto":
-        return tuple(e for e in ENGINES if device in e.devices and e.is_installed())
-    asked = tuple(engine for engine in ENGINES if engine.option == option)
+        return tuple(e for e in engines if device in e.devices and e.is_installed())
+    asked = tuple(engine for engine in engines if engine.option == option)
     # If only one engine has this option, it is used on any device.
     return asked if len(asked) == 1 else tuple(e for e in asked if device in e.devices)
 
 
-def runs_graph(name: str) -> bool:
-    """Return whether the engine runs the folded graph instead of the Keras model."""
-    return _BY_NAME[name].needs_graph
+def runs_graph(encoder: Encoder) -> bool:
+    """Return whether the encoder's engine runs its graph instead of the Keras model."""
+    return _get_engine(encoder).needs_graph
 
 
 def open_engine(encoder: Encoder, threads: int) -> OpenEngine:
@@ -36,4 +41,9 @@ def open_engine(encoder: Encoder, threads: int) -> OpenEngine:
         encoder: the encoder.
         threads: the number of threads, for engines with their own thread pool.
     """
-    return _BY_NAME[encoder.engine].open(encoder, threads)
+    return _get_engine(encoder).open(encoder, threads)
+
+
+def _get_engine(encoder: Encoder) -> Engine:
+    engines = get_framework(encoder.framework).engines
+    return next(engine for engine in engines if engine.name == encoder.engine)

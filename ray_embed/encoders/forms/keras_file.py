@@ -23,7 +23,7 @@ from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 
-_ACCEPTED = "give a .keras or .h5 file, a SavedModel folder, or module:callable"
+_ACCEPTED = "give a .keras, .h5 or .onnx file, a SavedModel folder, or module:callable"
 _OTHER_FORMS = (
     "\nKeras cannot read every .h5 file that it writes: save the model as .keras, or give --model "
     "module:callable, and this file to --weights"

@@ -42,7 +42,7 @@ CALLS = {
         "Extractor._encode_records",
         "_write_parts",
     ),
-    "ray_embed.encoders.build": (
+    "ray_embed.encoders.keras_build": (
         "build",
         "set_up_model",
         "_call_layers",

@@ -18,11 +18,12 @@ from ray_embed.encoders.build import build
 from ray_embed.encoders.engines import choice
 from ray_embed.encoders.engines.openvino import is_openvino_installed
 from ray_embed.encoders.engines.registry import candidates, open_engine
+from ray_embed.encoders.frameworks.keras import FRAMEWORK
 from ray_embed.runtime.resources import Resources
 
 
 def names(option: str, gpu: bool) -> tuple[str, ...]:
-    return tuple(engine.name for engine in candidates(option, gpu))
+    return tuple(engine.name for engine in candidates(FRAMEWORK.engines, option, gpu))
 
 
 def test_the_order_on_a_cpu():
