@@ -3,7 +3,7 @@
 
 ``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` holds the graph
 with its variables folded in, and ``encoder/encoder.json`` holds a description with the names of the
-graph's tensors.
+graph's tensors. ``encoder/model.json`` holds the layers of a model that is known by a name only.
 """
 
 import hashlib
@@ -14,15 +14,16 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.config import lists_to_tuples
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.registry import runs_graph
-from ray_embed.encoders.spec import Encoder
+from ray_embed.encoders.spec import Encoder, KeptModel
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 
-_WEIGHTS, _GRAPH, _DESCRIPTION = (
-    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "graph.pb", "encoder.json")
+_WEIGHTS, _GRAPH, _DESCRIPTION, _MODEL = (
+    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "graph.pb", "encoder.json", "model.json")
 )
 
 
@@ -38,6 +39,8 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
     contents = {_WEIGHTS: sink.getvalue()}
     if encoder.graph is not None:
         contents[_GRAPH] = encoder.graph
+    if encoder.spec.kept is not None:
+        contents[_MODEL] = json.dumps(asdict(encoder.spec.kept), indent=1).encode()
     for name, content in contents.items():
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
@@ -120,6 +123,18 @@ def read_weights(folder: Folder) -> tuple[Array, ...] | None:
         return None
     with np.load(io.BytesIO(_read_file(folder, _WEIGHTS)), allow_pickle=False) as arrays:
         return tuple(arrays[name] for name in sorted(arrays.files))
+
+
+def read_kept_model(folder: Folder) -> KeptModel | None:
+    """Return the model of a library that an earlier start kept, or None if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not folder.exists(_MODEL):
+        return None
+    content = lists_to_tuples(json.loads(_read_file(folder, _MODEL)))
+    return KeptModel(**content)
 
 
 def strip_contents(encoder: Encoder) -> Encoder:

@@ -30,7 +30,7 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
             copied[str(into)] = redact_uri(get_parent_uri(uri))
             return str(download(uri, into, option))
 
-        if isinstance(spec.model, str) and is_uri(spec.model):
+        if isinstance(spec.model, str) and is_uri(spec.model) and spec.kept is None:
             spec = replace(spec, model=copy(spec.model, "--model"))
         if spec.weights is not None and is_uri(spec.weights):
             spec = replace(spec, weights=copy(spec.weights, "--weights"))
