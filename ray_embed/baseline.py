@@ -13,6 +13,7 @@ from ray_embed.config import (
     names_data_set,
 )
 from ray_embed.core.console import say as print_to_stderr
+from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import is_uri, join_uri, redact_uri
 from ray_embed.errors import InputError
 from ray_embed.options import RANDOM, get_default
@@ -95,9 +96,9 @@ def _make_config(run: str, options: dict[str, Any]) -> RunConfig:
 
 
 def _is_available(name: str) -> bool:
-    if is_uri(name) or is_callable_reference(name) or names_data_set(name) or is_pattern(name):
+    if is_uri(name) or is_callable_reference(name) or is_pattern(name):
         return True
-    return Path(name).exists()
+    return names_data_set(name) or names_model(name) or Path(name).exists()
 
 
 def _check_same_records(trained: RunReader, baseline: RunReader) -> None:

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import pydantic
 import yaml
 
+from ray_embed.core.model_names import names_model, normalize_model
 from ray_embed.core.uri import is_uri
 from ray_embed.errors import InputError
 from ray_embed.options import OPTIONS, RunOptions, format_flag, takes_json
@@ -79,10 +80,10 @@ class RunConfig(RunOptions, pydantic.BaseModel, frozen=True):
 
     @pydantic.field_validator("model", mode="after")
     @classmethod
-    def _use_folder_of_saved_model(cls, value: Any) -> Any:
+    def _normalize_model(cls, value: Any) -> Any:
         if isinstance(value, str) and PurePosixPath(value).name == "saved_model.pb":
             return value.removesuffix("saved_model.pb").rstrip("/") or "."
-        return value
+        return normalize_model(value) if isinstance(value, str) else value
 
     @pydantic.field_validator("tags", mode="before")
     @classmethod
@@ -206,7 +207,7 @@ def is_split_name(text: str) -> bool:
 
 def is_callable_reference(text: str) -> bool:
     """Return whether `text` is ``module:callable`` and not an existing file."""
-    if names_data_set(text):
+    if names_data_set(text) or names_model(text):
         return False
     return bool(_CALLABLE.fullmatch(text)) and not Path(text).exists()
 
@@ -216,11 +217,14 @@ def names_data_set(text: str) -> bool:
     return text.startswith(DATA_SET_PREFIXES)
 
 
-def make_absolute(data_set: str, folder: Path) -> str:
-    """Return the name of a data set, in which the path of a folder (``hf:data``) is absolute."""
-    prefix, _, name = data_set.partition(":")
-    path = folder.absolute() / name
-    return f"{prefix}:{path}" if prefix == "hf" and path.is_dir() else data_set
+def make_absolute(name: str, folder: Path) -> str:
+    """Return the name of a data set or a model, in which the path of a folder is absolute.
+
+    Only ``hf:`` and ``keras_hub:`` may be followed by the path of a folder.
+    """
+    prefix, _, rest = name.partition(":")
+    path = folder.absolute() / rest
+    return f"{prefix}:{path}" if prefix in ("hf", "keras_hub") and path.is_dir() else name
 
 
 def choose_ray_address(address: str | None) -> str:
@@ -358,7 +362,7 @@ def _resolve_source(item: str, folder: Path) -> tuple[str, str]:
 
 
 def _resolve(path: str, folder: Path) -> str:
-    if names_data_set(path):
+    if names_data_set(path) or names_model(path):
         return make_absolute(path, folder)
     if is_uri(path) or is_callable_reference(path):
         return path

@@ -31,6 +31,10 @@ DEFAULT_SHARD_SIZE = 512
 DEFAULT_SAMPLE_SIZE = 10_000
 MAX_FLOAT_CLASSES = 50
 
+# Options that decide together how pixels become values, and how images are resized.
+VALUE_OPTIONS = ("preprocess", "scale", "mean", "std")
+RESIZE_OPTIONS = ("resize", "crop_fraction")
+
 # The value of `weights` that initializes the model's layers with a fixed seed.
 RANDOM = "random"
 
@@ -224,8 +228,10 @@ class RunOptions:
         Option(
             group=Group.ENCODER,
             help="The encoder: a .keras, .h5 or .onnx file, a SavedModel folder, a model.json from "
-            "`to_json()` (requires --weights), or a module:callable that returns a Keras model or "
-            "an object that contains one.",
+            "`to_json()` (requires --weights), keras:NAME for an architecture of "
+            "keras.applications with its ImageNet weights, keras_hub:PRESET or the folder of a "
+            "preset, or a module:callable that returns a Keras model or an object that contains "
+            "one.",
             metavar="MODEL",
             is_location=True,
         ),

@@ -180,13 +180,13 @@ def execute_together(
         ]
         prepared: dict[int, PreparedRun] = {}
         sizes: list[int] = []
-        for number, request, one in zip(
-            targets, asked, prepare(asked, sources, readers, scratch, running, builds), strict=True
+        for number, one in zip(
+            targets, prepare(asked, sources, readers, scratch, running, builds), strict=True
         ):
             if isinstance(one, InputError):
                 results[number] = one
                 continue
-            write_run_folder(request.config, one, scratch)
+            write_run_folder(one, scratch)
             sizes.append(
                 memory.estimate_bytes(
                     artifacts.count_bytes(one.encoder), artifacts.count_batch_bytes(one.encoder)

@@ -84,6 +84,7 @@ def preview(config: RunConfig, sheet: str, say: Say) -> None:
             f"--model {encoder.spec.model_name}: it takes the bytes of image files and decodes "
             "them itself, so there is no input batch to show"
         )
+    config = pixels.adopt_options(config, encoder)
     pixels.check(config, tuple(item.split for item in chosen), encoder)
     samples = [_prepare_sample(config, item, encoder) for item in chosen]
     lines = _describe_samples(config, samples, encoder)

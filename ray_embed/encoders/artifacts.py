@@ -4,7 +4,8 @@
 ``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` (or the name
 that its framework gives it) holds the graph with its weights, and ``encoder/encoder.json`` holds a
 description with the names of the graph's tensors. ``encoder/preprocessing.pb`` holds the graph of
-``--preprocess``, if the encoder's graph does not contain it.
+``--preprocess``, if the encoder's graph does not contain it. ``encoder/model.json`` holds the
+layers of a model that is known by a name only.
 """
 
 import hashlib
@@ -16,16 +17,18 @@ from typing import Any
 
 import numpy as np
 
+from ray_embed.config import lists_to_tuples
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.registry import runs_graph
 from ray_embed.encoders.frameworks.registry import get_framework
-from ray_embed.encoders.spec import Encoder
+from ray_embed.encoders.spec import Encoder, KeptModel
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
 
-_WEIGHTS, _PREPROCESSING, _DESCRIPTION = (
-    f"{layout.ENCODER}/{name}" for name in ("weights.npz", "preprocessing.pb", "encoder.json")
+_WEIGHTS, _PREPROCESSING, _DESCRIPTION, _MODEL = (
+    f"{layout.ENCODER}/{name}"
+    for name in ("weights.npz", "preprocessing.pb", "encoder.json", "model.json")
 )
 
 
@@ -43,6 +46,8 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
         contents[_name_graph(encoder)] = encoder.graph
     if encoder.preprocessing is not None:
         contents[_PREPROCESSING] = encoder.preprocessing.content
+    if encoder.spec.kept is not None:
+        contents[_MODEL] = json.dumps(asdict(encoder.spec.kept), indent=1).encode()
     for name, content in contents.items():
         folder.write(name, content)
     files = {name: _digest(content) for name, content in contents.items()}
@@ -129,6 +134,18 @@ def read_weights(folder: Folder) -> tuple[Array, ...] | None:
         return None
     with np.load(io.BytesIO(_read_file(folder, _WEIGHTS)), allow_pickle=False) as arrays:
         return tuple(arrays[name] for name in sorted(arrays.files))
+
+
+def read_kept_model(folder: Folder) -> KeptModel | None:
+    """Return the model of a library that an earlier start kept, or None if there is none.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    if not folder.exists(_MODEL):
+        return None
+    content = lists_to_tuples(json.loads(_read_file(folder, _MODEL)))
+    return KeptModel(**content)
 
 
 def strip_contents(encoder: Encoder) -> Encoder:

@@ -12,6 +12,7 @@ import numpy as np
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.custom_objects import Objects
 from ray_embed.encoders.keras_compat import finish_normalization, keras_family
+from ray_embed.encoders.spec import KeptModel
 from ray_embed.errors import InputError
 
 Sides = tuple[int | None, int | None, int | None]
@@ -34,6 +35,7 @@ class LoadedModel:
         main_output: the output to take if there are several and no layer is requested.
         notes: choices that were made while the model was loaded.
         channels_first: whether the model itself takes (N, C, H, W).
+        kept: what to keep of a model of a library, to load it again.
     """
 
     call: Callable[[Any], Any]
@@ -47,6 +49,7 @@ class LoadedModel:
     main_output: str | None = None
     notes: tuple[str, ...] = ()
     channels_first: bool = False
+    kept: KeptModel | None = None
 
     @property
     def takes_bytes(self) -> bool:

@@ -30,7 +30,7 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
             copied[str(into)] = redact_uri(get_parent_uri(uri))
             return str(download(uri, into, option))
 
-        if isinstance(spec.model, str) and is_uri(spec.model):
+        if isinstance(spec.model, str) and is_uri(spec.model) and spec.kept is None:
             uri = spec.model
             spec = replace(spec, model=copy(uri, "--model"))
             _copy_companions(spec, uri)

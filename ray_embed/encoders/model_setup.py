@@ -19,7 +19,7 @@ from ray_embed.encoders.probe_images import probe_images
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.weights.random_init import give_random_weights
 from ray_embed.errors import InputError, RayEmbedError
-from ray_embed.options import RANDOM
+from ray_embed.options import RANDOM, VALUE_OPTIONS
 
 # Layers are called on this many images, and on one fewer, to find the batch axis of outputs.
 PROBE_COUNT = 3
@@ -58,13 +58,13 @@ def set_up_model(
     """
     with legacy_keras.explain_legacy_errors():
         setup = _load_model(spec, local_spec)
-        check_integer_input(spec, setup.images, setup.loaded.dtype)
+        check_integer_input(setup.spec, setup.images, setup.loaded.dtype)
         _load_requested_weights(setup, local_spec)
     if saved_weights is not None:
         set_weights(setup.loaded, saved_weights)
     # Processes that load the model again must use the same layout.
     channels_first = setup.loaded.channels_first or spec.channels_first
-    return replace(setup, spec=replace(spec, channels_first=channels_first))
+    return replace(setup, spec=replace(setup.spec, channels_first=channels_first))
 
 
 def give_other_weights(setup: ModelSetup, spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
@@ -78,6 +78,7 @@ def give_other_weights(setup: ModelSetup, spec: EncoderSpec, local_spec: Encoder
     Raises:
         InputError: the weights do not fit. The model keeps those that it has.
     """
+    spec = _adopt_model(spec, setup.loaded)
     setup = replace(setup, spec=replace(spec, channels_first=setup.spec.channels_first))
     with legacy_keras.explain_legacy_errors():
         _load_requested_weights(setup, local_spec)
@@ -90,12 +91,15 @@ def set_up_untrained(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     Raises:
         InputError: the model cannot be loaded or called.
     """
+    # Any weights do, so that those of a named model are not downloaded.
+    spec, local_spec = (replace(each, weights=RANDOM) for each in (spec, local_spec))
     with legacy_keras.explain_legacy_errors():
         return _load_model(spec, local_spec)
 
 
 def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
     loaded = model_loading.load_model(local_spec)
+    spec = _adopt_model(spec, loaded)
     shape = image_shape(loaded, spec)
     batch_size = fixed_batch_size(loaded)
     images = preprocess_images(spec, probe_images(loaded, spec, shape, batch_size or PROBE_COUNT))
@@ -108,6 +112,15 @@ def _load_model(spec: EncoderSpec, local_spec: EncoderSpec) -> ModelSetup:
         images=images,
         has_fixed_batch=batch_size is not None,
     )
+
+
+def _adopt_model(spec: EncoderSpec, loaded: LoadedModel) -> EncoderSpec:
+    """Return the request with what a model of a library brings: itself, and its preprocessing."""
+    if loaded.kept is None:
+        return spec
+    if not set(VALUE_OPTIONS) & set(spec.pixel_options):
+        spec = replace(spec, preprocess=loaded.kept.pixels.get("preprocess"))
+    return replace(spec, kept=loaded.kept)
 
 
 def _load_requested_weights(setup: ModelSetup, local_spec: EncoderSpec) -> None:

@@ -15,15 +15,36 @@ from ray_embed.encoders.rescaling import Rescaling
 
 
 @dataclass(frozen=True, kw_only=True)
+class KeptModel:
+    """What is kept of a model that was named, so that the library is not asked for it again.
+
+    Attributes:
+        architecture: the JSON of the Keras model, without its weights.
+        pixels: how its library prepares pixels, by the names of the fields of `RunConfig`.
+        image_size: (H, W) of the images, if the model itself takes any.
+        notes: what was said about the model.
+    """
+
+    architecture: str
+    pixels: dict[str, Any] = field(default_factory=dict)
+    image_size: tuple[int, int] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class EncoderSpec:
     """The options of a run that concern the encoder.
 
     Attributes:
-        model: a path, a URI, ``module:callable``, a callable, or a Keras model.
+        model: a path, a URI, ``keras:NAME``, ``keras_hub:PRESET``, ``module:callable``, a callable,
+            or a Keras model.
         folder: the folder to put on the import path.
         image_shape: (H, W, C) of the images of an array source. It is used if the model's own input
             has no fixed size.
         channels_first: whether the model takes (N, C, H, W). None means that the model decides.
+        pixel_options: the names of the pixel options that the user has given. The library that a
+            model is from decides the others.
+        kept: the model, if it was loaded by its name before. Its weights are then set later.
     """
 
     model: Any
@@ -43,6 +64,8 @@ class EncoderSpec:
     tags: tuple[str, ...] | None = None
     signature: str | None = None
     channels_first: bool | None = None
+    pixel_options: tuple[str, ...] = ()
+    kept: KeptModel | None = None
 
     @property
     def model_name(self) -> str:

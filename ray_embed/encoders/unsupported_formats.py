@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from ray_embed.encoders.keras_hub_import import is_keras_hub_installed
 from ray_embed.encoders.protobuf_fields import SIZED, VARINT, read_fields
 from ray_embed.errors import InputError
 
@@ -72,8 +73,7 @@ _HUGGING_FACE: _Format = (
 )
 _KERAS_HUB: _Format = (
     "a KerasHub preset",
-    "load it in a function, as keras_hub.models.Backbone.from_preset(folder) does, and give "
-    "--model module:callable",
+    "to load it, install KerasHub: pip install 'ray_embed[hub]'",
 )
 _CHECKPOINT: _Format = (
     "a TensorFlow checkpoint: weights, without the model",
@@ -237,15 +237,24 @@ def _recognize_folder(path: Path) -> _Format | None:
         return _PART_OF_SAVED_MODEL
     if "model.json" in names and (recognized := _recognize_json(path / "model.json")):
         return recognized
+    if is_keras_hub_preset(path):
+        return None if is_keras_hub_installed() else _KERAS_HUB
     if "config.json" in names and any(map(_PRETRAINED.fullmatch, names)):
-        keras_hub = "registered_name" in read_json(path / "config.json")
-        return _KERAS_HUB if keras_hub else _HUGGING_FACE
+        return _HUGGING_FACE
     if any(name.endswith(".index") for name in names):
         return _CHECKPOINT
     if models := sorted(_models_in(path)):
         paths = ", ".join(str(path / name) for name in models[:5])
         return "a folder that is no model itself", f"give one of the models in it: {paths}"
     return _BY_SUFFIX.get(path.suffix.lower())
+
+
+def is_keras_hub_preset(path: Path) -> bool:
+    """Return whether a folder is a preset of KerasHub: the description of a model, and weights."""
+    if not path.is_dir() or not (path / "config.json").is_file():
+        return False
+    weights = (path / "model.weights.h5", path / "model.weights.json")
+    return any(map(Path.is_file, weights)) and "registered_name" in read_json(path / "config.json")
 
 
 def _models_in(folder: Path) -> Iterator[str]:

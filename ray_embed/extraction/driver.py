@@ -81,9 +81,7 @@ def extract_missing(
     prepared = runs[0]
     shards = prepared.plan.shards
     left = None if shards is None else shards - min(each.done.count for each in found)
-    monitors = [
-        _RunMonitor(config, run, each.rejected) for run, each in zip(runs, found, strict=True)
-    ]
+    monitors = [_RunMonitor(run, each.rejected) for run, each in zip(runs, found, strict=True)]
     failures: dict[int, RayEmbedError] = {}
 
     def find_runs(shard: int) -> tuple[int, ...]:
@@ -105,7 +103,7 @@ def extract_missing(
         list_workers = _make_worker_list(session, left)
         any_done = any(each.done.count > 0 for each in found)
         for results in scheduler.extract_all(
-            list_workers(0), _make_job(config, runs, siblings), work, config, any_done, list_workers
+            list_workers(0), _make_job(runs, siblings), work, config, any_done, list_workers
         ):
             if results[0].number not in counted:
                 counted.add(results[0].number)
@@ -143,18 +141,18 @@ def _make_worker_list(session: RunSession, left: int | None) -> Callable[[int], 
     return lambda done: session.pool.fill(None if left is None else left - done)
 
 
-def _make_job(config: RunConfig, runs: Sequence[PreparedRun], siblings: Sequence[str]) -> Job:
+def _make_job(runs: Sequence[PreparedRun], siblings: Sequence[str]) -> Job:
     return Job(
         id=uuid.uuid4().hex,
         plan=runs[0].plan,
         readers=runs[0].readers,
-        runs=tuple(_make_job_run(config, run) for run in runs),
+        runs=tuple(_make_job_run(run) for run in runs),
         siblings=tuple(siblings),
     )
 
 
-def _make_job_run(config: RunConfig, prepared: PreparedRun) -> JobRun:
-    encoder = artifacts.strip_contents(prepared.encoder)
+def _make_job_run(prepared: PreparedRun) -> JobRun:
+    config, encoder = prepared.config, artifacts.strip_contents(prepared.encoder)
     specs = tuple(pixels.make_pixel_spec(config, split, encoder) for split in prepared.plan.splits)
     owner = part_files.Owner(prepared.fingerprint, prepared.thumbnail_fingerprint)
     return JobRun(out=prepared.target.uri, owner=owner, pixels=specs, encoder=encoder)
@@ -164,12 +162,12 @@ class _RunMonitor:
     """Watches the results of a run: for failures, and for signs of wrong pixels, of which it warns.
 
     Args:
-        config: the options.
         prepared: the run.
         rejected: the number of rejects so far.
     """
 
-    def __init__(self, config: RunConfig, prepared: PreparedRun, rejected: int) -> None:
+    def __init__(self, prepared: PreparedRun, rejected: int) -> None:
+        config = prepared.config
         self._config, self._encoder = config, prepared.encoder
         self._out, self._say, self._rejected = prepared.target.out, prepared.say, rejected
         decided = config.scale is not None or config.preprocess is not None
@@ -219,12 +217,17 @@ class _RunMonitor:
                 f"{shard.brightest}, and all are scaled as 0 to 255; if yours have another range, "
                 "bring them to 0 to 255, or name a function that scales them (--preprocess)"
             )
-        if shard.values is not None and not self._config.scale and not self._config.preprocess:
+        if shard.values is None:
+            return
+        low, high = shard.values
+        if text := pixels.find_unit_warning(shard.split, low, high, self._config, self._encoder):
+            yield text
+        if not self._config.scale and not self._config.preprocess:
             self._say(
                 f"{shard.split}: float images go to the encoder as they are; the first ones have "
-                f"values from {shard.values[0]:.4g} to {shard.values[1]:.4g}"
+                f"values from {low:.4g} to {high:.4g}"
             )
-            if text := pixels.find_float_warning(shard.split, *shard.values, self._encoder):
+            if text := pixels.find_float_warning(shard.split, low, high, self._encoder):
                 yield text
 
     def finish(self) -> None:

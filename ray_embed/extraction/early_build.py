@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Build, Encoder, EncoderSpec, Weights
-from ray_embed.extraction.prepare import find_image_shape, make_encoder_spec, read_saved_weights
+from ray_embed.extraction.prepare import find_image_shape, make_spec_for_run, read_saved_weights
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime import nodes, resources
 from ray_embed.sources.base import Source
@@ -42,7 +42,7 @@ def build_early(
     machine = [nodes.Node("", os.cpu_count() or 1, 0.0)]
     each = resources.choose_resources(config, machine, config.cpus_per_actor or threads)
     shape = find_image_shape(sources, {})
-    asked = make_encoder_spec(config, shape, config.batch_size or each.batch_size)
+    asked = make_spec_for_run(config, shape, config.batch_size or each.batch_size, target)
     wait = build(asked, each.cpus, read_saved_weights(asked, target))
 
     def wait_or_build(

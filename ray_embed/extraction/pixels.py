@@ -2,6 +2,7 @@
 """Choose the preprocessing for each split, and describe it."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +10,14 @@ from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 from ray_embed.images.pixel_spec import PixelSpec
-from ray_embed.options import OPTIONS, Group, format_flag, get_default
+from ray_embed.options import (
+    OPTIONS,
+    RESIZE_OPTIONS,
+    VALUE_OPTIONS,
+    Group,
+    format_flag,
+    get_default,
+)
 from ray_embed.planning import SplitPlan
 
 # If the full pixel range spans less than this at the first layer, pixels were probably rescaled
@@ -22,6 +30,8 @@ _SCALES = {"unit": "scaled to [0, 1]", "symmetric": "scaled to [-1, 1]"}
 _SCALED_RANGES = {"unit": (0.0, 1.0), "symmetric": (-1.0, 1.0)}
 # If pixels reach the first layer with a wider range than this, they were probably not rescaled.
 _MAX_INPUT_RANGE = 16.0
+# Options that decide the same thing: if the user gives one of them, a model's library decides none.
+_GROUPS = (VALUE_OPTIONS, RESIZE_OPTIONS, ("interpolation",), ("antialias",))
 _COLOR_MODES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 
@@ -31,6 +41,76 @@ class Explanation:
 
     notes: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+
+
+def list_given_options(config: RunConfig) -> tuple[str, ...]:
+    """Return the names of the options that the user has given, of those a library may decide."""
+    names = [name for group in _GROUPS for name in group if name in config.model_fields_set]
+    return tuple(name for name in names if getattr(config, name) not in (None, ()))
+
+
+def adopt_options(config: RunConfig, encoder: Encoder) -> RunConfig:
+    """Return the options with those of the encoder's library, where the user has given none."""
+    named = encoder.spec.kept.pixels if encoder.spec.kept is not None else {}
+    given = set(list_given_options(config))
+    adopted = {
+        name: named[name]
+        for names in _GROUPS
+        if not given & set(names)
+        for name in names
+        if name in named
+    }
+    return config.model_copy(update=adopted) if adopted else config
+
+
+def _list_adopted(config: RunConfig, encoder: Encoder) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield what the encoder's library says of each group of options, and whether it is used."""
+    named = encoder.spec.kept.pixels if encoder.spec.kept is not None else {}
+    for names in _GROUPS:
+        if not any(name in named for name in names):
+            continue
+        wanted = {name: named.get(name, get_default(name)) for name in names}
+        yield wanted, all(getattr(config, name) == value for name, value in wanted.items())
+
+
+def _adopts_values(config: RunConfig, encoder: Encoder) -> bool:
+    """Return whether the encoder's library decides how pixels become the values of its input."""
+    return any(used and "preprocess" in wanted for wanted, used in _list_adopted(config, encoder))
+
+
+def _explain_replaced(config: RunConfig, encoder: Encoder) -> Iterator[str]:
+    """Say which options are used instead of what the encoder's library does."""
+    for wanted, used in _list_adopted(config, encoder):
+        if used:
+            continue
+        given = " ".join(
+            _format_option(name, getattr(config, name))
+            for name in wanted
+            if getattr(config, name) != get_default(name)
+        )
+        instead = " ".join(
+            _format_option(name, value)
+            for name, value in wanted.items()
+            if value != get_default(name)
+        )
+        yield (
+            f"{given or 'the default'} is used instead of {instead or 'the default'}, which "
+            f"{encoder.spec.model_name} was trained with"
+        )
+
+
+def _format_option(name: str, value: Any) -> str:
+    if value is True:
+        return format_flag(name)
+    if value is False:
+        return f"no {format_flag(name)}"
+    return f"{format_flag(name)} {_format_value(value)}"
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(f"{number:.4g}" for number in value)
+    return getattr(value, "__qualname__", None) or str(value)
 
 
 def has_files(split: SplitPlan) -> bool:
@@ -211,6 +291,7 @@ def explain(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder) 
     highest = find_highest_level(config)
     if levels:
         notes.append(f"pixels: {describe(config, splits, encoder)}")
+    notes += _explain_replaced(config, encoder)
     if levels and config.preprocess is None and rescaling.expects_levels:
         if scale == "none" and config.scale is None:
             why = "takes whole numbers" if rescaling.takes_integers else "rescales its input itself"
@@ -259,12 +340,19 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
     how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
     filtered = ", antialiased" if config.antialias else ""
     parts.append(f"{height}×{width} ({how}, {config.interpolation}{filtered})")
+    library = f", as {encoder.spec.model_name} expects"
+    adopted = library if _adopts_values(config, encoder) else ""
     if config.preprocess is not None:
-        parts.append(f"given as 0–{highest} to --preprocess")
+        function = config.preprocess if adopted else "--preprocess"
+        parts.append(f"given as 0–{highest} to {function}{adopted}")
     else:
-        parts.append(_SCALES.get(decide_scale(config, encoder), f"given as 0–{highest}"))
+        normalized = config.mean or config.std
+        scaled = _SCALES.get(decide_scale(config, encoder), f"given as 0–{highest}")
+        parts.append(f"{scaled}{'' if normalized else adopted}")
     if config.mean or config.std:
-        parts.append("normalized by --mean and --std")
+        mean, std = _format_value(config.mean or (0.0,)), _format_value(config.std or (1.0,))
+        numbers = f"mean {mean} and std {std}{adopted}"
+        parts.append(f"normalized by {numbers if adopted else '--mean and --std'}")
     if config.channel_order == "bgr":
         parts.append("BGR")
     if config.decode_scale is not None:
@@ -284,6 +372,27 @@ def _find_arriving_range(config: RunConfig, encoder: Encoder) -> tuple[float, fl
         for value in _SCALED_RANGES.get(decide_scale(config, encoder), whole)
     ]
     return min(ends), max(ends)
+
+
+def find_unit_warning(
+    split: str, low: float, high: float, config: RunConfig, encoder: Encoder
+) -> str | None:
+    """Return a warning if float arrays are not in the range that the encoder's library expects.
+
+    Args:
+        split: the split's name.
+        low: the minimum of its first images.
+        high: their maximum.
+        config: the options.
+        encoder: the encoder.
+    """
+    if not _adopts_values(config, encoder) or high > _MAX_UNIT_RANGE:
+        return None
+    return (
+        f"{split}: float images have values from {low:.3g} to {high:.3g}, but are prepared for "
+        f"{encoder.spec.model_name} like pixels from 0 to 255; multiply them by 255, or give "
+        "--scale, --mean and --std"
+    )
 
 
 def find_float_warning(split: str, low: float, high: float, encoder: Encoder) -> str | None:

@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ray_embed.config import RunConfig, is_callable_reference, names_data_set
 from ray_embed.core.console import say
+from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import is_uri
 from ray_embed.encoders.frameworks.registry import find_framework
 from ray_embed.errors import InputError, get_first_line
@@ -92,7 +93,7 @@ def _list_local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
     given = [("--model ", config.model), ("--weights ", weights)]
     given += [(f"--source {split}=", source) for split, source in config.sources.items()]
     for option, value in given:
-        if not isinstance(value, str) or names_data_set(value):
+        if not isinstance(value, str) or names_data_set(value) or names_model(value):
             continue
         if not is_uri(value) and not is_callable_reference(value):
             yield str(Path(value).absolute()), f"{option}{value}"

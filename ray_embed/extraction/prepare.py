@@ -14,6 +14,7 @@ from ray_embed._version import __version__
 from ray_embed.config import RunConfig, is_callable_reference, make_absolute, names_data_set
 from ray_embed.core import user_code
 from ray_embed.core.console import Say, say
+from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
 from ray_embed.encoders.build import build as build_encoder
@@ -40,10 +41,12 @@ from ray_embed.storage.filesystem import Folder
 class PreparedRun:
     """The validated state of a run before anything is written.
 
-    `dataset_readers` read the sequential sources, by split name. `readers` open the images in the
-    actors, by split ordinal. `say` prints a line about the run.
+    `config` has the pixel options that the encoder brings. `dataset_readers` read the sequential
+    sources, by split name. `readers` open the images in the actors, by split ordinal. `say` prints
+    a line about the run.
     """
 
+    config: RunConfig
     target: Target
     plan: Plan
     encoder: Encoder
@@ -138,7 +141,10 @@ def prepare(
     # Each process builds one encoder after the other, and the first while the records are planned.
     building = (
         _start_building(
-            make_encoder_spec(request.config, shape, batch_size), request.target, session, build
+            make_spec_for_run(request.config, shape, batch_size, request.target),
+            request.target,
+            session,
+            build,
         )
         for request, build in zip(requests, itertools.cycle(builds or [None]), strict=False)
     )
@@ -191,7 +197,7 @@ def _check_run(
     Raises:
         InputError: it does not.
     """
-    config, splits = request.config, planned.plan.splits
+    config, splits = pixels.adopt_options(request.config, encoder), planned.plan.splits
     pixels.check(config, splits, encoder)
     explained = pixels.explain(config, splits, encoder)
     notes = (*planned.plan.notes, *encoder.notes, *explained.notes)
@@ -203,6 +209,7 @@ def _check_run(
         config, planned.plan, encoder, threads, pixels.make_identity(config, splits, encoder)
     )
     return PreparedRun(
+        config=config,
         target=request.target,
         plan=planned.plan,
         encoder=encoder,
@@ -241,7 +248,7 @@ def make_encoder_spec(
 ) -> EncoderSpec:
     """Return the encoder specification. `shape` is the image shape of an array source."""
     model = config.model
-    if isinstance(model, str) and not is_callable_reference(model):
+    if isinstance(model, str) and not is_callable_reference(model) and not names_model(model):
         model = _resolve_path(model)
     weights = config.weights
     if weights not in (None, RANDOM):
@@ -263,7 +270,32 @@ def make_encoder_spec(
         batch_size=batch_size,
         tags=config.tags,
         signature=config.signature,
+        pixel_options=pixels.list_given_options(config),
     )
+
+
+def make_spec_for_run(
+    config: RunConfig, shape: tuple[int, int, int] | None, batch_size: int, target: Target
+) -> EncoderSpec:
+    """Return the encoder specification for a run folder, with the model of a library that it keeps.
+
+    Raises:
+        InputError: that model is damaged.
+    """
+    spec = make_encoder_spec(config, shape, batch_size)
+    before = target.before or {}
+    if not target.is_resumed or before["model"] != identity_module.name_object(config.model):
+        return spec
+    if not isinstance(config.model, str) or not names_model(config.model):
+        return spec
+    asked = {"image_size": config.image_size, "model_kwargs": config.model_kwargs}
+    if any(before["config"].get(name) != value for name, value in _plain(asked).items()):
+        return spec
+    return replace(spec, kept=artifacts.read_kept_model(target.folder))
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    return identity_module.to_plain_data(content)
 
 
 def _resolve_path(path: str) -> str:
@@ -299,7 +331,7 @@ def read_saved_weights(spec: EncoderSpec, target: Target) -> Weights | None:
     )
     name = identity_module.name_object(model)
     is_same = target.is_resumed and (target.before or {})["model"] == name
-    if is_same and makes_model and spec.weights is None:
+    if is_same and (makes_model or spec.kept is not None) and spec.weights is None:
         return artifacts.read_weights(target.folder)
     return None
 
@@ -323,14 +355,14 @@ def _raise_if_different_run(prepared: PreparedRun, scratch: Folder) -> None:
     )
 
 
-def write_run_folder(config: RunConfig, prepared: PreparedRun, scratch: Folder) -> None:
+def write_run_folder(prepared: PreparedRun, scratch: Folder) -> None:
     """Write the manifest, the encoder and the plan to the run folder, or complete those of an
     earlier run.
 
     Raises:
         InputError: the folder is not writable.
     """
-    folder = prepared.folder
+    folder, config = prepared.folder, prepared.config
     if prepared.target.is_resumed:
         _renew_run_folder(config, prepared, scratch)
         return

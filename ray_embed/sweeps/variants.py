@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ray_embed.config import RunConfig, is_callable_reference, make_config
+from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import join_uri
 from ray_embed.errors import InputError
 
@@ -96,6 +97,9 @@ def _split(path: Any, *, keeps_ending: bool) -> list[str]:
         return [str(getattr(path, "name", None) or getattr(path, "__name__", "model"))]
     if is_callable_reference(path):
         return path.replace(":", ".").split(".")
+    if names_model(path):
+        library, _, name = path.partition(":")
+        return [library, *filter(None, name.split("/"))]
     *folders, last = path.rstrip("/").split("/")
     stem = last if keeps_ending else _ENDINGS.sub("", last) or last
     return [*filter(None, folders), stem]

@@ -178,6 +178,7 @@ def extracting(folder: Folder, shards: int, stretch: int, actors: int) -> dict[s
     began = time.perf_counter()
     target = Target(folder.path, folder, None)
     prepared = PreparedRun(
+        config=config,
         target=target,
         plan=planning.load(folder),
         encoder=encoder(),

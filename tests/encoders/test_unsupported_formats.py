@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from ray_embed.config import RunConfig, make_config
+from ray_embed.encoders import unsupported_formats
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 from ray_embed.extraction.prepare import check_model
@@ -206,12 +207,21 @@ def test_folder_that_is_no_model(tmp_path: Path, names: list[str], parts: list[s
         assert part in message
 
 
-def test_folder_of_keras_hub_and_of_tensorflow_js(tmp_path: Path) -> None:
-    for name in ("hub", "js"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "hub" / "config.json").write_text('{"registered_name": "keras_hub>Backbone"}')
-    (tmp_path / "hub" / "model.weights.h5").touch()
-    assert "keras_hub" in refused(tmp_path / "hub")
+@pytest.mark.parametrize("is_installed", [True, False])
+def test_folder_of_keras_hub(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_installed: bool
+) -> None:
+    monkeypatch.setattr(unsupported_formats, "is_keras_hub_installed", lambda: is_installed)
+    (tmp_path / "config.json").write_text('{"registered_name": "keras_hub>Backbone"}')
+    (tmp_path / "model.weights.h5").touch()
+    if is_installed:
+        refuse_unsupported_format(tmp_path)
+    else:
+        assert "ray_embed[hub]" in refused(tmp_path)
+
+
+def test_folder_of_tensorflow_js(tmp_path: Path) -> None:
+    (tmp_path / "js").mkdir()
     (tmp_path / "js" / "model.json").write_bytes(FILES["TensorFlow.js layers"][0])
     assert str(tmp_path / "js" / "model.json") in refused(tmp_path / "js")
 

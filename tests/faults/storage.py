@@ -138,7 +138,7 @@ def whole(config: Any, session: Any) -> None:
         (prepared,) = prepare(requests, sources, {}, scratch, session)
         if isinstance(prepared, RayEmbedError):
             raise prepared
-        write_run_folder(config, prepared, scratch)
+        write_run_folder(prepared, scratch)
         results: dict[int, Any] = {}
         pipeline._extract_and_reduce(config, {0: prepared}, [], results, session, True)
         if isinstance(results[0], RayEmbedError):

@@ -4,8 +4,10 @@
 from pathlib import Path
 
 from ray_embed.config import is_callable_reference
+from ray_embed.core.model_names import KERAS_HUB, names_model
 from ray_embed.encoders.engines import folded, function, openvino, plain, xla
 from ray_embed.encoders.frameworks.base import BuildEncoder, Framework, Shapes
+from ray_embed.encoders.keras_hub_import import check_keras_hub
 from ray_embed.encoders.model_json import refuse_without_weights
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
@@ -15,12 +17,16 @@ from ray_embed.errors import InputError
 def _check(spec: EncoderSpec) -> None:
     if not isinstance(spec.model, str) or is_callable_reference(spec.model):
         return
+    if names_model(spec.model):
+        if spec.model.startswith(KERAS_HUB):
+            check_keras_hub(spec.model)
+        return
     path = Path(spec.model)
     refuse_unsupported_format(path)
     if not path.exists():
         raise InputError(
             f"--model {path}: no such file; expected a .keras, .h5 or .onnx file, a SavedModel "
-            "folder, or module:callable"
+            "folder, keras:NAME, keras_hub:PRESET, or module:callable"
         )
     if spec.weights is None:
         refuse_without_weights(path)
