@@ -119,6 +119,11 @@ def _describe(model: Any, converter: Any) -> list[str]:
             "the preset has no ImageConverter, so the default preprocessing is used; give --scale, "
             "--mean and --std if it was trained on other pixels"
         )
+    elif converter.antialias:
+        notes.append(
+            "antialiased pixels are rounded to whole levels after each side, as in Pillow, which "
+            "the ImageConverter of the preset does not do"
+        )
     return notes
 
 
