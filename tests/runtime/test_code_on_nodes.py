@@ -19,6 +19,7 @@ import psutil
 import pytest
 from support.command import Result
 from support.nodes import Node, Nodes, skip_unless_folders_can_be_hidden
+from support.onnx_files import save_onnx
 from support.pictures import make_folder
 from support.sample_runs import read_parts, save_encoder, write_listing
 
@@ -252,11 +253,27 @@ def run_of_files(apart: Apart, tmp_path: Path) -> Result:
     return apart.run(tmp_path, *words)
 
 
-def test_a_node_with_another_tensorflow_is_named(apart, tmp_path, start_another):
-    other = tmp_path / "other" / "tensorflow-1.2.3.dist-info"
+def pretend_version(folder: Path, name: str) -> dict[str, str]:
+    """Return the environment of a process that finds version 1.2.3 of a package."""
+    other = folder / "other" / f"{name}-1.2.3.dist-info"
     other.mkdir(parents=True)
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 1.2.3\n")
-    start_another(environment={"PYTHONPATH": str(other.parent)})
+    (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
+    return {"PYTHONPATH": str(other.parent)}
+
+
+def test_a_node_with_another_onnxruntime_is_named_for_onnx_files(apart, tmp_path, start_another):
+    start_another(environment=pretend_version(tmp_path, "onnxruntime"))
+    result = run_of_files(apart, tmp_path)
+    assert result.code == 0, result.err
+    words = ["--model", save_onnx(tmp_path / "m.onnx"), "--source", tmp_path / "source"]
+    result = apart.run(tmp_path, *words, "--out", tmp_path / "other-run", *FLAGS)
+    assert result.code == 2
+    said = f"onnxruntime is {metadata.version('onnxruntime')} here, but 1.2.3 on"
+    assert said in result.err
+
+
+def test_a_node_with_another_tensorflow_is_named(apart, tmp_path, start_another):
+    start_another(environment=pretend_version(tmp_path, "tensorflow"))
     result = run_of_files(apart, tmp_path)
     assert result.code == 2
     here = re.escape(metadata.version("tensorflow"))
