@@ -6,6 +6,7 @@ The nodes are real ones, on this machine, that see other folders in the place of
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -259,6 +260,22 @@ def pretend_version(folder: Path, name: str) -> dict[str, str]:
     other.mkdir(parents=True)
     (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
     return {"PYTHONPATH": str(other.parent)}
+
+
+def test_weights_beside_an_onnx_file_are_needed_on_the_nodes(apart, tmp_path):
+    model = save_onnx(apart.shared / "beside.onnx", external="beside.bin")
+    source = make_folder(apart.shared / "pictures", {"x": 9})
+    words = ["--model", model, "--source", source, *FLAGS, "--engine", "onnxruntime"]
+    run = apart.shared / "onnx"
+    result = apart.run(tmp_path, *words, "--out", run)
+    assert result.code == 0, result.err
+    assert read_parts(run).num_rows == 9
+    weights = apart.shared / "beside.bin"
+    shutil.move(weights, apart.half / "beside.bin")
+    weights.symlink_to(apart.half / "beside.bin")
+    result = apart.run(tmp_path, *words, "--out", apart.shared / "onnx-2")
+    assert result.code == 2
+    assert f"--model {model}, its file {weights}: not accessible on" in result.err
 
 
 def test_a_node_with_another_onnxruntime_is_named_for_onnx_files(apart, tmp_path, start_another):
