@@ -22,6 +22,7 @@ from ray_embed.extraction import preflight
 from ray_embed.extraction.dataset_reader import open_dataset_readers
 from ray_embed.extraction.driver import Found, extract_missing, find_finished
 from ray_embed.extraction.early_build import build_early
+from ray_embed.extraction.kept_encoder import may_have_kept_encoder, read_kept_encoder
 from ray_embed.extraction.prepare import (
     PreparedRun,
     RunRequest,
@@ -239,8 +240,14 @@ def _open_targets(
     targets = {}
     for number, request in enumerate(requests):
         try:
-            check_model(request.config)
-            targets[number] = stack.enter_context(open_target(request.config))
+            is_gone = may_have_kept_encoder(request.config)
+            if not is_gone:
+                check_model(request.config)
+            target = stack.enter_context(open_target(request.config))
+            spec = make_encoder_spec(request.config, None, 1)
+            if is_gone and read_kept_encoder(request.config, target, spec) is None:
+                check_model(request.config)
+            targets[number] = target
         except InputError as error:
             results[number] = error
     return targets

@@ -21,7 +21,8 @@ from ray_embed.config import lists_to_tuples
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.engines.registry import runs_graph
 from ray_embed.encoders.frameworks.registry import get_framework
-from ray_embed.encoders.spec import Encoder, KeptModel
+from ray_embed.encoders.rescaling import Rescaling
+from ray_embed.encoders.spec import Encoder, EncoderSpec, KeptModel, Output, TensorFlowGraph
 from ray_embed.errors import InputError, StorageError
 from ray_embed.storage import layout, manifest
 from ray_embed.storage.filesystem import Folder
@@ -30,6 +31,8 @@ _WEIGHTS, _PREPROCESSING, _DESCRIPTION, _MODEL = (
     f"{layout.ENCODER}/{name}"
     for name in ("weights.npz", "preprocessing.pb", "encoder.json", "model.json")
 )
+# What descriptions do not name.
+_DEFAULT_FRAMEWORK = "keras"
 
 
 def save_encoder(folder: Folder, encoder: Encoder) -> None:
@@ -114,7 +117,12 @@ def _digest(content: bytes) -> str:
 
 def describe_encoder(encoder: Encoder) -> dict[str, Any]:
     """Return the description of the encoder as plain data."""
-    return {
+    more: dict[str, Any] = {}
+    if encoder.framework != _DEFAULT_FRAMEWORK:
+        more["framework"] = encoder.framework
+    if (graph := encoder.preprocessing) is not None:
+        more["preprocessing"] = [graph.input_name, *graph.output_names]
+    return more | {
         "model": encoder.spec.model_name,
         "engine": encoder.engine,
         "image_shape": list(encoder.image_shape),
@@ -146,6 +154,41 @@ def read_kept_model(folder: Folder) -> KeptModel | None:
         return None
     content = lists_to_tuples(json.loads(_read_file(folder, _MODEL)))
     return KeptModel(**content)
+
+
+def load_encoder(folder: Folder, spec: EncoderSpec) -> Encoder | None:
+    """Return the encoder that an earlier start saved, or None if its engine calls the model itself.
+
+    Args:
+        folder: the run folder.
+        spec: the requested encoder, with the same options as when it was saved.
+
+    Raises:
+        InputError: a file is missing or damaged.
+    """
+    description = _read_description(folder)
+    rescaling: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description["rescaling"].items()
+    }
+    names = description.get("preprocessing")
+    height, width, channels = description["image_shape"]
+    encoder = Encoder(
+        spec=replace(spec, model=spec.model_name, batch_size=description["batch_size"]),
+        image_shape=(height, width, channels),
+        outputs=tuple(Output(**output) for output in description["outputs"]),
+        engine=description["engine"],
+        architecture=description["architecture"],
+        weights_digest=description["weights"],
+        graph=None,
+        input_name="",
+        output_names=(),
+        weights=read_weights(folder) or (),
+        rescaling=Rescaling(**rescaling),
+        framework=description.get("framework", _DEFAULT_FRAMEWORK),
+        preprocessing=names and TensorFlowGraph(b"", names[0], tuple(names[1:])),
+    )
+    return restore_contents(folder, encoder) if runs_graph(encoder) else None
 
 
 def strip_contents(encoder: Encoder) -> Encoder:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from ray_embed.config import RunConfig
 from ray_embed.encoders.spec import Build, Encoder, EncoderSpec, Weights
+from ray_embed.extraction.kept_encoder import may_have_kept_encoder
 from ray_embed.extraction.prepare import find_image_shape, make_spec_for_run, read_saved_weights
 from ray_embed.runs.workspace import Target
 from ray_embed.runtime import nodes, resources
@@ -36,6 +37,8 @@ def build_early(
     Raises:
         InputError: the weights of an earlier start are damaged.
     """
+    if may_have_kept_encoder(config):
+        return build
     has_objects = not isinstance(config.model, str) or callable(config.preprocess)
     if has_objects or select_datasets(sources) or config.gpus_per_actor or nodes.may_have_gpus():
         return build

@@ -19,6 +19,7 @@ from ray_embed.config import RunConfig, is_callable_reference, names_data_set
 from ray_embed.core.console import say
 from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import is_uri
+from ray_embed.encoders.frameworks.base import Framework
 from ray_embed.encoders.frameworks.registry import find_framework
 from ray_embed.errors import InputError, get_first_line
 from ray_embed.extraction.prepare import make_encoder_spec
@@ -64,7 +65,8 @@ def check(config: RunConfig, target: Target) -> None:
     }
     if len(nodes) < 2:
         return
-    options = dict(_list_local_paths(config))
+    framework = find_framework(make_encoder_spec(config, None, 1))
+    options = dict(_list_local_paths(config, framework))
     token = None
     if target.folder.is_local:
         # A new file distinguishes this folder from one with the same path on another machine.
@@ -72,7 +74,7 @@ def check(config: RunConfig, target: Target) -> None:
         token.touch()
         options[str(token)] = f"--out {target.out}"
     try:
-        packages = (*_PACKAGES, *find_framework(make_encoder_spec(config, None, 1)).packages)
+        packages = (*_PACKAGES, *framework.packages)
         local = _Environment(*_make_probe()(packages, list(options)))
         nodes_by_problem: defaultdict[_Problem, list[str]] = defaultdict(list)
         for node, remote in _probe_nodes(nodes, packages, list(options)):
@@ -87,7 +89,7 @@ def check(config: RunConfig, target: Target) -> None:
         )
 
 
-def _list_local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
+def _list_local_paths(config: RunConfig, framework: Framework) -> Iterator[tuple[str, str]]:
     """Yield all local paths in the configuration, with the option of each."""
     weights = None if config.weights == RANDOM else config.weights
     given = [("--model ", config.model), ("--weights ", weights)]
@@ -97,6 +99,11 @@ def _list_local_paths(config: RunConfig) -> Iterator[tuple[str, str]]:
             continue
         if not is_uri(value) and not is_callable_reference(value):
             yield str(Path(value).absolute()), f"{option}{value}"
+    model = config.model
+    if isinstance(model, str) and not is_uri(model) and Path(model).is_file():
+        for name in framework.list_companions(Path(model)):
+            path = Path(model).absolute().parent / name
+            yield str(path), f"--model {model}, its file {path}"
 
 
 def _make_probe() -> Callable[[tuple[str, ...], list[str]], tuple[dict[str, str], frozenset[str]]]:

@@ -23,6 +23,7 @@ from ray_embed.encoders.spec import Build, Encoder, EncoderSpec, Weights
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels
 from ray_embed.extraction.dataset_reader import DatasetReader
+from ray_embed.extraction.kept_encoder import read_kept_encoder
 from ray_embed.extraction.plan_rows import check_indexed, discard_unplanned_shards
 from ray_embed.extraction.portable import choose_reader
 from ray_embed.options import RANDOM, OnResume, find_options
@@ -141,8 +142,8 @@ def prepare(
     # Each process builds one encoder after the other, and the first while the records are planned.
     building = (
         _start_building(
+            request,
             make_spec_for_run(request.config, shape, batch_size, request.target),
-            request.target,
             session,
             build,
         )
@@ -304,14 +305,19 @@ def _resolve_path(path: str) -> str:
 
 
 def _start_building(
-    spec: EncoderSpec, target: Target, session: RunSession, build: Build | None
+    request: RunRequest, spec: EncoderSpec, session: RunSession, build: Build | None
 ) -> Callable[[], Encoder]:
     """Start building the encoder, and return a function that waits for the result.
+
+    If the file of its model is gone, the encoder in the run folder is the result.
 
     Python objects are built in this process. With GPUs, the encoder is built in an actor, because
     engines are compared on the device.
     """
-    weights = read_saved_weights(spec, target)
+    kept = read_kept_encoder(request.config, request.target, spec)
+    if kept is not None:
+        return lambda: kept
+    weights = read_saved_weights(spec, request.target)
     if not isinstance(spec.model, str) or callable(spec.preprocess):
         return functools.partial(build_encoder, spec, 1, weights)
     if build is not None and not session.resources.gpus:

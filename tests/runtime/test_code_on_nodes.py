@@ -6,6 +6,7 @@ The nodes are real ones, on this machine, that see other folders in the place of
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -19,6 +20,7 @@ import psutil
 import pytest
 from support.command import Result
 from support.nodes import Node, Nodes, skip_unless_folders_can_be_hidden
+from support.onnx_files import save_onnx
 from support.pictures import make_folder
 from support.sample_runs import read_parts, save_encoder, write_listing
 
@@ -252,11 +254,43 @@ def run_of_files(apart: Apart, tmp_path: Path) -> Result:
     return apart.run(tmp_path, *words)
 
 
-def test_a_node_with_another_tensorflow_is_named(apart, tmp_path, start_another):
-    other = tmp_path / "other" / "tensorflow-1.2.3.dist-info"
+def pretend_version(folder: Path, name: str) -> dict[str, str]:
+    """Return the environment of a process that finds version 1.2.3 of a package."""
+    other = folder / "other" / f"{name}-1.2.3.dist-info"
     other.mkdir(parents=True)
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: tensorflow\nVersion: 1.2.3\n")
-    start_another(environment={"PYTHONPATH": str(other.parent)})
+    (other / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.2.3\n")
+    return {"PYTHONPATH": str(other.parent)}
+
+
+def test_weights_beside_an_onnx_file_are_needed_on_the_nodes(apart, tmp_path):
+    model = save_onnx(apart.shared / "beside.onnx", external="beside.bin")
+    source = make_folder(apart.shared / "pictures", {"x": 9})
+    words = ["--model", model, "--source", source, *FLAGS, "--engine", "onnxruntime"]
+    run = apart.shared / "onnx"
+    result = apart.run(tmp_path, *words, "--out", run)
+    assert result.code == 0, result.err
+    assert read_parts(run).num_rows == 9
+    weights = apart.shared / "beside.bin"
+    shutil.move(weights, apart.half / "beside.bin")
+    weights.symlink_to(apart.half / "beside.bin")
+    result = apart.run(tmp_path, *words, "--out", apart.shared / "onnx-2")
+    assert result.code == 2
+    assert f"--model {model}, its file {weights}: not accessible on" in result.err
+
+
+def test_a_node_with_another_onnxruntime_is_named_for_onnx_files(apart, tmp_path, start_another):
+    start_another(environment=pretend_version(tmp_path, "onnxruntime"))
+    result = run_of_files(apart, tmp_path)
+    assert result.code == 0, result.err
+    words = ["--model", save_onnx(tmp_path / "m.onnx"), "--source", tmp_path / "source"]
+    result = apart.run(tmp_path, *words, "--out", tmp_path / "other-run", *FLAGS)
+    assert result.code == 2
+    said = f"onnxruntime is {metadata.version('onnxruntime')} here, but 1.2.3 on"
+    assert said in result.err
+
+
+def test_a_node_with_another_tensorflow_is_named(apart, tmp_path, start_another):
+    start_another(environment=pretend_version(tmp_path, "tensorflow"))
     result = run_of_files(apart, tmp_path)
     assert result.code == 2
     here = re.escape(metadata.version("tensorflow"))

@@ -189,7 +189,8 @@ def infer_tensors(
     except Exception:
         # Operators of other domains have no rules; what is known without them remains.
         inferred = graph
-    values = (*inferred.input, *inferred.value_info, *inferred.output)
+    # A known output is in both lists.
+    values = (*inferred.input, *inferred.output, *inferred.value_info)
     return {value.name: _describe(value) for value in values}
 
 

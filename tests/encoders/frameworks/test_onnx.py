@@ -532,8 +532,9 @@ def test_shapes_that_depend_on_values_are_those_of_a_call(tmp_path: Path) -> Non
         node("MatMul", ["shaped", "w3"], ["y"]),
     ]
     weights = random_weights() | {"w3": np.ones((8, 5), "f4"), "half": np.float32(0.5)}
-    path = save_onnx(tmp_path / "m.onnx", nodes, ["y"], weights)
-    assert list_shapes(spec(path))[1]["y"] == (None, 5)
+    path = save_onnx(tmp_path / "m.onnx", nodes, ["y", "shaped"], weights)
+    layers = list_shapes(spec(path))[1]
+    assert (layers["y"], layers["shaped"]) == ((None, 5), (None, 8))
 
 
 def test_a_layer_that_does_not_exist(path: Path) -> None:
