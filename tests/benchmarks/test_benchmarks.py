@@ -208,7 +208,7 @@ def test_timeline_tells_what_each_process_does(tmp_path):
     assert done.returncode == 0, done.stderr
     driver, builder, extractor = (
         next(text for text in done.stdout.split("\nprocess ") if name in text)
-        for name in ("warm_ray._connect", "build.build", "worker.Extractor.extract")
+        for name in ("warm_ray._connect", "KerasBuilder.build", "worker.Extractor.extract")
     )
     assert "import tensorflow" not in driver
     for process in (builder, extractor):

@@ -43,7 +43,7 @@ CALLS = {
         "_write_parts",
     ),
     "ray_embed.encoders.keras_build": (
-        "build",
+        "KerasBuilder.build",
         "set_up_model",
         "_call_layers",
         "fold_encoder",
