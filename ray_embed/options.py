@@ -40,7 +40,7 @@ RANDOM = "random"
 
 Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
 Scale = Literal["unit", "symmetric", "none"]
-Engine = Literal["auto", "tensorflow", "openvino", "onnxruntime"]
+Engine = Literal["auto", "tensorflow", "openvino", "onnxruntime", "torch"]
 Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5"]
