@@ -140,6 +140,16 @@ def test_a_sweep_over_weights(
     assert features[0] == features[1] != features[2]
 
 
+def test_random_weights_are_the_same_in_each_run(
+    ray_embed: Command, data: Path, tmp_path: Path
+) -> None:
+    source = ("--source", data / "whole", "--model", "my_torch:encoder", *OPTIONS)
+    for out in ("a", "b"):
+        done = ray_embed("run", *source, "--weights", "random", "--out", out)
+        assert done.code == 0, done.err
+    assert read_results(tmp_path / "a") == read_results(tmp_path / "b")
+
+
 def test_an_exported_program_has_the_same_features(
     ray_embed: Command, data: Path, finished: Path, tmp_path: Path
 ) -> None:
