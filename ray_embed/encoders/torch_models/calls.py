@@ -55,7 +55,9 @@ def record_layers(
 
     def record(name: str) -> Any:
         def hook(module: Any, arguments: Any, output: Any) -> None:
-            recorded.setdefault(name, []).append(output)
+            # A layer that works in place may change the tensor afterwards.
+            keep = names is not None and isinstance(output, torch.Tensor)
+            recorded.setdefault(name, []).append(output.clone() if keep else output)
 
         return hook
 
@@ -85,7 +87,7 @@ def list_layer_shapes(module: Any, images: Any) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the layers and outputs that --layer accepts, for a batch."""
     output, recorded = record_layers(module, images)
     values = {name: each[0] for name, each in recorded.items() if len(each) == 1}
-    values |= {name: value for name, value in name_outputs(output).items() if name != "output"}
+    values = name_outputs(output) | values
     return {name: tuple(value.shape) for name, value in values.items() if is_feature(value)}
 
 
@@ -103,7 +105,7 @@ def _select(name: str, module: Any, recorded: dict[str, list[Any]], outputs: Val
         known = [child for child, _ in module.named_modules() if child]
         if name in known:
             raise InputError(f"--layer {name}: the module never calls it; take another layer")
-        raise unknown_layer(name, [*known, *(each for each in outputs if each != "output")])
+        raise unknown_layer(name, [*known, *outputs])
     values = recorded.get(name) or [outputs[name]]
     if len(values) > 1:
         raise InputError(

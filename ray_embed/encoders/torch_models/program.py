@@ -48,6 +48,9 @@ def export(
             warnings.simplefilter("ignore")
             made = _Function(module, function)
             program = torch.export.export(made, (torch.zeros(tuple(shape)),), strict=False)
+            if any(map(_changes_tensors, program.graph.nodes)):
+                # Only then does each value have a node of its own.
+                program = program.run_decompositions({})
     except InputError:
         raise
     except Exception as error:
@@ -61,9 +64,39 @@ def export(
         # These checks fail in lower precision, and the shapes and types are fixed anyway.
         if node.target == torch.ops.aten._assert_tensor_metadata.default:
             graph.erase_node(node)
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_must_stay)
+    _drop_unused(program)
     program.graph_module.recompile()
     return program
+
+
+def _changes_tensors(node: Any) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return schema is not None and bool(schema.is_mutable)
+
+
+def _must_stay(node: Any) -> bool:
+    """Return whether a node is needed even if nothing uses it. Dropout that is off is not."""
+    return node.op in ("placeholder", "output") or _changes_tensors(node)
+
+
+def _drop_unused(program: Any) -> None:
+    """Drop the weights that the outputs of a program do not need."""
+    kinds = (torch.export.graph_signature.InputKind.PARAMETER,)
+    kinds += (torch.export.graph_signature.InputKind.BUFFER,)
+    unused = {n.name for n in program.graph.nodes if n.op == "placeholder" and not n.users}
+    specs = program.graph_signature.input_specs
+    dropped = [spec for spec in specs if spec.kind in kinds and spec.arg.name in unused]
+    names = {spec.arg.name for spec in dropped}
+    for node in list(program.graph.nodes):
+        if node.op == "placeholder" and node.name in names:
+            program.graph.erase_node(node)
+    specs[:] = [spec for spec in specs if spec not in dropped]
+    kept = {spec.target for spec in specs}
+    for spec in dropped:
+        if spec.target not in kept:
+            program.state_dict.pop(spec.target, None)
+            program.constants.pop(spec.target, None)
 
 
 def pool(value: Any, output: Output) -> Any:

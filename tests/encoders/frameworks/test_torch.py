@@ -161,12 +161,33 @@ def test_what_the_module_does_to_pixels_is_known() -> None:
     assert rescaling.offsets == pytest.approx((-2,) * len(rescaling.offsets))
 
 
+@pytest.mark.parametrize("engine", ENGINES)
+def test_layers_that_work_in_place(engine: str) -> None:
+    encoder = build_encoder("InPlace", layers=("norm", "head"), engine=engine)
+    assert encoder.rescaling.expects_levels
+    assert encoder.rescaling.factors == pytest.approx((1 / 64,) * len(encoder.rescaling.factors))
+    module, given = my_torch.make("InPlace"), images() * 255
+    norm, head = encode(encoder, given)
+    assert_features_equal(head, call(module, given))
+    before = torch.nn.Sequential(module.first, module.norm)
+    expected = call(before, ((given - 127.5) / 64).astype(np.float32)).mean((2, 3))
+    assert_features_equal(norm, expected)
+
+
 def test_the_run_folder_names_no_file_of_the_user() -> None:
     graph = build_encoder().graph or b""
     with zipfile.ZipFile(io.BytesIO(graph)) as archive:
         contents = b"".join(map(archive.read, archive.namelist()))
     assert b"my_torch" not in contents
     assert len(graph) < 60_000
+
+
+def test_nothing_that_the_layers_do_not_need_is_kept() -> None:
+    encoder = build_encoder(layers=("first",))
+    with zipfile.ZipFile(io.BytesIO(encoder.graph or b"")) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith("weights_config.json"))
+        kept = json.loads(archive.read(name))["config"]
+    assert set(kept) == {"module.first.weight", "module.first.bias"}
 
 
 # --- layers --------------------------------------------------------------------------------------
@@ -233,6 +254,7 @@ def test_outputs_of_a_program_have_names(tmp_path: Path) -> None:
             return super().forward(images), images.mean((2, 3))
 
     path = export(tmp_path / "m.pt2", my_torch.filled(Pair()))
+    assert set(list_shapes(spec(path))[1]) == {"output_0", "output_1"}
     assert "choose one with --layer: output_0, output_1" in refuse(path, image_size=None)
     features = features_of(path, image_size=None, layers=("output_1",))
     assert_features_equal(features, images().mean((1, 2)))
