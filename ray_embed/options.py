@@ -40,7 +40,7 @@ RANDOM = "random"
 
 Pooling = Literal["gap", "gmp", "gem", "cls", "flatten", "none"]
 Scale = Literal["unit", "symmetric", "none"]
-Engine = Literal["auto", "tensorflow", "openvino", "onnxruntime"]
+Engine = Literal["auto", "tensorflow", "openvino", "onnxruntime", "torch"]
 Precision = Literal["float32", "bfloat16"]
 Resize = Literal["stretch", "crop", "pad"]
 Interpolation = Literal["bilinear", "bicubic", "nearest", "area", "lanczos3", "lanczos5"]
@@ -227,11 +227,11 @@ class RunOptions:
         Any,
         Option(
             group=Group.ENCODER,
-            help="The encoder: a .keras, .h5 or .onnx file, a SavedModel folder, a model.json from "
-            "`to_json()` (requires --weights), keras:NAME for an architecture of "
+            help="The encoder: a .keras, .h5, .onnx or .pt2 file, a SavedModel folder, a "
+            "model.json from `to_json()` (requires --weights), keras:NAME for an architecture of "
             "keras.applications with its ImageNet weights, keras_hub:PRESET or the folder of a "
-            "preset, or a module:callable that returns a Keras model or an object that contains "
-            "one.",
+            "preset, or a module:callable that returns a Keras model, an object that contains one, "
+            "or a PyTorch module.",
             metavar="MODEL",
             is_location=True,
         ),
@@ -258,8 +258,8 @@ class RunOptions:
         Option(
             group=Group.ENCODER,
             help="Weights to load into the model: a .weights.h5, .h5 or .keras file, or a "
-            f"TensorFlow checkpoint (prefix or folder). `{RANDOM}` initializes the layers with a "
-            "fixed seed, as a baseline to compare with.",
+            "TensorFlow checkpoint (prefix or folder); for a PyTorch module, a state dict. "
+            f"`{RANDOM}` initializes the layers with a fixed seed, as a baseline to compare with.",
             metavar="WEIGHTS",
             default="the model's own weights",
             is_location=True,

@@ -179,7 +179,7 @@ def test_source_kwargs_of_a_split_must_be_an_object(refused, folder):
         ("image-size", "wide"),
         ("pool", "mean"),
         ("scale", "percent"),
-        ("engine", "torch"),
+        ("engine", "jax"),
         ("precision", "float16"),
         ("label-type", "date"),
     ],

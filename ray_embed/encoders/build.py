@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the encoder of a run with the framework that its model comes from."""
 
-from ray_embed.encoders.frameworks.base import BuildEncoder
-from ray_embed.encoders.frameworks.registry import find_framework
+from ray_embed.encoders.frameworks.base import BuildEncoder, Framework
+from ray_embed.encoders.frameworks.registry import use_framework
 from ray_embed.encoders.local_copies import local_copies
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
 
@@ -33,8 +33,11 @@ class Builder:
 
     def build(self, spec: EncoderSpec, threads: int, saved_weights: Weights | None) -> Encoder:
         """Build an encoder. See :func:`build`."""
-        with local_copies(spec) as local_spec:
-            framework = find_framework(local_spec)
+
+        def build_with(framework: Framework, local_spec: EncoderSpec) -> Encoder:
             if framework.name not in self._builds:
                 self._builds[framework.name] = framework.start_building()
             return self._builds[framework.name](spec, local_spec, threads, saved_weights)
+
+        with local_copies(spec) as local_spec:
+            return use_framework(local_spec, build_with)

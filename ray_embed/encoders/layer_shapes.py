@@ -2,7 +2,7 @@
 """List what ``--layer`` and ``--submodel`` accept, with the shapes of the outputs."""
 
 from ray_embed.encoders.frameworks.base import Shapes
-from ray_embed.encoders.frameworks.registry import find_framework
+from ray_embed.encoders.frameworks.registry import use_framework
 from ray_embed.encoders.local_copies import local_copies
 from ray_embed.encoders.spec import EncoderSpec
 
@@ -27,4 +27,4 @@ def list_shapes(spec: EncoderSpec) -> tuple[Shapes, Shapes]:
         InputError: the model cannot be loaded or called.
     """
     with local_copies(spec) as local_spec:
-        return find_framework(local_spec).list_shapes(spec, local_spec)
+        return use_framework(local_spec, lambda found, local: found.list_shapes(spec, local))

@@ -34,14 +34,20 @@ _TFLITE: _Format = (
     _FIX_GIVE_ORIGINAL,
 )
 _PYTORCH: _Format = (
-    "a PyTorch file",
-    "in PyTorch, export the encoder with torch.onnx.export, and give the .onnx file; or load its "
-    "weights into a Keras model in a function of yours, and give --model module:callable",
+    "a PyTorch file: weights, or a pickled module, which runs code when it is read",
+    "give the module with --model module:callable, for a function that returns it, and its state "
+    "dict with --weights; or export the encoder with torch.export.save or torch.onnx.export, and "
+    "give the .pt2 or the .onnx file",
+)
+_TORCHSCRIPT: _Format = (
+    "a TorchScript archive, which PyTorch no longer develops",
+    "give the module that it was made from, with --model module:callable; or export that module "
+    "with torch.export.save or torch.onnx.export, and give the .pt2 or the .onnx file",
 )
 _SAFETENSORS: _Format = (
     "safetensors: weights, without the model",
-    "load them in a function that returns a Keras model, and give --model module:callable (for "
-    "Transformers: TFAutoModel.from_pretrained(folder))",
+    "give the model with --model module:callable, for a function that returns a PyTorch module, "
+    "and this file with --weights; or load it there into a Keras model",
 )
 _GRAPH: _Format = (
     "a TensorFlow graph (a frozen GraphDef), without signatures",
@@ -198,7 +204,9 @@ def _recognize_zip(path: Path) -> _Format | None:
             names = archive.namelist()
     except zipfile.BadZipFile:
         return None
-    if any(name.endswith(("/data.pkl", "/constants.pkl")) for name in names):
+    if any(name.endswith("/constants.pkl") for name in names):
+        return _TORCHSCRIPT
+    if any(name.endswith("/data.pkl") for name in names):
         return _PYTORCH
     if names and all(name.endswith(".npy") for name in names):
         return _ARRAYS
@@ -259,7 +267,7 @@ def is_keras_hub_preset(path: Path) -> bool:
 
 def _models_in(folder: Path) -> Iterator[str]:
     for entry in folder.iterdir():
-        is_model_file = entry.suffix.lower() in (".keras", ".h5", ".hdf5", ".onnx")
+        is_model_file = entry.suffix.lower() in (".keras", ".h5", ".hdf5", ".onnx", ".pt2")
         if is_model_file or entry.name == "model.json" or (entry / "saved_model.pb").is_file():
             yield entry.name
 

@@ -13,7 +13,9 @@ from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import join_uri
 from ray_embed.errors import InputError
 
-_ENDINGS = re.compile(r"(\.weights)?\.(h5|hdf5|keras|onnx|index|ckpt)$", re.IGNORECASE)
+_ENDINGS = re.compile(
+    r"(\.weights)?\.(h5|hdf5|keras|onnx|index|ckpt|pt|pth|pt2|safetensors)$", re.IGNORECASE
+)
 _OUTSIDE_NAMES = re.compile(r"[^A-Za-z0-9_.-]+")
 
 

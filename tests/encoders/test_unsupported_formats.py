@@ -74,12 +74,14 @@ ONNX = number(1, 8) + sized(2, b"pytorch") + sized(7, b"\x0a\x00" * 300) + sized
 NODE = sized(1, sized(1, b"images") + sized(2, b"Placeholder"))
 GRAPH = NODE * 5 + sized(4, number(1, 1087))
 TORCH = {"archive/data.pkl": b"", "archive/version": b"3"}
+TORCHSCRIPT = TORCH | {"archive/constants.pkl": b"", "archive/code/__torch__.py": b""}
 OLD_TORCH = pickle.dumps(0x1950A86A20F9469CFC6C, 2) + b"\x80\x02M\xe9\x03."
 
 FILES = {
     "TensorFlow Lite": (b"\x1c\0\0\0TFL3" + bytes(100), [".keras", "SavedModel"]),
     "frozen GraphDef": (GRAPH, ["simple_save"]),
     "PyTorch": (zipped(**TORCH), ["torch.onnx.export", ".onnx file", "module:callable"]),
+    "TorchScript": (zipped(**TORCHSCRIPT), ["torch.export.save", "module:callable"]),
     "PyTorch ": (OLD_TORCH, ["torch.onnx.export"]),
     "safetensors": (safetensors(), ["module:callable"]),
     "TensorFlow.js layers": (

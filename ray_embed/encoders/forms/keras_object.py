@@ -7,11 +7,13 @@ from ray_embed.config import is_callable_reference
 from ray_embed.core import user_code
 from ray_embed.encoders.custom_objects import Objects
 from ray_embed.encoders.forms.base import Form
+from ray_embed.encoders.frameworks.base import ModelOfAnotherFramework
 from ray_embed.encoders.input_layout import model_input_layout
 from ray_embed.encoders.keras_compat import keras_family
 from ray_embed.encoders.loaded_model import LoadedModel, as_model_input
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.submodels import find_submodel, nested_models, public_attributes
+from ray_embed.encoders.torch_models.recognition import is_module
 from ray_embed.errors import InputError
 
 
@@ -91,6 +93,8 @@ def _input_dtype(model: Any) -> str:
 
 def _load(spec: EncoderSpec) -> LoadedModel:
     root = call_user_code(spec) if is_callable(spec) else spec.model
+    if is_module(root):
+        raise ModelOfAnotherFramework(root)
     return wrap_model(root, spec, {})
 
 

@@ -4,6 +4,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ray_embed.encoders.engines.base import Engine
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
@@ -12,6 +13,17 @@ from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
 # this machine, the number of threads, and the weights that an earlier start of the run saved.
 BuildEncoder = Callable[[EncoderSpec, EncoderSpec, int, Weights | None], Encoder]
 Shapes = dict[str, tuple[int | None, ...]]
+
+
+class ModelOfAnotherFramework(Exception):  # noqa: N818 - it is no error of the user
+    """The user's callable has returned a model that another framework builds: `model`.
+
+    Only a call can tell, and calls are expensive, so the model is handed over.
+    """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(type(model).__name__)
+        self.model = model
 
 
 def _nothing(spec: EncoderSpec) -> None:
@@ -35,7 +47,8 @@ class Framework:
         engines: the engines to try, from fastest to slowest. The last one needs no compilation.
         graph_file: the name of the file in ``encoder/`` for `Encoder.graph`.
         matches: returns whether a model is of this framework. It is called only if no earlier
-            framework matches, and it must be fast.
+            framework matches, and it must be fast. A callable is not called: Keras does that, and
+            raises ModelOfAnotherFramework for an object that another framework matches.
         check: raises InputError if an option does not fit or a package is missing. It is called
             before anything starts, for a model on this machine.
         start_building: returns the function that builds encoders, one after the other. What

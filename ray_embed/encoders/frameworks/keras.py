@@ -25,8 +25,8 @@ def _check(spec: EncoderSpec) -> None:
     refuse_unsupported_format(path)
     if not path.exists():
         raise InputError(
-            f"--model {path}: no such file; expected a .keras, .h5 or .onnx file, a SavedModel "
-            "folder, keras:NAME, keras_hub:PRESET, or module:callable"
+            f"--model {path}: no such file; expected a .keras, .h5, .onnx or .pt2 file, a "
+            "SavedModel folder, keras:NAME, keras_hub:PRESET, or module:callable"
         )
     if spec.weights is None:
         refuse_without_weights(path)

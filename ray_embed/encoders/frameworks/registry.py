@@ -1,17 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """All frameworks that encoders may come from. The first one that matches builds the encoder."""
 
-from ray_embed.encoders.frameworks import keras, onnx
-from ray_embed.encoders.frameworks.base import Framework
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from ray_embed.encoders.frameworks import keras, onnx, torch
+from ray_embed.encoders.frameworks.base import Framework, ModelOfAnotherFramework
 from ray_embed.encoders.spec import EncoderSpec
 
-FRAMEWORKS = (onnx.FRAMEWORK, keras.FRAMEWORK)
+_Result = TypeVar("_Result")
+
+FRAMEWORKS = (onnx.FRAMEWORK, torch.FRAMEWORK, keras.FRAMEWORK)
 _BY_NAME = {framework.name: framework for framework in FRAMEWORKS}
 
 
 def find_framework(spec: EncoderSpec) -> Framework:
     """Return the framework of a model, which is on this machine if it is a file."""
     return next(framework for framework in FRAMEWORKS if framework.matches(spec))
+
+
+def use_framework(
+    local_spec: EncoderSpec, use: Callable[[Framework, EncoderSpec], _Result]
+) -> _Result:
+    """Return what `use` makes of a model's framework and of the specification.
+
+    If the model is a callable that returns an object of another framework, `use` is called again
+    with that framework, and with the object as the model.
+    """
+    try:
+        return use(find_framework(local_spec), local_spec)
+    except ModelOfAnotherFramework as found:
+        local_spec = replace(local_spec, model=found.model)
+    return use(find_framework(local_spec), local_spec)
 
 
 def get_framework(name: str) -> Framework:

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build an encoder from an ONNX file."""
 
-import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,11 @@ from ray_embed.encoders.channel_axes import describe_axes, layout_notes
 from ray_embed.encoders.determinism import IMAGES_TO_COMPARE, check_deterministic
 from ray_embed.encoders.engines.choice import Reference, agree, choose_engine
 from ray_embed.encoders.features import load_preprocessing, pool_layers
+from ray_embed.encoders.folded_preprocessing import fold_preprocessing
 from ray_embed.encoders.frameworks.base import Shapes
-from ray_embed.encoders.graph import fold
 from ray_embed.encoders.input_layout import choose_image_shape
 from ray_embed.encoders.layers import unknown_layer
 from ray_embed.encoders.loaded_model import as_model_input
-from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.model_setup import PROBE_COUNT, check_integer_input, preprocess_images
 from ray_embed.encoders.onnx_models import metadata
 from ray_embed.encoders.onnx_models.channel_axes import find_layout, trace_axes
@@ -39,7 +37,7 @@ from ray_embed.encoders.onnx_models.rescaling import find_rescaling
 from ray_embed.encoders.onnx_models.sessions import PlainModel, finds_gpu, has_cuda
 from ray_embed.encoders.outputs import describe_outputs
 from ray_embed.encoders.probe_images import pixel_noise
-from ray_embed.encoders.spec import Encoder, EncoderSpec, Output, TensorFlowGraph
+from ray_embed.encoders.spec import Encoder, EncoderSpec, Output
 from ray_embed.errors import InputError
 
 # How many layers an error suggests or compares.
@@ -342,12 +340,8 @@ def _draft_encoder(opened: _Opened, outputs: tuple[Output, ...], calls: _Calls) 
         [value.ndim for value in calls.values.values()],
     )
     shape = (spec.batch_size, *opened.image_shape)
-    preprocessing: TensorFlowGraph | None = None
-    warnings: tuple[str, ...] = ()
-    architecture, content = made.architecture, made.content
-    if spec.preprocess is not None:
-        preprocessing, digests, warnings = _fold_preprocessing(spec, shape)
-        architecture, content = _join((digests[0], architecture)), _join((digests[1], content))
+    folded = fold_preprocessing(spec, shape)
+    architecture, content = folded.join_digests(made.architecture, made.content)
     prepare = load_preprocessing(spec)
     rescaling = find_rescaling(
         made.model, shape, opened.dtype, lambda images: np.asarray(prepare(images))
@@ -367,45 +361,15 @@ def _draft_encoder(opened: _Opened, outputs: tuple[Output, ...], calls: _Calls) 
         output_names=made.output_names,
         weights=(),
         rescaling=described.apply(rescaling),
-        preprocessing=preprocessing,
+        preprocessing=folded.graph,
         notes=(
             *layout_notes(opened.channels_first, opened.image_shape),
             *described.notes,
             *cpu_only,
         ),
-        warnings=warnings,
+        warnings=folded.warnings,
         advice=described.advice,
     )
-
-
-def _fold_preprocessing(
-    spec: EncoderSpec, shape: tuple[int, ...]
-) -> tuple[TensorFlowGraph | None, tuple[str, str], tuple[str, ...]]:
-    """Return the graph of the preprocessing, its digests without and with constants, and warnings.
-
-    Without a graph, actors call the function itself, if they can import it.
-
-    Raises:
-        InputError: they cannot.
-    """
-    prepare = load_preprocessing(spec)
-    try:
-        folded = fold(lambda images: [prepare(images)], shape, "float32")
-    except Exception as error:
-        reason = f"cannot be folded into a graph ({quote_error(error)[:200]})"
-        if callable(spec.preprocess):
-            raise InputError(
-                f"--preprocess: {spec.model_name} is an ONNX model, and the function {reason}; "
-                "give it as 'module:callable', so that each process can import it, or use --mean "
-                "and --std"
-            ) from error
-        return None, ("", ""), (f"the preprocessing {reason}: each actor calls it",)
-    graph = TensorFlowGraph(folded.graph, folded.input_name, folded.output_names)
-    return graph, (folded.architecture, folded.content), ()
-
-
-def _join(digests: tuple[str, ...]) -> str:
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def _refuse_bfloat16(draft: Encoder) -> tuple[Encoder, list[str]]:
