@@ -515,6 +515,21 @@ def test_unsuitable_modules(model: str, why: str) -> None:
     assert why in refuse(model)
 
 
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    scripted = torch.jit.script(my_torch.encoder())
+    assert "it is a module of TorchScript" in refuse(scripted)
+    scripted.save(str(tmp_path / "m.pt"))
+    text = refuse(tmp_path / "m.pt")
+    assert "a TorchScript archive" in text
+    assert "torch.export.save" in text
+
+
+def test_pickled_modules_are_refused(tmp_path: Path) -> None:
+    text = refuse(Path(save(tmp_path / "m.pt", my_torch.encoder())))
+    assert "a pickled module, which runs code when it is read" in text
+    assert "--model module:callable" in text
+
+
 def test_a_module_that_fails_is_quoted() -> None:
     text = refuse("Tokens", image_size=(3, 20))
     assert "it fails on a batch of images (N, C, H, W) (3, 3, 3, 20): Calculated padded" in text
