@@ -139,6 +139,21 @@ def test_a_function_is_called_once() -> None:
     assert len(calls) == 1
 
 
+def test_a_compiled_module_is_the_module() -> None:
+    encoder = build_encoder(torch.compile(my_torch.encoder()), layers=("head",))
+    assert_features_equal(encode(encoder, images())[0], call(my_torch.encoder()))
+
+
+def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "torch.export.pt2_archive" else found(name),
+    )
+    assert "is too old; at least 2.8 is needed" in refuse()
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     encoder = build_encoder(my_torch.encoder().half())
     assert "weights of type torch.float16 are computed in float32" in " ".join(encoder.notes)
