@@ -2,6 +2,7 @@
 """Open a module or an exported program: in eval mode, in float32, with its weights."""
 
 import copy
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -116,9 +117,19 @@ def open_model(
         InputError: the model cannot be read, does not take one batch of images, or the weights do
             not fit it.
     """
+    _check_version(f"--model {spec.model_name}")
     if is_module(local_spec.model):
         return _open_module(spec, local_spec, saved_weights)
     return _open_program(spec, Path(local_spec.model))
+
+
+def _check_version(where: str) -> None:
+    """Refuse a version of PyTorch that writes archives as pickles."""
+    if importlib.util.find_spec("torch.export.pt2_archive") is None:
+        raise InputError(
+            f"{where}: PyTorch {torch.__version__} is too old; at least 2.8 is needed: "
+            "pip install 'ray_embed[torch]'"
+        )
 
 
 # --- modules -------------------------------------------------------------------------------------
@@ -126,7 +137,8 @@ def open_model(
 
 def _open_module(spec: EncoderSpec, local_spec: EncoderSpec, saved: Weights | None) -> Opened:
     where, notes = f"--model {spec.model_name}", []
-    root = local_spec.model
+    # torch.compile wraps a module, and would compile it while it is exported.
+    root = getattr(local_spec.model, "_orig_mod", local_spec.model)
     if isinstance(root, torch.jit.ScriptModule):
         raise InputError(
             f"{where}: it is a module of TorchScript, which PyTorch no longer develops; give the "

@@ -82,8 +82,8 @@ def _must_stay(node: Any) -> bool:
 
 def _drop_unused(program: Any) -> None:
     """Drop the weights that the outputs of a program do not need."""
-    kinds = (torch.export.graph_signature.InputKind.PARAMETER,)
-    kinds += (torch.export.graph_signature.InputKind.BUFFER,)
+    kind = torch.export.graph_signature.InputKind
+    kinds = (kind.PARAMETER, kind.BUFFER)
     unused = {n.name for n in program.graph.nodes if n.op == "placeholder" and not n.users}
     specs = program.graph_signature.input_specs
     dropped = [spec for spec in specs if spec.kind in kinds and spec.arg.name in unused]

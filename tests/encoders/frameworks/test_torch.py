@@ -139,6 +139,21 @@ def test_a_function_is_called_once() -> None:
     assert len(calls) == 1
 
 
+def test_a_compiled_module_is_the_module() -> None:
+    encoder = build_encoder(torch.compile(my_torch.encoder()), layers=("head",))
+    assert_features_equal(encode(encoder, images())[0], call(my_torch.encoder()))
+
+
+def test_an_old_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util,
+        "find_spec",
+        lambda name: None if name == "torch.export.pt2_archive" else found(name),
+    )
+    assert "is too old; at least 2.8 is needed" in refuse()
+
+
 def test_half_precision_is_computed_in_float32() -> None:
     encoder = build_encoder(my_torch.encoder().half())
     assert "weights of type torch.float16 are computed in float32" in " ".join(encoder.notes)
@@ -513,6 +528,21 @@ def test_initial_weights_of_an_earlier_start_are_used() -> None:
 )
 def test_unsuitable_modules(model: str, why: str) -> None:
     assert why in refuse(model)
+
+
+def test_torchscript_is_refused(tmp_path: Path) -> None:
+    scripted = torch.jit.script(my_torch.encoder())
+    assert "it is a module of TorchScript" in refuse(scripted)
+    scripted.save(str(tmp_path / "m.pt"))
+    text = refuse(tmp_path / "m.pt")
+    assert "a TorchScript archive" in text
+    assert "torch.export.save" in text
+
+
+def test_pickled_modules_are_refused(tmp_path: Path) -> None:
+    text = refuse(Path(save(tmp_path / "m.pt", my_torch.encoder())))
+    assert "a pickled module, which runs code when it is read" in text
+    assert "--model module:callable" in text
 
 
 def test_a_module_that_fails_is_quoted() -> None:
