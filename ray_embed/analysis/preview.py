@@ -11,7 +11,7 @@ import numpy as np
 from ray_embed import planning
 from ray_embed.config import RunConfig
 from ray_embed.core.arrays import Array
-from ray_embed.encoders.engines.registry import UNCOMPILED
+from ray_embed.encoders.engines.base import UNCOMPILED
 from ray_embed.encoders.spec import Encoder
 from ray_embed.errors import InputError
 from ray_embed.extraction import pixels

@@ -3,7 +3,6 @@
 
 from ray_embed.encoders.frameworks.base import BuildEncoder, Framework
 from ray_embed.encoders.frameworks.registry import use_framework
-from ray_embed.encoders.local_copies import local_copies
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
 
 
@@ -39,5 +38,4 @@ class Builder:
                 self._builds[framework.name] = framework.start_building()
             return self._builds[framework.name](spec, local_spec, threads, saved_weights)
 
-        with local_copies(spec) as local_spec:
-            return use_framework(local_spec, build_with)
+        return use_framework(spec, build_with)

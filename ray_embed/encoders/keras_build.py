@@ -20,6 +20,7 @@ from ray_embed.encoders.determinism import (
 from ray_embed.encoders.enclosing_models import describe_inner_input
 from ray_embed.encoders.engines.choice import Reference, choose_engine
 from ray_embed.encoders.features import Encode, encoding_function, layer_values, pool_layers
+from ray_embed.encoders.frameworks.base import Framework
 from ray_embed.encoders.graph import Trace, fold_encoder, trace
 from ray_embed.encoders.keras_compat import keeps_state_in_weights, keras_family
 from ray_embed.encoders.loaded_model import LoadedModel, computing_in_bfloat16, get_weights
@@ -37,9 +38,13 @@ class KerasBuilder:
 
     Encoders that differ only in their weights share what takes longest and does not depend on
     weights: the loaded model, what is known about its layers, and its traced graph.
+
+    Args:
+        framework: Keras, with its engines.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, framework: Framework) -> None:
+        self._framework = framework
         self._latest: _Prepared | None = None
         self._trace = lru_cache(maxsize=1)(trace)
 
@@ -75,14 +80,14 @@ class KerasBuilder:
             check_independent(spec, calls.pool(calls.values), calls.pool(calls.fewer))
         draft = replace(draft, notes=(*_model_notes(loaded, setup.image_shape), *calls.notes))
         encoder = choose_engine(
-            draft, reference, threads, partial(_fold_in_bfloat16, loaded, encode)
+            self._framework, draft, reference, threads, partial(_fold_in_bfloat16, loaded, encode)
         )
         if keeps_state_in_weights(loaded.model):
             self._latest = replace(prepared, calls=replace(calls, values={}, fewer={}))
         return encoder
 
     def _reuse(self, spec: EncoderSpec, local_spec: EncoderSpec) -> "_Prepared | None":
-        """Give the latest model the weights of a request that differs in nothing else."""
+        """Load the weights of a request into the latest model, if it differs in nothing else."""
         latest = self._latest
         if latest is None or spec.weights in (None, RANDOM):
             return None

@@ -3,7 +3,6 @@
 
 from ray_embed.encoders.frameworks.base import Shapes
 from ray_embed.encoders.frameworks.registry import use_framework
-from ray_embed.encoders.local_copies import local_copies
 from ray_embed.encoders.spec import EncoderSpec
 
 
@@ -26,5 +25,4 @@ def list_shapes(spec: EncoderSpec) -> tuple[Shapes, Shapes]:
     Raises:
         InputError: the model cannot be loaded or called.
     """
-    with local_copies(spec) as local_spec:
-        return use_framework(local_spec, lambda found, local: found.list_shapes(spec, local))
+    return use_framework(spec, lambda found, local_spec: found.list_shapes(spec, local_spec))

@@ -3,7 +3,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,9 +13,19 @@ from ray_embed.errors import InputError
 from ray_embed.storage.download import download
 
 
+def _no_companions(spec: EncoderSpec) -> list[str]:
+    return []
+
+
 @contextlib.contextmanager
-def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
+def local_copies(
+    spec: EncoderSpec, list_companions: Callable[[EncoderSpec], list[str]] = _no_companions
+) -> Iterator[EncoderSpec]:
     """Yield the specification with local copies in place of URIs; the copies are deleted on exit.
+
+    Args:
+        spec: the specification.
+        list_companions: returns the names of the other files that a copied model needs beside it.
 
     Raises:
         InputError: a file does not exist. An InputError from inside the ``with`` block is raised
@@ -33,7 +43,7 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
         if isinstance(spec.model, str) and is_uri(spec.model) and spec.kept is None:
             uri = spec.model
             spec = replace(spec, model=copy(uri, "--model"))
-            _copy_companions(spec, uri)
+            _copy_companions(list_companions(spec), Path(spec.model).parent, uri)
         if spec.weights is not None and is_uri(spec.weights):
             spec = replace(spec, weights=copy(spec.weights, "--weights"))
         try:
@@ -45,20 +55,16 @@ def local_copies(spec: EncoderSpec) -> Iterator[EncoderSpec]:
             raise InputError(text) from error
 
 
-def _copy_companions(spec: EncoderSpec, uri: str) -> None:
-    """Copy the other files that a model needs beside its copy.
+def _copy_companions(names: Iterable[str], folder: Path, uri: str) -> None:
+    """Copy the other files that a model needs.
 
     Args:
-        spec: the specification of the copy.
+        names: the files, relative to the folder of the model.
+        folder: the folder of the model's copy.
         uri: where the model comes from.
 
     Raises:
-        InputError: the model is damaged, or a file does not exist.
+        InputError: a file does not exist.
     """
-    # The engines of a framework load models themselves.
-    from ray_embed.encoders.frameworks.registry import find_framework
-
-    path = Path(spec.model)
-    for name in find_framework(spec).list_companions(path) if path.is_file() else ():
-        target = path.parent / name
-        download(join_uri(get_parent_uri(uri), name), target.parent, "--model")
+    for name in names:
+        download(join_uri(get_parent_uri(uri), name), (folder / name).parent, "--model")

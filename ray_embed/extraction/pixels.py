@@ -79,7 +79,7 @@ def _adopts_values(config: RunConfig, encoder: Encoder) -> bool:
 
 
 def _explain_replaced(config: RunConfig, encoder: Encoder) -> Iterator[str]:
-    """Say which options are used instead of what the encoder's library does."""
+    """Yield notes on the options that replace what the encoder's library does."""
     for wanted, used in _list_adopted(config, encoder):
         if used:
             continue

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of an engine, and of an engine opened for one encoder."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ray_embed.core.arrays import Array
@@ -56,3 +56,25 @@ class Engine:
     lowers_precision: bool = False
     devices: tuple[str, ...] = ("cpu", "gpu")
     is_installed: Callable[[], bool] = _always
+
+
+# The option of the engines that need no compilation, whatever the framework.
+UNCOMPILED = "uncompiled"
+
+
+def candidates(engines: Sequence[Engine], option: str, gpu: bool) -> tuple[Engine, ...]:
+    """Return the engines to try, in their fixed order.
+
+    Args:
+        engines: all engines of a framework.
+        option: the value of ``--engine``, or UNCOMPILED.
+        gpu: whether the framework has a GPU.
+    """
+    device = "gpu" if gpu else "cpu"
+    if option == UNCOMPILED:
+        option = engines[-1].option
+    if option == "auto":
+        return tuple(e for e in engines if device in e.devices and e.is_installed())
+    asked = tuple(engine for engine in engines if engine.option == option)
+    # If only one engine has this option, it is used on any device.
+    return asked if len(asked) == 1 else tuple(e for e in asked if device in e.devices)

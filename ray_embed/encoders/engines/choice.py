@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ray_embed.core.arrays import Array
-from ray_embed.encoders.engines.base import Engine, EngineError
-from ray_embed.encoders.engines.registry import candidates, open_engine
+from ray_embed.encoders.engines.base import Engine, EngineError, candidates
 from ray_embed.encoders.features import Encode
-from ray_embed.encoders.frameworks.registry import get_framework
+from ray_embed.encoders.frameworks.base import Framework
 from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.probe_images import blank_batch
 from ray_embed.encoders.spec import Encoder, EncoderSpec
@@ -48,6 +47,7 @@ def agree(features: list[Array], expected: list[Array], precision: str = "float3
 
 
 def choose_engine(
+    framework: Framework,
     draft: Encoder,
     reference: Reference,
     threads: int,
@@ -56,6 +56,7 @@ def choose_engine(
     """Return the encoder with the first engine that agrees with the plain call.
 
     Args:
+        framework: the framework of the encoder.
         draft: the encoder without an engine.
         reference: a plain call of the model.
         threads: the number of threads, for engines with their own thread pool.
@@ -65,7 +66,7 @@ def choose_engine(
     Raises:
         InputError: no engine agrees.
     """
-    engines, warnings = _usable_engines(draft), list(draft.warnings)
+    engines, warnings = _usable_engines(framework, draft), list(draft.warnings)
     lowers_itself = [e for e in engines if draft.spec.precision == "float32" or e.lowers_precision]
     chosen = _first_that_agrees(draft, lowers_itself, reference, threads, warnings)
     others = [engine for engine in engines if engine not in lowers_itself]
@@ -78,8 +79,7 @@ def choose_engine(
     return replace(chosen, spec=_without_objects(draft.spec), warnings=tuple(warnings))
 
 
-def _usable_engines(draft: Encoder) -> list[Engine]:
-    framework = get_framework(draft.framework)
+def _usable_engines(framework: Framework, draft: Encoder) -> list[Engine]:
     engines = candidates(framework.engines, draft.spec.engine, framework.has_gpu())
     if not engines:
         options = dict.fromkeys(engine.option for engine in framework.engines)
@@ -105,17 +105,17 @@ def _first_that_agrees(
             continue
         graph = draft.graph if engine.needs_graph else None
         encoder = replace(draft, engine=engine.name, graph=graph)
-        fault = _find_fault(encoder, reference, threads)
+        fault = _find_fault(engine, encoder, reference, threads)
         if fault is None:
             return encoder
         warnings.append(f"engine {engine.name}: {fault}")
     return None
 
 
-def _find_fault(encoder: Encoder, reference: Reference, threads: int) -> str | None:
+def _find_fault(engine: Engine, encoder: Encoder, reference: Reference, threads: int) -> str | None:
     """Run an engine on the reference's images; return what is wrong, or None."""
     try:
-        features = _run_in_batches(open_engine(encoder, threads), encoder, reference.images)
+        features = _run_in_batches(engine.open(encoder, threads), encoder, reference.images)
     except EngineError as error:
         return str(error)
     except Exception as error:

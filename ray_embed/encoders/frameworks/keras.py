@@ -35,7 +35,7 @@ def _check(spec: EncoderSpec) -> None:
 def _start_building() -> BuildEncoder:
     from ray_embed.encoders.keras_build import KerasBuilder
 
-    return KerasBuilder().build
+    return KerasBuilder(FRAMEWORK).build
 
 
 def _list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Shapes]:

@@ -84,7 +84,7 @@ def _build(
     _check(local_spec)
     from ray_embed.encoders.onnx_models.build import build
 
-    return build(spec, local_spec, threads)
+    return build(FRAMEWORK, spec, local_spec, threads)
 
 
 def _list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Shapes]:

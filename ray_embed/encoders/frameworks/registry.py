@@ -3,10 +3,12 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TypeVar
 
 from ray_embed.encoders.frameworks import keras, onnx, torch
 from ray_embed.encoders.frameworks.base import Framework, ModelOfAnotherFramework
+from ray_embed.encoders.local_copies import local_copies
 from ray_embed.encoders.spec import EncoderSpec
 
 _Result = TypeVar("_Result")
@@ -20,19 +22,23 @@ def find_framework(spec: EncoderSpec) -> Framework:
     return next(framework for framework in FRAMEWORKS if framework.matches(spec))
 
 
-def use_framework(
-    local_spec: EncoderSpec, use: Callable[[Framework, EncoderSpec], _Result]
-) -> _Result:
-    """Return what `use` makes of a model's framework and of the specification.
+def use_framework(spec: EncoderSpec, use: Callable[[Framework, EncoderSpec], _Result]) -> _Result:
+    """Return what `use` makes of a model's framework and of the specification with local copies.
 
     If the model is a callable that returns an object of another framework, `use` is called again
     with that framework, and with the object as the model.
     """
-    try:
+    with local_copies(spec, _list_companions) as local_spec:
+        try:
+            return use(find_framework(local_spec), local_spec)
+        except ModelOfAnotherFramework as found:
+            local_spec = replace(local_spec, model=found.model)
         return use(find_framework(local_spec), local_spec)
-    except ModelOfAnotherFramework as found:
-        local_spec = replace(local_spec, model=found.model)
-    return use(find_framework(local_spec), local_spec)
+
+
+def _list_companions(spec: EncoderSpec) -> list[str]:
+    path = Path(spec.model)
+    return find_framework(spec).list_companions(path) if path.is_file() else []
 
 
 def get_framework(name: str) -> Framework:

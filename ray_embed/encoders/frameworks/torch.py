@@ -74,7 +74,7 @@ def _build(
     _check(local_spec)
     from ray_embed.encoders.torch_models.build import build
 
-    return build(spec, local_spec, threads, saved_weights)
+    return build(FRAMEWORK, spec, local_spec, threads, saved_weights)
 
 
 def _list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Shapes]:

@@ -15,7 +15,7 @@ from ray_embed.encoders.determinism import IMAGES_TO_COMPARE, check_deterministi
 from ray_embed.encoders.engines.choice import Reference, agree, choose_engine
 from ray_embed.encoders.features import load_preprocessing, pool_layers
 from ray_embed.encoders.folded_preprocessing import fold_preprocessing
-from ray_embed.encoders.frameworks.base import Shapes
+from ray_embed.encoders.frameworks.base import Framework, Shapes
 from ray_embed.encoders.input_layout import choose_image_shape
 from ray_embed.encoders.layers import unknown_layer
 from ray_embed.encoders.loaded_model import as_model_input
@@ -96,10 +96,13 @@ class _Opened:
         )
 
 
-def build(spec: EncoderSpec, local_spec: EncoderSpec, threads: int) -> Encoder:
+def build(
+    framework: Framework, spec: EncoderSpec, local_spec: EncoderSpec, threads: int
+) -> Encoder:
     """Build the encoder: read it, check it, make one graph of it, and choose its engine.
 
     Args:
+        framework: ONNX, with its engines.
         spec: the requested encoder.
         local_spec: the same with a model on this machine.
         threads: the number of threads, for engines with their own thread pool.
@@ -127,7 +130,7 @@ def build(spec: EncoderSpec, local_spec: EncoderSpec, threads: int) -> Encoder:
     )
     if calls.fewer:
         check_independent(opened.spec, *calls.pool(outputs))
-    return choose_engine(draft, reference, threads, _refuse_bfloat16)
+    return choose_engine(framework, draft, reference, threads, _refuse_bfloat16)
 
 
 def list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Shapes]:

@@ -15,7 +15,7 @@ from ray_embed.encoders.determinism import IMAGES_TO_COMPARE, check_deterministi
 from ray_embed.encoders.engines.choice import Reference, agree, choose_engine
 from ray_embed.encoders.features import load_preprocessing, pool_layers
 from ray_embed.encoders.folded_preprocessing import fold_preprocessing
-from ray_embed.encoders.frameworks.base import Shapes
+from ray_embed.encoders.frameworks.base import Framework, Shapes
 from ray_embed.encoders.model_setup import PROBE_COUNT, check_integer_input, preprocess_images
 from ray_embed.encoders.outputs import describe_outputs
 from ray_embed.encoders.probe_images import pixel_noise
@@ -32,11 +32,16 @@ _MOST_SUGGESTED = 60
 
 
 def build(
-    spec: EncoderSpec, local_spec: EncoderSpec, threads: int, saved_weights: Weights | None
+    framework: Framework,
+    spec: EncoderSpec,
+    local_spec: EncoderSpec,
+    threads: int,
+    saved_weights: Weights | None,
 ) -> Encoder:
     """Build the encoder: load it, check it, export one program of it, and choose its engine.
 
     Args:
+        framework: PyTorch, with its engines.
         spec: the requested encoder.
         local_spec: the same with the module itself, or with a file on this machine.
         threads: the number of threads, for engines with their own thread pool.
@@ -73,7 +78,7 @@ def build(
     if fewer:
         pooled = ([np.asarray(v) for v in pool_layers(call, outputs)] for call in (values, fewer))
         check_independent(opened.spec, *pooled)
-    return choose_engine(draft, reference, threads, lambda encoder: (encoder, []))
+    return choose_engine(framework, draft, reference, threads, lambda encoder: (encoder, []))
 
 
 def list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Shapes]:

@@ -170,7 +170,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def give_random_weights(module: Any, where: str) -> None:
-    """Give a module initial weights by a fixed seed.
+    """Initialize the weights of a module with a fixed seed.
 
     Raises:
         InputError: a part of it with weights cannot initialize them.
