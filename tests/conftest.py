@@ -20,6 +20,8 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # By default, Ray's workers yield to all other processes, and so to other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# Tests import PyTorch after TensorFlow, where Triton crashes Python.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 import pytest
 

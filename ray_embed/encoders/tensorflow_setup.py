@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ray_embed.core import user_code
 from ray_embed.core.garbage import pause_garbage_collection
+from ray_embed.core.triton import block_triton
 
 _LOG_LEVEL_VARIABLE = "TF_CPP_MIN_LOG_LEVEL"
 
@@ -36,6 +37,7 @@ def import_tensorflow(folder: str) -> None:
         os.chdir(folder)
     user_code.add_to_path(folder)
     if "tensorflow" in sys.modules:
+        block_triton()
         return
     with (
         # Keras imports these packages if they are installed, which takes a third of the import
@@ -45,6 +47,7 @@ def import_tensorflow(folder: str) -> None:
         pause_garbage_collection(),
     ):
         import tensorflow  # noqa: F401
+    block_triton()
 
 
 def configure_tensorflow(threads: int | None) -> None:

@@ -10,7 +10,8 @@ time of an image, which is that of the third run less the second one, over 3N. M
 files, so that no run draws new weights.
 
 With `--runs`, the process embeds the N images that often. Its memory and that of its extractor is
-taken after each run, without what they share with other processes (USS, and what is swapped out).
+taken after each run: what they have allocated (anonymous, or swapped out). Pages of libraries are
+left out, because they count as a process's own (USS) as soon as no other process has them mapped.
 The allocator keeps freed memory in arenas, and which thread has which arena is chance. So processes
 have two arenas here; otherwise memory goes up and down by 10 % from run to run.
 """
@@ -55,7 +56,7 @@ def embed(model: Path, folders: Sequence[Path], out: Path) -> None:
 
 
 def memory() -> list[float]:
-    """The MB that this process and each extractor have for themselves."""
+    """The MB that this process and each extractor have allocated."""
     here = psutil.Process()
     workers = [
         process
@@ -64,8 +65,10 @@ def memory() -> list[float]:
         if "ray::Extractor" in " ".join(process.cmdline())
     ]
     processes = [here, *sorted(workers, key=lambda process: process.pid)]
-    taken = [process.memory_full_info() for process in processes]
-    return [(info.uss + getattr(info, "swap", 0)) / 1e6 for info in taken]
+    return [
+        sum(mapping.anonymous + mapping.swap for mapping in process.memory_maps()) / 1e6
+        for process in processes
+    ]
 
 
 def save_model(name: str, path: Path) -> None:

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from ray_embed.core.triton import block_triton
+
 _EARLIER = "serialized_exported_program.json"
 # Operators of PyTorch and its libraries, and what they are combined with on sizes.
 _TARGET = re.compile(
@@ -62,6 +64,7 @@ def read_program(content: bytes) -> Any:
         Exception: whatever PyTorch raises for a damaged archive.
     """
     _check(content)
+    block_triton()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return torch.export.load(io.BytesIO(content))

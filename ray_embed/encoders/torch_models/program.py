@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ray_embed.core.triton import block_triton
 from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.spec import Output
 from ray_embed.errors import InputError
@@ -43,6 +44,7 @@ def export(
     Raises:
         InputError: PyTorch cannot export it.
     """
+    block_triton()
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
