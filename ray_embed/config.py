@@ -218,13 +218,10 @@ def names_data_set(text: str) -> bool:
 
 
 def make_absolute(name: str, folder: Path) -> str:
-    """Return the name of a data set or a model, in which the path of a folder is absolute.
-
-    Only ``hf:`` and ``keras_hub:`` may be followed by the path of a folder.
-    """
+    """Return the name of a data set or a model, in which the path of a folder is absolute."""
     prefix, _, rest = name.partition(":")
     path = folder.absolute() / rest
-    return f"{prefix}:{path}" if prefix in ("hf", "keras_hub") and path.is_dir() else name
+    return f"{prefix}:{path}" if prefix not in ("tfds", "keras") and path.is_dir() else name
 
 
 def choose_ray_address(address: str | None) -> str:

@@ -20,8 +20,6 @@ os.environ.pop("RAY_ADDRESS", None)
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 # By default, Ray's workers yield to all other processes, and so to other tests.
 os.environ.setdefault("RAY_worker_niceness", "0")
-# Tests import PyTorch after TensorFlow, where Triton crashes Python.
-sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 import pytest
 
@@ -29,6 +27,9 @@ import pytest
 import ray
 from support import object_store
 from support.command import Command, Result
+
+# Tests import PyTorch after TensorFlow, where Triton crashes Python.
+sys.modules.setdefault("triton", None)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="session")

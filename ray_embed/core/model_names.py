@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of models in libraries: ``keras:NAME`` and ``keras_hub:PRESET``."""
+"""Names of models in libraries, such as ``keras:NAME`` and ``timm:NAME``."""
 
 import difflib
 import re
@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ray_embed.core.uri import is_uri
 
-KERAS, KERAS_HUB = "keras:", "keras_hub:"
-_PREFIXES = (KERAS, KERAS_HUB)
+KERAS, KERAS_HUB, TIMM = "keras:", "keras_hub:", "timm:"
+_PREFIXES = (KERAS, KERAS_HUB, TIMM)
 # Places that KerasHub downloads from; other URIs are folders.
 _HUBS = ("kaggle://", "hf://", "modelscope://")
 
@@ -70,17 +70,21 @@ def names_model(text: str) -> bool:
 def normalize_model(text: str) -> str:
     """Return the name of a model in the spelling of its library.
 
-    Folders and URIs after ``keras_hub:`` are returned without it, because they are read like any
-    other model. Everything else is returned unchanged.
+    Folders and URIs after a prefix are returned without it, because they are read like any other
+    model. Everything else is returned unchanged.
 
     Raises:
         ValueError: keras.applications has no such architecture, or several.
     """
     if text.startswith(KERAS):
         return f"{KERAS}{find_application(text).name}"
-    preset = text.removeprefix(KERAS_HUB)
-    is_place = Path(preset).is_dir() or (is_uri(preset) and not preset.startswith(_HUBS))
-    return preset if text.startswith(KERAS_HUB) and preset and is_place else text
+    if not names_model(text):
+        return text
+    name = text.partition(":")[2]
+    # A folder with the results of a model often has its name.
+    is_model = any(Path(name).glob("*config.json"))
+    is_place = is_model or (is_uri(name) and not name.startswith(_HUBS))
+    return name if name and is_place else text
 
 
 def find_application(text: str) -> Application:

@@ -174,7 +174,12 @@ def load_encoder(folder: Folder, spec: EncoderSpec) -> Encoder | None:
     names = description.get("preprocessing")
     height, width, channels = description["image_shape"]
     encoder = Encoder(
-        spec=replace(spec, model=spec.model_name, batch_size=description["batch_size"]),
+        spec=replace(
+            spec,
+            model=spec.model_name,
+            batch_size=description["batch_size"],
+            kept=read_kept_model(folder),
+        ),
         image_shape=(height, width, channels),
         outputs=tuple(Output(**output) for output in description["outputs"]),
         engine=description["engine"],

@@ -19,13 +19,14 @@ class KeptModel:
     """What is kept of a model that was named, so that the library is not asked for it again.
 
     Attributes:
-        architecture: the JSON of the Keras model, without its weights.
+        architecture: the JSON of the Keras model, without its weights; empty for other frameworks,
+            whose encoders are kept whole.
         pixels: how its library prepares pixels, by the names of the fields of `RunConfig`.
         image_size: (H, W) of the images, if the model itself takes any.
         notes: what was said about the model.
     """
 
-    architecture: str
+    architecture: str = ""
     pixels: dict[str, Any] = field(default_factory=dict)
     image_size: tuple[int, int] | None = None
     notes: tuple[str, ...] = ()
@@ -36,8 +37,8 @@ class EncoderSpec:
     """The options of a run that concern the encoder.
 
     Attributes:
-        model: a path, a URI, ``keras:NAME``, ``keras_hub:PRESET``, ``module:callable``, a callable,
-            or a Keras model.
+        model: a path, a URI, the name of a model in a library such as ``keras:NAME``,
+            ``module:callable``, a callable, a Keras model, or a PyTorch module.
         folder: the folder to put on the import path.
         image_shape: (H, W, C) of the images of an array source. It is used if the model's own input
             has no fixed size.

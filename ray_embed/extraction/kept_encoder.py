@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Take the encoder of a resumed run from the run folder, if the file of its model is gone.
+"""Take the encoder of a resumed run from the run folder, if its model is gone or far away.
 
-Trainings delete old checkpoints, and the folder holds all that the actors need.
+Trainings delete old checkpoints, and a library may have to download a model again. The folder holds
+all that the actors need.
 """
 
 from dataclasses import replace
@@ -22,23 +23,21 @@ _OPTIONS = (
     *("model", "model_kwargs", "submodel", "weights", "tags", "signature", "imports"),
     *("image_size", "layers", "pool", "preprocess", "engine", "precision"),
 )
-_NOTE = "the file of the model is gone: the run goes on with the encoder in its folder"
+_GONE = "the file of the model is gone: the run goes on with the encoder in its folder"
 
 
 def may_have_kept_encoder(config: RunConfig) -> bool:
-    """Return whether the file of the model is gone, and the run folder holds a run."""
+    """Return whether the model is no file that exists, and the run folder holds a run."""
     model = config.model
-    if not isinstance(model, str) or is_callable_reference(model):
+    if not isinstance(model, str) or is_callable_reference(model) or config.overwrite:
         return False
-    if is_uri(model) or names_model(model):
-        return False
-    if Path(model).exists() or config.overwrite:
+    if not names_model(model) and (is_uri(model) or Path(model).exists()):
         return False
     return manifest.is_run(Folder.open(config.out or choose_default_out(config)))
 
 
 def read_kept_encoder(config: RunConfig, target: Target, spec: EncoderSpec) -> Encoder | None:
-    """Return the encoder in the folder of a run that goes on without the file of its model.
+    """Return the encoder in the folder of a run that goes on without its model.
 
     Args:
         config: the options.
@@ -61,4 +60,7 @@ def read_kept_encoder(config: RunConfig, target: Target, spec: EncoderSpec) -> E
     if any(recorded.get(name) != value for name, value in asked.items()):
         return None
     encoder = artifacts.load_encoder(target.folder, spec)
-    return encoder and replace(encoder, notes=(_NOTE,))
+    if encoder is None:
+        return None
+    named = encoder.spec.kept.notes if encoder.spec.kept is not None else ()
+    return replace(encoder, notes=named if names_model(config.model) else (_GONE, *named))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch: modules that the user's code returns, and programs that torch.export has saved."""
+"""PyTorch: modules of the user's code and of libraries, and programs that torch.export saved."""
 
 import importlib.util
 from pathlib import Path
@@ -10,6 +10,7 @@ from ray_embed.core.uri import is_uri
 from ray_embed.encoders.engines import openvino_torch, torch
 from ray_embed.encoders.frameworks.base import Framework, Shapes
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
+from ray_embed.encoders.torch_models.libraries.registry import LIBRARIES, find_library
 from ray_embed.encoders.torch_models.recognition import is_archive, is_module
 from ray_embed.errors import InputError
 
@@ -19,6 +20,8 @@ _SUFFIX = ".pt2"
 def _matches(spec: EncoderSpec) -> bool:
     if not isinstance(spec.model, str):
         return is_module(spec.model)
+    if find_library(spec.model) is not None:
+        return True
     if is_callable_reference(spec.model):
         return False
     path = Path(spec.model)
@@ -28,6 +31,10 @@ def _matches(spec: EncoderSpec) -> bool:
 
 def _check(spec: EncoderSpec) -> None:
     if is_module(spec.model):
+        _refuse_options_of_saved_models(spec, "a PyTorch module")
+        return
+    if (found := find_library(spec.model)) is not None:
+        found[0].check(spec)
         _refuse_options_of_saved_models(spec, "a PyTorch module")
         return
     path = Path(spec.model)
@@ -93,5 +100,5 @@ FRAMEWORK = Framework(
     start_building=lambda: _build,
     list_shapes=_list_shapes,
     has_gpu=torch.has_gpu,
-    packages=("torch",),
+    packages=("torch", *(library.package for library in LIBRARIES)),
 )

@@ -22,10 +22,13 @@ from ray_embed.encoders.probe_images import pixel_noise
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Output, Weights
 from ray_embed.encoders.torch_models.archive import write_program
 from ray_embed.encoders.torch_models.calls import list_layer_shapes
+from ray_embed.encoders.torch_models.libraries.registry import find_library
 from ray_embed.encoders.torch_models.loading import Opened, open_model
 from ray_embed.encoders.torch_models.program import digest, export, pool
 from ray_embed.encoders.torch_models.tracing import find_axes, find_rescaling
 from ray_embed.encoders.torch_models.weights import get_values
+from ray_embed.errors import InputError
+from ray_embed.options import RANDOM
 
 # How many layers an error suggests or compares.
 _MOST_SUGGESTED = 60
@@ -87,8 +90,9 @@ def list_shapes(spec: EncoderSpec, local_spec: EncoderSpec) -> tuple[Shapes, Sha
     Raises:
         InputError: the model cannot be read, or does not take one batch of images.
     """
-    # The weights do not matter.
-    opened = open_model(spec, replace(local_spec, weights=None))
+    # The weights do not matter, so those of a library need not be downloaded.
+    weights = RANDOM if find_library(local_spec.model) else None
+    opened = open_model(spec, replace(local_spec, weights=weights))
     for note in opened.notes:
         say(note)
     return {}, _list_layers(opened, _make_noise(opened))
@@ -129,7 +133,8 @@ def _list_layers(opened: Opened, images: Array) -> Shapes:
     """Return the layers that have one row per image."""
     arrays = [images] if opened.fixed_batch else [images, images[:-1]]
     calls = [
-        opened.use(batch, lambda given: list_layer_shapes(opened.module, given)) for batch in arrays
+        opened.use(batch, lambda given: list_layer_shapes(opened.module, given, opened.outputs))
+        for batch in arrays
     ]
     sizes = [len(batch) for batch in arrays]
     return {
@@ -148,6 +153,24 @@ def _list_steady(opened: Opened, images: Array) -> list[str]:
     return [name for name in names if agree([first[name]], [second[name]])]
 
 
+def _refuse_untrained(opened: Opened, program: Any) -> None:
+    """Refuse layers that depend on weights whose values are random.
+
+    Raises:
+        InputError: they do.
+    """
+    used = {name.removeprefix("module.") for name in program.state_dict}
+    found = sorted(used & opened.untrained)
+    if found:
+        layers = ", ".join(opened.spec.layers)
+        raise InputError(
+            f"--layer {layers}: the published weights of {opened.spec.model_name} lack "
+            f"{found[0]!r}{f' and {len(found) - 1} others' if len(found) > 1 else ''}, which would "
+            "be random; take another layer (`ray-embed layers --model …` lists them), or give "
+            "--weights"
+        )
+
+
 def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> Encoder:
     """Return the encoder without an engine."""
     spec, shape = opened.spec, (opened.spec.batch_size, *opened.image_shape)
@@ -157,6 +180,7 @@ def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> Encoder:
         return tuple(pool(value, output) for value, output in zip(values, outputs, strict=True))
 
     program = export(opened.module, encode, shape, opened.where)
+    _refuse_untrained(opened, program)
     folded = fold_preprocessing(spec, shape)
     prepare = load_preprocessing(spec)
     rescaling = find_rescaling(

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Call a module of PyTorch, and take the outputs of its layers by name."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,24 +10,34 @@ from ray_embed.encoders.layers import unknown_layer
 from ray_embed.errors import InputError
 
 Values = dict[str, Any]
+# Functions of images, by the names of their results.
+Functions = Mapping[str, Callable[[Any], Any]]
 
 
-def call_layers(module: Any, names: Sequence[str], images: Any) -> Values:
+def call_layers(
+    module: Any, names: Sequence[str], images: Any, functions: Functions | None = None
+) -> Values:
     """Call a module, and return the outputs of layers, or its own if none is named.
 
     Args:
         module: the module.
         names: submodules, as `named_modules` names them, or outputs of the module.
         images: the batch that the module takes.
+        functions: what else `names` may name. Their results come before layers of the same name.
 
     Raises:
         InputError: there is no such layer, or it gives no single float tensor; or the module has
             several outputs and no layer is named.
     """
+    functions = functions or {}
+    results = {name: [functions[name](images)] for name in names if name in functions}
+    if names and len(results) == len(set(names)):
+        return {name: _select(name, module, results, {}) for name in names}
     output, recorded = record_layers(module, images, names)
     outputs = name_outputs(output)
     if names:
-        return {name: _select(name, module, recorded, outputs) for name in names}
+        recorded |= results
+        return {name: _select(name, module, recorded, {**outputs, **functions}) for name in names}
     if len(outputs) != 1:
         raise InputError(
             f"it has {len(outputs)} outputs; choose one with --layer: {', '.join(outputs)}"
@@ -83,11 +93,16 @@ def name_outputs(output: Any) -> Values:
     return {"output": output[0] if isinstance(output, (list, tuple)) else output}
 
 
-def list_layer_shapes(module: Any, images: Any) -> dict[str, tuple[int, ...]]:
+def list_layer_shapes(
+    module: Any, images: Any, functions: Functions | None = None
+) -> dict[str, tuple[int, ...]]:
     """Return the shapes of the layers and outputs that --layer accepts, for a batch."""
     output, recorded = record_layers(module, images)
     values = {name: each[0] for name, each in recorded.items() if len(each) == 1}
-    values = name_outputs(output) | values
+    named = {name: function(images) for name, function in (functions or {}).items()}
+    # A dict has names of its own; otherwise, the function for the output has a better one.
+    outputs = {} if named and not isinstance(output, dict) else name_outputs(output)
+    values = outputs | values | named
     return {name: tuple(value.shape) for name, value in values.items() if is_feature(value)}
 
 

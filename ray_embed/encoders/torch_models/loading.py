@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a module or an exported program: in eval mode, in float32, with its weights."""
+"""Open a module or an exported program: in evaluation mode, in float32, with its weights."""
 
 import copy
 import importlib.util
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,11 +15,14 @@ import torch
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.input_layout import choose_image_shape
 from ray_embed.encoders.model_errors import quote_error
-from ray_embed.encoders.spec import EncoderSpec, Weights
+from ray_embed.encoders.spec import EncoderSpec, KeptModel, Weights
 from ray_embed.encoders.torch_models import archive
 from ray_embed.encoders.torch_models.calls import Values, call_layers
+from ray_embed.encoders.torch_models.libraries.base import Library
+from ray_embed.encoders.torch_models.libraries.registry import find_library
 from ray_embed.encoders.torch_models.recognition import is_module
 from ray_embed.encoders.torch_models.weights import (
+    fix_seed,
     give_random_weights,
     load_weights,
     set_values,
@@ -41,6 +44,9 @@ class Opened:
         dtype: the type of its input.
         fixed_batch: the batch size that it is fixed to, or None.
         is_made: whether the user's callable has made it.
+        outputs: functions of images, by names that ``--layer`` accepts besides those of modules.
+        untrained: the names of parameters whose values are random, because the published weights of
+            a library lack them.
         notes: choices that were made.
     """
 
@@ -50,6 +56,8 @@ class Opened:
     dtype: Any = torch.float32
     fixed_batch: int | None = None
     is_made: bool = False
+    outputs: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
+    untrained: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
 
     @property
@@ -68,7 +76,7 @@ class Opened:
 
     def take_layers(self, images: Any) -> Values:
         """Return the requested layers for images (N, H, W, C) float32, as tensors."""
-        return call_layers(self.module, self.spec.layers, self.convert(images))
+        return call_layers(self.module, self.spec.layers, self.convert(images), self.outputs)
 
     def call(self, images: Any) -> dict[str, Array]:
         """Return the requested layers for images (N, H, W, C) float32, as arrays.
@@ -78,7 +86,7 @@ class Opened:
         """
 
         def take(given: Any) -> dict[str, Array]:
-            values = call_layers(self.module, self.spec.layers, given)
+            values = call_layers(self.module, self.spec.layers, given, self.outputs)
             return {name: value.float().cpu().numpy() for name, value in values.items()}
 
         return self.use(images, take)
@@ -120,6 +128,8 @@ def open_model(
     _check_version(f"--model {spec.model_name}")
     if is_module(local_spec.model):
         return _open_module(spec, local_spec, saved_weights)
+    if (found := find_library(local_spec.model)) is not None:
+        return _open_named(*found, spec, local_spec)
     return _open_program(spec, Path(local_spec.model))
 
 
@@ -136,7 +146,7 @@ def _check_version(where: str) -> None:
 
 
 def _open_module(spec: EncoderSpec, local_spec: EncoderSpec, saved: Weights | None) -> Opened:
-    where, notes = f"--model {spec.model_name}", []
+    where = f"--model {spec.model_name}"
     # torch.compile wraps a module, and would compile it while it is exported.
     root = getattr(local_spec.model, "_orig_mod", local_spec.model)
     if isinstance(root, torch.jit.ScriptModule):
@@ -147,19 +157,11 @@ def _open_module(spec: EncoderSpec, local_spec: EncoderSpec, saved: Weights | No
     if is_module(spec.model):
         # It is the caller's, who may go on training it.
         root = copy.deepcopy(root)
-    module = _find_submodule(root, spec, where)
-    _check_forward(module, where)
-    if any(part.training for part in module.modules()):
-        notes.append("the module was in training mode: it is put into evaluation mode")
-    half = {str(p.dtype) for p in module.parameters() if p.is_floating_point()} - {"torch.float32"}
-    if half:
-        notes.append(f"weights of type {', '.join(sorted(half))} are computed in float32")
-    root.eval().requires_grad_(False).float().cpu()
+    module, notes = _set_up(root, spec)
     if local_spec.weights == RANDOM:
         give_random_weights(module, spec.model_name)
     elif local_spec.weights is not None:
-        holders = [module] if module is root else [module, root]
-        notes += load_weights(holders, local_spec.weights, spec.model_name)
+        notes += _load_weights(module, root, local_spec)
     elif saved:
         set_values(module, saved)
     sides = (None, None, _find_channels(module))
@@ -170,6 +172,51 @@ def _open_module(spec: EncoderSpec, local_spec: EncoderSpec, saved: Weights | No
         is_made=not is_module(spec.model),
         notes=tuple(notes),
     )
+
+
+def _open_named(library: Library, name: str, spec: EncoderSpec, local_spec: EncoderSpec) -> Opened:
+    """Open a module of a library. Without the published weights, it has those of a fixed seed."""
+    with fix_seed():
+        named = library.load(local_spec, name, local_spec.weights is None)
+    named.module.eval()
+    module, notes = _set_up(named.module, spec)
+    if local_spec.weights not in (None, RANDOM):
+        notes += _load_weights(module, named.module, local_spec)
+    is_whole = module is named.module
+    sides = (None, None) if spec.image_size or not named.image_size else named.image_size
+    shape = choose_image_shape((*sides, _find_channels(module)), spec)
+    if is_whole and not spec.layers and named.default_layer is not None:
+        spec = replace(spec, layers=(named.default_layer,))
+    kept = KeptModel(pixels=named.pixels, image_size=named.image_size, notes=named.notes)
+    return Opened(
+        spec=replace(spec, kept=kept),
+        module=module,
+        image_shape=shape,
+        outputs=named.outputs if is_whole else {},
+        untrained=frozenset(
+            parameter.removeprefix(f"{spec.submodel}.") for parameter in named.untrained
+        ),
+        notes=(*named.notes, *notes),
+    )
+
+
+def _set_up(root: Any, spec: EncoderSpec) -> tuple[Any, list[str]]:
+    """Return the requested module in a module, ready to be called, and notes."""
+    where, notes = f"--model {spec.model_name}", []
+    module = _find_submodule(root, spec, where)
+    _check_forward(module, where)
+    if any(part.training for part in module.modules()):
+        notes.append("the module was in training mode: it is put into evaluation mode")
+    half = {str(p.dtype) for p in module.parameters() if p.is_floating_point()} - {"torch.float32"}
+    if half:
+        notes.append(f"weights of type {', '.join(sorted(half))} are computed in float32")
+    root.eval().requires_grad_(False).float().cpu()
+    return module, notes
+
+
+def _load_weights(module: Any, root: Any, local_spec: EncoderSpec) -> list[str]:
+    holders = [module] if module is root else [module, root]
+    return load_weights(holders, str(local_spec.weights), local_spec.model_name)
 
 
 def _find_submodule(root: Any, spec: EncoderSpec, where: str) -> Any:

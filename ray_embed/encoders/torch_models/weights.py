@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Load weights from a file into a module of PyTorch, all of them or none, or make random ones."""
 
+import contextlib
 import importlib.util
 import pickle
 from collections.abc import Iterator, Sequence
@@ -187,11 +188,18 @@ def give_random_weights(module: Any, where: str) -> None:
             f"--weights random: these parts of {where} have weights, and no reset_parameters "
             f"that initializes them: {', '.join(without[:8])}; add that method"
         )
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        torch.manual_seed(_SEED)
+    with fix_seed(), torch.no_grad():
         for reset in resets.values():
             if reset is not None:
                 reset()
+
+
+@contextlib.contextmanager
+def fix_seed() -> Iterator[None]:
+    """Let random weights be the same each time, and leave the user's random numbers alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(_SEED)
+        yield
 
 
 def _find_reset(part: Any) -> Any:
