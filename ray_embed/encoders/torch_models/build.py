@@ -24,7 +24,7 @@ from ray_embed.encoders.torch_models.archive import write_program
 from ray_embed.encoders.torch_models.calls import list_layer_shapes
 from ray_embed.encoders.torch_models.libraries.registry import find_library
 from ray_embed.encoders.torch_models.loading import Opened, open_model
-from ray_embed.encoders.torch_models.program import digest, export, pool
+from ray_embed.encoders.torch_models.program import digest, export, fold, pool
 from ray_embed.encoders.torch_models.tracing import find_axes, find_rescaling
 from ray_embed.encoders.torch_models.weights import get_values
 from ray_embed.errors import InputError
@@ -181,6 +181,7 @@ def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> Encoder:
 
     program = export(opened.module, encode, shape, opened.where)
     _refuse_untrained(opened, program)
+    program = fold(program, shape, opened.where)
     folded = fold_preprocessing(spec, shape)
     prepare = load_preprocessing(spec)
     rescaling = find_rescaling(

@@ -11,6 +11,7 @@ import torch
 from ray_embed.core.triton import block_triton
 from ray_embed.encoders.model_errors import quote_error
 from ray_embed.encoders.spec import Output
+from ray_embed.encoders.torch_models.constant_folding import fold_constants
 from ray_embed.errors import InputError
 
 # As in the pooling of TensorFlow tensors.
@@ -70,6 +71,22 @@ def export(
     _drop_unused(program)
     program.graph_module.recompile()
     return program
+
+
+def fold(program: Any, shape: Sequence[int], where: str) -> Any:
+    """Return a program in which what depends on weights only is computed already.
+
+    Args:
+        program: the exported program of an encoder.
+        shape: the shape of the images.
+        where: what error messages name.
+    """
+    module = program.module()
+    for node in list(module.graph.nodes):
+        # A check of the sizes of its inputs.
+        if node.op == "call_module" and not node.users:
+            module.graph.erase_node(node)
+    return export(module, module, shape, where) if fold_constants(module) else program
 
 
 def _changes_tensors(node: Any) -> bool:

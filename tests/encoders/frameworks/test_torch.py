@@ -4,6 +4,7 @@
 import importlib.util
 import io
 import json
+import os
 import pickle
 import subprocess
 import sys
@@ -574,3 +575,28 @@ def test_nothing_imports_torch_for_other_models() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.split() == ["keras", "False"], done.stderr
+
+
+@pytest.mark.skipif(
+    not any((Path(path) / "triton").is_dir() for path in sys.path), reason="no Triton"
+)
+@pytest.mark.parametrize("first", ["torch", "tensorflow"])
+def test_a_program_is_exported_beside_triton(tmp_path: Path, first: str):
+    """Triton crashes Python if it is imported after TensorFlow, and PyTorch imports it."""
+    code = f"""
+import {first}
+from support.encoders import spec
+from ray_embed.encoders.build import build
+print(build(spec("my_torch:encoder", image_size=(16, 20), engine="torch")).engine)
+"""
+    (tmp_path / "check.py").write_text(code)
+    tests = Path(__file__).parents[2]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(
+            map(str, (tests, tests / "support" / "project", tests.parent))
+        )
+    }
+    done = subprocess.run(
+        [sys.executable, tmp_path / "check.py"], env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "torch"), done.stderr[-2000:]
