@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Save the encoder in the run folder, so that a resumed run uses the same one.
 
-``encoder/weights.npz`` holds the weights in the model's order, ``encoder/graph.pb`` (or the name
-that its framework gives it) holds the graph with its weights, and ``encoder/encoder.json`` holds a
-description with the names of the graph's tensors. ``encoder/preprocessing.pb`` holds the graph of
-``--preprocess``, if the encoder's graph does not contain it. ``encoder/model.json`` holds the
-layers of a model that is known by a name only.
+``encoder/weights.npz`` holds the weights in the model's order. ``encoder/graph.pb`` (or the name
+that the framework or the engine gives it) holds the graph with its weights, and
+``encoder/encoder.json`` holds a description with the names of the graph's tensors.
+``encoder/preprocessing.pb`` holds the graph of ``--preprocess``, if the encoder's graph does not
+contain it. ``encoder/model.json`` holds the layers of a model that is known by a name only.
 """
 
 import hashlib
@@ -19,8 +19,7 @@ import numpy as np
 
 from ray_embed.config import lists_to_tuples
 from ray_embed.core.arrays import Array
-from ray_embed.encoders.engines.registry import runs_graph
-from ray_embed.encoders.frameworks.registry import get_framework
+from ray_embed.encoders.engines.registry import name_graph_file, runs_graph
 from ray_embed.encoders.rescaling import Rescaling
 from ray_embed.encoders.spec import Encoder, EncoderSpec, KeptModel, Output, TensorFlowGraph
 from ray_embed.errors import InputError, StorageError
@@ -61,7 +60,7 @@ def save_encoder(folder: Folder, encoder: Encoder) -> None:
 
 
 def _name_graph(encoder: Encoder) -> str:
-    return f"{layout.ENCODER}/{get_framework(encoder.framework).graph_file}"
+    return f"{layout.ENCODER}/{name_graph_file(encoder)}"
 
 
 def is_intact(folder: Folder) -> bool:

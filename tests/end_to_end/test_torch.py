@@ -17,10 +17,13 @@ from support.sample_runs import part_files, read_parts, read_results
 
 import ray_embed as package
 from ray_embed import RunConfig
+from ray_embed.encoders.engines.openvino import is_openvino_installed
 
 torch = pytest.importorskip("torch", reason="PyTorch is large: pip install torch")
 
 import my_torch  # noqa: E402
+
+GRAPH = "openvino.zip" if is_openvino_installed() else "model.pt2"
 
 SIDES = (16, 20)
 OPTIONS = (*("--image-size", "16,20", "--shard-size", 4, "--batch-size", 3, "--cpus-per-actor", 1),)
@@ -85,7 +88,7 @@ def test_a_run_has_the_features_of_the_module(
     for column, expected in (("feature_maps", maps.mean((2, 3))), ("feature_head", vectors)):
         assert_features_equal(np.stack(table[column].to_numpy()), expected)
     kept = {path.name for path in (tmp_path / "run" / "encoder").iterdir()}
-    assert kept == {"encoder.json", "model.pt2", "weights.npz"}
+    assert kept == {"encoder.json", GRAPH, "weights.npz"}
     manifest = json.loads((tmp_path / "run" / "run.json").read_text())
     assert "torch" in manifest["identity"]["versions"]
 

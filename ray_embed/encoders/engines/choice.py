@@ -105,24 +105,32 @@ def _first_that_agrees(
             continue
         graph = draft.graph if engine.needs_graph else None
         encoder = replace(draft, engine=engine.name, graph=graph)
-        fault = _find_fault(engine, encoder, reference, threads)
-        if fault is None:
-            return encoder
-        warnings.append(f"engine {engine.name}: {fault}")
+        try:
+            return _open_and_compare(engine, encoder, reference, threads)
+        except EngineError as error:
+            warnings.append(f"engine {engine.name}: {error}")
     return None
 
 
-def _find_fault(engine: Engine, encoder: Encoder, reference: Reference, threads: int) -> str | None:
-    """Run an engine on the reference's images; return what is wrong, or None."""
+def _open_and_compare(
+    engine: Engine, encoder: Encoder, reference: Reference, threads: int
+) -> Encoder:
+    """Return the encoder with the graph that an engine takes.
+
+    Raises:
+        EngineError: the engine fails on the reference's images, or gives other features.
+    """
     try:
+        if engine.convert is not None:
+            encoder = replace(encoder, graph=engine.convert(encoder))
         features = _run_in_batches(engine.open(encoder, threads), encoder, reference.images)
-    except EngineError as error:
-        return str(error)
+    except EngineError:
+        raise
     except Exception as error:
-        return f"fails ({type(error).__name__}: {quote_error(error)[:200]})"
-    if agree(features, reference.features, encoder.spec.precision):
-        return None
-    return "its features differ from those of the plain call"
+        raise EngineError(f"fails ({type(error).__name__}: {quote_error(error)[:200]})") from error
+    if not agree(features, reference.features, encoder.spec.precision):
+        raise EngineError("its features differ from those of the plain call")
+    return encoder
 
 
 def _run_in_batches(

@@ -10,6 +10,7 @@ from ray_embed.encoders.engines.openvino import (
     hide_from_telemetry,
     is_openvino_installed,
 )
+from ray_embed.encoders.engines.openvino_files import GRAPH_FILE, read_model, write_model
 from ray_embed.encoders.engines.preprocessing import preprocess_before
 from ray_embed.encoders.spec import Encoder
 
@@ -17,7 +18,8 @@ from ray_embed.encoders.spec import Encoder
 _UNCONVERTED = re.compile(r"(?:No conversion rule found for operations|is failed for): (.+)")
 
 
-def _open(encoder: Encoder, threads: int) -> OpenEngine:
+def _convert(encoder: Encoder) -> bytes:
+    """Convert the program once, so that the actors need not import PyTorch."""
     hide_from_telemetry()
     import openvino
     from openvino.frontend import OpConversionFailure
@@ -38,6 +40,12 @@ def _open(encoder: Encoder, threads: int) -> OpenEngine:
     model.reshape([encoder.spec.batch_size, *encoder.image_shape])
     for port, name in zip(model.outputs, encoder.output_names, strict=True):
         port.get_tensor().set_names({name})
+    return write_model(model)
+
+
+def _open(encoder: Encoder, threads: int) -> OpenEngine:
+    hide_from_telemetry()
+    model = read_model(encoder.graph or b"")
     opened = compile_model(model, encoder.output_names, encoder.spec.precision, threads)
     return preprocess_before(encoder, opened)
 
@@ -47,6 +55,8 @@ ENGINE = Engine(
     option="openvino",
     open=_open,
     needs_graph=True,
+    convert=_convert,
+    graph_file=GRAPH_FILE,
     lowers_precision=True,
     devices=("cpu",),
     is_installed=is_openvino_installed,

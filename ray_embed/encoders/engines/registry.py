@@ -21,6 +21,11 @@ def open_engine(encoder: Encoder, threads: int) -> OpenEngine:
     return _get_engine(encoder).open(encoder, threads)
 
 
+def name_graph_file(encoder: Encoder) -> str:
+    """Return the name of the file for the encoder's graph in the run folder."""
+    return _get_engine(encoder).graph_file or get_framework(encoder.framework).graph_file
+
+
 def _get_engine(encoder: Encoder) -> Engine:
     engines = get_framework(encoder.framework).engines
     return next(engine for engine in engines if engine.name == encoder.engine)

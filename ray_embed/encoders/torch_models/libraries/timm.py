@@ -52,8 +52,10 @@ def _load(spec: EncoderSpec, name: str, pretrained: bool) -> NamedModule:
     except Exception as error:
         raise _explain(where, name, arguments, error) from error
     config = timm.data.resolve_model_data_config(module)
-    tag = str(module.pretrained_cfg.get("tag") or "")
-    described = f"{module.pretrained_cfg.get('architecture', name)} of timm"
+    known = module.pretrained_cfg
+    described = f"{known.get('architecture', name)} of timm"
+    # A folder names the weights that its training began with.
+    tag = "" if name.startswith(_FOLDER) else str(known.get("tag") or "")
     weights = f", with its weights {tag}".rstrip() if pretrained else ""
     return NamedModule(
         module=module,
