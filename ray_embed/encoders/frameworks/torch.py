@@ -10,7 +10,7 @@ from ray_embed.core.uri import is_uri
 from ray_embed.encoders.engines import openvino_torch, torch
 from ray_embed.encoders.frameworks.base import Framework, Shapes
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
-from ray_embed.encoders.torch_models.libraries.registry import LIBRARIES, find_library
+from ray_embed.encoders.torch_models.libraries.registry import find_library
 from ray_embed.encoders.torch_models.recognition import is_archive, is_module
 from ray_embed.errors import InputError
 
@@ -100,5 +100,5 @@ FRAMEWORK = Framework(
     start_building=lambda: _build,
     list_shapes=_list_shapes,
     has_gpu=torch.has_gpu,
-    packages=("torch", *(library.package for library in LIBRARIES)),
+    packages=("torch",),
 )
