@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Messages and the progress bar that users see during a run, all on stderr."""
 
+import contextlib
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Self
 
@@ -24,6 +25,18 @@ def say(text: str) -> None:
     """Print a line for the user, without breaking a progress bar."""
     # Warnings may quote Keras, which uses color codes.
     tqdm.write(strip_ansi(text), file=sys.stderr)
+
+
+@contextlib.contextmanager
+def say_after(seconds: float, text: str) -> Iterator[None]:
+    """Print a line for the user if the ``with`` block takes longer than some seconds."""
+    timer = threading.Timer(seconds, say, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class Reminder:

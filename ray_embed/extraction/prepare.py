@@ -13,7 +13,7 @@ from ray_embed import planning
 from ray_embed._version import __version__
 from ray_embed.config import RunConfig, is_callable_reference, make_absolute, names_data_set
 from ray_embed.core import user_code
-from ray_embed.core.console import Say, say
+from ray_embed.core.console import Say, say, say_after
 from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import is_uri, redact_uri
 from ray_embed.encoders import artifacts
@@ -36,6 +36,9 @@ from ray_embed.sources.open import select_datasets
 from ray_embed.storage import manifest
 from ray_embed.storage.download import find_files
 from ray_embed.storage.filesystem import Folder
+
+# Seconds that a library may take to load a model before the user is told what the run waits for.
+_PATIENCE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +157,7 @@ def prepare(
     for request in requests:
         wait_for_encoder = waiting.popleft()
         try:
-            encoder = wait_for_encoder()
+            encoder = _wait(wait_for_encoder, request.config)
             prepared = _check_run(request, planned, encoder, session.resources.cpus)
             if request.target.is_resumed:
                 _raise_if_different_run(prepared, scratch)
@@ -163,6 +166,15 @@ def prepare(
         else:
             yield prepared
         waiting.extend(itertools.islice(building, 1))
+
+
+def _wait(wait_for_encoder: Callable[[], Encoder], config: RunConfig) -> Encoder:
+    model = config.model
+    if not isinstance(model, str) or not names_model(model):
+        return wait_for_encoder()
+    waiting = f"--model {model}: waiting for its library, which downloads what it has not cached"
+    with say_after(_PATIENCE_SECONDS, waiting):
+        return wait_for_encoder()
 
 
 def _plan_records(

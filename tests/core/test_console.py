@@ -170,3 +170,11 @@ def test_bar_is_closed_after_an_error(screen, clock):
         progress.advance(10)
         raise RuntimeError
     assert stream.getvalue().endswith("\n")
+
+
+def test_a_line_is_printed_only_if_something_takes_long(capsys):
+    with console.say_after(30, "never"):
+        pass
+    with console.say_after(0.01, "waiting"):
+        time.sleep(0.3)
+    assert capsys.readouterr().err == "waiting\n"
