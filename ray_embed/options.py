@@ -51,6 +51,7 @@ Channels = Literal["repeat"]
 Depth = Literal[8, 16]
 Pages = Literal["first", "all"]
 DecodeScale = Literal["auto"]
+JpegDct = Literal["fast", "accurate"]
 
 PositiveInt = Annotated[int, Gt(0)]
 
@@ -372,6 +373,15 @@ class RunOptions:
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = None
+    jpeg_dct: Annotated[
+        JpegDct,
+        Option(
+            group=Group.PIXELS,
+            help="Method to decode JPEG files: `fast` gives the pixels of TensorFlow and Keras, "
+            "`accurate` those of Pillow and torchvision, which differ by a few levels.",
+            on_resume=OnResume.SAME_VALUE_IF_SET,
+        ),
+    ] = "fast"
     channels: Annotated[
         Channels | None,
         Option(

@@ -265,10 +265,10 @@ def _open_builders(
     if build is not None or not are_named or not will_start_ray(configs, threads):
         yield () if build is None else (build,)
         return
-    # Another process has to import TensorFlow, too, which pays off with a few encoders.
+    # Another process has to import the framework, too, which pays off with a few encoders.
     count = min(1 + len(configs) // _ENCODERS_PER_PROCESS, os.cpu_count() or 1)
     with contextlib.ExitStack() as stack:
-        yield [stack.enter_context(start_build_process()) for _ in range(count)]
+        yield [stack.enter_context(start_build_process(configs[0].model)) for _ in range(count)]
 
 
 def _merge_parts(out: str, limit: int, running: RunSession, siblings: Sequence[str]) -> int:

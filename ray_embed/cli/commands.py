@@ -385,7 +385,7 @@ def _start_building(config: "RunConfig") -> Iterator["Build | None"]:
     if choose_ray_address(config.address) != LOCAL:
         yield None
         return
-    with start_build_process() as build:
+    with start_build_process(config.model) as build:
         yield build
 
 

@@ -47,6 +47,17 @@ def is_added_above(file: str) -> bool:
     return any(Path(file).is_relative_to(folder) for folder in _added)
 
 
+def enter_folder(folder: str) -> None:
+    """Work in the folder that the command was started in, and import the user's modules from it.
+
+    Ray's workers have another working directory, and user code may use relative paths. A folder
+    that is missing on this node only goes on the import path.
+    """
+    if Path(folder).is_dir():
+        os.chdir(folder)
+    add_to_path(folder)
+
+
 def change_folder(folder: str) -> None:
     """Work in another folder from now on, and import the user's modules from there."""
     sys.path[:] = [path for path in sys.path if path not in _added]

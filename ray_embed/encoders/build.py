@@ -2,7 +2,7 @@
 """Build the encoder of a run with the framework that its model comes from."""
 
 from ray_embed.encoders.frameworks.base import BuildEncoder, Framework
-from ray_embed.encoders.frameworks.registry import use_framework
+from ray_embed.encoders.frameworks.registry import find_framework, use_framework
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
 
 
@@ -20,6 +20,22 @@ def build(spec: EncoderSpec, threads: int = 1, saved_weights: Weights | None = N
             the same images return different features.
     """
     return Builder().build(spec, threads, saved_weights)
+
+
+def import_packages(model: str, folder: str) -> None:
+    """Import what building an encoder will probably need, before the request is known.
+
+    Args:
+        model: ``--model``.
+        folder: the folder that the command was started in.
+    """
+    spec = EncoderSpec(model=model, folder=folder)
+    find_framework(spec).import_packages(spec)
+
+
+def needs_tensorflow(spec: EncoderSpec) -> bool:
+    """Return whether building an encoder needs TensorFlow."""
+    return spec.preprocess is not None or find_framework(spec).uses_tensorflow
 
 
 class Builder:

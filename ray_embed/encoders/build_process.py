@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build encoders in a separate process while Ray starts.
 
-Ray's startup mostly waits, while importing TensorFlow and building the encoder mostly compute.
+Ray's startup mostly waits, while importing a framework and building the encoder mostly compute.
 Running one after the other would take twice as long. The process starts as soon as the options are
-known, and imports TensorFlow while this process imports Ray. This module therefore imports next to
-nothing.
+known, and imports the framework while this process imports Ray. This module therefore imports next
+to nothing.
 """
 
 import contextlib
@@ -34,13 +34,15 @@ if TYPE_CHECKING:
 # The child searches modules on the import path of this process, without its current folder.
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from ray_embed.encoders.build_process import serve; serve(sys.argv[2])"
+    "from ray_embed.encoders.build_process import serve; serve(*sys.argv[2:])"
 )
 
 
 @contextlib.contextmanager
-def start_build_process() -> Iterator["Build"]:
+def start_build_process(model: str) -> Iterator["Build"]:
     """Start a process that builds encoders, and yield a function that sends it a request.
+
+    `model` is the ``--model`` of the first request; the process imports what that needs.
 
     The function immediately returns a function that waits for the encoder, and that raises the
     errors of :func:`ray_embed.encoders.build.build`, or RunError if the process dies. Requests are
@@ -48,7 +50,7 @@ def start_build_process() -> Iterator["Build"]:
     """
     with tempfile.TemporaryFile() as output, contextlib.ExitStack() as stack:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, with our own arguments
-            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(Path.cwd())],
+            [sys.executable, "-P", "-c", _START, json.dumps(sys.path), str(Path.cwd()), model],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=output,
@@ -104,18 +106,19 @@ def _request(process: "subprocess.Popen[bytes]", output: IO[bytes], asked: "Requ
     return encoder
 
 
-def serve(folder: str) -> None:
+def serve(folder: str, model: str) -> None:
     """Run in the build process: answer requests on the standard output until the input ends.
 
     Args:
         folder: the folder that the command was started in; the user's modules are imported from it.
+        model: the model of the first request.
     """
     answer = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
     # Redirect what the user's code and libraries print, so that it does not mix with the answers.
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     # Leave the GPUs to the actors.
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    start = functools.cache(functools.partial(_start_builder, folder))
+    start = functools.cache(functools.partial(_start_builder, folder, model))
     with answer:
         while (result := _answer_request(start)) is not None:
             pickle.dump(result, answer, pickle.HIGHEST_PROTOCOL)
@@ -128,7 +131,7 @@ def _answer_request(start: "Callable[[], Builder]") -> "Encoder | Exception | No
     """Return the encoder of the next request or an error, or None if there are no more requests.
 
     Args:
-        start: imports TensorFlow on its first call, and returns the builder of this process.
+        start: imports packages on its first call, and returns the builder of this process.
     """
     try:
         return _build_requested(start())
@@ -141,18 +144,20 @@ def _answer_request(start: "Callable[[], Builder]") -> "Encoder | Exception | No
         return RunError(f"an error while building the encoder:\n{traceback.format_exc()}")
 
 
-def _start_builder(folder: str) -> "Builder":
-    from ray_embed.encoders import tensorflow_setup
+def _start_builder(folder: str, model: str) -> "Builder":
+    from ray_embed.core.user_code import enter_folder
+    from ray_embed.encoders.build import Builder, import_packages
 
-    tensorflow_setup.import_tensorflow(folder)
-    from ray_embed.encoders.build import Builder
-
+    enter_folder(folder)
+    import_packages(model, folder)
     return Builder()
 
 
 def _build_requested(builder: "Builder") -> "Encoder":
-    from ray_embed.encoders import tensorflow_setup
+    from ray_embed.encoders.build import needs_tensorflow
+    from ray_embed.encoders.tensorflow_setup import start_tensorflow
 
     spec, threads, saved_weights = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own process
-    tensorflow_setup.configure_tensorflow(threads)
+    if needs_tensorflow(spec):
+        start_tensorflow(threads, spec.folder)
     return builder.build(spec, threads, saved_weights)

@@ -23,10 +23,10 @@ def load_preprocessing(spec: EncoderSpec) -> Callable[[Any], Any]:
     Raises:
         InputError: the function cannot be imported.
     """
-    import tensorflow as tf
-
     if spec.preprocess is None:
         return lambda images: images
+    import tensorflow as tf
+
     function = user_code.resolve_callable(spec.preprocess, "--preprocess")
 
     def prepare(images: Any) -> Any:
@@ -101,11 +101,15 @@ def _several_outputs(spec: EncoderSpec, outputs: dict[str, Any], recorded: Recor
 
 
 def pool_layers(values: dict[str, Any], outputs: tuple[Output, ...]) -> list[Any]:
-    """Return the (N, D) float32 features of each output, pooled from its layer's output."""
-    return [
-        pooling.pool(value, output.pool, output.channel_axis)
-        for value, output in zip(values.values(), outputs, strict=True)
-    ]
+    """Return the (N, D) float32 features of each output, pooled from its layer's output.
+
+    The values are arrays or tensors of TensorFlow, and so are the features.
+    """
+    features = []
+    for value, output in zip(values.values(), outputs, strict=True):
+        pool = pooling.pool_array if isinstance(value, np.ndarray) else pooling.pool
+        features.append(pool(value, output.pool, output.channel_axis))
+    return features
 
 
 def encoding_function(

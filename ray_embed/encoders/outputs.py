@@ -28,7 +28,7 @@ def describe_outputs(
                 layer=name,
                 column="feature" if len(values) == 1 else f"feature_{name.replace('/', '.')}",
                 pool=how,
-                dimension=int(pooling.pool(value[:1], how, axes[name]).shape[-1]),
+                dimension=pooling.count_features(value.shape, how, axes[name]),
                 channel_axis=axes[name],
             )
         )

@@ -5,8 +5,13 @@ GeM is the generalized mean of Radenović, Tolias and Chum, "Fine-tuning CNN Ima
 Human Annotation" (TPAMI 2019), with p = 3 and values clamped at 1e-6.
 """
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ray_embed.core.arrays import Array
 from ray_embed.errors import InputError
 
 _RANKS = {
@@ -45,6 +50,30 @@ def resolve_pool(pool: str | None, layer: str, shape: tuple[int | None, ...]) ->
             f"poolings that fit: {fitting or 'none'}"
         )
     return chosen
+
+
+def count_features(shape: Sequence[int], how: str, channel_axis: int = -1) -> int:
+    """Return the dimension D to which :func:`pool` reduces an output of a shape, batch first."""
+    return math.prod(shape[1:]) if how == "flatten" else int(shape[channel_axis])
+
+
+def pool_array(features: Array, how: str, channel_axis: int = -1) -> Array:
+    """Pool an array to (N, D) float32, as :func:`pool` does."""
+    features = np.moveaxis(features.astype(np.float32, copy=False), channel_axis, -1)
+    places = tuple(range(1, features.ndim - 1))
+    match how:
+        case "gap":
+            return np.asarray(features.mean(places))
+        case "gmp":
+            return np.asarray(features.max(places))
+        case "gem":
+            powered = np.maximum(features, np.float32(_GEM_CLAMP)) ** _GEM_P
+            return np.asarray(powered.mean(places) ** (1 / _GEM_P))
+        case "cls":
+            return features[:, 0]
+        case "flatten":
+            return features.reshape(len(features), -1)
+    return features
 
 
 def pool(features: Any, how: str, channel_axis: int = -1) -> Any:

@@ -8,7 +8,6 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 from ray_embed.core import user_code
 from ray_embed.core.garbage import pause_garbage_collection
@@ -32,10 +31,7 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
 def import_tensorflow(folder: str) -> None:
     """Import TensorFlow, and find user modules in `folder`; see :func:`start_tensorflow`."""
     os.environ.setdefault(_LOG_LEVEL_VARIABLE, "3")
-    if Path(folder).is_dir():
-        # User code may use relative paths, but Ray's workers have another working directory.
-        os.chdir(folder)
-    user_code.add_to_path(folder)
+    user_code.enter_folder(folder)
     if "tensorflow" in sys.modules:
         block_triton()
         return

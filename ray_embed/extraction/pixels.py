@@ -31,7 +31,7 @@ _SCALED_RANGES = {"unit": (0.0, 1.0), "symmetric": (-1.0, 1.0)}
 # If pixels reach the first layer with a wider range than this, they were probably not rescaled.
 _MAX_INPUT_RANGE = 16.0
 # Options that decide the same thing: if the user gives one of them, a model's library decides none.
-_GROUPS = (VALUE_OPTIONS, RESIZE_OPTIONS, ("interpolation",), ("antialias",))
+_GROUPS = (VALUE_OPTIONS, RESIZE_OPTIONS, ("interpolation",), ("antialias",), ("jpeg_dct",))
 _COLOR_MODES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 
@@ -166,6 +166,7 @@ def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> Pi
         depth=config.depth if files else 8,
         float_scale=decide_scale(config, encoder, floats=True),
         jpeg_size=_find_jpeg_size(config, encoder) if files else None,
+        is_jpeg_accurate=files and config.jpeg_dct == "accurate",
     )
 
 
@@ -357,6 +358,8 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
         parts.append("BGR")
     if config.decode_scale is not None:
         parts.append("JPEG files decoded at a fraction of their size")
+    if config.jpeg_dct == "accurate":
+        parts.append("JPEG files decoded accurately, as Pillow does")
     return ", ".join(parts)
 
 

@@ -29,7 +29,7 @@ from ray_embed.runs.workspace import Target
 from ray_embed.runtime.actors import check_raylet
 from ray_embed.storage.filesystem import TEMPORARY
 
-_PACKAGES = ("ray", *identity.PACKAGES)
+_PACKAGES = ("ray", "pillow", *identity.PACKAGES)
 _PROBE_TIMEOUT_SECONDS, _POLL_SECONDS = 120.0, 1.0
 # Maximum number of nodes to name in a message.
 _MAX_NAMED = 3

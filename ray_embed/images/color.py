@@ -5,6 +5,7 @@ import functools
 from typing import Any
 
 from ray_embed.images.headers import DEEP_PNG, JPEG, PNG
+from ray_embed.images.pixel_spec import PixelSpec
 
 # The numbers of channels that TensorFlow decodes to.
 COLOR_CHANNELS = (1, 3, 4)
@@ -14,37 +15,33 @@ LEVELS_PER_LEVEL = 257
 _FRACTIONS = (1, 2, 4, 8)
 
 
-def decode_to_channels(
-    content: Any,
-    kind: Any,
-    channels: int,
-    depth: int,
-    jpeg_size: tuple[int, int] | None = None,
-) -> Any:
+def decode_to_channels(content: Any, kind: Any, pixels: PixelSpec) -> Any:
     """Decode to 1, 3 or 4 channels, like Keras' `color_mode`, and to levels of 8 or 16 bits.
 
     TensorFlow decodes GIF, BMP and CMYK JPEG to three channels only; these are converted to
     grayscale with `tf.image.rgb_to_grayscale`. All formats except PNG get an opaque alpha channel.
 
-    With `jpeg_size`, (H, W), JPEG files are decoded at the smallest fraction of their size that is
-    at least this large.
+    Args:
+        content: the content of a file.
+        kind: its format.
+        pixels: the preprocessing, which decides how JPEG files are decoded.
     """
     import tensorflow as tf
 
     is_png = tf.equal(kind, PNG) | tf.equal(kind, DEEP_PNG)
 
-    def decode_whole(count: int) -> Any:
+    def decode_any(count: int) -> Any:
         image = tf.io.decode_image(content, channels=count, expand_animations=False)
         image.set_shape((None, None, count))
         return image
 
     def decode_to_bytes(count: int) -> Any:
-        if jpeg_size is None:
-            return decode_whole(count)
+        if pixels.jpeg_size is None and not pixels.is_jpeg_accurate:
+            return decode_any(count)
         return tf.cond(
             tf.equal(kind, JPEG),
-            lambda: _decode_fraction(content, count, jpeg_size),
-            lambda: decode_whole(count),
+            lambda: _decode_jpeg(content, count, pixels),
+            lambda: decode_any(count),
         )
 
     def decode_deep(count: int) -> Any:
@@ -54,9 +51,9 @@ def decode_to_channels(
             lambda: tf.cast(decode_to_bytes(count), tf.uint16) * LEVELS_PER_LEVEL,
         )
 
-    decode = decode_to_bytes if depth == 8 else decode_deep
+    decode = decode_to_bytes if pixels.depth == 8 else decode_deep
 
-    match channels:
+    match pixels.shape[2]:
         case 1:
             return tf.cond(
                 is_png | tf.equal(kind, JPEG),
@@ -72,21 +69,23 @@ def decode_to_channels(
     return decode(3)
 
 
-def _decode_fraction(content: Any, channels: int, size: tuple[int, int]) -> Any:
-    """Decode a JPEG at the smallest of its fractions, by sides, that is at least `size`."""
+def _decode_jpeg(content: Any, channels: int, pixels: PixelSpec) -> Any:
+    """Decode a JPEG, at the smallest of its fractions that is at least `pixels.jpeg_size`."""
     import tensorflow as tf
 
+    decode = functools.partial(
+        tf.io.decode_jpeg,
+        content,
+        channels,
+        dct_method="INTEGER_ACCURATE" if pixels.is_jpeg_accurate else "",
+    )
+    if pixels.jpeg_size is None:
+        return decode()
     sides = tf.io.extract_jpeg_shape(content)[:2]
-    times = tf.reduce_min(sides // tf.constant(size))
+    times = tf.reduce_min(sides // tf.constant(pixels.jpeg_size))
     branch = tf.reduce_sum(tf.cast(times >= tf.constant(_FRACTIONS[1:]), tf.int32))
     # The fraction is an attribute of the operation, not an input.
-    return tf.switch_case(
-        branch,
-        [
-            functools.partial(tf.io.decode_jpeg, content, channels, ratio=ratio)
-            for ratio in _FRACTIONS
-        ],
-    )
+    return tf.switch_case(branch, [functools.partial(decode, ratio=ratio) for ratio in _FRACTIONS])
 
 
 def _add_alpha(image: Any) -> Any:

@@ -252,7 +252,7 @@ def _decode_image(content: Any, kind: Any, pixels: PixelSpec) -> tuple[Any, ...]
     """
     import tensorflow as tf
 
-    image = decode_to_channels(content, kind, pixels.shape[2], pixels.depth, pixels.jpeg_size)
+    image = decode_to_channels(content, kind, pixels)
     if pixels.apply_orientation:
         image = turn_upright(image, content)
     reduced = tf.equal(kind, DEEP_PNG) if pixels.depth == 8 else False

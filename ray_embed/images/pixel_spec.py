@@ -16,7 +16,8 @@ class PixelSpec:
 
     Files are decoded to levels of `depth` bits, 8 or 16. Files with floats are scaled by
     `float_scale`. JPEG files are decoded at a fraction of their size, as long as that is at least
-    `jpeg_size`, (H, W); if it is None, at their full size.
+    `jpeg_size`, (H, W); if it is None, at their full size. `is_jpeg_accurate` is whether their
+    cosine transform is computed accurately.
     """
 
     shape: tuple[int, int, int]
@@ -35,3 +36,4 @@ class PixelSpec:
     depth: int = 8
     float_scale: str = "none"
     jpeg_size: tuple[int, int] | None = None
+    is_jpeg_accurate: bool = False

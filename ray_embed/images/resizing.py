@@ -6,10 +6,24 @@ the image, take its largest center crop of the wanted aspect ratio (``crop_to_as
 pad it with black to that aspect ratio (``pad_to_aspect_ratio``). A crop fraction works like the
 evaluation transform of torchvision and timm: the short side is resized to the wanted side divided
 by the fraction, and the center is cropped.
+
+Bytes are antialiased by Pillow, as in torchvision and timm, which is also twice as fast as
+TensorFlow.
 """
 
+import functools
 import math
 from typing import Any
+
+import numpy as np
+
+from ray_embed.core.arrays import Array
+
+# The names of Pillow's filters, by those of TensorFlow.
+_FILTERS = {"bilinear": "BILINEAR", "bicubic": "BICUBIC", "lanczos3": "LANCZOS"}
+# The modes of Pillow whose channels are independent of each other, by the number of channels. In
+# RGBA, colors would be weighted by their alpha.
+_MODES = {1: "L", 3: "RGB", 4: "CMYK"}
 
 
 def resize(
@@ -29,8 +43,8 @@ def resize(
         crop_fraction: the fraction of the resized image's short side to keep, above 0 and at most
             1.
         interpolation: a method of `tf.image.resize`.
-        antialias: whether to apply an antialiasing filter when the image shrinks. Byte images are
-            then rounded to whole levels from 0 to 255 after each side is resized, as in Pillow.
+        antialias: whether to apply an antialiasing filter when the image shrinks. Byte images then
+            stay whole levels from 0 to 255.
 
     Returns:
         (height, width, c) float32.
@@ -57,12 +71,27 @@ def _resize(image: Any, size: Any, interpolation: str, antialias: bool) -> Any:
     if not (antialias and image.dtype == tf.uint8):
         resized = tf.image.resize(image, size, interpolation, antialias=antialias)
         return tf.cast(resized, tf.float32)
-    # Pillow resizes one side after the other, and rounds to whole levels after each.
-    height, width = tf.unstack(tf.convert_to_tensor(size))
-    for sides in ((tf.shape(image)[0], width), (height, width)):
-        resized = tf.image.resize(image, tf.stack(sides), interpolation, antialias=True)
-        image = _round_levels(resized)
-    return image
+    if interpolation not in _FILTERS:
+        return _round_levels(tf.image.resize(image, size, interpolation, antialias=True))
+    use_pillow = functools.partial(_resize_with_pillow, interpolation=interpolation)
+    resized = tf.numpy_function(use_pillow, [image, size], tf.uint8, stateful=False)
+    return tf.cast(tf.ensure_shape(resized, (None, None, image.shape[-1])), tf.float32)
+
+
+def _resize_with_pillow(image: Array, size: Array, *, interpolation: str) -> Array:
+    """Resize an image, (h, w, c) uint8, to a height and width."""
+    from PIL import Image
+
+    height, width, channels = image.shape
+    if channels not in _MODES:
+        bands = (image[..., at : at + 1] for at in range(channels))
+        resized = [_resize_with_pillow(b, size, interpolation=interpolation) for b in bands]
+        return np.concatenate(resized, -1)
+    pixels = np.ascontiguousarray(image)
+    picture = Image.frombuffer(_MODES[channels], (width, height), pixels, "raw", _MODES[channels])
+    sides = (int(size[1]), int(size[0]))
+    found = np.asarray(picture.resize(sides, Image.Resampling[_FILTERS[interpolation]]))
+    return found.reshape(*found.shape[:2], channels)
 
 
 def _round_levels(image: Any) -> Any:

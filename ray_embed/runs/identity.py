@@ -18,6 +18,7 @@ Identity = dict[str, Any]
 
 # Packages whose version can change numbers or bytes.
 PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
+_RESIZES = "pillow"
 
 
 def read_versions(more: Sequence[str] = ()) -> dict[str, str]:
@@ -33,6 +34,12 @@ def read_versions(more: Sequence[str] = ()) -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def list_more_packages(config: RunConfig, framework: str) -> tuple[str, ...]:
+    """Return the packages that matter to a run besides those of all runs."""
+    packages = get_framework(framework).packages
+    return (*packages, _RESIZES) if config.antialias else packages
 
 
 def make_identity(
@@ -63,7 +70,7 @@ def make_identity(
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
         **_option_values(config),
-        "versions": read_versions(get_framework(encoder.framework).packages),
+        "versions": read_versions(list_more_packages(config, encoder.framework)),
     }
 
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Helpers of the tests of encoders: specifications, expected pixels, and expected poolings."""
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import my_layers  # noqa: E402
 __all__ = [
     "BATCH",
     "PROJECT",
+    "build_alone",
     "call_model",
     "compute_features",
     "encode",
@@ -53,6 +55,18 @@ def encode(encoder: Encoder, images: np.ndarray) -> list[np.ndarray]:
     """Run the encoder's engine on one full batch."""
     assert len(images) == encoder.spec.batch_size
     return open_engine(encoder, 1)(images)
+
+
+def build_alone(model: str, **options: Any) -> set[str]:
+    """Build an encoder in a process of its own, and return the packages that it has imported."""
+    code = (
+        "import sys; from ray_embed.encoders import build; from ray_embed.encoders.spec import *; "
+        f"made = EncoderSpec(model={model!r}, folder='.', **{options!r}); "
+        "build.import_packages(made.model, made.folder); assert not build.needs_tensorflow(made); "
+        "build.build(made); print(*sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return {name.partition(".")[0] for name in done.stdout.split()}
 
 
 def compute_features(model: Any, images: np.ndarray, **options: Any) -> np.ndarray:

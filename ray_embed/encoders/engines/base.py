@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from ray_embed.core.arrays import Array
 from ray_embed.encoders.spec import Encoder
@@ -41,9 +42,10 @@ class Engine:
         open: opens the engine for an encoder, or raises EngineError. The integer is the number of
             threads, for engines with their own thread pool.
         needs_graph: whether it runs the folded graph instead of the Keras model.
-        convert: returns the encoder's graph in the format that `open` takes, or raises EngineError;
-            None if that is the framework's.
-        graph_file: the name of the file in ``encoder/`` for a converted graph.
+        convert: makes the encoder's graph, in the format that `open` takes, from the framework's
+            own graph, or raises EngineError; None if the framework makes it.
+        graph_file: the name of the file in ``encoder/`` for the graph, if it differs from the
+            framework's.
         decodes_files: whether it can run an encoder that decodes image files itself.
         lowers_precision: whether it lowers the precision itself, and therefore takes the float32
             graph.
@@ -55,7 +57,7 @@ class Engine:
     option: str
     open: Callable[[Encoder, int], OpenEngine]
     needs_graph: bool
-    convert: Callable[[Encoder], bytes] | None = None
+    convert: Callable[[Encoder, Any], bytes] | None = None
     graph_file: str | None = None
     decodes_files: bool = True
     lowers_precision: bool = False

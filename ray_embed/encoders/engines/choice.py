@@ -3,6 +3,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -26,11 +27,15 @@ _BFLOAT16 = 5e-2
 
 @dataclass(frozen=True)
 class Reference:
-    """A plain call of the model: the function, a batch of images, and their features."""
+    """A plain call of the model: the function, a batch of images, and their features.
+
+    `graph` is the framework's own graph of the encoder, for engines that convert it.
+    """
 
     encode: Encode
     images: Array
     features: list[Array]
+    graph: Any = None
 
 
 def agree(features: list[Array], expected: list[Array], precision: str = "float32") -> bool:
@@ -99,7 +104,7 @@ def _first_that_agrees(
 ) -> Encoder | None:
     """Return the encoder with the first engine that agrees, and append why others do not."""
     for engine in engines:
-        if engine.needs_graph and draft.graph is None:
+        if engine.needs_graph and engine.convert is None and draft.graph is None:
             continue
         if not engine.needs_graph and not draft.spec.can_be_loaded_again:
             continue
@@ -122,7 +127,7 @@ def _open_and_compare(
     """
     try:
         if engine.convert is not None:
-            encoder = replace(encoder, graph=engine.convert(encoder))
+            encoder = replace(encoder, graph=engine.convert(encoder, reference.graph))
         features = _run_in_batches(engine.open(encoder, threads), encoder, reference.images)
     except EngineError:
         raise

@@ -3,6 +3,7 @@
 
 import re
 import warnings
+from typing import Any
 
 from ray_embed.encoders.engines.base import Engine, EngineError, OpenEngine
 from ray_embed.encoders.engines.openvino import (
@@ -18,15 +19,12 @@ from ray_embed.encoders.spec import Encoder
 _UNCONVERTED = re.compile(r"(?:No conversion rule found for operations|is failed for): (.+)")
 
 
-def _convert(encoder: Encoder) -> bytes:
-    """Convert the program once, so that the actors need not import PyTorch."""
+def _convert(encoder: Encoder, program: Any) -> bytes:
+    """Convert a program once, so that the actors need not import PyTorch."""
     hide_from_telemetry()
     import openvino
     from openvino.frontend import OpConversionFailure
 
-    from ray_embed.encoders.torch_models.archive import read_program
-
-    program = read_program(encoder.graph or b"")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

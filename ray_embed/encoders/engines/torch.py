@@ -19,6 +19,12 @@ def has_gpu() -> bool:
     return bool(torch.cuda.is_available())
 
 
+def _convert(encoder: Encoder, program: Any) -> bytes:
+    from ray_embed.encoders.torch_models.archive import write_program
+
+    return write_program(program)
+
+
 def _open(encoder: Encoder, threads: int) -> OpenEngine:
     import torch
 
@@ -52,4 +58,11 @@ def _to_gpu(program: Any) -> Any:
     return module.to(memory_format=torch.channels_last)
 
 
-ENGINE = Engine(name="torch", option="torch", open=_open, needs_graph=True, lowers_precision=True)
+ENGINE = Engine(
+    name="torch",
+    option="torch",
+    open=_open,
+    needs_graph=True,
+    convert=_convert,
+    lowers_precision=True,
+)

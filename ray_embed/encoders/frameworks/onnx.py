@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX: files that other frameworks export, with their weights in them or in files beside them."""
 
+import contextlib
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import NoReturn
@@ -17,6 +19,7 @@ from ray_embed.errors import InputError
 from ray_embed.options import RANDOM
 
 _SUFFIX = ".onnx"
+_PACKAGES = ("onnx", "onnxruntime")
 
 
 def _matches(spec: EncoderSpec) -> bool:
@@ -42,12 +45,18 @@ def _check(spec: EncoderSpec) -> None:
 
 
 def _check_packages(path: Path) -> None:
-    for package in ("onnx", "onnxruntime"):
+    for package in _PACKAGES:
         if importlib.util.find_spec(package) is None:
             raise InputError(
                 f"--model {path}: ONNX models need the package {package}; "
                 "pip install 'ray_embed[onnx]'"
             )
+
+
+def _import_packages(spec: EncoderSpec) -> None:
+    with contextlib.suppress(ImportError):
+        for package in _PACKAGES:
+            importlib.import_module(package)
 
 
 def _refuse_options(spec: EncoderSpec) -> None:
@@ -103,6 +112,7 @@ FRAMEWORK = Framework(
     start_building=lambda: _build,
     list_shapes=_list_shapes,
     has_gpu=has_gpu,
+    import_packages=_import_packages,
     list_companions=_list_companions,
     packages=("onnxruntime", "onnxruntime-gpu"),
 )

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch: modules of the user's code and of libraries, and programs that torch.export saved."""
 
+import contextlib
+import importlib
 import importlib.util
 from pathlib import Path
 from typing import NoReturn
@@ -75,6 +77,12 @@ def _refuse_options_of_saved_models(spec: EncoderSpec, kind: str) -> None:
         )
 
 
+def _import_packages(spec: EncoderSpec) -> None:
+    found = find_library(spec.model)
+    with contextlib.suppress(ImportError):
+        importlib.import_module(found[0].package if found else "torch")
+
+
 def _build(
     spec: EncoderSpec, local_spec: EncoderSpec, threads: int, saved_weights: Weights | None
 ) -> Encoder:
@@ -100,5 +108,6 @@ FRAMEWORK = Framework(
     start_building=lambda: _build,
     list_shapes=_list_shapes,
     has_gpu=torch.has_gpu,
+    import_packages=_import_packages,
     packages=("torch",),
 )

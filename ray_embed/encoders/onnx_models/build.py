@@ -18,7 +18,6 @@ from ray_embed.encoders.folded_preprocessing import fold_preprocessing
 from ray_embed.encoders.frameworks.base import Framework, Shapes
 from ray_embed.encoders.input_layout import choose_image_shape
 from ray_embed.encoders.layers import unknown_layer
-from ray_embed.encoders.loaded_model import as_model_input
 from ray_embed.encoders.model_setup import PROBE_COUNT, check_integer_input, preprocess_images
 from ray_embed.encoders.onnx_models import metadata
 from ray_embed.encoders.onnx_models.channel_axes import find_layout, trace_axes
@@ -89,11 +88,14 @@ class _Opened:
 
     def convert(self, images: Any) -> Array:
         """Return a batch (N, H, W, C) float32 in the layout and type of the model's input."""
-        import tensorflow as tf
-
-        return np.asarray(
-            tf.cast(as_model_input(images, self.channels_first, self.dtype), self.dtype)
-        )
+        images = np.asarray(images)
+        if self.channels_first:
+            images = images.transpose(0, 3, 1, 2)
+        kind = np.dtype(self.dtype)
+        if kind.kind in "iu":
+            # Interpolation may exceed the range of pixels.
+            images = images.clip(np.iinfo(kind).min, np.iinfo(kind).max)
+        return np.ascontiguousarray(images, kind)
 
 
 def build(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run ONNX models in onnxruntime."""
 
+import os
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -56,6 +57,9 @@ def has_cuda() -> bool:
 
 def finds_gpu() -> bool:
     """Return whether TensorFlow, which decodes the images, has a GPU."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES") == "":
+        # TensorFlow need not be imported to know that it sees none.
+        return False
     import tensorflow as tf
 
     return bool(tf.config.list_physical_devices("GPU"))

@@ -71,18 +71,19 @@ def read_program(content: bytes) -> Any:
 
 
 def write_program(program: Any) -> bytes:
-    """Return the archive of an exported program, without the images that it was made with.
+    """Return the archive of an exported program."""
+    sink = io.BytesIO()
+    torch.export.save(program, sink)
+    return sink.getvalue()
 
-    The archive also does not name the files of the code that it was made from.
-    """
+
+def forget_origin(program: Any) -> None:
+    """Drop from a program the images and the names of the files that it was made from."""
     program.example_inputs = None
     for module in program.graph_module.modules():
         for node in getattr(getattr(module, "graph", None), "nodes", ()):
             for name in ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn"):
                 node.meta.pop(name, None)
-    sink = io.BytesIO()
-    torch.export.save(program, sink)
-    return sink.getvalue()
 
 
 def _check(content: bytes) -> None:

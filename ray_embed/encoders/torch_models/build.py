@@ -20,7 +20,7 @@ from ray_embed.encoders.model_setup import PROBE_COUNT, check_integer_input, pre
 from ray_embed.encoders.outputs import describe_outputs
 from ray_embed.encoders.probe_images import pixel_noise
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Output, Weights
-from ray_embed.encoders.torch_models.archive import write_program
+from ray_embed.encoders.torch_models.archive import forget_origin
 from ray_embed.encoders.torch_models.calls import list_layer_shapes
 from ray_embed.encoders.torch_models.libraries.registry import find_library
 from ray_embed.encoders.torch_models.loading import Opened, open_model
@@ -65,7 +65,7 @@ def build(
     )
     axes, axis_notes = _find_axes(opened, images, values)
     outputs = describe_outputs(opened.spec, values, axes)
-    draft = _draft_encoder(opened, outputs)
+    draft, program = _draft_encoder(opened, outputs)
     draft = replace(draft, notes=(*opened.notes, *draft.notes, *axis_notes))
     prepare = load_preprocessing(opened.spec)
 
@@ -74,13 +74,12 @@ def build(
 
     count = opened.fixed_batch or IMAGES_TO_COMPARE
     noise = _make_noise(opened, count, levels=draft.rescaling.expects_levels)
-    reference = Reference(encode, noise, [np.asarray(value) for value in encode(noise)])
+    reference = Reference(encode, noise, encode(noise), program)
     check_deterministic(
         opened.spec, reference, lambda: _list_steady(opened, np.asarray(prepare(noise)))
     )
     if fewer:
-        pooled = ([np.asarray(v) for v in pool_layers(call, outputs)] for call in (values, fewer))
-        check_independent(opened.spec, *pooled)
+        check_independent(opened.spec, *(pool_layers(call, outputs) for call in (values, fewer)))
     return choose_engine(framework, draft, reference, threads, lambda encoder: (encoder, []))
 
 
@@ -171,8 +170,8 @@ def _refuse_untrained(opened: Opened, program: Any) -> None:
         )
 
 
-def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> Encoder:
-    """Return the encoder without an engine."""
+def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> tuple[Encoder, Any]:
+    """Return the encoder without an engine and its graph, and the program for the engines."""
     spec, shape = opened.spec, (opened.spec.batch_size, *opened.image_shape)
 
     def encode(images: Any) -> tuple[Any, ...]:
@@ -190,7 +189,8 @@ def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> Encoder:
     architecture, content = folded.join_digests(
         digest(program, weights=False), digest(program, weights=True)
     )
-    return Encoder(
+    forget_origin(program)
+    encoder = Encoder(
         spec=spec,
         framework="torch",
         image_shape=opened.image_shape,
@@ -198,7 +198,7 @@ def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> Encoder:
         engine="torch",
         architecture=architecture,
         weights_digest=content,
-        graph=write_program(program),
+        graph=None,
         input_name="images",
         output_names=tuple(f"features_{number}" for number in range(len(outputs))),
         weights=get_values(opened.module) if opened.is_made and spec.weights is None else (),
@@ -207,3 +207,4 @@ def _draft_encoder(opened: Opened, outputs: tuple[Output, ...]) -> Encoder:
         notes=tuple(layout_notes(True, opened.image_shape)),
         warnings=folded.warnings,
     )
+    return encoder, program

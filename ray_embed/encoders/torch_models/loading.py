@@ -187,7 +187,9 @@ def _open_named(library: Library, name: str, spec: EncoderSpec, local_spec: Enco
     shape = choose_image_shape((*sides, _find_channels(module)), spec)
     if is_whole and not spec.layers and named.default_layer is not None:
         spec = replace(spec, layers=(named.default_layer,))
-    kept = KeptModel(pixels=named.pixels, image_size=named.image_size, notes=named.notes)
+    # These libraries read images with Pillow.
+    pixels = {"jpeg_dct": "accurate", **named.pixels}
+    kept = KeptModel(pixels=pixels, image_size=named.image_size, notes=named.notes)
     return Opened(
         spec=replace(spec, kept=kept),
         module=module,
