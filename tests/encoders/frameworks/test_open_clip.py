@@ -185,7 +185,47 @@ def test_the_text_tower_is_no_part_of_the_encoder(folders: Path, tmp_path: Path)
     assert text not in first.graph
 
 
-# --- weights -------------------------------------------------------------------------------------
+# --- published weights ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def hub(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a model in the cache of the hub, and its weights published under a tag of ray-vit."""
+    repository = tmp_path / "models--user--small"
+    shutil.copytree(folders / "vit", repository / "snapshots" / "1234")
+    change_config(repository / "snapshots" / "1234", resize_mode="squash")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("1234")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    published = {
+        "hf_hub": "user/small/", "mean": (0.1, 0.2, 0.3), "std": (0.5, 0.5, 0.5),
+        "interpolation": "bilinear", "resize_mode": "squash",
+    }  # fmt: skip
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, "ray-vit", {"tiny_e1": published})
+
+
+@pytest.mark.parametrize("name", ["ray-vit/tiny-e1", "hf-hub:user/small"])
+def test_published_weights(folders: Path, hub: None, name: str):
+    encoder = build(make_spec(f"open_clip:{name}"))
+    images = noise(4, encoder.image_shape)
+    (features,) = encode(encoder, images)
+    assert_features_equal(features, call(load(folders / "vit"), images))
+    # The pixels are the same without the weights.
+    untrained = build(make_spec(f"open_clip:{name}", weights="random"))
+    assert encoder.spec.kept is not None
+    assert untrained.spec.kept is not None
+    assert untrained.spec.kept.pixels == encoder.spec.kept.pixels
+    assert encoder.spec.kept.pixels["resize"] is None
+    assert untrained.weights_digest != encoder.weights_digest
+    if name.startswith("ray-vit"):
+        assert encoder.spec.kept.pixels["mean"] == (0.1, 0.2, 0.3)
+        assert f"{name}: open_clip's image tower alone, with its weights tiny-e1" in " ".join(
+            encoder.notes
+        )
+
+
+# --- weights from files --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["model", "training", "tower"])
@@ -239,7 +279,7 @@ def write_pictures(folder: Path, *, endings: tuple[str, ...] = ("png",)) -> list
 @pytest.mark.parametrize(
     "name",
     ["ViT-B-32/laion2b_s34b_b79k", "ViT-B-16-SigLIP/webli", "ViT-L-14-CLIPA/datacomp1b",
-     "MobileCLIP-S1/datacompdr", "RN50-quickgelu/openai"],
+     "MobileCLIP-S1/datacompdr", "RN50/openai"],
 )  # fmt: skip
 def test_pixels_are_those_of_the_transform(tmp_path: Path, name: str):
     library, rest = find_library(f"open_clip:{name}") or (None, "")
@@ -342,6 +382,8 @@ def test_weights_of_another_activation():
     message = refuse("open_clip:ViT-B-32/openai")
     assert "were trained with QuickGELU, and ViT-B-32 has GELU" in message
     assert "give --model open_clip:ViT-B-32-quickgelu/openai" in message
+    # Its image tower has another activation anyway.
+    list_shapes(make_spec("open_clip:RN50/openai"))
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch):

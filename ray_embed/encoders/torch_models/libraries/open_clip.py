@@ -156,7 +156,8 @@ def _find_by_name(spec: EncoderSpec, name: str, pretrained: bool, where: str) ->
 def _check_activation(spec: EncoderSpec, architecture: str, tag: str, where: str) -> None:
     """Refuse weights of a model with QuickGELU for the same model with GELU.
 
-    open_clip computes other features with them than those they were trained for, and warns.
+    open_clip computes other features with them than those they were trained for, and warns. Other
+    image towers than its own ViT do not have this activation.
 
     Raises:
         InputError: the model is one of these.
@@ -167,8 +168,10 @@ def _check_activation(spec: EncoderSpec, architecture: str, tag: str, where: str
         return
     quick = f"{architecture}-quickgelu"
     needs_quick = open_clip.get_pretrained_cfg(architecture, tag).get("quick_gelu", False)
-    is_quick = open_clip.get_model_config(architecture).get("quick_gelu", False)
-    if needs_quick and not is_quick and quick in open_clip.list_models():
+    config = open_clip.get_model_config(architecture)
+    vision, is_quick = config["vision_cfg"], config.get("quick_gelu", False)
+    is_vit = not vision.get("timm_model_name") and isinstance(vision.get("layers", 0), int)
+    if is_vit and needs_quick and not is_quick and quick in open_clip.list_models():
         raise InputError(
             f"{where}: the weights {tag} were trained with QuickGELU, and {architecture} has GELU; "
             f"give --model {OPEN_CLIP}{quick}/{tag} (or, for other features than these weights "
