@@ -27,6 +27,8 @@ from ray_embed.runs.workspace import make_default_name
 torch = pytest.importorskip("torch", reason="PyTorch is large: pip install torch")
 open_clip = pytest.importorskip("open_clip", reason="needs the extra `open-clip`")
 
+from open_clip.push_to_hf_hub import save_for_hf  # noqa: E402
+
 SEED = 0
 SIZE = 32
 TEXT = {"context_length": 6, "vocab_size": 40, "width": 16, "heads": 2, "layers": 1}
@@ -65,7 +67,7 @@ def write_folder(folder: Path, name: str = "vit", **pixels: Any) -> Any:
             # Biases and normalizations, of which some would be zero.
             torch.nn.init.uniform_(value, 0.5, 1.5)
     tokenizer = SimpleNamespace(save_pretrained=lambda folder: None)
-    open_clip.push_to_hf_hub.__globals__["save_for_hf"](model, tokenizer, MODELS[name], folder)
+    save_for_hf(model, tokenizer, MODELS[name], folder)
     return model
 
 
