@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ray_embed.core.uri import is_uri
 
-KERAS, KERAS_HUB, TIMM = "keras:", "keras_hub:", "timm:"
-_PREFIXES = (KERAS, KERAS_HUB, TIMM)
+KERAS, KERAS_HUB, OPEN_CLIP, TIMM = "keras:", "keras_hub:", "open_clip:", "timm:"
+_PREFIXES = (KERAS, KERAS_HUB, OPEN_CLIP, TIMM)
 # Places that KerasHub downloads from; other URIs are folders.
 _HUBS = ("kaggle://", "hf://", "modelscope://")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from ray_embed.config import RunConfig
 from ray_embed.core.console import say
+from ray_embed.core.model_names import OPEN_CLIP
 from ray_embed.core.uri import get_base_name, is_uri, redact_uri
 from ray_embed.errors import InputError, StorageError
 from ray_embed.runs import identity
@@ -119,4 +120,7 @@ def make_sweep_name(run: str) -> str:
 def _get_last_name(reference: str) -> str:
     if is_uri(reference):
         return get_base_name(reference)
+    if reference.startswith(OPEN_CLIP) and reference.count(":") == 1:
+        # Many models have weights of the same name.
+        return reference.removeprefix(OPEN_CLIP).replace("/", "-")
     return reference.rpartition(":")[2] if ":" in reference else Path(reference).name

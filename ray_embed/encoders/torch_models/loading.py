@@ -181,7 +181,7 @@ def _open_named(library: Library, name: str, spec: EncoderSpec, local_spec: Enco
     named.module.eval()
     module, notes = _set_up(named.module, spec)
     if local_spec.weights not in (None, RANDOM):
-        notes += _load_weights(module, named.module, local_spec)
+        notes += _load_weights(module, named.module, local_spec, named.weights_prefix)
     is_whole = module is named.module
     sides = (None, None) if spec.image_size or not named.image_size else named.image_size
     shape = choose_image_shape((*sides, _find_channels(module)), spec)
@@ -216,9 +216,9 @@ def _set_up(root: Any, spec: EncoderSpec) -> tuple[Any, list[str]]:
     return module, notes
 
 
-def _load_weights(module: Any, root: Any, local_spec: EncoderSpec) -> list[str]:
+def _load_weights(module: Any, root: Any, local_spec: EncoderSpec, part: str = "") -> list[str]:
     holders = [module] if module is root else [module, root]
-    return load_weights(holders, str(local_spec.weights), local_spec.model_name)
+    return load_weights(holders, str(local_spec.weights), local_spec.model_name, part)
 
 
 def _find_submodule(root: Any, spec: EncoderSpec, where: str) -> Any:

@@ -29,13 +29,14 @@ _SEED = 0
 # --- files ---------------------------------------------------------------------------------------
 
 
-def load_weights(modules: Sequence[Any], path: str, where: str) -> list[str]:
+def load_weights(modules: Sequence[Any], path: str, where: str, part: str = "") -> list[str]:
     """Load a state dict into the first of several modules that it fits, and return notes.
 
     Args:
         modules: the encoder, and what contains it.
         path: a file with a state dict, or with a checkpoint that holds one.
         where: what error messages call the model.
+        part: what the names of the encoder's weights begin with if the file has those of more.
 
     Raises:
         InputError: the file is missing, damaged or unsafe to read, or it fits none of the modules.
@@ -43,17 +44,28 @@ def load_weights(modules: Sequence[Any], path: str, where: str) -> list[str]:
     """
     values, notes = _read(Path(path))
     for module in modules:
-        for prefix, part in _without_prefixes(values):
-            if _find_difference(module, part) is None:
-                module.load_state_dict(_complete(module, part))
-                if prefix:
-                    notes.append(f"--weights: the names of all weights begin with {prefix!r}")
-                return notes
+        for note, candidate in _list_candidates(values, part):
+            if _find_difference(module, candidate) is None:
+                module.load_state_dict(_complete(module, candidate))
+                return [*notes, note] if note else notes
     # The shortest names are probably the ones that were meant.
-    parts = [part for _, part in _without_prefixes(values)]
-    closest = max(parts, key=lambda part: len(part.keys() & modules[0].state_dict().keys()))
+    candidates = [candidate for _, candidate in _list_candidates(values, part)]
+    names = modules[0].state_dict().keys()
+    closest = max(candidates, key=lambda candidate: len(candidate.keys() & names))
     difference = _find_difference(modules[0], closest)
     raise InputError(f"--weights {path}: it does not fit {where}: {difference}")
+
+
+def _list_candidates(values: StateDict, part: str) -> Iterator[tuple[str, StateDict]]:
+    """Yield what may be meant by a state dict, each after a note on it."""
+    for prefix, whole in _without_prefixes(values):
+        inside = {k.removeprefix(part): v for k, v in whole.items() if k.startswith(part)}
+        if part and inside:
+            begin = f"{prefix}{part}"
+            yield f"--weights: the weights whose names begin with {begin!r} are taken", inside
+        else:
+            note = f"--weights: the names of all weights begin with {prefix!r}"
+            yield note if prefix else "", whole
 
 
 def _without_prefixes(values: StateDict) -> Iterator[tuple[str, StateDict]]:

@@ -141,6 +141,28 @@ class Twice(Encoder):
         )
 
 
+class Padded(nn.Module):
+    """An encoder that other frameworks compute in the same way: it pads both sides alike."""
+
+    def __init__(self):
+        super().__init__()
+        self.pad = nn.ZeroPad2d(1)
+        self.first = nn.Conv2d(3, 6, 3, stride=2)
+        self.norm = nn.BatchNorm2d(6, eps=1e-3)
+        self.pool = nn.MaxPool2d(2)
+        self.maps = nn.Conv2d(6, 10, 3)
+        self.head = nn.Linear(10, 8)
+
+    def forward(self, images):
+        maps = self.pool(torch.relu(self.norm(self.first(self.pad(images)))))
+        return self.head(torch.relu(self.maps(maps)).mean((2, 3)))
+
+
+def padded():
+    """Return a trained encoder that other frameworks can have, too."""
+    return filled(Padded()).eval()
+
+
 def make(name, seed=1):
     """Return a trained encoder of a class of this module."""
     return filled(globals()[name](), seed).eval()

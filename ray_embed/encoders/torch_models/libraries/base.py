@@ -23,6 +23,8 @@ class NamedModule:
         default_layer: the layer to take if the user names none, or None for the only output.
         untrained: the names of parameters that the published weights lack, so that their values are
             random.
+        weights_prefix: what the names of the module's weights begin with in a file of the library.
+            Such a file may also have weights of other parts.
         notes: choices that were made.
     """
 
@@ -32,6 +34,7 @@ class NamedModule:
     outputs: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     default_layer: str | None = None
     untrained: frozenset[str] = frozenset()
+    weights_prefix: str = ""
     notes: tuple[str, ...] = ()
 
 

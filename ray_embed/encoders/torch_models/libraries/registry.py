@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from ray_embed.core.uri import is_uri
-from ray_embed.encoders.torch_models.libraries import timm
+from ray_embed.encoders.torch_models.libraries import open_clip, timm
 from ray_embed.encoders.torch_models.libraries.base import Library
 
-LIBRARIES: tuple[Library, ...] = (timm.LIBRARY,)
+# A folder of open_clip may also have the description of another library.
+LIBRARIES: tuple[Library, ...] = (open_clip.LIBRARY, timm.LIBRARY)
 
 
 def find_library(model: Any) -> tuple[Library, str] | None:
