@@ -3,6 +3,9 @@
 
 from typing import Any
 
+import numpy as np
+
+from ray_embed.core.arrays import Array
 from ray_embed.images.color import LEVELS_PER_LEVEL
 from ray_embed.images.pixel_spec import PixelSpec
 from ray_embed.images.resizing import resize
@@ -63,11 +66,21 @@ def _normalize(image: Any, pixels: PixelSpec) -> Any:
             image = image / highest
         case "symmetric":
             image = image / (highest / 2) - 1.0
+    if not (pixels.mean or pixels.std):
+        return image
+    # TensorFlow broadcasts long rows much faster than single pixels.
+    height, width, channels = pixels.shape
+    rows = tf.reshape(image, (height, width * channels))
     if pixels.mean:
-        image = image - tf.constant(pixels.mean, tf.float32)
+        rows = rows - _repeat_values(pixels.mean, width, channels)
     if pixels.std:
-        image = image / tf.constant(pixels.std, tf.float32)
-    return image
+        rows = rows / _repeat_values(pixels.std, width, channels)
+    return tf.reshape(rows, pixels.shape)
+
+
+def _repeat_values(values: tuple[float, ...], width: int, channels: int) -> Array:
+    """Return one number, or one per channel, for each value of a row."""
+    return np.tile(np.broadcast_to(np.array(values, np.float32), channels), width)
 
 
 def _make_thumbnail(image: Any, sides: Any, method: str) -> tuple[Any, Any]:

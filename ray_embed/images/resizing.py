@@ -55,27 +55,27 @@ def resize(
     if crop_fraction is not None:
         covering = _find_covering_size(image, height, width, crop_fraction)
         resized = _resize(image, covering, interpolation, antialias)
-        return _crop_center(resized, height, width)
+        return tf.cast(_crop_center(resized, height, width), tf.float32)
     if mode == "crop":
         image = _crop_to_aspect_ratio(image, height, width)
     elif mode == "pad":
         padded = tf.image.resize_with_pad(image, height, width, interpolation, antialias=antialias)
         padded = tf.cast(padded, tf.float32)
         return _round_levels(padded) if antialias and image.dtype == tf.uint8 else padded
-    return tf.ensure_shape(_resize(image, size, interpolation, antialias), (height, width, None))
+    resized = tf.cast(_resize(image, size, interpolation, antialias), tf.float32)
+    return tf.ensure_shape(resized, (height, width, None))
 
 
 def _resize(image: Any, size: Any, interpolation: str, antialias: bool) -> Any:
     import tensorflow as tf
 
     if not (antialias and image.dtype == tf.uint8):
-        resized = tf.image.resize(image, size, interpolation, antialias=antialias)
-        return tf.cast(resized, tf.float32)
+        return tf.image.resize(image, size, interpolation, antialias=antialias)
     if interpolation not in _FILTERS:
         return _round_levels(tf.image.resize(image, size, interpolation, antialias=True))
     use_pillow = functools.partial(_resize_with_pillow, interpolation=interpolation)
     resized = tf.numpy_function(use_pillow, [image, size], tf.uint8, stateful=False)
-    return tf.cast(tf.ensure_shape(resized, (None, None, image.shape[-1])), tf.float32)
+    return tf.ensure_shape(resized, (None, None, image.shape[-1]))
 
 
 def _resize_with_pillow(image: Array, size: Array, *, interpolation: str) -> Array:

@@ -213,6 +213,10 @@ def _set_up(root: Any, spec: EncoderSpec) -> tuple[Any, list[str]]:
     if half:
         notes.append(f"weights of type {', '.join(sorted(half))} are computed in float32")
     root.eval().requires_grad_(False).float().cpu()
+    for part in root.modules():
+        if getattr(part, "inplace", None) is True:
+            # Activations that change their input give the same, but take longer to export.
+            part.inplace = False
     return module, notes
 
 
