@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ray_embed.core.arrays import Array, Matrix
+from ray_embed.core.triton import block_triton
 
 # How many components t-SNE and UMAP use as input.
 DIMENSIONS = 50
@@ -82,6 +83,8 @@ def run_tsne(components: Matrix, size: int) -> Matrix:
 
 def run_umap(components: Matrix, size: int) -> Matrix:
     """Map (n, k) to (n, size) float32 by UMAP, reproducibly (McInnes, Healy, Melville 2018)."""
+    # umap-learn imports PyTorch if it is installed.
+    block_triton()
     with warnings.catch_warnings(), _without_tensorflow():
         # It warns about the next version of a library.
         warnings.simplefilter("ignore")

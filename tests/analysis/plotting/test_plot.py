@@ -4,6 +4,7 @@
 import io
 import re
 import shutil
+import subprocess
 import sys
 import warnings
 import xml.etree.ElementTree
@@ -522,3 +523,15 @@ def test_lists_are_drawn_by_their_most_frequent_label(tmp_path, flat):
         assert entry in svg
     assert "b (" not in svg
     assert "confusion" in drawn(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_umap_is_computed_after_tensorflow():
+    # umap-learn imports PyTorch if it is installed, whose Triton would crash Python.
+    code = (
+        "import tensorflow, numpy as np\n"
+        "from ray_embed.analysis.plotting.projections import run_umap\n"
+        "print(run_umap(np.random.default_rng(0).random((40, 5), np.float32), 2).shape)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stdout.strip()) == (0, "(40, 2)"), done.stderr[-2000:]
