@@ -52,6 +52,7 @@ Depth = Literal[8, 16]
 Pages = Literal["first", "all"]
 DecodeScale = Literal["auto"]
 JpegDct = Literal["fast", "accurate"]
+CropCorner = Literal["round", "floor"]
 
 PositiveInt = Annotated[int, Gt(0)]
 
@@ -328,6 +329,16 @@ class RunOptions:
             on_resume=OnResume.SAME_VALUE_IF_SET,
         ),
     ] = None
+    crop_corner: Annotated[
+        CropCorner,
+        Option(
+            group=Group.PIXELS,
+            help="Corner of the crop of --crop-fraction if an odd number of pixels is cut off: "
+            "`round` to the even pixel, as torchvision and timm do, or `floor`, as transformers "
+            "does.",
+            on_resume=OnResume.SAME_VALUE_IF_SET,
+        ),
+    ] = "round"
     interpolation: Annotated[
         Interpolation,
         Option(

@@ -132,5 +132,5 @@ def test_options_whose_value_is_part_of_the_identity():
     assert set(find_options(OnResume.SAME_VALUE_IF_SET)) == {
         *("tags", "signature", "resize", "crop_fraction", "interpolation", "antialias"),
         *("exif_orientation", "channels", "channel_order", "depth", "decode_scale", "mean", "std"),
-        "jpeg_dct",
+        *("jpeg_dct", "crop_corner"),
     }

@@ -31,7 +31,12 @@ _SCALED_RANGES = {"unit": (0.0, 1.0), "symmetric": (-1.0, 1.0)}
 # If pixels reach the first layer with a wider range than this, they were probably not rescaled.
 _MAX_INPUT_RANGE = 16.0
 # Options that decide the same thing: if the user gives one of them, a model's library decides none.
-_GROUPS = (VALUE_OPTIONS, RESIZE_OPTIONS, ("interpolation",), ("antialias",), ("jpeg_dct",))
+_GROUPS = (
+    VALUE_OPTIONS,
+    RESIZE_OPTIONS,
+    *((name,) for name in ("crop_corner", "interpolation", "antialias")),
+    *((name,) for name in ("jpeg_dct", "channel_order")),
+)
 _COLOR_MODES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 
@@ -154,6 +159,7 @@ def make_pixel_spec(config: RunConfig, split: SplitPlan, encoder: Encoder) -> Pi
         scale=decide_scale(config, encoder, floats),
         resize=(config.resize or "stretch") if resized else None,
         crop_fraction=config.crop_fraction,
+        crop_corner=config.crop_corner,
         interpolation=config.interpolation,
         antialias=config.antialias,
         mean=config.mean,
@@ -338,7 +344,10 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
         parts.append(f"{_COLOR_MODES.get(channels, f'{channels}-channel')} files{depth}")
     if any(not has_files(split) and not has_floats(split) for split in splits):
         parts.append("uint8 arrays")
-    how = "center crop after resizing" if config.crop_fraction else config.resize or "stretch"
+    how = config.resize or "stretch"
+    if config.crop_fraction:
+        rounded = ", corner rounded down" if config.crop_corner == "floor" else ""
+        how = f"center crop after resizing{rounded}"
     filtered = ", antialiased" if config.antialias else ""
     parts.append(f"{height}×{width} ({how}, {config.interpolation}{filtered})")
     library = f", as {encoder.spec.model_name} expects"

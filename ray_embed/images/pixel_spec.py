@@ -9,7 +9,7 @@ class PixelSpec:
     """The preprocessing of the images of a source.
 
     `shape` is (H, W, C). `resize` is `stretch`, `crop` or `pad`, or None if the images must already
-    have this shape; `crop_fraction`, `interpolation` and `antialias` are those of
+    have this shape; `crop_fraction`, `crop_corner`, `interpolation` and `antialias` are those of
     `ray_embed.images.resizing.resize`. `scale` is `unit`, `symmetric` or `none`. Then `mean` is
     subtracted and the result is divided by `std`; each is one number, or one per channel in the
     encoder's channel order. `repeat_channel` converts one channel to three.
@@ -24,6 +24,7 @@ class PixelSpec:
     scale: str
     resize: str | None = "stretch"
     crop_fraction: float | None = None
+    crop_corner: str = "round"
     interpolation: str = "bilinear"
     antialias: bool = False
     mean: tuple[float, ...] = ()

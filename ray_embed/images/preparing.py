@@ -37,6 +37,7 @@ def prepare_image(image: Any, levels: Any, pixels: PixelSpec) -> tuple[Any, Any,
             pixels.crop_fraction,
             pixels.interpolation,
             pixels.antialias,
+            pixels.crop_corner,
         )
     sides = tf.cast(tf.shape(image)[:2], tf.float32)
     if image is levels and min(height, width) >= MAX_SIDE:

@@ -33,6 +33,7 @@ def resize(
     crop_fraction: float | None = None,
     interpolation: str = "bilinear",
     antialias: bool = False,
+    crop_corner: str = "round",
 ) -> Any:
     """Resize an image.
 
@@ -45,6 +46,8 @@ def resize(
         interpolation: a method of `tf.image.resize`.
         antialias: whether to apply an antialiasing filter when the image shrinks. Byte images then
             stay whole levels from 0 to 255.
+        crop_corner: the pixel at which the center crop begins, if its corner is between two: the
+            even one (`round`) or the first one (`floor`).
 
     Returns:
         (height, width, c) float32.
@@ -55,7 +58,7 @@ def resize(
     if crop_fraction is not None:
         covering = _find_covering_size(image, height, width, crop_fraction)
         resized = _resize(image, covering, interpolation, antialias)
-        return tf.cast(_crop_center(resized, height, width), tf.float32)
+        return tf.cast(_crop_center(resized, height, width, crop_corner), tf.float32)
     if mode == "crop":
         image = _crop_to_aspect_ratio(image, height, width)
     elif mode == "pad":
@@ -133,11 +136,12 @@ def _find_covering_size(image: Any, height: int, width: int, crop_fraction: floa
     return tf.cast(tf.where(is_tall, tall, wide), tf.int32)
 
 
-def _crop_center(image: Any, height: int, width: int) -> Any:
+def _crop_center(image: Any, height: int, width: int, corner: str) -> Any:
     import tensorflow as tf
 
     spare = tf.cast(tf.shape(image)[:2] - [height, width], tf.float32)
     # A half pixel is rounded to the even number, as Python's `round` does.
-    top, left = tf.unstack(tf.cast(tf.round(spare / 2), tf.int32))
+    find_whole = tf.floor if corner == "floor" else tf.round
+    top, left = tf.unstack(tf.cast(find_whole(spare / 2), tf.int32))
     cut = image[top : top + height, left : left + width]
     return tf.ensure_shape(cut, (height, width, None))

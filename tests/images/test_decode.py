@@ -12,6 +12,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageOps
 from support.pictures import picture
+from support.prepared import pixels_of
 
 from ray_embed.config import make_config
 from ray_embed.errors import InputError
@@ -111,6 +112,22 @@ def test_crop_fraction_gives_the_pixels_of_torchvision_and_timm(pictures, interp
         expected = as_torchvision(Image.open(path).convert("RGB"), side, fraction, interpolation)
         difference = found * np.float32(std) + np.float32(mean) - expected / 255
         assert np.abs(difference * 255).max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("sides", "rounded", "floored"),
+    [((8, 11), (0, 2), (0, 1)), ((13, 8), (2, 0), (2, 0)), ((8, 9), (0, 0), (0, 0))],
+)
+def test_crop_corner_between_two_pixels(tmp_path, sides, rounded, floored):
+    pixels = np.random.default_rng(6).integers(0, 256, (*sides, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    for (top, left), options in (
+        (rounded, {}),
+        (rounded, {"crop_corner": "round"}),
+        (floored, {"crop_corner": "floor"}),
+    ):
+        found = pixels_of(tmp_path / "image.png", (8, 8, 3), crop_fraction=1.0, **options)
+        np.testing.assert_array_equal(found, pixels[top : top + 8, left : left + 8])
 
 
 def as_torchvision(image: Image.Image, side: int, fraction: float, method: str) -> np.ndarray:

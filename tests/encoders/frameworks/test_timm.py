@@ -195,10 +195,13 @@ def test_options_are_adopted_printed_and_recorded(ray_embed: Command, folder: Pa
         "pixels: RGB files, 160×160 (center crop after resizing, bicubic, antialiased), scaled to "
         "[0, 1], normalized by mean 0.5,0.4,0.3 and std 0.5, as "
     ) in done.err
-    config = json.loads((folder.parent / "run" / "run.json").read_text())["config"]
+    record = json.loads((folder.parent / "run" / "run.json").read_text())
+    config = record["config"]
     assert (config["crop_fraction"], config["interpolation"], config["antialias"]) == (
         0.9, "bicubic", True,
     )  # fmt: skip
+    assert record["identity"]["crop fraction"] == 0.9
+    assert "crop corner" not in record["identity"], "runs of earlier versions do not have it"
     features, _ = ray_embed_package.load(folder.parent / "run").to_numpy()
     transform = timm.data.create_transform(
         input_size=(3, 160, 160), mean=(0.5, 0.4, 0.3), std=(0.5, 0.5, 0.5),
