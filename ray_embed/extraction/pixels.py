@@ -344,7 +344,7 @@ def describe(config: RunConfig, splits: tuple[SplitPlan, ...], encoder: Encoder)
         parts.append(f"{_COLOR_MODES.get(channels, f'{channels}-channel')} files{depth}")
     if any(not has_files(split) and not has_floats(split) for split in splits):
         parts.append("uint8 arrays")
-    how = config.resize or "stretch"
+    how: str = config.resize or "stretch"
     if config.crop_fraction:
         rounded = ", corner rounded down" if config.crop_corner == "floor" else ""
         how = f"center crop after resizing{rounded}"
