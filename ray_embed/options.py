@@ -233,8 +233,9 @@ class RunOptions:
             "model.json from `to_json()` (requires --weights), keras:NAME for an architecture of "
             "keras.applications with its ImageNet weights, keras_hub:PRESET or the folder of a "
             "preset, timm:NAME or a folder that timm wrote, open_clip:NAME/PRETRAINED or a folder "
-            "that open_clip wrote, or a module:callable that returns a Keras model, an object that "
-            "contains one, or a PyTorch module.",
+            "that open_clip wrote, hf:NAME or a folder that transformers wrote, or a "
+            "module:callable that returns a Keras model, an object that contains one, or a PyTorch "
+            "module.",
             metavar="MODEL",
             is_location=True,
         ),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ray_embed.core.uri import is_uri
 
-KERAS, KERAS_HUB, OPEN_CLIP, TIMM = "keras:", "keras_hub:", "open_clip:", "timm:"
-_PREFIXES = (KERAS, KERAS_HUB, OPEN_CLIP, TIMM)
+KERAS, KERAS_HUB, HF, OPEN_CLIP, TIMM = "keras:", "keras_hub:", "hf:", "open_clip:", "timm:"
+_PREFIXES = (KERAS, KERAS_HUB, HF, OPEN_CLIP, TIMM)
 # Places that KerasHub downloads from; other URIs are folders.
 _HUBS = ("kaggle://", "hf://", "modelscope://")
 
@@ -64,7 +64,7 @@ APPLICATIONS = tuple(_list_applications())
 
 def names_model(text: str) -> bool:
     """Return whether `text` names a model of a library, such as ``keras:resnet50``."""
-    return text.startswith(_PREFIXES)
+    return text.startswith(_PREFIXES) and not text.startswith(f"{HF}//")
 
 
 def normalize_model(text: str) -> str:

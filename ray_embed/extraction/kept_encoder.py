@@ -55,7 +55,7 @@ def read_kept_encoder(config: RunConfig, target: Target, spec: EncoderSpec) -> E
         return None
     recorded = (target.before or {})["config"]
     asked = identity.to_plain_data({name: getattr(config, name) for name in _OPTIONS})
-    asked["model"] = identity.name_object(config.model)
+    asked["model"] = _find_recorded(config.model, recorded.get("model"))
     asked["preprocess"] = identity.name_object(config.preprocess)
     if any(recorded.get(name) != value for name, value in asked.items()):
         return None
@@ -63,4 +63,11 @@ def read_kept_encoder(config: RunConfig, target: Target, spec: EncoderSpec) -> E
     if encoder is None:
         return None
     named = encoder.spec.kept.notes if encoder.spec.kept is not None else ()
-    return replace(encoder, notes=named if names_model(config.model) else (_GONE, *named))
+    is_named = names_model(asked["model"])
+    return replace(encoder, notes=named if is_named else (_GONE, *named))
+
+
+def _find_recorded(model: str, recorded: str) -> str:
+    """Return the name of a model as the run folder has it: folders are recorded without prefix."""
+    name = identity.name_object(model) or ""
+    return recorded if names_model(name) and name.partition(":")[2] == recorded else name

@@ -25,6 +25,7 @@ def _convert(encoder: Encoder, program: Any) -> bytes:
     import openvino
     from openvino.frontend import OpConversionFailure
 
+    _refuse_empty(program)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -39,6 +40,19 @@ def _convert(encoder: Encoder, program: Any) -> bytes:
     for port, name in zip(model.outputs, encoder.output_names, strict=True):
         port.get_tensor().set_names({name})
     return write_model(model)
+
+
+def _refuse_empty(program: Any) -> None:
+    """Refuse a program that expands a tensor without elements, which ends OpenVINO's process.
+
+    Raises:
+        EngineError: it does.
+    """
+    for node in program.graph.nodes:
+        # Other values of a program are numbers, or several tensors.
+        shape = getattr(node.meta.get("val"), "shape", ())
+        if "aten.expand" in str(node.target) and 0 in shape:
+            raise EngineError("it cannot convert the expansion of a tensor without elements")
 
 
 def _open(encoder: Encoder, threads: int) -> OpenEngine:

@@ -4,12 +4,13 @@
 from pathlib import Path
 from typing import Any
 
+from ray_embed.core.model_names import names_model
 from ray_embed.core.uri import is_uri
-from ray_embed.encoders.torch_models.libraries import open_clip, timm
+from ray_embed.encoders.torch_models.libraries import open_clip, timm, transformers
 from ray_embed.encoders.torch_models.libraries.base import Library
 
-# A folder of open_clip may also have the description of another library.
-LIBRARIES: tuple[Library, ...] = (open_clip.LIBRARY, timm.LIBRARY)
+# A folder of open_clip or timm may also have the description of a later library.
+LIBRARIES: tuple[Library, ...] = (open_clip.LIBRARY, timm.LIBRARY, transformers.LIBRARY)
 
 
 def find_library(model: Any) -> tuple[Library, str] | None:
@@ -20,7 +21,7 @@ def find_library(model: Any) -> tuple[Library, str] | None:
     if not isinstance(model, str):
         return None
     for library in LIBRARIES:
-        if model.startswith(library.prefix):
+        if model.startswith(library.prefix) and names_model(model):
             return library, model.removeprefix(library.prefix)
     if is_uri(model) or not Path(model).is_dir():
         return None
