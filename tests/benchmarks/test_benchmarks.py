@@ -400,3 +400,42 @@ def test_a_sweep_is_held_against_single_runs_and_loops(tmp_path):
     found = rows.from_last_line(done.stdout)
     assert [row.target for row in found] == [">= 3 x", ">= 8 x"]
     assert all(row.measured > 0 for row in found)
+
+
+def test_runs_of_timm_models_are_held_against_a_script(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("timm", reason="needs the extra `timm`")
+    import torch_encoders
+
+    arguments = ["--work", str(tmp_path), "--models", "test_resnet", "--quick"]
+    monkeypatch.setattr(sys, "argv", ["torch_encoders.py", *arguments])
+    assert torch_encoders.main() == 0
+    import rows
+
+    found = rows.from_last_line(capsys.readouterr().out)
+    assert found[0].what == "test_resnet, 64 images: the script's time over ray-embed's"
+    assert found[0].measured > 0
+    assert found[-1].measured > 0.9999
+
+
+def test_features_of_other_images_are_no_agreement(tmp_path):
+    import torch_encoders
+
+    (tmp_path / "keys.json").write_text(json.dumps(["a", "b"]))
+    np.save(tmp_path / "features.npy", np.float32([[1, 0], [0, 1]]))
+    with pytest.raises(ValueError, match="no parts"):
+        torch_encoders.compare(tmp_path, tmp_path)
+
+
+def test_sizes_of_extras_are_measured(monkeypatch):
+    import installed_sizes
+
+    monkeypatch.setattr(installed_sizes, "ROUNDS", 1)
+    monkeypatch.setitem(installed_sizes.IMPORTS, "base", ("json",))
+    found = {row.what: row.measured for row in installed_sizes.list_rows(["pandas"])}
+    assert found["base: packages"] > 30
+    assert found["base: size"] > 500
+    assert found["pandas: packages more"] >= 1
+    assert 10 < found["pandas: size more"] < 500
+    assert found["pandas: import pandas"] > 0
+    assert {"tensorflow", "ray"} <= installed_sizes.find_packages(None)
+    assert "onnx" in installed_sizes.find_packages("onnx") - installed_sizes.find_packages(None)

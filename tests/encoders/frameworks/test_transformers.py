@@ -125,9 +125,15 @@ def test_features_are_those_of_the_model(write: Write, name: str, engine: str):
     assert_features_equal(features, expected)
 
 
-def test_a_network_that_would_end_openvino_has_another_engine(write: Write):
-    encoder = build_model(write("Beit"), engine="auto")
-    if encoder.engine == "torch":
+def test_a_network_that_would_end_openvino_has_another_engine():
+    class Empty(torch.nn.Module):
+        def forward(self, images: Any) -> Any:
+            empty = images[:, :0].expand(-1, 0, -1, -1)
+            return torch.cat([images, empty], 1).mean((2, 3))
+
+    encoder = build(spec(Empty(), image_size=(SIDE, SIDE), image_shape=(SIDE, SIDE, 3)))
+    assert encoder.engine == "torch"
+    if is_openvino_installed():
         assert any("without elements" in warning for warning in encoder.warnings)
 
 
@@ -191,6 +197,16 @@ def test_weights_from_a_file(write: Write, tmp_path: Path):
         found = model.vit(torch.from_numpy(images).permute(0, 3, 1, 2)).last_hidden_state[:, 0]
     assert_features_equal(features, found.numpy())
     assert any("begin with 'vit.'" in note for note in encoder.notes)
+
+
+@pytest.mark.parametrize("name", ["CLIP", "Siglip"])
+def test_weights_of_a_whole_model(write: Write, tmp_path: Path, name: str):
+    model = transformers.AutoModel.from_pretrained(write(name))
+    torch.save(model.state_dict(), tmp_path / "whole.pt")
+    encoder = build_model(write(name), weights=str(tmp_path / "whole.pt"))
+    images = noise(4, encoder.image_shape)
+    (features,) = encode(encoder, images)
+    assert_features_equal(features, call(write(name), images)["pooler_output"])
 
 
 def test_a_pooler_without_weights_is_not_taken(write: Write, tmp_path: Path):
@@ -269,6 +285,10 @@ def test_a_model_of_text(tmp_path: Path):
     transformers.BertModel(config).save_pretrained(tmp_path / "bert")
     make_processor().save_pretrained(tmp_path / "bert")
     assert "BertModel takes input_ids, and an encoder takes one" in refuse(tmp_path / "bert")
+
+
+def test_pickles_are_not_asked_for(write: Write):
+    assert "runs code" in refuse(write("ViT"), model_kwargs={"weights_only": False})
 
 
 def test_a_tower_that_is_no_model_of_its_own(tmp_path: Path):

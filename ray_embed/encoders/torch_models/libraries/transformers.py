@@ -22,6 +22,8 @@ _POOLED, _HIDDEN = "pooled", "last_hidden_state"
 # The names of the modules that pool.
 _POOLERS = ("pooler", "head")
 _SETTINGS = ("preprocessor_config.json", "processor_config.json")
+# What the names of the weights of a vision tower begin with in a whole model.
+_TOWER = "vision_model."
 _WEIGHTS = "model.safetensors or pytorch_model.bin"
 _HUB_PAGES = "https://huggingface.co"
 
@@ -40,6 +42,10 @@ def _load(spec: EncoderSpec, name: str, pretrained: bool) -> NamedModule:
             the hub, it cannot be downloaded; or no option does what its image processor does.
     """
     where = f"--model {spec.model_name}"
+    if "weights_only" in spec.model_kwargs:
+        raise InputError(
+            "--model-kwargs: weights_only is not accepted, because reading other pickles runs code"
+        )
     config = _use(where, name, functools.partial(_read_config, name))
     tower = getattr(config, "vision_config", None)
     _check_kind(where, config if tower is None else tower)
@@ -68,7 +74,7 @@ def _load(spec: EncoderSpec, name: str, pretrained: bool) -> NamedModule:
         outputs=outputs,
         default_layer=default,
         untrained=frozenset(missing),
-        weights_prefix=f"{module.base_model_prefix}.",
+        weights_prefix=f"{module.base_model_prefix}." if tower is None else _TOWER,
         notes=(
             f"{where}: {kind} of transformers{part}; the layer is {default} by default{reason}",
         ),
