@@ -9,6 +9,14 @@ import pytest
 from ray_embed.core.interrupts import defer_interrupts
 
 
+@pytest.fixture(autouse=True)
+def usual_handler():
+    """Handle interrupts even where the shell has made its background processes ignore them."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def test_interrupt_is_handled_when_the_context_exits():
     done = []
     with pytest.raises(KeyboardInterrupt), defer_interrupts():
