@@ -64,7 +64,7 @@ APPLICATIONS = tuple(_list_applications())
 
 def names_model(text: str) -> bool:
     """Return whether `text` names a model of a library, such as ``keras:resnet50``."""
-    return text.startswith(_PREFIXES) and not text.startswith(f"{HF}//")
+    return text.startswith(_PREFIXES) and not is_uri(text)
 
 
 def normalize_model(text: str) -> str:

@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Build the encoder of a run with the framework that its model comes from."""
 
+import contextlib
+import importlib
+
 from ray_embed.encoders.frameworks.base import BuildEncoder, Framework
 from ray_embed.encoders.frameworks.registry import find_framework, use_framework
 from ray_embed.encoders.spec import Encoder, EncoderSpec, Weights
+from ray_embed.encoders.tensorflow_setup import import_tensorflow
 
 
 def build(spec: EncoderSpec, threads: int = 1, saved_weights: Weights | None = None) -> Encoder:
@@ -30,7 +34,13 @@ def import_packages(model: str, folder: str) -> None:
         folder: the folder that the command was started in.
     """
     spec = EncoderSpec(model=model, folder=folder)
-    find_framework(spec).import_packages(spec)
+    framework = find_framework(spec)
+    if framework.uses_tensorflow:
+        import_tensorflow()
+    # Whether packages are missing is checked elsewhere.
+    with contextlib.suppress(ImportError):
+        for name in framework.list_imports(spec):
+            importlib.import_module(name)
 
 
 def needs_tensorflow(spec: EncoderSpec) -> bool:

@@ -155,9 +155,10 @@ def _start_builder(folder: str, model: str) -> "Builder":
 
 def _build_requested(builder: "Builder") -> "Encoder":
     from ray_embed.encoders.build import needs_tensorflow
-    from ray_embed.encoders.tensorflow_setup import start_tensorflow
+    from ray_embed.encoders.tensorflow_setup import configure_tensorflow, import_tensorflow
 
     spec, threads, saved_weights = pickle.load(sys.stdin.buffer)  # noqa: S301 - our own process
     if needs_tensorflow(spec):
-        start_tensorflow(threads, spec.folder)
+        import_tensorflow()
+        configure_tensorflow(threads)
     return builder.build(spec, threads, saved_weights)

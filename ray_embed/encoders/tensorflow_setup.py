@@ -24,14 +24,14 @@ def start_tensorflow(threads: int | None, folder: str) -> None:
         folder: the original working directory of the command. It becomes the working directory, and
             user modules are imported from it.
     """
-    import_tensorflow(folder)
+    user_code.enter_folder(folder)
+    import_tensorflow()
     configure_tensorflow(threads)
 
 
-def import_tensorflow(folder: str) -> None:
-    """Import TensorFlow, and find user modules in `folder`; see :func:`start_tensorflow`."""
+def import_tensorflow() -> None:
+    """Import TensorFlow, without its startup messages."""
     os.environ.setdefault(_LOG_LEVEL_VARIABLE, "3")
-    user_code.enter_folder(folder)
     if "tensorflow" in sys.modules:
         block_triton()
         return

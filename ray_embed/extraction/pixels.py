@@ -31,12 +31,8 @@ _SCALED_RANGES = {"unit": (0.0, 1.0), "symmetric": (-1.0, 1.0)}
 # If pixels reach the first layer with a wider range than this, they were probably not rescaled.
 _MAX_INPUT_RANGE = 16.0
 # Options that decide the same thing: if the user gives one of them, a model's library decides none.
-_GROUPS = (
-    VALUE_OPTIONS,
-    RESIZE_OPTIONS,
-    *((name,) for name in ("crop_corner", "interpolation", "antialias")),
-    *((name,) for name in ("jpeg_dct", "channel_order")),
-)
+_ALONE = ("crop_corner", "interpolation", "antialias", "jpeg_dct", "channel_order")
+_GROUPS = (VALUE_OPTIONS, RESIZE_OPTIONS, *((name,) for name in _ALONE))
 _COLOR_MODES = {1: "grayscale", 3: "RGB", 4: "RGBA"}
 
 

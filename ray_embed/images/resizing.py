@@ -7,8 +7,7 @@ pad it with black to that aspect ratio (``pad_to_aspect_ratio``). A crop fractio
 evaluation transform of torchvision and timm: the short side is resized to the wanted side divided
 by the fraction, and the center is cropped.
 
-Bytes are antialiased by Pillow, as in torchvision and timm, which is also twice as fast as
-TensorFlow.
+Bytes are antialiased by Pillow, as in torchvision and timm, which is also faster than TensorFlow.
 """
 
 import functools

@@ -18,7 +18,6 @@ Identity = dict[str, Any]
 
 # Packages whose version can change numbers or bytes.
 PACKAGES = ("ray_embed", "tensorflow", "keras", "tf_keras", "openvino", "numpy", "pyarrow")
-_RESIZES = "pillow"
 
 
 def read_versions(more: Sequence[str] = ()) -> dict[str, str]:
@@ -36,12 +35,6 @@ def read_versions(more: Sequence[str] = ()) -> dict[str, str]:
     return versions
 
 
-def list_more_packages(config: RunConfig, framework: str) -> tuple[str, ...]:
-    """Return the packages that matter to a run besides those of all runs."""
-    packages = get_framework(framework).packages
-    return (*packages, _RESIZES) if config.antialias else packages
-
-
 def make_identity(
     config: RunConfig, plan: Plan, encoder: Encoder, threads: int, pixels: Identity
 ) -> Identity:
@@ -56,6 +49,7 @@ def make_identity(
         threads: the number of threads per actor.
         pixels: how pixels are prepared, which the options and the encoder decide together.
     """
+    resizing = ("pillow",) if config.antialias else ()
     return {
         "splits": [split.name for split in plan.splits],
         **{f"source {split.name}": _describe_source(config, split) for split in plan.splits},
@@ -70,7 +64,7 @@ def make_identity(
         "batch size": encoder.spec.batch_size,
         "threads per actor": threads,
         **_option_values(config),
-        "versions": read_versions(list_more_packages(config, encoder.framework)),
+        "versions": read_versions((*get_framework(encoder.framework).packages, *resizing)),
     }
 
 

@@ -20,9 +20,10 @@ def ray_embed(
     command: str = "run",
 ) -> list[str]:
     """`ray-embed run` of a folder or `module:callable`."""
-    size = MODELS[model]
     line = [sys.executable, "-m", "ray_embed", command, "--source", f"valid={source}"]
-    line += ["--model", model, "--image-size", f"{size},{size}", "--out", str(out)]
+    line += ["--model", model, "--out", str(out)]
+    if (size := MODELS.get(model)) is not None:
+        line += ["--image-size", f"{size},{size}"]
     return [*line, *options]
 
 

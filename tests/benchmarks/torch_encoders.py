@@ -8,8 +8,8 @@ The script (timm_script.py) writes features and labels. `ray-embed run` also wri
 PCA and the projector. Both prepare images as timm does, and have the same random weights. The sides
 take turns; ratios are those of medians. OPTIONS are handed on to ray-embed.
 
-Engines differ in how they add, so features are compared by their cosine, each minus the mean of all. Exit 0: done, and all agree; 1: they do not,
-or a process failed.
+Engines differ in how they add, so features are compared by their cosine, each minus the mean of
+all. Exit 0: done, and all agree; 1: they do not, or a process failed.
 """
 
 from __future__ import annotations
@@ -106,9 +106,7 @@ def make_command(
     """Return the command of a side."""
     if side == SCRIPT:
         return sides.script("timm_script.py", name, folder, out)
-    line = [sys.executable, "-m", "ray_embed", "run", "--source", f"valid={folder}"]
-    line += ["--model", f"timm:{name}", "--weights", "random", "--out", str(out)]
-    return [*line, *options]
+    return sides.ray_embed(folder, out, f"timm:{name}", ["--weights", "random", *options])
 
 
 def compare(script: Path, run: Path) -> float:

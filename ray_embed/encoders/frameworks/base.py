@@ -30,6 +30,10 @@ def _nothing(spec: EncoderSpec) -> None:
     return None
 
 
+def _no_imports(spec: EncoderSpec) -> tuple[str, ...]:
+    return ()
+
+
 def _no_files(path: Path) -> list[str]:
     return []
 
@@ -56,8 +60,7 @@ class Framework:
         list_shapes: returns the output shapes of the models that ``--submodel`` accepts, and of the
             layers that ``--layer`` accepts, with None for the batch.
         has_gpu: returns whether the engines have a GPU.
-        import_packages: imports what building an encoder needs. It is called before anything is
-            known but the model, and packages that are missing are not its concern.
+        list_imports: returns the modules to import while Ray starts, when only the model is known.
         uses_tensorflow: whether building an encoder needs TensorFlow.
         list_companions: returns the names of other files that a model file needs, relative to its
             folder.
@@ -72,7 +75,7 @@ class Framework:
     list_shapes: Callable[[EncoderSpec, EncoderSpec], tuple[Shapes, Shapes]]
     has_gpu: Callable[[], bool]
     check: Callable[[EncoderSpec], None] = _nothing
-    import_packages: Callable[[EncoderSpec], None] = _nothing
+    list_imports: Callable[[EncoderSpec], tuple[str, ...]] = _no_imports
     uses_tensorflow: bool = False
     list_companions: Callable[[Path], list[str]] = _no_files
     packages: tuple[str, ...] = ()

@@ -10,7 +10,6 @@ from ray_embed.encoders.frameworks.base import BuildEncoder, Framework, Shapes
 from ray_embed.encoders.keras_hub_import import check_keras_hub
 from ray_embed.encoders.model_json import refuse_without_weights
 from ray_embed.encoders.spec import EncoderSpec
-from ray_embed.encoders.tensorflow_setup import import_tensorflow
 from ray_embed.encoders.unsupported_formats import refuse_unsupported_format
 from ray_embed.errors import InputError
 
@@ -62,6 +61,5 @@ FRAMEWORK = Framework(
     start_building=_start_building,
     list_shapes=_list_shapes,
     has_gpu=has_gpu,
-    import_packages=lambda spec: import_tensorflow(spec.folder),
     uses_tensorflow=True,
 )

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """ONNX: files that other frameworks export, with their weights in them or in files beside them."""
 
-import contextlib
-import importlib
 import importlib.util
 from pathlib import Path
 from typing import NoReturn
@@ -51,12 +49,6 @@ def _check_packages(path: Path) -> None:
                 f"--model {path}: ONNX models need the package {package}; "
                 "pip install 'ray_embed[onnx]'"
             )
-
-
-def _import_packages(spec: EncoderSpec) -> None:
-    with contextlib.suppress(ImportError):
-        for package in _PACKAGES:
-            importlib.import_module(package)
 
 
 def _refuse_options(spec: EncoderSpec) -> None:
@@ -112,7 +104,7 @@ FRAMEWORK = Framework(
     start_building=lambda: _build,
     list_shapes=_list_shapes,
     has_gpu=has_gpu,
-    import_packages=_import_packages,
+    list_imports=lambda spec: _PACKAGES,
     list_companions=_list_companions,
     packages=("onnxruntime", "onnxruntime-gpu"),
 )

@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch: modules of the user's code and of libraries, and programs that torch.export saved."""
 
-import contextlib
-import importlib
 import importlib.util
 from pathlib import Path
 from typing import NoReturn
@@ -77,10 +75,9 @@ def _refuse_options_of_saved_models(spec: EncoderSpec, kind: str) -> None:
         )
 
 
-def _import_packages(spec: EncoderSpec) -> None:
+def _list_imports(spec: EncoderSpec) -> tuple[str, ...]:
     found = find_library(spec.model)
-    with contextlib.suppress(ImportError):
-        importlib.import_module(found[0].package if found else "torch")
+    return (found[0].package if found else "torch",)
 
 
 def _build(
@@ -108,6 +105,6 @@ FRAMEWORK = Framework(
     start_building=lambda: _build,
     list_shapes=_list_shapes,
     has_gpu=torch.has_gpu,
-    import_packages=_import_packages,
+    list_imports=_list_imports,
     packages=("torch",),
 )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The interface of a library of PyTorch encoders that are given by name."""
 
+import difflib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,6 +10,8 @@ from typing import Any
 
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.errors import InputError
+
+_MOST_SUGGESTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,24 @@ class NamedModule:
     untrained: frozenset[str] = frozenset()
     weights_prefix: str = ""
     notes: tuple[str, ...] = ()
+
+
+def explain_unknown_name(where: str, module: Any, name: str) -> InputError:
+    """Return an error for the user about a model that a library does not have.
+
+    Args:
+        where: what the message begins with.
+        module: the library, whose prefix is its name, and whose `list_models` lists its models.
+        name: the name that was given.
+    """
+    package = module.__name__
+    close = difflib.get_close_matches(name, module.list_models(), _MOST_SUGGESTED, 0.5)
+    listed = ", ".join(f"{package}:{each}" for each in close)
+    return InputError(
+        f"{where}: {package} {module.__version__} has no model of this name"
+        f"{f'; did you mean {listed}?' if close else ''}; python -c 'import {package}; "
+        f"print({package}.list_models())' lists them"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

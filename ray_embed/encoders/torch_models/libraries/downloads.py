@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from ray_embed.errors import InputError, strip_ansi
 
+HUB_PAGES = "https://huggingface.co"
 _URL = re.compile(r"https?://[^\s'\"<>]+[^\s'\"<>.,;:)]")
 # Errors of the packages that download: by module, because they may not be installed.
 _PACKAGES = ("huggingface_hub", "httpx", "httpcore", "requests", "urllib3", "urllib")

@@ -2,7 +2,6 @@
 """OpenCLIP: ``open_clip:NAME/PRETRAINED``, ``open_clip:hf-hub:USER/NAME``, or a folder it wrote."""
 
 import contextlib
-import difflib
 import json
 import logging
 from collections.abc import Callable, Iterator
@@ -12,8 +11,12 @@ from typing import Any
 
 from ray_embed.core.model_names import OPEN_CLIP
 from ray_embed.encoders.spec import EncoderSpec
-from ray_embed.encoders.torch_models.libraries.base import Library, NamedModule
-from ray_embed.encoders.torch_models.libraries.downloads import explain_download
+from ray_embed.encoders.torch_models.libraries.base import (
+    Library,
+    NamedModule,
+    explain_unknown_name,
+)
+from ray_embed.encoders.torch_models.libraries.downloads import HUB_PAGES, explain_download
 from ray_embed.encoders.torch_models.libraries.transforms import (
     find_interpolation_options,
     find_value_options,
@@ -25,7 +28,6 @@ from ray_embed.options import VALUE_OPTIONS
 
 # Sources that open_clip accepts before a name.
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
-_HUB_PAGES = "https://huggingface.co"
 _CONFIG = "open_clip_config.json"
 _WEIGHTS = "open_clip_model.safetensors or open_clip_pytorch_model.bin"
 _WEIGHTS_PATTERNS = ("*.safetensors", "*.bin", "*.pth")
@@ -34,7 +36,6 @@ _CONFIG_KEYS = ("embed_dim", "vision_cfg", "text_cfg")
 _TOWER = "visual."
 # A text tower takes memory, and may need a download. Only one that has weights to load must fit.
 _SMALL_TEXT = {"context_length": 8, "vocab_size": 8, "width": 8, "heads": 1, "layers": 1}
-_MOST_SUGGESTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,15 +115,8 @@ def _find_by_name(spec: EncoderSpec, name: str, pretrained: bool, where: str) ->
     import open_clip
 
     architecture, _, tag = name.partition("/")
-    known = open_clip.list_models()
-    if architecture not in known:
-        close = difflib.get_close_matches(architecture, known, _MOST_SUGGESTED, 0.5)
-        listed = ", ".join(f"{OPEN_CLIP}{each}" for each in close)
-        raise InputError(
-            f"{where}: open_clip {open_clip.__version__} has no model of this name"
-            f"{f'; did you mean {listed}?' if close else ''}; python -c 'import open_clip; "
-            "print(open_clip.list_models())' lists them"
-        )
+    if architecture not in open_clip.list_models():
+        raise explain_unknown_name(where, open_clip, architecture)
     tags = [each for model, each in open_clip.list_pretrained() if model == architecture]
     listed = ", ".join(f"{OPEN_CLIP}{architecture}/{each}" for each in tags)
     if not tag and pretrained:
@@ -143,7 +137,7 @@ def _find_by_name(spec: EncoderSpec, name: str, pretrained: bool, where: str) ->
     place = config.get("hf_hub") or config.get("url") or ""
     page, _, file = place.rpartition("/")
     if not place.startswith("http"):
-        place = f"{_HUB_PAGES}/{page}"
+        place = f"{HUB_PAGES}/{page}"
     return _Source(
         name=architecture,
         arguments=arguments,
@@ -207,7 +201,7 @@ def _find_in_hub(name: str, pretrained: bool, where: str) -> _Source:
     from open_clip.pretrained import download_pretrained_from_hf
 
     fix = (
-        f"get {_CONFIG} and {_WEIGHTS} from {_HUB_PAGES}/{name} on another machine, copy them into "
+        f"get {_CONFIG} and {_WEIGHTS} from {HUB_PAGES}/{name} on another machine, copy them into "
         "a folder here, and give --model FOLDER"
     )
     try:

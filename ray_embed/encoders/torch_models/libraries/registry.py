@@ -20,9 +20,9 @@ def find_library(model: Any) -> tuple[Library, str] | None:
     """
     if not isinstance(model, str):
         return None
-    for library in LIBRARIES:
-        if model.startswith(library.prefix) and names_model(model):
-            return library, model.removeprefix(library.prefix)
+    if names_model(model):
+        named = (library for library in LIBRARIES if model.startswith(library.prefix))
+        return next(((each, model.removeprefix(each.prefix)) for each in named), None)
     if is_uri(model) or not Path(model).is_dir():
         return None
     return next(((each, model) for each in LIBRARIES if each.is_folder(Path(model))), None)

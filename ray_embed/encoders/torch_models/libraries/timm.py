@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch Image Models: ``timm:NAME``, or a folder that timm wrote."""
 
-import difflib
 from pathlib import Path
 from typing import Any
 
 from ray_embed.encoders.spec import EncoderSpec
-from ray_embed.encoders.torch_models.libraries.base import Library, NamedModule
+from ray_embed.encoders.torch_models.libraries.base import (
+    Library,
+    NamedModule,
+    explain_unknown_name,
+)
 from ray_embed.encoders.torch_models.libraries.downloads import explain_download
 from ray_embed.encoders.torch_models.libraries.transforms import (
     find_interpolation_options,
@@ -20,7 +23,6 @@ from ray_embed.options import VALUE_OPTIONS
 PREFIX = "timm:"
 # Sources that timm accepts before a name.
 _HUB, _FOLDER = "hf-hub:", "local-dir:"
-_MOST_SUGGESTED = 5
 
 
 def _is_folder(path: Path) -> bool:
@@ -80,14 +82,7 @@ def _check_name(name: str, where: str) -> None:
 
     architecture, _, tag = name.partition(".")
     if not timm.is_model(architecture):
-        known = timm.list_models()
-        close = difflib.get_close_matches(architecture, known, _MOST_SUGGESTED, 0.5)
-        listed = ", ".join(f"{PREFIX}{each}" for each in close)
-        raise InputError(
-            f"{where}: timm {timm.__version__} has no model of this name"
-            f"{f'; did you mean {listed}?' if close else ''}; python -c 'import timm; "
-            "print(timm.list_models())' lists them"
-        )
+        raise explain_unknown_name(where, timm, architecture)
     tags = [each.partition(".")[2] for each in timm.list_pretrained(architecture)]
     tags = [each for each in tags if each]
     if tag and tag not in tags:

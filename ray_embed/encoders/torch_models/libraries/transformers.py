@@ -11,7 +11,7 @@ from typing import Any
 from ray_embed.core.model_names import HF
 from ray_embed.encoders.spec import EncoderSpec
 from ray_embed.encoders.torch_models.libraries.base import Library, NamedModule
-from ray_embed.encoders.torch_models.libraries.downloads import explain_download
+from ray_embed.encoders.torch_models.libraries.downloads import HUB_PAGES, explain_download
 from ray_embed.encoders.torch_models.libraries.image_processors import find_pixel_options
 from ray_embed.encoders.unsupported_formats import read_json
 from ray_embed.errors import InputError, get_first_line
@@ -25,7 +25,6 @@ _SETTINGS = ("preprocessor_config.json", "processor_config.json")
 # What the names of the weights of a vision tower begin with in a whole model.
 _TOWER = "vision_model."
 _WEIGHTS = "model.safetensors or pytorch_model.bin"
-_HUB_PAGES = "https://huggingface.co"
 
 
 def _is_folder(path: Path) -> bool:
@@ -47,10 +46,11 @@ def _load(spec: EncoderSpec, name: str, pretrained: bool) -> NamedModule:
             "--model-kwargs: weights_only is not accepted, because reading other pickles runs code"
         )
     config = _use(where, name, functools.partial(_read_config, name))
-    tower = getattr(config, "vision_config", None)
-    _check_kind(where, config if tower is None else tower)
+    is_tower = getattr(config, "vision_config", None) is not None
+    config = config.vision_config if is_tower else config
+    _check_kind(where, config)
     pixels, processed = _find_pixels(where, name, spec)
-    create = functools.partial(_create, name, config if tower is None else tower, pretrained, spec)
+    create = functools.partial(_create, name, config, pretrained, spec)
     module, missing = _use(where, name, create)
     kind = type(module).__name__
     if module.main_input_name != _IMAGES:
@@ -66,7 +66,7 @@ def _load(spec: EncoderSpec, name: str, pretrained: bool) -> NamedModule:
     is_random = any(part in _POOLERS for name in missing for part in name.split("."))
     default = _HIDDEN if is_random or _POOLED not in outputs else _POOLED
     reason = ", as the published weights have no pooler" if is_random else ""
-    part = "" if tower is None else ", the vision tower alone"
+    part = ", the vision tower alone" if is_tower else ""
     return NamedModule(
         module=module,
         pixels=pixels,
@@ -74,7 +74,7 @@ def _load(spec: EncoderSpec, name: str, pretrained: bool) -> NamedModule:
         outputs=outputs,
         default_layer=default,
         untrained=frozenset(missing),
-        weights_prefix=f"{module.base_model_prefix}." if tower is None else _TOWER,
+        weights_prefix=_TOWER if is_tower else f"{module.base_model_prefix}.",
         notes=(
             f"{where}: {kind} of transformers{part}; the layer is {default} by default{reason}",
         ),
@@ -157,7 +157,7 @@ def _explain(where: str, name: str, error: Exception) -> InputError:
     explained = explain_download(
         error,
         where,
-        f"get {files} from {_HUB_PAGES}/{name} on another machine, copy them into a folder here, "
+        f"get {files} from {HUB_PAGES}/{name} on another machine, copy them into a folder here, "
         "and give --model FOLDER",
     )
     if explained is not None:
